@@ -1,0 +1,89 @@
+//! Which IMDS packet did the kernel just drop, where and why? In any network namespace, with a socket or without.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::{helpers::bpf_probe_read_kernel, programs::RawTracePointContext};
+use imds_trace_ebpf::record::{Drop, kind};
+
+use crate::{
+    emit,
+    global::{self, offset},
+    packet::{self, Kernel, Parsed},
+};
+
+/// `SKB_DROP_REASON_NOT_SPECIFIED` is not 0; 0 is what a kernel without reasons says.
+const NO_REASON: u32 = 0;
+
+/// Looks at one freed packet.
+#[inline(always)]
+pub fn observe(ctx: &RawTracePointContext) -> i32 {
+    let _ = record(ctx);
+    0
+}
+
+#[inline(always)]
+fn record(ctx: &RawTracePointContext) -> Option<()> {
+    let skb: *const u8 = ctx.arg(0);
+    let ethertype = u16::from_be(read(skb, offset!(skb_protocol)?)?);
+    let head: *const u8 = read(skb, offset!(skb_head)?)?;
+    let network_header: u16 = read(skb, offset!(skb_network_header)?)?;
+    let mut parsed = Parsed::default();
+    packet::parse(&Kernel(head.wrapping_add(network_header as usize)), ethertype, &mut parsed)?;
+
+    let dev = device(skb);
+    let mut entry = emit::reserve::<Drop>()?;
+    let to = emit::place(&mut entry);
+    let reason = if global::kfree_skb_has_reason() { ctx.arg(2) } else { NO_REASON };
+    // SAFETY: the entry has room for one `Drop`.
+    unsafe {
+        addr_of_mut!((*to).header).write(emit::header(kind::DROP, size_of::<Drop>()));
+        addr_of_mut!((*to).network).write(parsed.network);
+        addr_of_mut!((*to).location).write(ctx.arg(1));
+        addr_of_mut!((*to).reason).write(reason);
+        addr_of_mut!((*to).netns).write(netns(skb, dev).unwrap_or(0));
+        addr_of_mut!((*to).ifindex).write(dev.and_then(|dev| read(dev, offset!(dev_ifindex)?)).unwrap_or(0));
+        addr_of_mut!((*to).reserved).write(0);
+        addr_of_mut!((*to).ifname).write(dev.and_then(|dev| read(dev, offset!(dev_name)?)).unwrap_or([0; 16]));
+    }
+    entry.submit(0);
+    Some(())
+}
+
+/// The interface the packet is on, or the one it was routed to.
+#[inline(always)]
+fn device(skb: *const u8) -> Option<*const u8> {
+    let dev: *const u8 = read(skb, offset!(skb_dev)?)?;
+    if !dev.is_null() {
+        return Some(dev);
+    }
+    let dst: usize = read(skb, offset!(skb_dst)?)?;
+    // The lowest bits are flags (SKB_DST_NOREF).
+    let dst = (dst & !3) as *const u8;
+    if dst.is_null() {
+        return None;
+    }
+    let dev: *const u8 = read(dst, offset!(dst_dev)?)?;
+    (!dev.is_null()).then_some(dev)
+}
+
+#[inline(always)]
+fn netns(skb: *const u8, dev: Option<*const u8>) -> Option<u32> {
+    let net: *const u8 = match dev {
+        Some(dev) => read(dev, offset!(dev_net)?)?,
+        None => {
+            let sk: *const u8 = read(skb, offset!(skb_sk)?)?;
+            if sk.is_null() {
+                return None;
+            }
+            read(sk, offset!(skc_net)?)?
+        }
+    };
+    read(net, offset!(net_inum)?)
+}
+
+/// A `T` at `offset` of the kernel structure at `base`.
+#[inline(always)]
+pub fn read<T>(base: *const u8, offset: usize) -> Option<T> {
+    // SAFETY: the helper fails on an address that cannot be read; `T` is an integer, a pointer or an array of bytes.
+    unsafe { bpf_probe_read_kernel(base.wrapping_add(offset).cast::<T>()) }.ok()
+}

@@ -1,0 +1,101 @@
+//! Which IMDS packet passes this tc hook? Never changes a packet, never decides its fate.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::debug;
+use imds_trace_ebpf::record::{Packet, SNAP, kind};
+
+use crate::{
+    emit,
+    packet::{self, Parsed, Skb},
+};
+
+/// `TCX_NEXT` and `TC_ACT_UNSPEC` are the same number: the next program decides.
+const NEXT: i32 = -1;
+
+/// A packet with its first payload bytes.
+#[repr(C)]
+struct PacketWithPayload {
+    packet: Packet,
+    payload: [u8; SNAP],
+}
+
+/// Looks at one packet at one hook.
+#[inline(always)]
+pub fn observe(ctx: &TcContext, direction: u8) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the kernel hands the program a valid context.
+    let (ethertype, ifindex) = unsafe { (u16::from_be((*skb).protocol as u16), (*skb).ifindex) };
+    let mut parsed = Parsed::default();
+    if packet::parse(&Skb(skb), ethertype, &mut parsed).is_none() {
+        return NEXT;
+    }
+    debug!(
+        ctx,
+        "ifindex {} direction {} ttl {} flags {:x} payload {}",
+        ifindex,
+        direction,
+        parsed.network.ttl,
+        parsed.network.tcp_flags,
+        parsed.network.payload_len
+    );
+    if parsed.network.payload_len == 0 {
+        plain(&parsed, ifindex, direction);
+    } else {
+        with_payload(&Skb(skb), &parsed, ifindex, direction);
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn plain(parsed: &Parsed, ifindex: u32, direction: u8) {
+    let Some(mut entry) = emit::reserve::<Packet>() else {
+        return;
+    };
+    // SAFETY: the entry has room for one `Packet`.
+    unsafe { write(emit::place(&mut entry), parsed, kind::PACKET, 0, ifindex, direction) };
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn with_payload(skb: &Skb, parsed: &Parsed, ifindex: u32, direction: u8) {
+    let Some(mut entry) = emit::reserve::<PacketWithPayload>() else {
+        return;
+    };
+    let place = emit::place(&mut entry);
+    // SAFETY: inside the reserved entry.
+    let snapped = unsafe { snap(skb, parsed, addr_of_mut!((*place).payload).cast()) };
+    // SAFETY: the entry begins with a `Packet`.
+    unsafe { write(addr_of_mut!((*place).packet), parsed, kind::PACKET_WITH_PAYLOAD, snapped, ifindex, direction) };
+    entry.submit(0);
+}
+
+/// Field by field, straight into the ring buffer: a `Packet` on the stack would not fit beside what the parser needs.
+///
+/// # Safety
+/// `to` must have room for one `Packet`.
+#[inline(always)]
+unsafe fn write(to: *mut Packet, parsed: &Parsed, kind: u32, snapped: u32, ifindex: u32, direction: u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        addr_of_mut!((*to).header).write(emit::header(kind, size_of::<Packet>() + snapped as usize));
+        addr_of_mut!((*to).network).write(parsed.network);
+        addr_of_mut!((*to).ifindex).write(ifindex);
+        addr_of_mut!((*to).snapped).write(snapped as u16);
+        addr_of_mut!((*to).direction).write(direction);
+        addr_of_mut!((*to).reserved).write(0);
+    }
+}
+
+/// Copies the payload's beginning and says how many bytes that were.
+#[inline(always)]
+fn snap(skb: &Skb, parsed: &Parsed, to: *mut u8) -> u32 {
+    // The black box makes LLVM compare the very register that goes to the helper: the verifier tracks registers, and LLVM
+    // would otherwise derive the length anew behind a comparison of something else.
+    let len = core::hint::black_box(parsed.network.payload_len.min(SNAP as u32));
+    if len == 0 || len > SNAP as u32 {
+        return 0;
+    }
+    if skb.read_into(parsed.payload_offset, to, len) { len } else { 0 }
+}

@@ -1,0 +1,216 @@
+//! What do a packet's headers say? Bounds-checked reads of VLAN tags, IPv4, IPv6 with extension headers, and TCP.
+//!
+//! The same parser reads a packet at a tc hook and a packet being freed: only where the bytes come from differs ([`Bytes`]).
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_hdr_start_off},
+    helpers::{bpf_probe_read_kernel_buf, generated::bpf_skb_load_bytes_relative},
+};
+use imds_trace_ebpf::record::Network;
+
+use crate::global;
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+
+const IPPROTO_HOPOPTS: u8 = 0;
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+const IPPROTO_ROUTING: u8 = 43;
+const IPPROTO_FRAGMENT: u8 = 44;
+const IPPROTO_AH: u8 = 51;
+const IPPROTO_DSTOPTS: u8 = 60;
+
+/// Most VLAN tags in the payload; the outermost is in the skb's metadata. 802.1ad allows two.
+const MAX_VLAN_TAGS: u32 = 2;
+/// Most IPv6 extension headers followed. RFC 8200 lists seven kinds, four of which can stand in a packet we can read.
+const MAX_EXTENSIONS: u32 = 6;
+
+/// Bytes of one packet, counted from its network header.
+pub trait Bytes {
+    /// Fills `to` from `offset`; `None` where the packet has no such bytes. In place, for the sake of the stack.
+    fn read<const N: usize>(&self, offset: u32, to: &mut [u8; N]) -> Option<()>;
+}
+
+/// A packet at a tc hook.
+pub struct Skb(pub *mut __sk_buff);
+
+impl Bytes for Skb {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32, to: &mut [u8; N]) -> Option<()> {
+        self.read_into(offset, to.as_mut_ptr(), N as u32).then_some(())
+    }
+}
+
+impl Skb {
+    /// Copies `len` bytes from `offset` behind the network header to `to`; says whether the packet had them.
+    #[inline(always)]
+    pub fn read_into(&self, offset: u32, to: *mut u8, len: u32) -> bool {
+        // SAFETY: the verifier proves that `to` has room for `len` bytes.
+        let result = unsafe {
+            bpf_skb_load_bytes_relative(self.0.cast(), offset, to.cast(), len, bpf_hdr_start_off::BPF_HDR_START_NET)
+        };
+        result == 0
+    }
+}
+
+/// A packet somewhere in kernel memory; the address of its network header.
+pub struct Kernel(pub *const u8);
+
+impl Bytes for Kernel {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32, to: &mut [u8; N]) -> Option<()> {
+        // SAFETY: the helper fails on an address that cannot be read. What lies behind the packet's end may be read, as bytes
+        // that no header claims: `parse` believes lengths only from headers inside the fixed parts.
+        unsafe { bpf_probe_read_kernel_buf(self.0.wrapping_add(offset as usize), to) }.ok()
+    }
+}
+
+/// An IMDS packet's headers, and where its TCP payload begins, counted from the network header.
+///
+/// Filled in place: the BPF stack holds 512 bytes, which copies of this would use up.
+#[derive(Default)]
+pub struct Parsed {
+    pub network: Network,
+    pub payload_offset: u32,
+}
+
+/// Reads `bytes` into `parsed` if it is a packet to or from a watched endpoint, else `None`. `ethertype` in host order. Leaves
+/// as early as it can.
+#[inline(always)]
+pub fn parse(bytes: &impl Bytes, ethertype: u16, parsed: &mut Parsed) -> Option<()> {
+    let mut ethertype = ethertype;
+    let mut start = 0;
+    for _ in 0..MAX_VLAN_TAGS {
+        if ethertype != ETH_P_8021Q && ethertype != ETH_P_8021AD {
+            break;
+        }
+        let mut tag = [0u8; 4];
+        bytes.read(start, &mut tag)?;
+        ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+        start += 4;
+    }
+    match ethertype {
+        ETH_P_IP => parse_v4(bytes, start, parsed),
+        ETH_P_IPV6 => parse_v6(bytes, start, parsed),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn parse_v4(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
+    let mut ip = [0u8; 20];
+    bytes.read(start, &mut ip)?;
+    if !global::is_endpoint_v4(word(&ip, 16)) && !global::is_endpoint_v4(word(&ip, 12)) {
+        return None;
+    }
+    if ip[0] >> 4 != 4 || ip[0] & 0xf < 5 {
+        return None;
+    }
+    let header_len = u32::from(ip[0] & 0xf) * 4;
+    let total_len = u32::from(u16::from_be_bytes([ip[2], ip[3]]));
+    let network = &mut parsed.network;
+    network.version = 4;
+    network.ttl = ip[8];
+    network.protocol = ip[9];
+    network.ip_id = u16::from_be_bytes([ip[4], ip[5]]);
+    network.later_fragment = u8::from(u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0);
+    network.source[..4].copy_from_slice(&ip[12..16]);
+    network.destination[..4].copy_from_slice(&ip[16..20]);
+    transport(bytes, parsed, start, header_len, total_len);
+    Some(())
+}
+
+#[inline(always)]
+fn parse_v6(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
+    let mut ip = [0u8; 40];
+    bytes.read(start, &mut ip)?;
+    let source = [word(&ip, 8), word(&ip, 12), word(&ip, 16), word(&ip, 20)];
+    let destination = [word(&ip, 24), word(&ip, 28), word(&ip, 32), word(&ip, 36)];
+    if !global::is_endpoint_v6(&destination) && !global::is_endpoint_v6(&source) {
+        return None;
+    }
+    if ip[0] >> 4 != 6 {
+        return None;
+    }
+    let network = &mut parsed.network;
+    network.version = 6;
+    network.ttl = ip[7];
+    network.source.copy_from_slice(&ip[8..24]);
+    network.destination.copy_from_slice(&ip[24..40]);
+    let total_len = 40 + u32::from(u16::from_be_bytes([ip[4], ip[5]]));
+    let mut next = ip[6];
+    let mut offset = 40u32;
+    for _ in 0..MAX_EXTENSIONS {
+        match next {
+            IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS => {
+                let mut extension = [0u8; 2];
+                bytes.read(start + offset, &mut extension)?;
+                next = extension[0];
+                offset += (u32::from(extension[1]) + 1) * 8;
+            }
+            IPPROTO_AH => {
+                let mut extension = [0u8; 2];
+                bytes.read(start + offset, &mut extension)?;
+                next = extension[0];
+                offset += (u32::from(extension[1]) + 2) * 4;
+            }
+            IPPROTO_FRAGMENT => {
+                let mut extension = [0u8; 8];
+                bytes.read(start + offset, &mut extension)?;
+                next = extension[0];
+                network.ip_id = u16::from_be_bytes([extension[6], extension[7]]);
+                if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
+                    network.later_fragment = 1;
+                }
+                offset += 8;
+            }
+            _ => break,
+        }
+    }
+    network.protocol = next;
+    transport(bytes, parsed, start, offset, total_len);
+    Some(())
+}
+
+/// Reads ports and TCP numbers. `header_len` and `total_len` count from the IP header at `start`.
+#[inline(always)]
+fn transport(bytes: &impl Bytes, parsed: &mut Parsed, start: u32, header_len: u32, total_len: u32) {
+    parsed.payload_offset = start + header_len;
+    let network = &mut parsed.network;
+    if network.later_fragment == 0 {
+        match network.protocol {
+            IPPROTO_TCP => {
+                // A header cut short is still a packet at this hook: said without ports.
+                let mut tcp = [0u8; 20];
+                if bytes.read(start + header_len, &mut tcp).is_some() {
+                    network.source_port = u16::from_be_bytes([tcp[0], tcp[1]]);
+                    network.destination_port = u16::from_be_bytes([tcp[2], tcp[3]]);
+                    network.seq = u32::from_be(word(&tcp, 4));
+                    network.ack = u32::from_be(word(&tcp, 8));
+                    network.tcp_flags = tcp[13];
+                    let tcp_len = u32::from(tcp[12] >> 4) * 4;
+                    parsed.payload_offset += tcp_len;
+                    // Big TCP (total length 0) does not occur towards a service with a 1500-byte MTU.
+                    network.payload_len = total_len.saturating_sub(header_len + tcp_len);
+                }
+            }
+            IPPROTO_UDP => {
+                let mut udp = [0u8; 4];
+                if bytes.read(start + header_len, &mut udp).is_some() {
+                    network.source_port = u16::from_be_bytes([udp[0], udp[1]]);
+                    network.destination_port = u16::from_be_bytes([udp[2], udp[3]]);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Four bytes as they lie in memory, whatever the byte order.
+#[inline(always)]
+fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}

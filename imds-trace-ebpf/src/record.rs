@@ -1,0 +1,330 @@
+//! How are a packet, a drop and a connect written into the ring buffer, and what are the shared names?
+//!
+//! Integers and byte arrays only, no padding, no `bool`, enum or `Option`: both halves read the same bytes, checked by zerocopy.
+//! All multi-byte integers are in host byte order, ports and TCP numbers included; addresses are in network order.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// First payload bytes of a TCP segment that travel with a [`Packet`]. The longest request head seen from an SDK (Go v2, with
+/// its `Amz-Sdk-*` headers and a token) is about 600 bytes.
+pub const SNAP: usize = 1024;
+
+/// Kinds of record, in [`Header::kind`].
+pub mod kind {
+    /// A [`super::Packet`] without payload bytes.
+    pub const PACKET: u32 = 1;
+    /// A [`super::Packet`] followed by [`super::SNAP`] bytes of which the first `snapped` count.
+    pub const PACKET_WITH_PAYLOAD: u32 = 2;
+    /// A [`super::Drop`].
+    pub const DROP: u32 = 3;
+    /// A [`super::Connect`].
+    pub const CONNECT: u32 = 4;
+    /// A [`super::Connected`].
+    pub const CONNECTED: u32 = 5;
+}
+
+/// Values of [`Packet::direction`], relative to the interface.
+pub mod direction {
+    /// The packet came in by this interface.
+    pub const INGRESS: u8 = 0;
+    /// The packet goes out by this interface.
+    pub const EGRESS: u8 = 1;
+}
+
+/// Names of maps, programs and globals that the loader looks up.
+pub mod name {
+    /// Ring buffer of records.
+    pub const RECORDS: &str = "RECORDS";
+    /// Per-CPU array, one slot: records that found no room in [`RECORDS`].
+    pub const LOST: &str = "LOST";
+    /// tc classifier on ingress.
+    pub const TC_INGRESS: &str = "imds_ingress";
+    /// tc classifier on egress.
+    pub const TC_EGRESS: &str = "imds_egress";
+    /// Raw tracepoint program on `skb:kfree_skb`.
+    pub const KFREE_SKB: &str = "imds_kfree_skb";
+    /// Raw tracepoint program on `sock:inet_sock_set_state`.
+    pub const SET_STATE: &str = "imds_set_state";
+    /// Global: [`super::Endpoints`].
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Global: [`super::Offsets`].
+    pub const OFFSETS: &str = "OFFSETS";
+}
+
+/// Most endpoints of one address family that can be watched at once.
+pub const MAX_ENDPOINTS: usize = 8;
+
+/// The watched addresses, set by the loader before load.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Endpoints {
+    /// IPv4 addresses in network order; the first `v4_len` count.
+    pub v4: [[u8; 4]; MAX_ENDPOINTS],
+    /// IPv6 addresses; the first `v6_len` count.
+    pub v6: [[u8; 16]; MAX_ENDPOINTS],
+    /// How many of `v4` count.
+    pub v4_len: u32,
+    /// How many of `v6` count.
+    pub v6_len: u32,
+}
+
+/// An offset that the running kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
+/// Where the running kernel keeps what we read, in bytes from the start of the structure named first. From its BTF, set by the
+/// loader before load. [`ABSENT`] where the field does not exist.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Offsets {
+    /// `sk_buff.head`
+    pub skb_head: u32,
+    /// `sk_buff.network_header`
+    pub skb_network_header: u32,
+    /// `sk_buff.protocol`
+    pub skb_protocol: u32,
+    /// `sk_buff.dev`
+    pub skb_dev: u32,
+    /// `sk_buff.sk`
+    pub skb_sk: u32,
+    /// `sk_buff._skb_refdst`
+    pub skb_dst: u32,
+    /// `dst_entry.dev`
+    pub dst_dev: u32,
+    /// `net_device.ifindex`
+    pub dev_ifindex: u32,
+    /// `net_device.name`
+    pub dev_name: u32,
+    /// `net_device.nd_net.net`
+    pub dev_net: u32,
+    /// `net.ns.inum`
+    pub net_inum: u32,
+    /// `net.ipv4.sysctl_ip_default_ttl`
+    pub net_default_ttl: u32,
+    /// `net.ipv6.devconf_all`
+    pub net_v6_devconf_all: u32,
+    /// `ipv6_devconf.hop_limit`
+    pub v6_devconf_hop_limit: u32,
+    /// `sock_common.skc_family`
+    pub skc_family: u32,
+    /// `sock_common.skc_daddr`
+    pub skc_daddr: u32,
+    /// `sock_common.skc_rcv_saddr`
+    pub skc_rcv_saddr: u32,
+    /// `sock_common.skc_v6_daddr`
+    pub skc_v6_daddr: u32,
+    /// `sock_common.skc_v6_rcv_saddr`
+    pub skc_v6_rcv_saddr: u32,
+    /// `sock_common.skc_dport`
+    pub skc_dport: u32,
+    /// `sock_common.skc_net.net`
+    pub skc_net: u32,
+    /// `sock.sk_protocol`
+    pub sk_protocol: u32,
+    /// `inet_sock.inet_sport`
+    pub inet_sport: u32,
+    /// `inet_sock.uc_ttl`
+    pub inet_uc_ttl: u32,
+    /// `inet_sock.pinet6`
+    pub inet_pinet6: u32,
+    /// `ipv6_pinfo.hop_limit`
+    pub pinet6_hop_limit: u32,
+    /// `tcp_sock.snd_una`
+    pub tcp_snd_una: u32,
+    /// `tcp_sock.write_seq`
+    pub tcp_write_seq: u32,
+    /// 1 if `skb:kfree_skb` has a third argument, the reason (Linux 5.17 and later), else 0.
+    pub kfree_skb_has_reason: u32,
+}
+
+impl Default for Offsets {
+    fn default() -> Self {
+        Self::absent()
+    }
+}
+
+impl Offsets {
+    /// Every field [`ABSENT`], no drop reason.
+    pub const fn absent() -> Self {
+        const A: u32 = ABSENT;
+        Self {
+            skb_head: A,
+            skb_network_header: A,
+            skb_protocol: A,
+            skb_dev: A,
+            skb_sk: A,
+            skb_dst: A,
+            dst_dev: A,
+            dev_ifindex: A,
+            dev_name: A,
+            dev_net: A,
+            net_inum: A,
+            net_default_ttl: A,
+            net_v6_devconf_all: A,
+            v6_devconf_hop_limit: A,
+            skc_family: A,
+            skc_daddr: A,
+            skc_rcv_saddr: A,
+            skc_v6_daddr: A,
+            skc_v6_rcv_saddr: A,
+            skc_dport: A,
+            skc_net: A,
+            sk_protocol: A,
+            inet_sport: A,
+            inet_uc_ttl: A,
+            inet_pinet6: A,
+            pinet6_hop_limit: A,
+            tcp_snd_una: A,
+            tcp_write_seq: A,
+            kfree_skb_has_reason: 0,
+        }
+    }
+}
+
+/// What every record begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Header {
+    /// Nanoseconds since boot, suspend included (`bpf_ktime_get_boot_ns`).
+    pub at: u64,
+    /// One of [`kind`].
+    pub kind: u32,
+    /// Bytes of the record that count, this header and the snapped payload included.
+    pub len: u32,
+}
+
+/// The IP and TCP headers of one packet, read where it stood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Network {
+    /// Source address; IPv4 in the first four bytes, the rest zero.
+    pub source: [u8; 16],
+    /// Destination address, like `source`.
+    pub destination: [u8; 16],
+    /// TCP sequence number; 0 where there is no TCP header.
+    pub seq: u32,
+    /// TCP acknowledgement number; 0 where there is no TCP header.
+    pub ack: u32,
+    /// Bytes behind the TCP header as the IP header counts them; 0 where there is no TCP header.
+    pub payload_len: u32,
+    /// IPv4 identification; 0 on IPv6 without a fragment header.
+    pub ip_id: u16,
+    /// TCP or UDP source port; 0 where there is none.
+    pub source_port: u16,
+    /// TCP or UDP destination port; 0 where there is none.
+    pub destination_port: u16,
+    /// 4 or 6.
+    pub version: u8,
+    /// IPv4 TTL or IPv6 hop limit.
+    pub ttl: u8,
+    /// IP protocol number of the transport header, IPv6 extension headers skipped; 6 is TCP.
+    pub protocol: u8,
+    /// TCP flags byte (CWR ECE URG ACK PSH RST SYN FIN); 0 where there is no TCP header.
+    pub tcp_flags: u8,
+    /// 1 if this is a fragment other than the first, which has no transport header.
+    pub later_fragment: u8,
+    /// Always 0.
+    pub reserved: u8,
+}
+
+/// One packet at one tc hook ([`kind::PACKET`], and [`kind::PACKET_WITH_PAYLOAD`] with [`SNAP`] bytes behind it).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Packet {
+    /// Kind and time.
+    pub header: Header,
+    /// What the packet's headers said.
+    pub network: Network,
+    /// Interface index in the namespace that the program was attached from.
+    pub ifindex: u32,
+    /// Payload bytes that follow this structure; the rest of the [`SNAP`] bytes is not written.
+    pub snapped: u16,
+    /// One of [`direction`].
+    pub direction: u8,
+    /// Always 0.
+    pub reserved: u8,
+}
+
+/// One packet that the kernel dropped ([`kind::DROP`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Drop {
+    /// Kind and time.
+    pub header: Header,
+    /// What the packet's headers said at the moment of the drop.
+    pub network: Network,
+    /// Address in the kernel's text that called for the drop.
+    pub location: u64,
+    /// The kernel's number of the reason; 0 where the kernel gives none.
+    pub reason: u32,
+    /// Network namespace (inode number) the packet was in; 0 if not known.
+    pub netns: u32,
+    /// Interface index in that namespace; 0 if the packet had no interface.
+    pub ifindex: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// Interface name, NUL-padded.
+    pub ifname: [u8; 16],
+}
+
+/// A task began to connect to a watched endpoint ([`kind::CONNECT`]): the socket went from CLOSE to SYN_SENT.
+///
+/// The task is certain here; the source port is not chosen yet ([`Connected`] brings it).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Connect {
+    /// Kind and time.
+    pub header: Header,
+    /// Address of the socket in the kernel: names it until it closes, then may be used again.
+    pub socket: u64,
+    /// Version 2 cgroup of the task.
+    pub cgroup: u64,
+    /// Where it connects to, network order; IPv4 in the first four bytes.
+    pub destination: [u8; 16],
+    /// Process, in the initial pid namespace.
+    pub tgid: u32,
+    /// Thread, in the initial pid namespace.
+    pub tid: u32,
+    /// User, in the initial user namespace.
+    pub uid: u32,
+    /// Group, in the initial user namespace.
+    pub gid: u32,
+    /// Network namespace (inode number) of the socket.
+    pub netns: u32,
+    /// Port it connects to.
+    pub destination_port: u16,
+    /// 4 or 6.
+    pub version: u8,
+    /// TTL or hop limit its packets leave the socket with; 0 if not known.
+    pub ttl: u8,
+    /// The task's name, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// A connecting socket left SYN_SENT ([`kind::CONNECTED`]), for ESTABLISHED or for CLOSE. Says nothing about a task: this runs in
+/// whatever task the packet interrupted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Connected {
+    /// Kind and time.
+    pub header: Header,
+    /// As in [`Connect::socket`].
+    pub socket: u64,
+    /// The socket's own address, network order; IPv4 in the first four bytes.
+    pub source: [u8; 16],
+    /// As in [`Connect::destination`].
+    pub destination: [u8; 16],
+    /// Initial sequence number of its SYN: ties the socket to its packets through any number of address translations.
+    pub isn: u32,
+    /// The socket's own port.
+    pub source_port: u16,
+    /// As in [`Connect::destination_port`].
+    pub destination_port: u16,
+    /// Network namespace (inode number) of the socket.
+    pub netns: u32,
+    /// 4 or 6.
+    pub version: u8,
+    /// 1 if the connection was established, 0 if it was given up.
+    pub established: u8,
+    /// Always 0.
+    pub reserved: [u8; 2],
+}

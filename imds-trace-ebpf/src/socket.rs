@@ -1,0 +1,163 @@
+//! Who connects to a watched endpoint? The task is read where it is certain, the port where it is chosen.
+
+use aya_ebpf::{
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated::bpf_get_current_cgroup_id,
+    },
+    programs::RawTracePointContext,
+};
+use imds_trace_ebpf::record::{Connect, Connected, kind};
+
+use crate::{drop::read, emit, global, global::offset};
+
+/// Socket states, `include/net/tcp_states.h`: part of the kernel's promise to user space.
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_SYN_SENT: u32 = 2;
+const TCP_CLOSE: u32 = 7;
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u16 = 6;
+
+/// `ipv6_pinfo.hop_limit` is 9 signed bits on older kernels, 16 on newer; all ones is "not set" in both.
+const V6_HOP_LIMIT_UNSET: u16 = 0x1ff;
+
+/// Looks at one state change.
+#[inline(always)]
+pub fn observe(ctx: &RawTracePointContext) -> i32 {
+    let sk: *const u8 = ctx.arg(0);
+    let old: u32 = ctx.arg(1);
+    let new: u32 = ctx.arg(2);
+    if old == TCP_CLOSE && new == TCP_SYN_SENT {
+        let _ = connect(sk);
+    } else if old == TCP_SYN_SENT && (new == TCP_ESTABLISHED || new == TCP_CLOSE) {
+        let _ = connected(sk, new);
+    }
+    0
+}
+
+/// The two ends of a socket that goes to a watched endpoint.
+struct Ends {
+    version: u8,
+    source: [u8; 16],
+    destination: [u8; 16],
+    destination_port: u16,
+}
+
+#[inline(always)]
+fn ends(sk: *const u8) -> Option<Ends> {
+    // Only TCP changes state this way, but SCTP and MPTCP subflows share the tracepoint.
+    if read::<u16>(sk, offset!(sk_protocol)?)? != IPPROTO_TCP {
+        return None;
+    }
+    let family: u16 = read(sk, offset!(skc_family)?)?;
+    let mut ends = Ends {
+        version: 4,
+        source: [0; 16],
+        destination: [0; 16],
+        destination_port: u16::from_be(read(sk, offset!(skc_dport)?)?),
+    };
+    if family == AF_INET6 {
+        let to: [u32; 4] = read(sk, offset!(skc_v6_daddr)?)?;
+        // An IPv6 socket that speaks IPv4 (::ffff:a.b.c.d), as Java opens them, is handled as the IPv4 socket it is.
+        let mapped = to[0] == 0 && to[1] == 0 && to[2] == u32::to_be(0xffff);
+        if !mapped {
+            if !global::is_endpoint_v6(&to) {
+                return None;
+            }
+            ends.version = 6;
+            ends.destination = read(sk, offset!(skc_v6_daddr)?)?;
+            ends.source = read(sk, offset!(skc_v6_rcv_saddr)?)?;
+            return Some(ends);
+        }
+    } else if family != AF_INET {
+        return None;
+    }
+    let to: u32 = read(sk, offset!(skc_daddr)?)?;
+    if !global::is_endpoint_v4(to) {
+        return None;
+    }
+    let from: [u8; 4] = read(sk, offset!(skc_rcv_saddr)?)?;
+    ends.destination[..4].copy_from_slice(&to.to_ne_bytes());
+    ends.source[..4].copy_from_slice(&from);
+    Some(ends)
+}
+
+/// CLOSE to SYN_SENT runs in the task that called connect().
+#[inline(always)]
+fn connect(sk: *const u8) -> Option<()> {
+    let ends = ends(sk)?;
+    let net: *const u8 = read(sk, offset!(skc_net)?)?;
+    let ids = bpf_get_current_pid_tgid();
+    let owner = bpf_get_current_uid_gid();
+    let mut entry = emit::reserve::<Connect>()?;
+    let connect = Connect {
+        header: emit::header(kind::CONNECT, size_of::<Connect>()),
+        socket: sk as u64,
+        // SAFETY: the helper takes nothing.
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        destination: ends.destination,
+        tgid: (ids >> 32) as u32,
+        tid: ids as u32,
+        uid: owner as u32,
+        gid: (owner >> 32) as u32,
+        netns: offset!(net_inum).and_then(|at| read(net, at)).unwrap_or(0),
+        destination_port: ends.destination_port,
+        version: ends.version,
+        ttl: initial_ttl(sk, net, ends.version).unwrap_or(0),
+        comm: bpf_get_current_comm().unwrap_or([0; 16]),
+    };
+    // SAFETY: the entry has room for one `Connect`.
+    unsafe { emit::place(&mut entry).write(connect) };
+    entry.submit(0);
+    Some(())
+}
+
+/// The TTL that the socket's packets start with: its own setting, else its namespace's.
+#[inline(always)]
+fn initial_ttl(sk: *const u8, net: *const u8, version: u8) -> Option<u8> {
+    if version == 4 {
+        let own: i16 = read(sk, offset!(inet_uc_ttl)?)?;
+        if own >= 0 {
+            return Some(own as u8);
+        }
+        return read(net, offset!(net_default_ttl)?);
+    }
+    let pinet6: *const u8 = read(sk, offset!(inet_pinet6)?)?;
+    let own = read::<u16>(pinet6, offset!(pinet6_hop_limit)?)? & V6_HOP_LIMIT_UNSET;
+    if own != V6_HOP_LIMIT_UNSET {
+        return Some(own as u8);
+    }
+    let all: *const u8 = read(net, offset!(net_v6_devconf_all)?)?;
+    let default: u32 = read(all, offset!(v6_devconf_hop_limit)?)?;
+    Some(default as u8)
+}
+
+/// SYN_SENT to ESTABLISHED or CLOSE: the port and the initial sequence number are known now.
+#[inline(always)]
+fn connected(sk: *const u8, new: u32) -> Option<()> {
+    let ends = ends(sk)?;
+    let net: *const u8 = read(sk, offset!(skc_net)?)?;
+    // Established: everything up to the SYN is acknowledged. Given up: nothing was ever queued behind the SYN.
+    let after_syn: u32 =
+        if new == TCP_ESTABLISHED { read(sk, offset!(tcp_snd_una)?)? } else { read(sk, offset!(tcp_write_seq)?)? };
+    let source_port: u16 = read(sk, offset!(inet_sport)?)?;
+    let mut entry = emit::reserve::<Connected>()?;
+    let connected = Connected {
+        header: emit::header(kind::CONNECTED, size_of::<Connected>()),
+        socket: sk as u64,
+        source: ends.source,
+        destination: ends.destination,
+        isn: after_syn.wrapping_sub(1),
+        source_port: u16::from_be(source_port),
+        destination_port: ends.destination_port,
+        netns: offset!(net_inum).and_then(|at| read(net, at)).unwrap_or(0),
+        version: ends.version,
+        established: u8::from(new == TCP_ESTABLISHED),
+        reserved: [0; 2],
+    };
+    // SAFETY: the entry has room for one `Connected`.
+    unsafe { emit::place(&mut entry).write(connected) };
+    entry.submit(0);
+    Some(())
+}

@@ -1,0 +1,118 @@
+//! What was typed? Turned into [`crate::config`] at once; nothing else knows clap.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::config::{self, Filter, Telling, Watch};
+use crate::output;
+
+/// Finds out why containers on EC2 cannot get credentials: follows every packet to and from the instance metadata service (IMDS)
+/// through this host, with its TTL at every hop and every drop by the kernel, and says whose it was and what to do.
+#[derive(Debug, Parser)]
+#[command(name = "imds-trace", version, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Trace live: a line per exchange and finding, the report at the end (Ctrl-C, SIGTERM or --for)
+    ///
+    /// Needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (and CAP_SYS_PTRACE for other users' processes).
+    Watch(WatchArgs),
+    /// Draw the same conclusions from a recording
+    Replay(ReplayArgs),
+}
+
+/// What `watch` takes.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    #[command(flatten)]
+    telling: TellingArgs,
+    /// Also write the recording: every packet's headers and every fact, without tokens and credentials; see `replay`
+    #[arg(long, value_name = "PATH")]
+    record: Option<PathBuf>,
+    /// Listen on this interface (repeatable, * stands for any characters) instead of on those that the routes to the endpoints
+    /// use and on every container bridge
+    #[arg(long = "interface", value_name = "NAME")]
+    interfaces: Vec<String>,
+    /// Watch this address (repeatable) instead of 169.254.169.254 and fd00:ec2::254
+    #[arg(long = "endpoint", value_name = "ADDR")]
+    endpoints: Vec<String>,
+    /// Stop after this time, e.g. 30s or 5m
+    #[arg(long = "for", value_name = "DURATION")]
+    duration: Option<String>,
+    /// Make this file once everything is attached
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is a warning, not an error
+    #[arg(long, value_name = "URL")]
+    docker_host: Option<String>,
+    /// More on stderr; twice: the probes' own log
+    #[arg(short, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+/// What `replay` takes.
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    #[command(flatten)]
+    telling: TellingArgs,
+    /// The recording; - is stdin
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct TellingArgs {
+    /// How to tell it: KIND or KIND=PATH (repeatable). text: for people; json: JSON Lines for programs [default: text]
+    #[arg(long = "output", value_name = "KIND[=PATH]")]
+    outputs: Vec<String>,
+    /// Show only this container, by name or id (repeatable)
+    #[arg(long = "container", value_name = "NAME-OR-ID")]
+    containers: Vec<String>,
+    /// Show only this process (repeatable)
+    #[arg(long = "pid", value_name = "N")]
+    pids: Vec<u32>,
+    /// Exit 1 when a finding of severity `error` was reported
+    #[arg(long)]
+    exit_code: bool,
+}
+
+impl TellingArgs {
+    fn mean(self) -> Result<Telling, config::Error> {
+        let kinds: Vec<&str> = output::OUTPUTS.iter().map(|kind| kind.name).collect();
+        Ok(Telling {
+            outputs: config::outputs(&self.outputs, &kinds)?,
+            filter: Filter { containers: self.containers, pids: self.pids },
+            exit_code: self.exit_code,
+        })
+    }
+}
+
+impl WatchArgs {
+    /// What it means.
+    pub fn mean(self) -> Result<Watch, config::Error> {
+        Ok(Watch {
+            telling: self.telling.mean()?,
+            record: self.record,
+            interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
+            endpoints: config::endpoints(&self.endpoints)?,
+            duration: self.duration.as_deref().map(config::duration).transpose()?,
+            ready_file: self.ready_file,
+            docker_host: self.docker_host,
+            verbosity: self.verbose,
+        })
+    }
+}
+
+impl ReplayArgs {
+    /// What it means: how to tell it, and of which file.
+    pub fn mean(self) -> Result<(Telling, PathBuf), config::Error> {
+        Ok((self.telling.mean()?, self.file))
+    }
+}

@@ -1,0 +1,240 @@
+//! What does the user want? Plain values, checked; no clap and no I/O here.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use imds_trace_ebpf::record::MAX_ENDPOINTS;
+use thiserror::Error;
+
+use crate::event::Event;
+use crate::identity::Attribution;
+
+/// IMDS on IPv4.
+pub const IMDS_V4: &str = "169.254.169.254";
+/// IMDS on IPv6.
+pub const IMDS_V6: &str = "fd00:ec2::254";
+
+/// Where an output goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputSpec {
+    /// Name of a kind in `output::OUTPUTS`.
+    pub kind: String,
+    /// File; `None` is stdout.
+    pub path: Option<PathBuf>,
+}
+
+/// What is shown. Empty lists show everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Names, ids, or beginnings of ids of at least [`MIN_ID`] digits.
+    pub containers: Vec<String>,
+    /// Process ids.
+    pub pids: Vec<u32>,
+}
+
+/// A shorter beginning of a container id is taken for a name.
+const MIN_ID: usize = 4;
+
+/// What `watch` and `replay` have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Telling {
+    /// How it is told.
+    pub outputs: Vec<OutputSpec>,
+    /// What of it.
+    pub filter: Filter,
+    /// Is a finding of severity error a failure?
+    pub exit_code: bool,
+}
+
+/// What `watch` is asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// How it is told.
+    pub telling: Telling,
+    /// Where the recording goes.
+    pub record: Option<PathBuf>,
+    /// Names of interfaces, `*` stands for any characters; empty: routes and bridges.
+    pub interfaces: Vec<String>,
+    /// Watched addresses.
+    pub endpoints: Vec<IpAddr>,
+    /// Stop after so long.
+    pub duration: Option<Duration>,
+    /// Made once everything is attached.
+    pub ready_file: Option<PathBuf>,
+    /// URL of the engine.
+    pub docker_host: Option<String>,
+    /// 1: more on stderr; 2: the probes' own log.
+    pub verbosity: u8,
+}
+
+/// Why what was asked for cannot be done.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Error {
+    /// Not an address.
+    #[error("--endpoint {0}: not an IP address (try {IMDS_V4} or {IMDS_V6})")]
+    Endpoint(String),
+    /// More than the kernel half has room for.
+    #[error("--endpoint: more than {MAX_ENDPOINTS} addresses of one family")]
+    TooManyEndpoints,
+    /// Not a duration.
+    #[error("--for {0}: not a duration (try 30s, 5m or 1h30m)")]
+    Duration(String),
+    /// Unknown kind of output, or one without what it needs.
+    #[error("--output {0}: {1}")]
+    Output(String, String),
+    /// Two outputs to the same place.
+    #[error("--output: two outputs go to {0}; give one of them a file, e.g. json=events.jsonl")]
+    Twice(String),
+    /// No interface can have this name.
+    #[error("--interface {0:?}: not an interface name (1 to 15 characters, no space and no slash; * stands for any)")]
+    Interface(String),
+}
+
+/// Reads `--endpoint`; without any, the IMDS addresses.
+pub fn endpoints(given: &[String]) -> Result<Vec<IpAddr>, Error> {
+    let defaults = [IMDS_V4.to_owned(), IMDS_V6.to_owned()];
+    let given = if given.is_empty() { &defaults[..] } else { given };
+    let mut endpoints = Vec::new();
+    for text in given {
+        // As in a URL, IPv6 may stand in brackets.
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        let address: IpAddr = bare.parse().map_err(|_| Error::Endpoint(text.clone()))?;
+        if !endpoints.contains(&address) {
+            endpoints.push(address);
+        }
+    }
+    let v4 = endpoints.iter().filter(|address| address.is_ipv4()).count();
+    if v4.max(endpoints.len() - v4) > MAX_ENDPOINTS { Err(Error::TooManyEndpoints) } else { Ok(endpoints) }
+}
+
+/// Reads `--for`.
+pub fn duration(text: &str) -> Result<Duration, Error> {
+    let wrong = || Error::Duration(text.to_owned());
+    let parsed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    Duration::try_from(parsed).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
+}
+
+/// Reads `--interface`.
+pub fn interface(text: &str) -> Result<String, Error> {
+    /// IFNAMSIZ without the NUL.
+    const MAX_NAME: usize = 15;
+    let bad = text.is_empty() || text.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+    if bad || (text.len() > MAX_NAME && !text.contains('*')) {
+        return Err(Error::Interface(text.to_owned()));
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads `--output`, `KIND` or `KIND=PATH`; without any, text on stdout. `known` are the kinds there are.
+pub fn outputs(given: &[String], known: &[&str]) -> Result<Vec<OutputSpec>, Error> {
+    let mut outputs = Vec::new();
+    for text in given {
+        let (kind, path) = match text.split_once('=') {
+            Some((kind, path)) => (kind, Some(path)),
+            None => (text.as_str(), None),
+        };
+        let wrong = |why: &str| Error::Output(text.clone(), why.to_owned());
+        if !known.contains(&kind) {
+            return Err(wrong(&format!("no such output (there are {})", known.join(", "))));
+        }
+        if path == Some("") {
+            return Err(wrong("the path is empty"));
+        }
+        let path = path.filter(|path| *path != "-").map(PathBuf::from);
+        let place = path.as_ref().map_or("stdout".to_owned(), |path| path.display().to_string());
+        if outputs.iter().any(|other: &OutputSpec| other.path == path) {
+            return Err(Error::Twice(place));
+        }
+        outputs.push(OutputSpec { kind: kind.to_owned(), path });
+    }
+    if outputs.is_empty() {
+        outputs.push(OutputSpec { kind: "text".into(), path: None });
+    }
+    Ok(outputs)
+}
+
+impl Filter {
+    /// Is anything left out at all?
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty() && self.pids.is_empty()
+    }
+
+    /// What of an event is shown; `None` if nothing.
+    pub fn apply(&self, event: &Event) -> Option<Event> {
+        if self.is_empty() {
+            return Some(event.clone());
+        }
+        match event {
+            Event::Exchange(exchange) => self.shows(&exchange.who).then(|| event.clone()),
+            Event::Finding(_, finding) => self.shows(&finding.who).then(|| event.clone()),
+            Event::Ready(..) | Event::Loss(..) => Some(event.clone()),
+            Event::Report(at, report) => {
+                let mut report = report.clone();
+                report.subjects.retain(|tally| self.shows_container(&tally.who));
+                report.findings.retain(|finding| self.shows(&finding.who));
+                Some(Event::Report(*at, report))
+            }
+        }
+    }
+
+    fn shows(&self, who: &Attribution) -> bool {
+        let process = who.process.as_ref().map(|process| process.pid);
+        self.shows_container(who) && (self.pids.is_empty() || process.is_some_and(|pid| self.pids.contains(&pid)))
+    }
+
+    fn shows_container(&self, who: &Attribution) -> bool {
+        let Some(container) = &who.container else { return self.containers.is_empty() };
+        self.containers.is_empty()
+            || self.containers.iter().any(|wanted| {
+                container.name.as_deref() == Some(wanted)
+                    || (wanted.len() >= MIN_ID && container.id.starts_with(wanted))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_addresses_and_default_to_imds() {
+        let both: Vec<IpAddr> = vec![IMDS_V4.parse().unwrap(), IMDS_V6.parse().unwrap()];
+        assert_eq!(endpoints(&[]), Ok(both.clone()));
+        assert_eq!(endpoints(&["[fd00:ec2::254]".into(), IMDS_V6.into()]), Ok(vec![both[1]]));
+        assert_eq!(endpoints(&["imds".into()]), Err(Error::Endpoint("imds".into())));
+        let many: Vec<String> = (0..9).map(|n| format!("10.0.0.{n}")).collect();
+        assert_eq!(endpoints(&many), Err(Error::TooManyEndpoints));
+    }
+
+    #[test]
+    fn durations_have_units_and_are_not_zero() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        for text in ["", "30", "0s", "-1s", "soon", "1month"] {
+            assert_eq!(duration(text), Err(Error::Duration(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn outputs_are_known_and_go_to_places_of_their_own() {
+        let known = ["text", "json"];
+        let read = |given: &[&str]| outputs(&given.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>(), &known);
+        assert_eq!(read(&[]).unwrap()[0].kind, "text");
+        assert_eq!(read(&["text", "json=x"]).unwrap().len(), 2);
+        assert!(matches!(read(&["yaml"]), Err(Error::Output(..))));
+        assert!(matches!(read(&["json="]), Err(Error::Output(..))));
+        assert_eq!(read(&["text", "json"]), Err(Error::Twice("stdout".into())));
+        assert_eq!(read(&["text=a", "json=a"]), Err(Error::Twice("a".into())));
+    }
+
+    #[test]
+    fn interface_names_are_those_the_kernel_takes() {
+        for good in ["ens5", "br-*", "*", "eth0.100"] {
+            assert_eq!(interface(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "a b", "a/b", "0123456789abcdef", "a\n"] {
+            assert!(interface(bad).is_err(), "{bad:?}");
+        }
+    }
+}

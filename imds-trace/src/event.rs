@@ -1,0 +1,112 @@
+//! What does the pipeline say to the outside?
+
+use serde::{Deserialize, Serialize};
+
+use crate::exchange::Exchange;
+use crate::finding::{Finding, HopLimit};
+use crate::identity::Attribution;
+use crate::net::Timestamp;
+use crate::report::Report;
+
+/// One thing that is said.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Everything is attached; what and what not.
+    Ready(Timestamp, Ready),
+    /// An exchange is over.
+    Exchange(Box<ExchangeEvent>),
+    /// A finding holds, or its count has changed since it was told.
+    Finding(Timestamp, Box<Finding>),
+    /// Something could not be kept.
+    Loss(Timestamp, Lost),
+    /// The run is over.
+    Report(Timestamp, Report),
+}
+
+/// What is watched, and with what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// imds-trace's version.
+    pub version: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Where programs are attached.
+    pub hooks: Vec<Attached>,
+    /// Where they could not be attached, and why.
+    pub missing: Vec<Missing>,
+}
+
+/// A program in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Attached {
+    /// On an interface.
+    Tc {
+        /// Its name.
+        interface: String,
+        /// `ingress` or `egress`.
+        direction: crate::net::Direction,
+        /// `tcx` or `clsact`.
+        via: Via,
+    },
+    /// On a tracepoint.
+    Tracepoint {
+        /// e.g. `skb:kfree_skb`.
+        name: String,
+    },
+}
+
+/// How a program hangs on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// A link, Linux 6.6 and later.
+    Tcx,
+    /// A filter of the clsact qdisc.
+    Clsact,
+}
+
+/// A hook that is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Which.
+    pub hook: String,
+    /// Why.
+    pub why: String,
+}
+
+/// An exchange, and to whom it belongs.
+#[derive(Clone, Debug)]
+pub struct ExchangeEvent {
+    /// The exchange.
+    pub exchange: Exchange,
+    /// To whom it belongs.
+    pub who: Attribution,
+    /// Hop limit observed and needed.
+    pub hop_limit: HopLimit,
+}
+
+/// What could not be kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// Kernel records that found no room in the ring buffer.
+    pub ring_buffer: u64,
+    /// Kernel records that could not be read.
+    pub unreadable: u64,
+    /// Connections, exchanges, containers and the like that had to go to stay within bounds.
+    pub state_evicted: u64,
+}
+
+impl Lost {
+    /// Everything together.
+    pub fn sum(&self) -> u64 {
+        self.ring_buffer + self.unreadable + self.state_evicted
+    }
+
+    /// Adds `more`.
+    pub fn add(&mut self, more: Self) {
+        self.ring_buffer += more.ring_buffer;
+        self.unreadable += more.unreadable;
+        self.state_evicted += more.state_evicted;
+    }
+}

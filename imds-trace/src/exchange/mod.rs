@@ -1,0 +1,137 @@
+//! Which journeys are one HTTP exchange with IMDS, and what came of it?
+//!
+//! Cannot know: what a request said whose first bytes were not seen (then it has no method), nor anything about bodies.
+
+mod assemble;
+pub mod imds;
+
+use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey};
+use crate::net::{Direction, Timestamp, Ttl};
+use crate::observation::{RequestHead, ResponseHead};
+pub use assemble::Assembler;
+pub use imds::Imds;
+
+/// Numbers exchanges within one run, in the order in which their first packets' journeys ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExchangeId(pub u64);
+
+/// How one side of an exchange travelled: the hops of the packet that tells most, and what became of the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Travel {
+    /// Hops of the packet that carried the head, or of the first one if none did.
+    pub hops: Vec<Hop>,
+    /// How it ended: delivered if any copy was.
+    pub fate: Fate,
+    /// Copies that were lost.
+    pub copies: u64,
+    /// How the hops were joined.
+    pub join: Join,
+}
+
+/// What is known of the TTL from a client's packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decrements {
+    /// How often the TTL fell between the hooks that saw a packet, on its way out of this host or in from it.
+    pub seen: Option<u8>,
+    /// TTL of a request packet at its first hook, and whether it came in there from somewhere else.
+    pub first: Option<(Ttl, Direction)>,
+}
+
+/// Initial TTLs in use (Linux 64, Windows 128, network gear 255). Only to recognise a packet whose TTL has not fallen yet.
+const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
+
+impl Decrements {
+    /// The hop limit a response needs to reach the client: one more than the number of times its TTL falls on the way, known
+    /// from the request. `initial` is the TTL that the client's socket starts with, which shows decrements before the first hook
+    /// (in a nested network namespace). `None` if not known.
+    pub fn needed(&self, initial: Option<Ttl>) -> Option<Ttl> {
+        let seen = self.seen?;
+        let before = match (initial, self.first) {
+            (Some(initial), Some((first, _))) => initial.0.checked_sub(first.0)?,
+            (None, Some((first, Direction::Egress))) if !INITIAL_TTLS.contains(&first.0) => return None,
+            _ => 0,
+        };
+        seen.checked_add(before)?.checked_add(1).map(Ttl)
+    }
+}
+
+/// A request and its response, as far as they were seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// Its number.
+    pub id: ExchangeId,
+    /// The connection it went over.
+    pub connection: Connection,
+    /// When its first packet was first seen.
+    pub opened: Timestamp,
+    /// When the request's head was sent; `None` if it was not seen.
+    pub asked: Option<Timestamp>,
+    /// When the response's head reached the client.
+    pub answered: Option<Timestamp>,
+    /// When it was over; `None` while it is open.
+    pub closed: Option<Timestamp>,
+    /// The request's head.
+    pub request: Option<RequestHead>,
+    /// The response's head, as it came in from IMDS; it may not have reached the client.
+    pub response: Option<ResponseHead>,
+    /// How the request travelled (the SYN, while no request was sent).
+    pub outward: Option<Travel>,
+    /// How the response travelled; before that, the SYN-ACK.
+    pub inward: Option<Travel>,
+    /// Was the SYN answered with a SYN-ACK, as far as this host?
+    pub handshake: bool,
+    /// Did anything with payload come back, as far as this host?
+    pub responded: bool,
+    /// Did IMDS's side reset the connection?
+    pub reset: bool,
+    /// TTL of the token response as it came in from IMDS: the instance's hop limit, read off the wire.
+    pub hop_limit: Option<Ttl>,
+    /// What its packets' TTLs say of the way to this client.
+    pub decrements: Decrements,
+}
+
+impl Exchange {
+    /// What was asked for; `None` if the request was not seen.
+    pub fn imds(&self) -> Option<Imds> {
+        self.request.as_ref().map(imds::classify)
+    }
+
+    /// Was the request refused or granted before the client's eyes? The status it got.
+    pub fn status(&self) -> Option<u16> {
+        self.answered?;
+        self.response.as_ref().map(|response| response.status)
+    }
+
+    /// Time from the first packet to the answer, or to the end if there was none.
+    pub fn duration(&self) -> Option<std::time::Duration> {
+        self.answered.or(self.closed).map(|end| end.since(self.opened))
+    }
+
+    /// The drop that ended the response, if one did.
+    pub fn response_drop(&self) -> Option<&Dropped> {
+        dropped(self.inward.as_ref())
+    }
+
+    /// The drop that ended the request, if one did.
+    pub fn request_drop(&self) -> Option<&Dropped> {
+        dropped(self.outward.as_ref())
+    }
+}
+
+fn dropped(travel: Option<&Travel>) -> Option<&Dropped> {
+    match &travel?.fate {
+        Fate::Dropped(dropped) => Some(dropped),
+        Fate::Delivered | Fate::Unresolved => None,
+    }
+}
+
+/// What has just happened to an exchange.
+#[derive(Clone, Copy, Debug)]
+pub enum Moment<'a> {
+    /// Its request was sent.
+    Asked,
+    /// A packet of it was lost, perhaps after it was closed.
+    Lost(&'a Journey),
+    /// It is over.
+    Closed,
+}

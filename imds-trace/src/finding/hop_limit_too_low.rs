@@ -1,0 +1,79 @@
+//! Was a response dropped where it was forwarded, its TTL used up?
+//!
+//! Told apart from a firewall (another function drops) and from a slow IMDS (nothing came in).
+
+use super::{Case, Confidence, Rule, Severity, Spent, Verdict, spent};
+use crate::exchange::Moment;
+use crate::net::Ttl;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "hop-limit-too-low",
+    severity: Severity::Error,
+    explain: "A token response was dropped where a network namespace forwards it, because its TTL, which is the instance's \
+              HttpPutResponseHopLimit, was used up.",
+    examine,
+};
+
+/// HttpPutResponseHopLimit can be set to 1 up to 64.
+const MAX_HOP_LIMIT: u8 = 64;
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let Moment::Lost(journey) = case.moment else { return None };
+    let spent = spent(journey)?;
+    let subject = case.subject();
+    let needed = case.hop_limit.needed.filter(|needed| needed.0 <= MAX_HOP_LIMIT);
+    let limits = match (case.hop_limit.observed, needed) {
+        (Some(Ttl(observed)), Some(Ttl(needed))) => {
+            format!(": the instance's hop limit is {observed}, this client needs {needed}")
+        }
+        (Some(Ttl(observed)), None) => format!(": the instance's hop limit is {observed}"),
+        (None, Some(Ttl(needed))) => format!(": this client needs a hop limit of {needed}"),
+        (None, None) => String::new(),
+    };
+    let last = journey.hops.last().map(|hop| &hop.hook.interface);
+    let (confidence, drop, cause, how) = match spent {
+        Spent::Dropped(dropped) => {
+            let on = dropped.drop.interface.as_ref().or(last).map(|interface| format!(" on {}", interface.name));
+            let how = format!(
+                "was dropped in {} with TTL {}{}",
+                dropped.drop.location,
+                dropped.ttl.0,
+                on.unwrap_or_default()
+            );
+            (Confidence::Certain, Some(dropped.clone()), dropped.drop.netns, how)
+        }
+        Spent::Vanished => {
+            let last = last?;
+            let how = format!(
+                "came in on {} with TTL {} and was not seen again (no drop was seen; a spent TTL is the one reason known)",
+                last.name,
+                journey.hops.last()?.ttl.0
+            );
+            (Confidence::Likely, None, last.netns, how)
+        }
+    };
+    let instance = case.instance();
+    let remedy = needed.map(|Ttl(needed)| {
+        format!(
+            "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-put-response-hop-limit {needed} \
+             --http-endpoint enabled"
+        )
+    });
+    Some(Verdict {
+        // Copies whose drop was seen and copies that vanished in the same namespace are one finding.
+        cause: cause.0.to_string(),
+        confidence,
+        weight: 1,
+        drop,
+        waited: None,
+        path: case.path(Some(journey)),
+        summary: format!("The token response to {subject} {how}{limits}."),
+        remedy: remedy.into_iter().collect(),
+        caution:
+            "A higher hop limit lets every container that is as many forwards away reach the instance's role: use the \
+                  smallest that works and keep tokens required. Without raising it: run this one container with host \
+                  networking, or give the job a role of its own (OIDC, ECS task role, EKS Pod Identity)."
+                .to_owned(),
+    })
+}

@@ -1,0 +1,38 @@
+//! Was a client refused because it never asked for a token?
+//!
+//! Told apart from a fallback, where it did ask and the answer was lost.
+
+use super::imdsv1_fallback::capitalised;
+use super::{Case, Rule, Severity, Verdict};
+use crate::exchange::Imds;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "imdsv1-refused",
+    severity: Severity::Error,
+    explain: "401 to a request without a token from a client that did not ask for one: the instance requires IMDSv2.",
+    examine,
+};
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let exchange = case.closed().filter(|exchange| exchange.imds() == Some(Imds::V1))?;
+    if exchange.status() != Some(401) || case.history.forsaken(exchange, case.who).is_some() {
+        return None;
+    }
+    let subject = case.subject();
+    let mut verdict = Verdict::certain(
+        "401",
+        capitalised(format!(
+            "{subject} asked IMDS without a token (IMDSv1) and got 401: this instance requires tokens, and this client never \
+             asked for one."
+        )),
+    );
+    let instance = case.instance();
+    verdict.remedy = vec![format!(
+        "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-tokens optional --http-endpoint enabled"
+    )];
+    verdict.caution = "Better: update the client to one that speaks IMDSv2 (every current AWS SDK does). Making tokens optional \
+                       opens IMDSv1 to every process and container of the instance, and the hop limit does not protect it."
+        .to_owned();
+    Some(verdict)
+}

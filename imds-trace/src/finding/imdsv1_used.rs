@@ -1,0 +1,34 @@
+//! Did a client read without a token, and get what it asked for?
+
+use super::imdsv1_fallback::capitalised;
+use super::{Case, Rule, Severity, Verdict};
+use crate::exchange::Imds;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "imdsv1-used",
+    severity: Severity::Warning,
+    explain: "200 to a request without a token: IMDSv1 is allowed and in use.",
+    examine,
+};
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let exchange = case.closed().filter(|exchange| exchange.imds() == Some(Imds::V1))?;
+    if exchange.status() != Some(200) || case.history.forsaken(exchange, case.who).is_some() {
+        return None;
+    }
+    let subject = case.subject();
+    let mut verdict = Verdict::certain(
+        "200",
+        capitalised(format!(
+            "{subject} read from IMDS without a token (IMDSv1): it will fail once tokens are required."
+        )),
+    );
+    let instance = case.instance();
+    verdict.remedy = vec![format!(
+        "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-tokens required --http-endpoint enabled"
+    )];
+    verdict.caution =
+        "Only after this client speaks IMDSv2: requiring tokens cuts off every client that does not.".to_owned();
+    Some(verdict)
+}

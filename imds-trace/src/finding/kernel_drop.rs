@@ -1,0 +1,60 @@
+//! Did the kernel drop a packet for a reason that no other rule names, and did the exchange fail with it?
+
+use super::{Case, Rule, Severity, Verdict, is_spent};
+use crate::exchange::Moment;
+use crate::journey::{Dropped, Fate};
+use crate::net::Heading;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "kernel-drop",
+    severity: Severity::Error,
+    explain: "The kernel dropped a packet of an exchange that got no answer, for another reason than a used-up TTL.",
+    examine,
+};
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let exchange = case.exchange;
+    if exchange.answered.is_some() {
+        // Sent again, and that arrived.
+        return None;
+    }
+    let (heading, dropped, weight) = match case.moment {
+        Moment::Closed => {
+            let outward = exchange.request_drop().map(|dropped| (Heading::ToImds, dropped, exchange.outward.as_ref()));
+            let inward = exchange.response_drop().map(|dropped| (Heading::FromImds, dropped, exchange.inward.as_ref()));
+            let (heading, dropped, travel) = inward.or(outward)?;
+            (heading, dropped, travel?.copies)
+        }
+        Moment::Lost(journey) if exchange.closed.is_some() => match &journey.fate {
+            Fate::Dropped(dropped) => (journey.heading, dropped, 1),
+            Fate::Delivered | Fate::Unresolved => return None,
+        },
+        Moment::Asked | Moment::Lost(_) => return None,
+    };
+    if heading == Heading::FromImds && is_spent(dropped) {
+        return None;
+    }
+    Some(verdict(case, heading, dropped, weight))
+}
+
+fn verdict(case: &Case<'_>, heading: Heading, dropped: &Dropped, weight: u64) -> Verdict {
+    let drop = &dropped.drop;
+    let what = match heading {
+        Heading::ToImds => format!("A request packet of {}", case.subject()),
+        Heading::FromImds => format!("A response packet to {}", case.subject()),
+    };
+    let on = drop.interface.as_ref().map(|interface| format!(" on {}", interface.name)).unwrap_or_default();
+    let reason = drop.reason.as_deref().unwrap_or("this kernel gives no reason");
+    let mut verdict = Verdict::certain(
+        format!("{heading:?} {} {reason} {}", drop.location, drop.netns.0),
+        format!(
+            "{what} was dropped by the kernel in {}{on} ({reason}), and no answer reached the client.",
+            drop.location
+        ),
+    );
+    verdict.weight = weight;
+    verdict.path = case.path(None);
+    verdict.drop = Some(dropped.clone());
+    verdict
+}

@@ -1,0 +1,136 @@
+//! How often was it found? One entry per rule, subject and cause.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Case, Finding, HopLimit, RULES, Rule, Verdict};
+use crate::identity::Subject;
+use crate::net::Timestamp;
+
+/// Exchanges named as evidence of one finding.
+pub const MAX_EVIDENCE: usize = 16;
+/// Findings kept at most; beyond that the oldest goes, counted.
+const MAX_FINDINGS: usize = 8_192;
+/// Subjects whose hop limit is remembered at most.
+const MAX_SUBJECTS: usize = 8_192;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct FindingKey {
+    rule: &'static str,
+    subject: Subject,
+    cause: String,
+}
+
+#[derive(Debug)]
+struct Entry {
+    finding: Finding,
+    told: u64,
+    number: u64,
+}
+
+/// All findings of a run.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    entries: HashMap<FindingKey, Entry>,
+    order: BTreeMap<u64, FindingKey>,
+    hop_limits: HashMap<Subject, HopLimit>,
+    next: u64,
+    evicted: u64,
+}
+
+impl Ledger {
+    /// What is known of a subject's hop limit, `seen` included.
+    pub fn hop_limit(&mut self, subject: &Subject, seen: HopLimit) -> HopLimit {
+        if self.hop_limits.len() >= MAX_SUBJECTS && !self.hop_limits.contains_key(subject) {
+            return seen;
+        }
+        let known = self.hop_limits.entry(subject.clone()).or_default();
+        *known = known.and(seen);
+        *known
+    }
+
+    /// Asks every rule; `told` gets the findings that are new.
+    pub fn examine(&mut self, case: &Case<'_>, now: Timestamp, told: &mut dyn FnMut(&Finding)) {
+        for rule in RULES {
+            if let Some(verdict) = (rule.examine)(case) {
+                self.enter(rule, verdict, case, now, told);
+            }
+        }
+    }
+
+    /// Tells once more what has changed since it was told: the run ends.
+    pub fn finish(&mut self, told: &mut dyn FnMut(&Finding)) {
+        for key in self.order.values() {
+            if let Some(entry) = self.entries.get_mut(key)
+                && entry.told != entry.finding.count
+            {
+                entry.told = entry.finding.count;
+                told(&entry.finding);
+            }
+        }
+    }
+
+    /// How many findings had to go to stay within bounds; counted anew after each call.
+    pub fn take_evicted(&mut self) -> u64 {
+        std::mem::take(&mut self.evicted)
+    }
+
+    fn enter(
+        &mut self,
+        rule: &Rule,
+        verdict: Verdict,
+        case: &Case<'_>,
+        now: Timestamp,
+        told: &mut dyn FnMut(&Finding),
+    ) {
+        let key = FindingKey { rule: rule.id, subject: case.who.subject(), cause: verdict.cause };
+        if let Some(Entry { finding, .. }) = self.entries.get_mut(&key) {
+            finding.count += verdict.weight;
+            finding.last = now;
+            finding.confidence = finding.confidence.max(verdict.confidence);
+            finding.hop_limit = finding.hop_limit.and(case.hop_limit);
+            finding.drop = finding.drop.take().or(verdict.drop);
+            finding.waited = match (finding.waited, verdict.waited) {
+                (Some(known), Some(more)) => Some(known + more),
+                (known, more) => known.or(more),
+            };
+            finding.who.process = finding.who.process.take().or_else(|| case.who.process.clone());
+            if let (Some(known), Some(seen)) = (&mut finding.who.container, &case.who.container)
+                && known.name.is_none()
+            {
+                *known = seen.clone();
+            }
+            finding.summary = verdict.summary;
+            finding.remedy = verdict.remedy;
+            if finding.evidence.len() < MAX_EVIDENCE && !finding.evidence.contains(&case.exchange.id) {
+                finding.evidence.push(case.exchange.id);
+            }
+            return;
+        }
+        let finding = Finding {
+            rule: rule.id,
+            severity: rule.severity,
+            confidence: verdict.confidence,
+            who: case.who.clone(),
+            count: verdict.weight,
+            first: now,
+            last: now,
+            hop_limit: case.hop_limit,
+            drop: verdict.drop,
+            waited: verdict.waited,
+            path: verdict.path,
+            summary: verdict.summary,
+            remedy: verdict.remedy,
+            caution: verdict.caution,
+            evidence: vec![case.exchange.id],
+        };
+        told(&finding);
+        let number = self.next;
+        self.next += 1;
+        self.order.insert(number, key.clone());
+        self.entries.insert(key, Entry { told: finding.count, finding, number });
+        while self.entries.len() > MAX_FINDINGS {
+            let Some((_, oldest)) = self.order.pop_first() else { break };
+            self.evicted += u64::from(self.entries.remove(&oldest).is_some_and(|entry| entry.number < self.next));
+        }
+    }
+}

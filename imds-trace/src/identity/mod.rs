@@ -1,0 +1,199 @@
+//! Who was this, then? Containers and processes by socket, cgroup, namespace and address, each for the time it held.
+//!
+//! Order of keys, and why: the socket that sent the packet names the task, and the task's cgroup the container: only root on the
+//! host can forge that. A network namespace may be shared by several containers (`--network container:X`), so it decides only
+//! where one container is in it. An address can be reused within a second and forged with a raw socket: last, and labelled so.
+//!
+//! Refuses to guess: what no source said is `None`, and `by` says what the answer rests on.
+
+pub mod docker;
+pub mod fact;
+pub mod procfs;
+
+mod containers;
+mod sockets;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::net::{Endpoint, Netns, Timestamp, Ttl};
+use containers::Containers;
+pub use fact::{Ancestor, ContainerDetail, Fact, Said};
+use sockets::Sockets;
+
+/// A container, as reports name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Container {
+    /// Full id.
+    pub id: String,
+    /// Name; `None` if no engine introduced it.
+    pub name: Option<String>,
+    /// Image; `None` if no engine introduced it.
+    pub image: Option<String>,
+    /// Labels; empty if it has none or no engine introduced it.
+    pub labels: Arc<std::collections::BTreeMap<String, String>>,
+}
+
+/// A process, as reports name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Process {
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// User id in the initial user namespace.
+    pub uid: u32,
+    /// The connecting task's name.
+    pub comm: String,
+    /// Path of the executable; `None` if the process was gone before it could be read.
+    pub exe: Option<String>,
+    /// Command line, secrets masked; `None` like `exe`.
+    pub argv: Option<Vec<String>>,
+    /// Parent first; empty like `exe`.
+    pub ancestors: Vec<Ancestor>,
+}
+
+/// What an attribution rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    /// The socket's task and its cgroup.
+    Cgroup,
+    /// The socket's network namespace, with one container in it.
+    Netns,
+    /// The packet's address.
+    Address,
+    /// Nothing: no source knew it.
+    Unknown,
+}
+
+/// To whom an exchange belongs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Attribution {
+    /// The container; `None` for the host's own processes and where nothing is known (then `by` is [`Key::Unknown`]).
+    pub container: Option<Container>,
+    /// The process; `None` if its connect was not seen.
+    pub process: Option<Process>,
+    /// What `container` rests on.
+    pub by: Key,
+    /// The client's address as it stood in its packets nearest to it.
+    pub address: IpAddr,
+    /// The TTL its packets started with, from its socket.
+    #[serde(skip)]
+    pub initial_ttl: Option<Ttl>,
+}
+
+/// For whom things are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// A container, by id.
+    Container(String),
+    /// The host's own processes.
+    Host,
+    /// Somebody of whom only the address is known.
+    Address(IpAddr),
+}
+
+impl Attribution {
+    /// For whom this is counted.
+    pub fn subject(&self) -> Subject {
+        match (&self.container, self.by) {
+            (Some(container), _) => Subject::Container(container.id.clone()),
+            (None, Key::Cgroup) => Subject::Host,
+            (None, _) => Subject::Address(self.address),
+        }
+    }
+}
+
+/// What is asked of the directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    /// The client's end of the connection, before any translation that was seen.
+    pub client: Endpoint,
+    /// The IMDS end.
+    pub endpoint: Endpoint,
+    /// The connection's first sequence number, if its SYN was seen.
+    pub isn: Option<u32>,
+}
+
+/// Everything the sources said, by time.
+#[derive(Debug)]
+pub struct Directory {
+    host_netns: Netns,
+    sockets: Sockets,
+    containers: Containers,
+}
+
+impl Directory {
+    /// An empty directory of a host whose own processes live in `host_netns`.
+    pub fn new(host_netns: Netns) -> Self {
+        Self { host_netns, sockets: Sockets::default(), containers: Containers::default() }
+    }
+
+    /// Takes in a fact. Gives how many old entries had to go for it.
+    pub fn learn(&mut self, fact: &Fact) -> u64 {
+        match &fact.said {
+            Said::Connecting(connecting) => self.sockets.connecting(fact.at, connecting),
+            Said::Connected(connected) => self.sockets.connected(fact.at, connected),
+            Said::Process(detail) => {
+                if let (Some(id), Some((netns, cgroup))) = (&detail.container, self.sockets.place_of(detail.pid)) {
+                    let netns = (netns != self.host_netns).then_some(netns);
+                    self.containers.met(fact.at, id, netns, cgroup);
+                }
+                self.sockets.process(detail);
+                0
+            }
+            Said::Container(detail) => {
+                let mut detail = detail.clone();
+                // A container in the host's namespace does not own it.
+                detail.netns = detail.netns.filter(|netns| *netns != self.host_netns);
+                self.containers.appeared(fact.at, &detail)
+            }
+            Said::ContainerGone { id } => {
+                self.containers.gone(fact.at, id);
+                0
+            }
+            Said::InHdrErrors { .. } => 0,
+        }
+    }
+
+    /// To whom a connection belonged at a moment.
+    pub fn who(&self, query: Query, at: Timestamp) -> Attribution {
+        let mut attribution = Attribution {
+            container: None,
+            process: None,
+            by: Key::Unknown,
+            address: query.client.address,
+            initial_ttl: None,
+        };
+        let socket = self.sockets.find(query, at);
+        if let Some(socket) = socket {
+            attribution.process = Some(socket.process());
+            attribution.initial_ttl = socket.ttl();
+            let id = socket.container().or_else(|| self.containers.in_cgroup(socket.cgroup()));
+            if let Some(id) = id {
+                attribution.container = Some(self.containers.named(id));
+                attribution.by = Key::Cgroup;
+                return attribution;
+            }
+            if socket.netns() != self.host_netns {
+                if let Some(container) = self.containers.in_netns(socket.netns(), at) {
+                    attribution.container = Some(container);
+                    attribution.by = Key::Netns;
+                    return attribution;
+                }
+            } else if socket.was_read() {
+                attribution.by = Key::Cgroup;
+                return attribution;
+            }
+        }
+        if let Some(container) = self.containers.at_address(query.client.address, at) {
+            attribution.container = Some(container);
+            attribution.by = Key::Address;
+        }
+        attribution
+    }
+}
+
+#[cfg(test)]
+mod tests;

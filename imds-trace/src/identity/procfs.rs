@@ -1,0 +1,195 @@
+//! What does /proc say of a process that connects? Bounded reads; a process may end between any two of them.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::fact::{Ancestor, ProcessDetail};
+use crate::net::{Netns, bounded};
+use crate::secret;
+
+/// Ancestors read at most.
+const MAX_ANCESTORS: usize = 8;
+/// Bytes of a command line that are kept; the rest is cut.
+const MAX_ARGV: u64 = 4096;
+/// Bytes read of any other file: cgroup paths of nested containers have some hundred bytes a line.
+const MAX_FILE: u64 = 16 * 1024;
+/// Processes remembered at most, to say only what is new.
+const MAX_KNOWN: usize = 4096;
+/// Length of the ids that Docker, containerd, podman and CRI-O give.
+const ID_LENGTH: usize = 64;
+
+/// Reads /proc and remembers what it said.
+#[derive(Debug)]
+pub struct Procfs {
+    root: PathBuf,
+    known: HashMap<u32, (u32, ProcessDetail)>,
+}
+
+impl Default for Procfs {
+    fn default() -> Self {
+        Self { root: PathBuf::from("/proc"), known: HashMap::new() }
+    }
+}
+
+impl Procfs {
+    /// What is new about a process that has just connected; `None` if nothing is. A process that is gone already has nothing but
+    /// its number: that too is new if something else was said of that number before.
+    pub fn describe(&mut self, pid: u32) -> Option<ProcessDetail> {
+        let dir = self.root.join(pid.to_string());
+        let parent = parent(&dir);
+        let known = self.known.get(&pid);
+        let ancestors = match (known, parent) {
+            (Some((known_parent, detail)), Some(parent)) if *known_parent == parent => detail.ancestors.clone(),
+            (_, Some(parent)) => self.ancestors(parent),
+            (_, None) => Vec::new(),
+        };
+        let detail = ProcessDetail {
+            pid,
+            exe: fs::read_link(dir.join("exe")).ok().map(|path| bounded(&path.to_string_lossy(), 1024).to_owned()),
+            argv: argv(&dir),
+            container: read(&dir.join("cgroup"), MAX_FILE).and_then(|text| container_id(&text)),
+            ancestors,
+        };
+        if known.is_some_and(|(_, known)| *known == detail) {
+            return None;
+        }
+        if parent.is_none() && detail.exe.is_none() {
+            self.known.remove(&pid);
+            return Some(ProcessDetail { pid, exe: None, argv: None, container: None, ancestors: Vec::new() });
+        }
+        if self.known.len() >= MAX_KNOWN {
+            self.known.clear();
+        }
+        self.known.insert(pid, (parent.unwrap_or(0), detail.clone()));
+        Some(detail)
+    }
+
+    /// The network namespace that a process is in.
+    pub fn netns(&self, pid: u32) -> Option<Netns> {
+        netns(&self.root.join(pid.to_string()))
+    }
+
+    fn ancestors(&self, mut pid: u32) -> Vec<Ancestor> {
+        let mut found = Vec::new();
+        while pid != 0 && found.len() < MAX_ANCESTORS {
+            let dir = self.root.join(pid.to_string());
+            let Some(comm) = read(&dir.join("comm"), 64) else { break };
+            found.push(Ancestor { pid, comm: comm.trim_end().to_owned() });
+            pid = parent(&dir).unwrap_or(0);
+        }
+        found
+    }
+}
+
+/// Our own network namespace; 0 if it cannot be read.
+pub fn own_netns() -> Netns {
+    netns(Path::new("/proc/self")).unwrap_or_default()
+}
+
+/// `IpInHdrErrors` and `Ip6InHdrErrors` of our own network namespace.
+pub fn in_hdr_errors() -> (u64, u64) {
+    let v4 = fs::read_to_string("/proc/self/net/snmp").ok().and_then(|text| v4_in_hdr_errors(&text));
+    let v6 = fs::read_to_string("/proc/self/net/snmp6")
+        .ok()
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("Ip6InHdrErrors")?.trim().parse().ok()));
+    (v4.unwrap_or(0), v6.unwrap_or(0))
+}
+
+/// A line of names and a line of numbers, each beginning with `Ip:`.
+fn v4_in_hdr_errors(text: &str) -> Option<u64> {
+    let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
+    let column = lines.next()?.split_whitespace().position(|name| name == "InHdrErrors")?;
+    lines.next()?.split_whitespace().nth(column)?.parse().ok()
+}
+
+fn netns(dir: &Path) -> Option<Netns> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = fs::metadata(dir.join("ns/net")).ok()?.ino();
+    u32::try_from(inode).ok().map(Netns)
+}
+
+fn read(path: &Path, limit: u64) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn argv(dir: &Path) -> Option<Vec<String>> {
+    let text = read(&dir.join("cmdline"), MAX_ARGV)?;
+    let arguments: Vec<&str> = text.trim_end_matches('\0').split('\0').collect();
+    (!text.is_empty()).then(|| secret::mask_argv(&arguments))
+}
+
+/// The fourth field of `stat`. The second, the name, may hold spaces and brackets: the last bracket ends it.
+fn parent(dir: &Path) -> Option<u32> {
+    let stat = read(&dir.join("stat"), MAX_FILE)?;
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    behind_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The id of the outermost container in a process's cgroup paths: the one that the host's engine knows.
+pub fn container_id(cgroups: &str) -> Option<String> {
+    cgroups
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find_map(|path| path.split('/').find_map(id_in))
+        .map(str::to_owned)
+}
+
+/// `<id>` with the cgroupfs driver, `docker-<id>.scope` and its like with systemd's.
+fn id_in(segment: &str) -> Option<&str> {
+    let name = segment.strip_suffix(".scope").unwrap_or(segment);
+    let id = name.rsplit(['-', ':']).next()?;
+    (id.len() == ID_LENGTH && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const B: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
+
+    #[test]
+    fn the_container_is_named_by_every_cgroup_layout() {
+        for text in [
+            format!("0::/system.slice/docker-{A}.scope\n"),
+            format!("12:cpu:/docker/{A}\n0::/\n"),
+            format!("0::/docker/{A}/docker/{B}\n"),
+            format!("0::/system.slice/docker-{A}.scope/init\n"),
+            format!("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{A}.scope\n"),
+            format!("0::/machine.slice/libpod-{A}.scope/container\n"),
+            format!("0::/ecs/task/{A}\n"),
+        ] {
+            assert_eq!(container_id(&text).as_deref(), Some(A), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_host_process_is_in_no_container() {
+        for text in
+            ["0::/user.slice/user-0.slice/session-1.scope\n", "0::/\n", "", "garbage", "1:name=systemd:/init.scope"]
+        {
+            assert_eq!(container_id(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_brackets_and_spaces_does_not_hide_the_parent() {
+        let mut procfs = Procfs::default();
+        let detail = procfs.describe(std::process::id()).expect("this process is there");
+        assert_eq!(detail.ancestors.first().map(|parent| parent.pid), Some(std::os::unix::process::parent_id()));
+        assert_eq!(procfs.describe(std::process::id()), None, "nothing new");
+    }
+
+    #[test]
+    fn the_counter_is_read_by_its_name() {
+        assert_eq!(
+            v4_in_hdr_errors("Ip: Forwarding DefaultTTL InReceives InHdrErrors\nIp: 1 64 5 7\nIcmp: x\n"),
+            Some(7)
+        );
+        assert_eq!(v4_in_hdr_errors("Ip: Forwarding\nIp: 1\n"), None);
+    }
+}

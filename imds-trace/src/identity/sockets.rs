@@ -1,0 +1,159 @@
+//! Which task opened this connection? Sockets by their first sequence number and by their addresses.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::fact::{Connected, Connecting, ProcessDetail};
+use super::{Process, Query};
+use crate::net::{Endpoint, Netns, Timestamp, Ttl};
+
+/// Sockets remembered at most; 11,000 connects a second, the fastest a client was seen to ask, fill it in six seconds.
+const MAX_SOCKETS: usize = 65_536;
+/// Processes whose /proc entries are remembered at most.
+const MAX_PROCESSES: usize = 4_096;
+/// An initial sequence number is believed this long before and after the packets: Linux draws a new one for a reused pair of
+/// ports from a clock that turns over in 274 s.
+const BELIEVED: Duration = Duration::from_secs(120);
+
+/// A socket that connected, or tries to.
+#[derive(Debug)]
+pub struct Socket {
+    at: Timestamp,
+    task: Connecting,
+    detail: Option<Rc<ProcessDetail>>,
+}
+
+impl Socket {
+    /// The process that opened it.
+    pub fn process(&self) -> Process {
+        let detail = self.detail.as_deref();
+        Process {
+            pid: self.task.pid,
+            uid: self.task.uid,
+            comm: self.task.comm.clone(),
+            exe: detail.and_then(|detail| detail.exe.clone()),
+            argv: detail.and_then(|detail| detail.argv.clone()),
+            ancestors: detail.map(|detail| detail.ancestors.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Container id from the task's cgroup path.
+    pub fn container(&self) -> Option<&str> {
+        self.detail.as_deref()?.container.as_deref()
+    }
+
+    /// Was the task's cgroup path read? Then a missing container id means: none.
+    pub fn was_read(&self) -> bool {
+        self.detail.is_some()
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> Netns {
+        self.task.netns
+    }
+
+    /// Its task's version 2 cgroup.
+    pub fn cgroup(&self) -> u64 {
+        self.task.cgroup
+    }
+
+    /// TTL its packets start with.
+    pub fn ttl(&self) -> Option<Ttl> {
+        self.task.ttl
+    }
+}
+
+/// All sockets that connect or connected to a watched endpoint, the latest [`MAX_SOCKETS`].
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// By number, in the order of their connects.
+    all: HashMap<u64, Socket>,
+    order: VecDeque<u64>,
+    next: u64,
+    /// Kernel address to number, from connect until the port is known.
+    connecting: HashMap<u64, u64>,
+    by_isn: HashMap<(u32, Endpoint), u64>,
+    by_flow: HashMap<(Endpoint, Endpoint), u64>,
+    processes: HashMap<u32, Rc<ProcessDetail>>,
+    process_order: VecDeque<u32>,
+}
+
+impl Sockets {
+    /// A task connects. Gives how many old sockets had to go.
+    pub fn connecting(&mut self, at: Timestamp, task: &Connecting) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        // The detail of an earlier process with this pid is not this one's; the fact that follows brings its own.
+        self.all.insert(number, Socket { at, task: task.clone(), detail: None });
+        self.order.push_back(number);
+        self.connecting.insert(task.socket, number);
+        let mut evicted = 0;
+        while self.order.len() > MAX_SOCKETS {
+            if let Some(oldest) = self.order.pop_front() {
+                self.all.remove(&oldest);
+                evicted += 1;
+            }
+        }
+        if evicted > 0 && self.by_flow.len() + self.by_isn.len() + self.connecting.len() > 4 * MAX_SOCKETS {
+            let all = &self.all;
+            self.connecting.retain(|_, number| all.contains_key(number));
+            self.by_isn.retain(|_, number| all.contains_key(number));
+            self.by_flow.retain(|_, number| all.contains_key(number));
+        }
+        evicted
+    }
+
+    /// A socket got its port.
+    pub fn connected(&mut self, _at: Timestamp, socket: &Connected) -> u64 {
+        if let Some(number) = self.connecting.remove(&socket.socket) {
+            self.by_isn.insert((socket.isn, socket.destination), number);
+            self.by_flow.insert((socket.source, socket.destination), number);
+        }
+        0
+    }
+
+    /// Where a process that connects stands: namespace and cgroup, of its latest socket.
+    pub fn place_of(&self, pid: u32) -> Option<(Netns, u64)> {
+        self.latest_of(pid).map(|socket| (socket.task.netns, socket.task.cgroup))
+    }
+
+    fn latest_of(&self, pid: u32) -> Option<&Socket> {
+        // The fact about a process follows its connect at once: it is among the last few.
+        self.order.iter().rev().take(64).filter_map(|number| self.all.get(number)).find(|socket| socket.task.pid == pid)
+    }
+
+    /// /proc said more about a process. Holds for its latest socket and, until the next such fact, for no other.
+    pub fn process(&mut self, detail: &ProcessDetail) {
+        let detail = match self.processes.get(&detail.pid) {
+            Some(known) if **known == *detail => Rc::clone(known),
+            _ => {
+                let shared = Rc::new(detail.clone());
+                if self.processes.insert(detail.pid, Rc::clone(&shared)).is_none() {
+                    self.process_order.push_back(detail.pid);
+                }
+                while self.process_order.len() > MAX_PROCESSES {
+                    if let Some(oldest) = self.process_order.pop_front() {
+                        self.processes.remove(&oldest);
+                    }
+                }
+                shared
+            }
+        };
+        let found = self.order.iter().rev().take(64).copied().find(|number| {
+            self.all.get(number).is_some_and(|socket| socket.task.pid == detail.pid && socket.detail.is_none())
+        });
+        if let Some(socket) = found.and_then(|number| self.all.get_mut(&number)) {
+            socket.detail = Some(detail);
+        }
+    }
+
+    /// The socket of a connection: by its first sequence number, which survives every translation, else by its addresses.
+    pub fn find(&self, query: Query, at: Timestamp) -> Option<&Socket> {
+        let by_isn = query.isn.and_then(|isn| self.by_isn.get(&(isn, query.endpoint)));
+        let number = by_isn.or_else(|| self.by_flow.get(&(query.client, query.endpoint)))?;
+        let socket = self.all.get(number)?;
+        let apart = at.since(socket.at).max(socket.at.since(at));
+        (apart < BELIEVED).then_some(socket)
+    }
+}

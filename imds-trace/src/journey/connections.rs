@@ -1,0 +1,235 @@
+//! Which connection does this packet belong to, behind whatever translation? Learned from the packets.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::{Connection, ConnectionId, Join};
+use crate::net::{Endpoint, Heading, Timestamp};
+use crate::observation::{Hook, Observation, Place, Tcp};
+
+/// Connections remembered at most. IMDS closes after each answer, so this is some seconds of the fastest client seen.
+const MAX_CONNECTIONS: usize = 65_536;
+/// A connection in which nothing moved for so long is forgotten; Linux gives up a SYN after 127 s.
+const FORGET: Duration = Duration::from_secs(130);
+/// Two SYNs with the same first sequence number this far apart are two connections.
+const SAME_SYN: Duration = Duration::from_secs(130);
+/// Addresses under which one connection may be seen: each translation adds one.
+const MAX_LEGS: usize = 8;
+
+/// The client's and the IMDS end as they stand in a packet at one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Leg {
+    client: Endpoint,
+    endpoint: Endpoint,
+}
+
+/// The numbers of a packet that no forwarding changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PacketKey {
+    heading: Heading,
+    tcp: Tcp,
+    ip_id: u16,
+}
+
+impl PacketKey {
+    /// The numbers of `observation`, which has a TCP header `tcp`.
+    pub fn new(observation: &Observation, tcp: Tcp) -> Self {
+        Self { heading: observation.heading, tcp, ip_id: observation.ip_id }
+    }
+}
+
+/// What is known of one connection.
+#[derive(Debug)]
+pub struct State<Open> {
+    /// What journeys carry.
+    pub connection: Connection,
+    /// Where the first packet from the client was first seen.
+    pub client_hook: Option<Hook>,
+    /// Highest acknowledgement seen for data travelling to IMDS, and for data travelling from it.
+    pub acked: [Option<u32>; 2],
+    /// Journeys still under way.
+    pub open: Vec<Open>,
+    legs: Vec<Leg>,
+    last: Timestamp,
+    /// Its place in the order of last use.
+    turn: u64,
+    guess: Option<PacketKey>,
+}
+
+/// All connections, bounded.
+#[derive(Debug)]
+pub struct Connections<Open> {
+    states: HashMap<ConnectionId, State<Open>>,
+    /// Turn to connection, least recently used first.
+    order: BTreeMap<u64, ConnectionId>,
+    by_leg: HashMap<Leg, ConnectionId>,
+    by_isn: HashMap<u32, ConnectionId>,
+    /// The latest packet of connections whose SYN was not seen.
+    by_packet: HashMap<PacketKey, ConnectionId>,
+    next: u64,
+    turn: u64,
+    evicted: u64,
+}
+
+impl<Open> Default for Connections<Open> {
+    fn default() -> Self {
+        Self {
+            states: HashMap::new(),
+            order: BTreeMap::new(),
+            by_leg: HashMap::new(),
+            by_isn: HashMap::new(),
+            by_packet: HashMap::new(),
+            next: 1,
+            turn: 0,
+            evicted: 0,
+        }
+    }
+}
+
+impl<Open> Connections<Open> {
+    /// The connection of a packet, entered if it is new, and how it was found.
+    pub fn of(&mut self, observation: &Observation, tcp: Tcp) -> (ConnectionId, Join) {
+        let leg = leg(observation);
+        let at = observation.at;
+        let (id, join) =
+            self.find(observation, tcp, leg).unwrap_or_else(|| (self.enter(observation, tcp, leg), Join::Exact));
+        let turn = self.turn;
+        self.turn += 1;
+        if let Some(state) = self.states.get_mut(&id) {
+            self.order.remove(&state.turn);
+            self.order.insert(turn, id);
+            state.turn = turn;
+            state.last = state.last.max(at);
+            if state.connection.isn.is_none() {
+                let key = PacketKey::new(observation, tcp);
+                if let Some(old) = state.guess.replace(key).filter(|old| *old != key) {
+                    self.by_packet.remove(&old);
+                }
+                self.by_packet.insert(key, id);
+            }
+        }
+        self.shrink(at);
+        (id, join)
+    }
+
+    /// The state of a connection that [`Self::of`] gave, unless it was forgotten since.
+    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut State<Open>> {
+        self.states.get_mut(&id)
+    }
+
+    /// How many connections were forgotten before their time, to stay within bounds; counted anew after each call.
+    pub fn take_evicted(&mut self) -> u64 {
+        std::mem::take(&mut self.evicted)
+    }
+
+    fn find(&mut self, observation: &Observation, tcp: Tcp, leg: Leg) -> Option<(ConnectionId, Join)> {
+        if tcp.flags.opens() && observation.heading == Heading::ToImds {
+            let id = *self.by_isn.get(&tcp.seq)?;
+            let state = self.states.get_mut(&id)?;
+            if observation.at.since(state.last) > SAME_SYN {
+                return None;
+            }
+            let join = if state.legs.first() == Some(&leg) { Join::Exact } else { Join::Rewritten };
+            self.add_leg(id, leg);
+            return Some((id, join));
+        }
+        if let Some(id) = self.by_leg.get(&leg) {
+            let state = self.states.get(id)?;
+            return Some((*id, if state.legs.len() > 1 { Join::Rewritten } else { Join::Exact }));
+        }
+        let id = *self.by_packet.get(&PacketKey::new(observation, tcp))?;
+        self.add_leg(id, leg);
+        if observation.heading == Heading::FromImds {
+            // Seen later on its way to the client: nearer to it.
+            if let Some(state) = self.states.get_mut(&id) {
+                state.connection.client = leg.client;
+                state.connection.endpoint = leg.endpoint;
+            }
+        }
+        Some((id, Join::Guessed))
+    }
+
+    fn add_leg(&mut self, id: ConnectionId, leg: Leg) {
+        let Some(state) = self.states.get_mut(&id) else { return };
+        if !state.legs.contains(&leg) && state.legs.len() < MAX_LEGS {
+            state.legs.push(leg);
+        }
+        if state.legs.contains(&leg) {
+            self.by_leg.insert(leg, id);
+        }
+    }
+
+    fn enter(&mut self, observation: &Observation, tcp: Tcp, leg: Leg) -> ConnectionId {
+        let id = ConnectionId(self.next);
+        self.next += 1;
+        let opens = tcp.flags.opens() && observation.heading == Heading::ToImds;
+        let client_hook = match (&observation.place, observation.heading) {
+            (Place::Hook(hook), Heading::ToImds) => Some(hook.clone()),
+            _ => None,
+        };
+        let isn = opens.then_some(tcp.seq);
+        let connection = Connection { id, client: leg.client, endpoint: leg.endpoint, isn };
+        let turn = self.turn;
+        self.turn += 1;
+        let state = State {
+            connection,
+            client_hook,
+            acked: [None; 2],
+            open: Vec::new(),
+            legs: vec![leg],
+            last: observation.at,
+            turn,
+            guess: None,
+        };
+        self.states.insert(id, state);
+        self.order.insert(turn, id);
+        self.by_leg.insert(leg, id);
+        if let Some(isn) = isn {
+            self.by_isn.insert(isn, id);
+        }
+        id
+    }
+
+    fn shrink(&mut self, now: Timestamp) {
+        while let Some((&turn, &id)) = self.order.first_key_value() {
+            let Some(state) = self.states.get(&id) else {
+                self.order.remove(&turn);
+                continue;
+            };
+            let forgotten = now.since(state.last) > FORGET;
+            if !forgotten && self.states.len() <= MAX_CONNECTIONS {
+                break;
+            }
+            self.evicted += u64::from(!forgotten);
+            self.order.remove(&turn);
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: ConnectionId) {
+        let Some(state) = self.states.remove(&id) else { return };
+        for leg in &state.legs {
+            if self.by_leg.get(leg) == Some(&id) {
+                self.by_leg.remove(leg);
+            }
+        }
+        if let Some(isn) = state.connection.isn
+            && self.by_isn.get(&isn) == Some(&id)
+        {
+            self.by_isn.remove(&isn);
+        }
+        if let Some(key) = state.guess
+            && self.by_packet.get(&key) == Some(&id)
+        {
+            self.by_packet.remove(&key);
+        }
+    }
+}
+
+fn leg(observation: &Observation) -> Leg {
+    let flow = observation.flow;
+    match observation.heading {
+        Heading::ToImds => Leg { client: flow.source, endpoint: flow.destination },
+        Heading::FromImds => Leg { client: flow.destination, endpoint: flow.source },
+    }
+}

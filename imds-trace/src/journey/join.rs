@@ -1,0 +1,210 @@
+//! Which journey does this observation continue, and when is a journey over?
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use super::connections::{Connections, PacketKey, State};
+use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
+use crate::net::{Direction, Heading, Timestamp};
+use crate::observation::{Drop, Observation, Place, Tcp, TcpFlags};
+
+/// A journey is over when nothing more was seen of it for so long. Crossing a host takes microseconds; the rest is for the
+/// sources of identity, which may speak a little later than the packets.
+pub const QUIET: Duration = Duration::from_millis(250);
+/// Journeys under way in one connection at most; a window of small segments.
+const MAX_OPEN: usize = 256;
+/// Hops of one journey at most: more than any stack of bridges has.
+const MAX_HOPS: usize = 32;
+
+#[derive(Debug)]
+struct Open {
+    key: PacketKey,
+    tcp: Tcp,
+    heading: Heading,
+    hops: Vec<Hop>,
+    dropped: Option<Dropped>,
+    /// The receiving host's TCP had it in hand.
+    reached: bool,
+    head: Option<crate::observation::Head>,
+    join: Join,
+    last: Timestamp,
+}
+
+/// Joins observations into journeys.
+#[derive(Debug, Default)]
+pub struct Joiner {
+    connections: Connections<Open>,
+    due: BinaryHeap<Reverse<(Timestamp, ConnectionId)>>,
+    evicted: u64,
+}
+
+impl Joiner {
+    /// Takes in one observation. Journeys come out of [`Self::advance`].
+    pub fn push(&mut self, observation: Observation) {
+        // Without a TCP header (ICMP, UDP, a later fragment) there is nothing to join by.
+        let Some(tcp) = observation.tcp else { return };
+        if let Place::Drop(drop) = &observation.place
+            && is_copy(drop)
+        {
+            return;
+        }
+        let reached = matches!(&observation.place, Place::Drop(drop) if is_receivers_own(drop));
+        let (id, join) = self.connections.of(&observation, tcp);
+        self.evicted += self.connections.take_evicted();
+        let Some(state) = self.connections.get_mut(id) else { return };
+        note_ack(state, observation.heading, tcp);
+        let key = PacketKey::new(&observation, tcp);
+        let continued = state.open.iter_mut().rev().find(|open| open.key == key && open.goes_on_at(&observation.place));
+        let open = match continued {
+            Some(open) => open,
+            // What a TCP discards of itself, with no journey that brought it there, says nothing of the network.
+            None if reached => return,
+            None => {
+                if state.open.len() >= MAX_OPEN {
+                    state.open.remove(0);
+                    self.evicted += 1;
+                }
+                state.open.push(Open {
+                    key,
+                    tcp,
+                    heading: observation.heading,
+                    hops: Vec::new(),
+                    dropped: None,
+                    reached: false,
+                    head: None,
+                    join,
+                    last: observation.at,
+                });
+                self.due.push(Reverse((observation.at.after(QUIET), id)));
+                state.open.last_mut().unwrap_or_else(|| unreachable!("pushed just now"))
+            }
+        };
+        open.last = open.last.max(observation.at);
+        open.join = open.join.max(join);
+        open.head = open.head.take().or(observation.head);
+        match observation.place {
+            Place::Hook(hook) => open.hops.push(Hop { at: observation.at, hook, ttl: observation.ttl }),
+            Place::Drop(_) if reached => open.reached = true,
+            Place::Drop(drop) => open.dropped = Some(Dropped { drop, ttl: observation.ttl }),
+        }
+    }
+
+    /// Gives the journeys that are over at `now`, in the order in which they ended.
+    pub fn advance(&mut self, now: Timestamp, sink: &mut dyn FnMut(Journey)) {
+        while let Some(&Reverse((due, id))) = self.due.peek() {
+            if due > now {
+                break;
+            }
+            self.due.pop();
+            let Some(state) = self.connections.get_mut(id) else { continue };
+            let (over, open): (Vec<Open>, Vec<Open>) =
+                std::mem::take(&mut state.open).into_iter().partition(|open| open.last.after(QUIET) <= now);
+            state.open = open;
+            if let Some(next) = state.open.iter().map(|open| open.last.after(QUIET)).min() {
+                self.due.push(Reverse((next, id)));
+            }
+            for open in over {
+                sink(finish(open, state));
+            }
+        }
+    }
+
+    /// When [`Self::advance`] will have something to do.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.due.peek().map(|Reverse((due, _))| *due)
+    }
+
+    /// How many connections and journeys had to go before their time; counted anew after each call.
+    pub fn take_evicted(&mut self) -> u64 {
+        std::mem::take(&mut self.evicted)
+    }
+}
+
+impl Open {
+    /// Can a packet with these numbers at this place be the one followed here, or is it sent again?
+    fn goes_on_at(&self, place: &Place) -> bool {
+        match place {
+            Place::Drop(_) => self.dropped.is_none(),
+            // A packet that was dropped is not seen again; one that passed a hook does not pass it twice.
+            Place::Hook(hook) => {
+                self.dropped.is_none() && self.hops.len() < MAX_HOPS && !self.hops.iter().any(|hop| hop.hook == *hook)
+            }
+        }
+    }
+}
+
+fn finish(open: Open, state: &State<Open>) -> Journey {
+    let fate = match open.dropped.clone() {
+        Some(dropped) => Fate::Dropped(dropped),
+        None if open.reached || arrived(&open, state) || was_acked(&open, state) => Fate::Delivered,
+        None => Fate::Unresolved,
+    };
+    Journey {
+        connection: state.connection.clone(),
+        heading: open.heading,
+        tcp: open.tcp,
+        head: open.head,
+        hops: open.hops,
+        fate,
+        join: open.join,
+        at: open.last,
+    }
+}
+
+/// Was its last hop the end of the way that this host can see?
+fn arrived(open: &Open, state: &State<Open>) -> bool {
+    let Some(last) = open.hops.last() else { return false };
+    match open.heading {
+        Heading::ToImds => last.hook.direction == Direction::Egress,
+        Heading::FromImds => match &state.client_hook {
+            // The client sent from this host itself: what comes in is for it.
+            Some(hook) if hook.direction == Direction::Egress => true,
+            _ => last.hook.direction == Direction::Egress,
+        },
+    }
+}
+
+/// The other side acknowledged it: it arrived, whatever we saw of it.
+fn was_acked(open: &Open, state: &State<Open>) -> bool {
+    let occupies = open.tcp.end() != open.tcp.seq;
+    occupies && state.acked[slot(open.heading)].is_some_and(|acked| !is_before(acked, open.tcp.end()))
+}
+
+fn note_ack(state: &mut State<Open>, heading: Heading, tcp: Tcp) {
+    if !tcp.flags.has(TcpFlags::ACK) {
+        return;
+    }
+    // What travels to IMDS acknowledges what travelled from it.
+    let acked = &mut state.acked[1 - slot(heading)];
+    if acked.is_none_or(|known| is_before(known, tcp.ack)) {
+        *acked = Some(tcp.ack);
+    }
+}
+
+fn slot(heading: Heading) -> usize {
+    match heading {
+        Heading::ToImds => 0,
+        Heading::FromImds => 1,
+    }
+}
+
+/// Sequence number arithmetic, RFC 9293 section 3.4.
+fn is_before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
+/// A bridge floods a packet whose port it does not know to all ports; those it is not meant for drop their copy.
+fn is_copy(drop: &Drop) -> bool {
+    drop.reason.as_deref() == Some("OTHERHOST")
+}
+
+/// The receiving TCP had the packet in hand and needed it no more (data it already had, a closed socket): it was delivered.
+fn is_receivers_own(drop: &Drop) -> bool {
+    let by_reason = drop.reason.as_deref().is_some_and(|reason| reason.starts_with("TCP_") || reason == "NO_SOCKET");
+    by_reason || drop.location.starts_with("tcp_")
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

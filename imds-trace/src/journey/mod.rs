@@ -1,0 +1,97 @@
+//! Which observations are one packet, and how did it end? Joined across forwarding and address translation.
+//!
+//! The kernel rewrites addresses and ports on the way, never TCP sequence numbers and, when it forwards, not the IP
+//! identification. The first sequence number of a SYN ties both sides of a translation together; from then on the rewrite is known.
+//! A retransmission repeats its numbers at a hook that has seen them: that is a new journey.
+//!
+//! Cannot know: what happened between hooks. A packet that went on and was not seen again is [`Fate::Unresolved`].
+
+mod connections;
+mod join;
+
+use serde::Serialize;
+
+use crate::net::{Endpoint, Heading, Timestamp, Ttl};
+use crate::observation::{Drop, Head, Hook, Tcp};
+pub use join::Joiner;
+
+/// Numbers connections within one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// A TCP connection between a client and IMDS, whatever its addresses were on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its number.
+    pub id: ConnectionId,
+    /// The client's end, nearest to the client that was seen.
+    pub client: Endpoint,
+    /// The IMDS end as the client addressed it.
+    pub endpoint: Endpoint,
+    /// First sequence number; `None` if the SYN was not seen.
+    pub isn: Option<u32>,
+}
+
+/// One step of a journey.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// When.
+    pub at: Timestamp,
+    /// Where.
+    pub hook: Hook,
+    /// With what TTL.
+    pub ttl: Ttl,
+}
+
+/// How sure it is that the observations are one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Join {
+    /// The same addresses at every hop.
+    Exact,
+    /// Through a translation that the connection's SYN showed.
+    Rewritten,
+    /// By its numbers alone: the SYN was not seen.
+    Guessed,
+}
+
+/// How a journey ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Left this host towards IMDS, or reached its client's side.
+    Delivered,
+    /// The kernel dropped it.
+    Dropped(Dropped),
+    /// Went on from its last hop and was not seen again.
+    Unresolved,
+}
+
+/// A drop, and the packet's TTL there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// The kernel's word.
+    pub drop: Drop,
+    /// TTL at that point.
+    pub ttl: Ttl,
+}
+
+/// One packet followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Journey {
+    /// The connection it belongs to, as known now.
+    pub connection: Connection,
+    /// Which way it travelled.
+    pub heading: Heading,
+    /// Its TCP header.
+    pub tcp: Tcp,
+    /// Its payload as the beginning of an HTTP message.
+    pub head: Option<Head>,
+    /// Where it was seen, in order; empty if only its drop was seen.
+    pub hops: Vec<Hop>,
+    /// How it ended.
+    pub fate: Fate,
+    /// How the hops were joined.
+    pub join: Join,
+    /// When it was last seen.
+    pub at: Timestamp,
+}

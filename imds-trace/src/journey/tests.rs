@@ -1,0 +1,185 @@
+//! Are observations joined as the kernel moved the packets?
+
+use std::net::IpAddr;
+
+use super::*;
+use crate::net::{Endpoint, Flow, Ifindex, Interface, Netns, Ttl};
+use crate::observation::Hook;
+
+const CLIENT: &str = "172.17.0.2:40000";
+const HOST: &str = "10.0.0.10:40000";
+const IMDS: &str = "169.254.169.254:80";
+
+fn end(text: &str) -> Endpoint {
+    let socket: std::net::SocketAddr = text.parse().unwrap();
+    Endpoint { address: socket.ip(), port: socket.port() }
+}
+
+fn hook(name: &str, direction: Direction) -> Place {
+    let index = name.bytes().map(u32::from).sum();
+    let interface = Interface { netns: Netns(1), index: Ifindex(index), name: name.into() };
+    Place::Hook(Hook { interface, direction })
+}
+
+fn drop_at(location: &str, reason: &str) -> Place {
+    Place::Drop(Drop { location: location.into(), reason: Some(reason.into()), interface: None, netns: Netns(1) })
+}
+
+struct Packet {
+    heading: Heading,
+    seq: u32,
+    ack: u32,
+    flags: u8,
+    len: u32,
+}
+
+fn observe(ms: u64, place: Place, client: &str, ttl: u8, packet: &Packet) -> Observation {
+    let (client, imds) = (end(client), end(IMDS));
+    let flow = match packet.heading {
+        Heading::ToImds => Flow { source: client, destination: imds },
+        Heading::FromImds => Flow { source: imds, destination: client },
+    };
+    Observation {
+        at: Timestamp(ms * 1_000_000),
+        place,
+        heading: packet.heading,
+        flow,
+        ttl: Ttl(ttl),
+        ip_id: 0,
+        protocol: 6,
+        tcp: Some(Tcp { seq: packet.seq, ack: packet.ack, flags: TcpFlags(packet.flags), len: packet.len }),
+        head: None,
+    }
+}
+
+fn syn() -> Packet {
+    Packet { heading: Heading::ToImds, seq: 1000, ack: 0, flags: TcpFlags::SYN, len: 0 }
+}
+
+fn data() -> Packet {
+    Packet { heading: Heading::FromImds, seq: 5001, ack: 1100, flags: TcpFlags::ACK, len: 300 }
+}
+
+fn run(observations: Vec<Observation>) -> Vec<Journey> {
+    let mut joiner = Joiner::default();
+    let mut journeys = Vec::new();
+    for observation in observations {
+        joiner.advance(observation.at, &mut |journey| journeys.push(journey));
+        joiner.push(observation);
+    }
+    joiner.advance(Timestamp(u64::MAX), &mut |journey| journeys.push(journey));
+    journeys
+}
+
+use Direction::{Egress, Ingress};
+
+fn syn_through(host: &str) -> Vec<Observation> {
+    vec![observe(0, hook("docker0", Ingress), CLIENT, 64, &syn()), observe(0, hook("ens5", Egress), host, 63, &syn())]
+}
+
+#[test]
+fn a_packet_is_one_journey_through_a_masquerade_that_changes_the_port() {
+    let mut observations = syn_through("10.0.0.10:1024");
+    observations.push(observe(1, hook("ens5", Ingress), "10.0.0.10:1024", 2, &data()));
+    observations.push(observe(1, hook("docker0", Egress), CLIENT, 1, &data()));
+    let journeys = run(observations);
+    assert_eq!(journeys.len(), 2, "{journeys:#?}");
+    for journey in &journeys {
+        assert_eq!((journey.hops.len(), &journey.fate, journey.join), (2, &Fate::Delivered, Join::Rewritten));
+        assert_eq!(journey.connection.client, end(CLIENT));
+        assert_eq!(journey.connection.isn, Some(1000));
+    }
+}
+
+#[test]
+fn a_drop_after_translation_belongs_to_the_packet_that_came_in() {
+    let mut observations = syn_through(HOST);
+    observations.push(observe(1, hook("ens5", Ingress), HOST, 1, &data()));
+    observations.push(observe(1, drop_at("ip_forward", "IP_INHDR"), CLIENT, 1, &data()));
+    let journeys = run(observations);
+    let lost = &journeys[1];
+    assert!(
+        matches!(&lost.fate, Fate::Dropped(dropped) if dropped.ttl == Ttl(1) && dropped.drop.location == "ip_forward")
+    );
+    assert_eq!(lost.hops.len(), 1);
+}
+
+#[test]
+fn each_retransmission_is_a_journey_of_its_own_even_within_the_quiet_time() {
+    let mut observations = syn_through(HOST);
+    for ms in [10, 20, 500] {
+        observations.push(observe(ms, hook("ens5", Ingress), HOST, 1, &data()));
+        observations.push(observe(ms, drop_at("ip_forward", "IP_INHDR"), CLIENT, 1, &data()));
+    }
+    let lost = run(observations).into_iter().filter(|journey| matches!(journey.fate, Fate::Dropped(_))).count();
+    assert_eq!(lost, 3);
+}
+
+#[test]
+fn a_response_that_came_in_and_never_went_on_is_unresolved_behind_a_bridge_and_delivered_to_the_host() {
+    let mut behind = syn_through(HOST);
+    behind.push(observe(1, hook("ens5", Ingress), HOST, 1, &data()));
+    assert_eq!(run(behind)[1].fate, Fate::Unresolved);
+
+    let own =
+        vec![observe(0, hook("ens5", Egress), HOST, 64, &syn()), observe(1, hook("ens5", Ingress), HOST, 1, &data())];
+    assert_eq!(run(own)[1].fate, Fate::Delivered);
+}
+
+#[test]
+fn what_the_other_side_acknowledged_was_delivered_although_a_hop_is_missing() {
+    let mut observations = syn_through(HOST);
+    observations.push(observe(1, hook("ens5", Ingress), HOST, 1, &data()));
+    let ack = Packet { heading: Heading::ToImds, seq: 1100, ack: 5301, flags: TcpFlags::ACK, len: 0 };
+    observations.push(observe(2, hook("docker0", Ingress), CLIENT, 64, &ack));
+    let journeys = run(observations);
+    let response = journeys.iter().find(|journey| journey.heading == Heading::FromImds).unwrap();
+    assert_eq!(response.fate, Fate::Delivered);
+}
+
+#[test]
+fn a_trace_that_begins_in_mid_connection_joins_by_numbers_and_says_so() {
+    let observations = vec![
+        observe(1, hook("ens5", Ingress), HOST, 2, &data()),
+        observe(1, hook("docker0", Egress), CLIENT, 1, &data()),
+    ];
+    let journeys = run(observations);
+    assert_eq!(journeys.len(), 1);
+    assert_eq!((journeys[0].join, &journeys[0].fate), (Join::Guessed, &Fate::Delivered));
+    assert_eq!(journeys[0].connection.client, end(CLIENT));
+}
+
+#[test]
+fn what_the_receiving_tcp_discards_and_flooded_copies_are_no_losses() {
+    let mut observations = syn_through(HOST);
+    observations.push(observe(1, hook("ens5", Ingress), HOST, 2, &data()));
+    observations.push(observe(1, drop_at("ip_rcv_core", "OTHERHOST"), CLIENT, 1, &data()));
+    observations.push(observe(1, hook("docker0", Egress), CLIENT, 1, &data()));
+    observations.push(observe(1, drop_at("tcp_data_queue", "TCP_OLD_DATA"), CLIENT, 1, &data()));
+    let journeys = run(observations);
+    assert_eq!(journeys.len(), 2);
+    assert!(journeys.iter().all(|journey| journey.fate == Fate::Delivered), "{journeys:#?}");
+}
+
+#[test]
+fn two_clients_with_the_same_ports_and_numbers_but_their_own_first_sequence_number_stay_apart() {
+    let other = Packet { seq: 2000, ..syn() };
+    let mut observations = syn_through(HOST);
+    observations.push(observe(0, hook("docker0", Ingress), "172.17.0.3:40000", 64, &other));
+    observations.push(observe(0, hook("ens5", Egress), "10.0.0.10:1025", 63, &other));
+    let journeys = run(observations);
+    assert_eq!(journeys.len(), 2);
+    let clients: Vec<IpAddr> = journeys.iter().map(|journey| journey.connection.client.address).collect();
+    assert_eq!(clients, ["172.17.0.2".parse::<IpAddr>().unwrap(), "172.17.0.3".parse().unwrap()]);
+}
+
+#[test]
+fn a_flood_of_connections_stays_bounded_and_is_counted() {
+    let mut joiner = Joiner::default();
+    for n in 0..100_000u32 {
+        let packet = Packet { seq: n, ..syn() };
+        let client = format!("172.17.{}.{}:{}", n >> 16, (n >> 8) & 255, 1 + (n & 255));
+        joiner.push(observe(0, hook("docker0", Ingress), &client, 64, &packet));
+    }
+    assert_eq!(joiner.take_evicted(), 100_000 - 65_536);
+}

@@ -1,0 +1,153 @@
+//! Where does the running kernel keep what we read, and how does it name its drop reasons? Pure over its BTF.
+
+use std::collections::HashMap;
+
+use btf_rs::{Btf, BtfType, Type};
+use imds_trace_ebpf::record::{ABSENT, Offsets};
+
+use super::Error;
+
+/// The kernel's type information.
+pub struct Layout {
+    btf: Btf,
+}
+
+impl std::fmt::Debug for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Layout").finish_non_exhaustive()
+    }
+}
+
+impl Layout {
+    /// Reads the running kernel's.
+    pub fn of_this_kernel() -> Result<Self, Error> {
+        let bytes = std::fs::read("/sys/kernel/btf/vmlinux").map_err(Error::NoBtf)?;
+        Self::new(&bytes)
+    }
+
+    /// Reads `bytes`, raw BTF.
+    pub fn new(bytes: &[u8]) -> Result<Self, Error> {
+        Ok(Self { btf: Btf::from_bytes(bytes)? })
+    }
+
+    /// All offsets that the kernel half wants. Fails if one is missing that it cannot do without.
+    pub fn offsets(&self) -> Result<Offsets, Error> {
+        let must = |path: &str| self.offset(path).ok_or_else(|| Error::NoField(path.to_owned()));
+        let may = |path: &str| self.offset(path).unwrap_or(ABSENT);
+        Ok(Offsets {
+            skb_head: must("sk_buff.head")?,
+            skb_network_header: must("sk_buff.network_header")?,
+            skb_protocol: must("sk_buff.protocol")?,
+            skb_dev: must("sk_buff.dev")?,
+            skb_sk: must("sk_buff.sk")?,
+            skb_dst: must("sk_buff._skb_refdst")?,
+            dst_dev: must("dst_entry.dev")?,
+            dev_ifindex: must("net_device.ifindex")?,
+            dev_name: must("net_device.name")?,
+            dev_net: may("net_device.nd_net.net"),
+            net_inum: must("net.ns.inum")?,
+            net_default_ttl: may("net.ipv4.sysctl_ip_default_ttl"),
+            net_v6_devconf_all: may("net.ipv6.devconf_all"),
+            v6_devconf_hop_limit: may("ipv6_devconf.hop_limit"),
+            skc_family: must("sock_common.skc_family")?,
+            skc_daddr: must("sock_common.skc_daddr")?,
+            skc_rcv_saddr: must("sock_common.skc_rcv_saddr")?,
+            skc_v6_daddr: may("sock_common.skc_v6_daddr"),
+            skc_v6_rcv_saddr: may("sock_common.skc_v6_rcv_saddr"),
+            skc_dport: must("sock_common.skc_dport")?,
+            skc_net: may("sock_common.skc_net.net"),
+            sk_protocol: must("sock.sk_protocol")?,
+            inet_sport: must("inet_sock.inet_sport")?,
+            inet_uc_ttl: may("inet_sock.uc_ttl"),
+            inet_pinet6: may("inet_sock.pinet6"),
+            pinet6_hop_limit: may("ipv6_pinfo.hop_limit"),
+            tcp_snd_una: must("tcp_sock.snd_una")?,
+            tcp_write_seq: must("tcp_sock.write_seq")?,
+            kfree_skb_has_reason: u32::from(self.kfree_skb_has_reason()),
+        })
+    }
+
+    /// Names of `enum skb_drop_reason` without their prefix; empty on a kernel that gives no reasons.
+    pub fn drop_reasons(&self) -> HashMap<u32, String> {
+        let mut names = HashMap::new();
+        for found in self.btf.resolve_types_by_name("skb_drop_reason").unwrap_or_default() {
+            let Type::Enum(reasons) = found else { continue };
+            for member in &reasons.members {
+                if let Ok(name) = self.btf.resolve_name(member) {
+                    let name = name.strip_prefix("SKB_DROP_REASON_").unwrap_or(&name).to_owned();
+                    names.entry(member.val()).or_insert(name);
+                }
+            }
+        }
+        names
+    }
+
+    /// Does the tracepoint hand a reason to its programs? (skb, location, reason) behind the context.
+    fn kfree_skb_has_reason(&self) -> bool {
+        let arguments = || {
+            let Type::Typedef(definition) = self.btf.resolve_types_by_name("btf_trace_kfree_skb").ok()?.pop()? else {
+                return None;
+            };
+            let Type::Ptr(pointer) = self.btf.resolve_chained_type(&definition).ok()? else { return None };
+            match self.btf.resolve_chained_type(&pointer).ok()? {
+                Type::FuncProto(prototype) => Some(prototype.parameters.len()),
+                _ => None,
+            }
+        };
+        arguments().is_some_and(|count| count >= 4)
+    }
+
+    /// Offset in bytes of `structure.field.field…`; looks into anonymous members. `None` if there is no such field.
+    pub fn offset(&self, path: &str) -> Option<u32> {
+        let mut names = path.split('.');
+        let structure = names.next()?;
+        let mut found = self.btf.resolve_types_by_name(structure).ok()?.into_iter().find_map(|found| match found {
+            Type::Struct(found) => Some(found),
+            _ => None,
+        })?;
+        let mut bits = 0;
+        let mut names = names.peekable();
+        while let Some(name) = names.next() {
+            let (at, kind) = self.member(&found, name)?;
+            bits += at;
+            if names.peek().is_some() {
+                found = self.structure(kind?)?;
+            }
+        }
+        Some(bits / 8)
+    }
+
+    /// Bit offset and type of a member, in `structure` or in an anonymous member of it.
+    fn member(&self, structure: &btf_rs::Struct, name: &str) -> Option<(u32, Option<Type>)> {
+        for member in &structure.members {
+            let member_name = self.btf.resolve_name(member).unwrap_or_default();
+            if member_name == name {
+                return Some((member.bit_offset(), self.btf.resolve_chained_type(member).ok()));
+            }
+            if member_name.is_empty()
+                && let Some(inner) = self.btf.resolve_chained_type(member).ok().and_then(|kind| self.structure(kind))
+                && let Some((at, kind)) = self.member(&inner, name)
+            {
+                return Some((member.bit_offset() + at, kind));
+            }
+        }
+        None
+    }
+
+    /// The structure or union behind typedefs and qualifiers.
+    fn structure(&self, mut kind: Type) -> Option<btf_rs::Struct> {
+        loop {
+            kind = match kind {
+                Type::Struct(found) | Type::Union(found) => return Some(found),
+                Type::Typedef(next) => self.next(&next)?,
+                Type::TypeTag(next) => self.next(&next)?,
+                Type::Const(next) | Type::Volatile(next) | Type::Restrict(next) => self.next(&next)?,
+                _ => return None,
+            }
+        }
+    }
+
+    fn next(&self, kind: &dyn BtfType) -> Option<Type> {
+        self.btf.resolve_chained_type(kind).ok()
+    }
+}

@@ -1,0 +1,49 @@
+//! What does this kernel allow, and what do we lack? Asked once.
+
+use std::fs;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+
+/// Capabilities without which nothing can be traced, with their numbers (`include/uapi/linux/capability.h`).
+const NEEDED: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_PERFMON", 38), ("CAP_NET_ADMIN", 12)];
+/// Stands in for all of them.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// The capabilities that this process lacks; empty if it has all.
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let effective = fs::read_to_string("/proc/self/status").ok().and_then(|status| effective(&status)).unwrap_or(0);
+    lacking(effective)
+}
+
+fn lacking(effective: u64) -> Vec<&'static str> {
+    let has = |number: u32| effective & (1 << number) != 0;
+    NEEDED
+        .iter()
+        .filter(|(name, number)| !has(*number) && !(has(CAP_SYS_ADMIN) && *name != "CAP_NET_ADMIN"))
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
+/// Has this kernel tcx links? Asked by a query, which attaches nothing.
+pub fn has_tcx(interface: &str) -> bool {
+    SchedClassifier::query_tcx(interface, TcAttachType::Ingress).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert_eq!(lacking(0), ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]);
+        assert_eq!(lacking(1 << 39 | 1 << 38), ["CAP_NET_ADMIN"]);
+        assert_eq!(lacking(1 << 21), ["CAP_NET_ADMIN"]);
+        assert!(lacking(u64::MAX).is_empty());
+        assert_eq!(effective("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(0x1ff_ffff_ffff));
+    }
+}

@@ -1,0 +1,122 @@
+//! What lies in the ring buffer? Bytes to [`Record`], and the numbers in it to names.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use aya::maps::{MapData, RingBuf};
+use imds_trace_ebpf::record::{self, kind};
+use zerocopy::FromBytes;
+
+use super::symbols::Symbols;
+use crate::input::{Names, Record};
+use crate::net::{Ifindex, Netns};
+
+/// Records as they come. Readable, as a file descriptor, when there are some.
+pub struct Records(pub(super) RingBuf<MapData>);
+
+impl AsFd for Records {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Records {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Records {
+    /// Hands the bytes of the next record to `take`; `None` if there is none.
+    pub fn next<T>(&mut self, take: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.0.next().map(|item| take(&item))
+    }
+}
+
+/// Reads one record; `None` if it is not one of ours or cut short.
+pub fn read(bytes: &[u8]) -> Option<Record<'_>> {
+    let (header, _) = record::Header::ref_from_prefix(bytes).ok()?;
+    match header.kind {
+        kind::PACKET | kind::PACKET_WITH_PAYLOAD => {
+            let (packet, rest) = record::Packet::ref_from_prefix(bytes).ok()?;
+            let snapped = if header.kind == kind::PACKET { 0 } else { usize::from(packet.snapped) };
+            Some(Record::Packet(packet, rest.get(..snapped)?))
+        }
+        kind::DROP => Some(Record::Drop(record::Drop::ref_from_prefix(bytes).ok()?.0)),
+        kind::CONNECT => Some(Record::Connect(record::Connect::ref_from_prefix(bytes).ok()?.0)),
+        kind::CONNECTED => Some(Record::Connected(record::Connected::ref_from_prefix(bytes).ok()?.0)),
+        _ => None,
+    }
+}
+
+/// Names for the numbers in records, as this machine has them.
+#[derive(Debug)]
+pub struct MachineNames {
+    /// Namespace of the hooks.
+    pub netns: Netns,
+    /// Watched addresses.
+    pub endpoints: Vec<IpAddr>,
+    /// Names of interfaces in our namespace, those that are gone included: their packets may still be in the buffer.
+    pub interfaces: BTreeMap<Ifindex, String>,
+    /// Drop reasons.
+    pub reasons: HashMap<u32, String>,
+    /// Functions.
+    pub symbols: RefCell<Symbols>,
+}
+
+impl Names for MachineNames {
+    fn host_netns(&self) -> Netns {
+        self.netns
+    }
+
+    fn interface(&self, index: Ifindex) -> Option<String> {
+        self.interfaces.get(&index).cloned()
+    }
+
+    fn symbol(&self, address: u64) -> String {
+        self.symbols.borrow_mut().name(address)
+    }
+
+    fn reason(&self, number: u32) -> Option<String> {
+        if self.reasons.is_empty() {
+            return None;
+        }
+        // A subsystem (upper 16 bits) with reasons of its own, which this kernel's main table does not name.
+        Some(self.reasons.get(&number).cloned().unwrap_or_else(|| format!("{number:#x}")))
+    }
+
+    fn is_endpoint(&self, address: IpAddr) -> bool {
+        self.endpoints.contains(&address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_is_read_and_what_is_cut_short_is_not() {
+        let mut packet = record::Packet::default();
+        packet.header.kind = kind::PACKET_WITH_PAYLOAD;
+        packet.snapped = 3;
+        let mut bytes = packet.as_bytes().to_vec();
+        bytes.extend_from_slice(b"GET and what was there before");
+        // The kernel hands records out on 8-byte boundaries; a Vec of u64 does too.
+        let aligned = align(&bytes);
+        let Some(Record::Packet(_, payload)) = read(&aligned[..bytes.len()]) else { panic!("not a packet") };
+        assert_eq!(payload, b"GET");
+        assert!(read(&aligned[..size_of::<record::Packet>() + 2]).is_none());
+        assert!(read(&[]).is_none());
+        assert!(read(&align(&[0xff; 512])).is_none());
+    }
+
+    fn align(bytes: &[u8]) -> &'static [u8] {
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        words.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+        words.leak().as_bytes()
+    }
+}

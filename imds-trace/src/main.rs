@@ -1,0 +1,25 @@
+//! What is the program's exit code? 0: ran; 1: what was asserted failed; 2: could not run.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use imds_trace::cli::{Cli, Command};
+use imds_trace::{live, replay};
+
+fn main() -> ExitCode {
+    // Prints help and exits 0, or says what is wrong with the arguments and exits 2.
+    let result = match Cli::parse().command {
+        Command::Watch(args) => args.mean().map_err(anyhow::Error::from).and_then(live::watch),
+        Command::Replay(args) => {
+            args.mean().map_err(anyhow::Error::from).and_then(|(telling, file)| replay::replay(&telling, &file))
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("imds-trace: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

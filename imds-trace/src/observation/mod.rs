@@ -1,0 +1,136 @@
+//! What was one packet at one place? Refuses payload: of HTTP only the allow-listed facts of [`redact`] are kept.
+
+pub mod redact;
+
+use imds_trace_ebpf::record;
+use serde::{Deserialize, Serialize};
+
+use crate::net::{Direction, Flow, Heading, Interface, Netns, Timestamp, Ttl};
+pub use redact::{Head, RequestHead, ResponseHead};
+
+/// Where we listen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Hook {
+    /// The interface.
+    pub interface: Interface,
+    /// Which way the packet passed it.
+    pub direction: Direction,
+}
+
+/// The kernel's own word for a drop.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Drop {
+    /// Function that dropped the packet, as the kernel's symbol table spells it; the address in hex where it cannot be named.
+    pub location: String,
+    /// Reason as the kernel spells it without `SKB_DROP_REASON_`; `None` on kernels that give none.
+    pub reason: Option<String>,
+    /// The interface the packet was on.
+    pub interface: Option<Interface>,
+    /// Network namespace in which it was dropped.
+    pub netns: Netns,
+}
+
+/// Where a packet was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Passing a tc hook.
+    Hook(Hook),
+    /// Being dropped.
+    Drop(Drop),
+}
+
+/// TCP flags byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// No more data will come.
+    pub const FIN: u8 = 0x01;
+    /// Opens a connection.
+    pub const SYN: u8 = 0x02;
+    /// Ends a connection at once.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 0x10;
+
+    /// Is `flag` set?
+    pub fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// The first packet of a connection.
+    pub fn opens(self) -> bool {
+        self.has(Self::SYN) && !self.has(Self::ACK)
+    }
+}
+
+/// The TCP header of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tcp {
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// Flags.
+    pub flags: TcpFlags,
+    /// Payload bytes.
+    pub len: u32,
+}
+
+impl Tcp {
+    /// The sequence number behind this packet's last byte; SYN and FIN count as one each.
+    pub fn end(&self) -> u32 {
+        let control = u32::from(self.flags.has(TcpFlags::SYN)) + u32::from(self.flags.has(TcpFlags::FIN));
+        self.seq.wrapping_add(self.len).wrapping_add(control)
+    }
+}
+
+/// One packet at one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// When it was there.
+    pub at: Timestamp,
+    /// Where it was.
+    pub place: Place,
+    /// Which way it travels.
+    pub heading: Heading,
+    /// Addresses and ports as they stood in the packet there: translation changes them on the way.
+    pub flow: Flow,
+    /// TTL or hop limit there.
+    pub ttl: Ttl,
+    /// IPv4 identification; 0 on IPv6.
+    pub ip_id: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The TCP header; `None` for other protocols and for later fragments.
+    pub tcp: Option<Tcp>,
+    /// What its payload says as the beginning of an HTTP message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
+}
+
+/// The `record` module's protocol number for TCP.
+pub(crate) const IPPROTO_TCP: u8 = 6;
+
+/// Converts what the kernel half read from the headers. `endpoints` tells which end is IMDS.
+pub(crate) fn headers(
+    network: &record::Network,
+    is_endpoint: impl Fn(std::net::IpAddr) -> bool,
+) -> (Heading, Flow, Option<Tcp>) {
+    let end = |bytes, port| crate::net::Endpoint { address: crate::net::address(network.version, bytes), port };
+    let flow = Flow {
+        source: end(network.source, network.source_port),
+        destination: end(network.destination, network.destination_port),
+    };
+    let heading = if is_endpoint(flow.destination.address) { Heading::ToImds } else { Heading::FromImds };
+    let is_tcp = network.protocol == IPPROTO_TCP && network.later_fragment == 0 && network.source_port != 0;
+    let tcp = is_tcp.then_some(Tcp {
+        seq: network.seq,
+        ack: network.ack,
+        flags: TcpFlags(network.tcp_flags),
+        len: network.payload_len,
+    });
+    (heading, flow, tcp)
+}

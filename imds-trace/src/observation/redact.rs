@@ -1,0 +1,203 @@
+//! Which facts of an HTTP message may be kept? An allow-list: everything that is not named here is never copied.
+//!
+//! Refuses bodies and header values other than those listed. A request that sends its token in a place where none belongs (the
+//! path, the User-Agent) is masked by shape, see [`crate::secret`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::net::bounded;
+use crate::secret::{MASK, mask};
+
+/// More headers than any SDK sends (the longest list seen has 9); the rest of the message is not read.
+const MAX_HEADERS: usize = 32;
+/// A path longer than this is cut; the longest documented one has about 120 characters.
+const MAX_PATH: usize = 256;
+/// Botocore's User-Agent has about 150 characters with an execution environment.
+const MAX_USER_AGENT: usize = 256;
+/// IAM allows role names of 64 characters.
+const MAX_SEGMENT: usize = 64;
+/// No HTTP method is longer.
+const MAX_METHOD: usize = 16;
+/// `EC2ws` and what other clouds call theirs.
+const MAX_SERVER: usize = 64;
+
+/// The beginning of an HTTP message.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Head {
+    /// A request's.
+    Request(RequestHead),
+    /// A response's.
+    Response(ResponseHead),
+}
+
+/// What is kept of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RequestHead {
+    /// Method, upper case as sent.
+    pub method: String,
+    /// Path without query, masked where it holds what does not belong into a path.
+    pub path: String,
+    /// Was there an `X-aws-ec2-metadata-token`?
+    pub token: bool,
+    /// `X-aws-ec2-metadata-token-ttl-seconds`, seconds; `None` if absent or not a number.
+    pub requested_ttl: Option<u32>,
+    /// Was there an `X-Forwarded-For`? IMDS refuses token requests that carry one.
+    pub forwarded_for: bool,
+    /// `User-Agent`: a hint, never an identity.
+    pub user_agent: Option<String>,
+}
+
+/// What is kept of a response.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ResponseHead {
+    /// Status code.
+    pub status: u16,
+    /// `Content-Length`, bytes.
+    pub content_length: Option<u64>,
+    /// `X-aws-ec2-metadata-token-ttl-seconds`, seconds the token has left.
+    pub token_ttl: Option<u32>,
+    /// `Server`; EC2's says `EC2ws`.
+    pub server: Option<String>,
+}
+
+/// Reads the allow-listed facts from the first bytes of a TCP payload; `None` if it is not the beginning of an HTTP message.
+///
+/// A head that is cut short gives the facts of its whole lines.
+pub fn head(payload: &[u8]) -> Option<Head> {
+    if payload.starts_with(b"HTTP/") {
+        response(payload).map(Head::Response)
+    } else {
+        request(payload).map(Head::Request)
+    }
+}
+
+fn request(payload: &[u8]) -> Option<RequestHead> {
+    let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut slots);
+    // Too many headers, or a bad one: what was read before it still counts, if the request line was good.
+    let _ = parsed.parse(payload);
+    let mut head = RequestHead {
+        method: bounded(parsed.method?, MAX_METHOD).to_owned(),
+        path: path(parsed.path?),
+        ..RequestHead::default()
+    };
+    for header in parsed.headers.iter().filter(|header| !header.name.is_empty()) {
+        let name = header.name;
+        if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token") {
+            head.token = true;
+        } else if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token-ttl-seconds") {
+            head.requested_ttl = number(header.value);
+        } else if name.eq_ignore_ascii_case("x-forwarded-for") {
+            head.forwarded_for = true;
+        } else if name.eq_ignore_ascii_case("user-agent") {
+            head.user_agent = Some(text(header.value, MAX_USER_AGENT));
+        }
+    }
+    Some(head)
+}
+
+fn response(payload: &[u8]) -> Option<ResponseHead> {
+    let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut slots);
+    let _ = parsed.parse(payload);
+    let mut head = ResponseHead { status: parsed.code?, ..ResponseHead::default() };
+    for header in parsed.headers.iter().filter(|header| !header.name.is_empty()) {
+        let name = header.name;
+        if name.eq_ignore_ascii_case("content-length") {
+            head.content_length = number(header.value);
+        } else if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token-ttl-seconds") {
+            head.token_ttl = number(header.value);
+        } else if name.eq_ignore_ascii_case("server") {
+            head.server = Some(text(header.value, MAX_SERVER));
+        }
+    }
+    Some(head)
+}
+
+fn number<N: std::str::FromStr>(value: &[u8]) -> Option<N> {
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+fn text(value: &[u8], limit: usize) -> String {
+    let masked = mask(&String::from_utf8_lossy(value));
+    bounded(&masked, limit).to_owned()
+}
+
+/// The path without query, each segment masked by shape. A role name may be long and mixed, so behind `security-credentials/`
+/// only what ends in `=` (as tokens do, and IAM names hardly ever) or is too long for IAM is masked.
+fn path(path: &str) -> String {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let mut below_credentials = false;
+    let segments: Vec<String> = path
+        .split('/')
+        .map(|segment| {
+            let is_role = std::mem::replace(&mut below_credentials, segment.starts_with("security-credentials"));
+            if is_role && segment.len() <= MAX_SEGMENT && !segment.ends_with('=') {
+                segment.to_owned()
+            } else if segment.len() > MAX_SEGMENT {
+                MASK.to_owned()
+            } else {
+                mask(segment)
+            }
+        })
+        .collect();
+    bounded(&segments.join("/"), MAX_PATH).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "AQAEAEXAMPLEtokenEXAMPLEtokenEXAMPLEtoken0123456789abc==";
+
+    #[test]
+    fn a_token_request_keeps_method_path_lifetime_and_user_agent() {
+        let payload = b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\n\
+            X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 21600\r\nUser-Agent: Boto3/1.40\r\n\r\n";
+        let Some(Head::Request(head)) = head(payload) else { panic!("not a request") };
+        assert_eq!(head.method, "PUT");
+        assert_eq!(head.path, "/latest/api/token");
+        assert_eq!(head.requested_ttl, Some(21600));
+        assert_eq!(head.user_agent.as_deref(), Some("Boto3/1.40"));
+        assert!(!head.token);
+    }
+
+    #[test]
+    fn no_byte_of_a_token_is_kept_wherever_the_client_puts_it() {
+        for payload in [
+            format!("GET /latest/meta-data/ HTTP/1.1\r\nX-AWS-EC2-METADATA-TOKEN: {TOKEN}\r\n\r\n"),
+            format!("GET /{TOKEN} HTTP/1.1\r\nx-aws-ec2-metadata-token: {TOKEN}\r\nHost: {TOKEN}\r\n\r\n"),
+            format!("GET /latest/meta-data/iam/security-credentials/{TOKEN}?t={TOKEN} HTTP/1.1\r\n\r\n"),
+            format!("GET / HTTP/1.1\r\nUser-Agent: x/{TOKEN} y\r\nAuthorization: {TOKEN}\r\n"),
+            format!("HTTP/1.1 200 OK\r\nServer: {TOKEN}\r\nContent-Length: 56\r\n\r\n{TOKEN}"),
+            format!("HTTP/1.1 200 {TOKEN}\r\n\r\n{TOKEN}"),
+        ] {
+            let kept = serde_json::to_string(&head(payload.as_bytes())).unwrap();
+            assert!(!kept.contains(&TOKEN[..20]), "{kept}");
+            assert!(!kept.contains(&TOKEN[30..]), "{kept}");
+        }
+    }
+
+    #[test]
+    fn a_role_name_is_kept_and_a_query_is_not() {
+        let payload = b"GET /latest/meta-data/iam/security-credentials/Ci-Runner-EXAMPLE0123456789-abcdefghijkl?x=1 HTTP/1.1\r\n\r\n";
+        let Some(Head::Request(head)) = head(payload) else { panic!("not a request") };
+        assert_eq!(head.path, "/latest/meta-data/iam/security-credentials/Ci-Runner-EXAMPLE0123456789-abcdefghijkl");
+    }
+
+    #[test]
+    fn a_head_cut_short_gives_its_whole_lines() {
+        let Some(Head::Response(head)) = head(b"HTTP/1.0 404 Not Found\r\nServer: EC2ws\r\nContent-Le") else {
+            panic!()
+        };
+        assert_eq!((head.status, head.server.as_deref(), head.content_length), (404, Some("EC2ws"), None));
+    }
+
+    #[test]
+    fn what_is_not_http_gives_nothing() {
+        for payload in [&b""[..], b"\x16\x03\x01\x02\x00", b"HTTP/1.1 ", b"AccessKeyId"] {
+            assert_eq!(head(payload), None);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! How is it told to programs? JSON Lines: one object a line, `type` first, `at` an RFC 3339 time with nanoseconds.
+//!
+//! Unknown values are `null`, never left out and never guessed.
+
+use std::io::{self, Write};
+
+use bytes::{BufMut, BytesMut};
+use serde::Serialize;
+
+use super::{Kind, Output};
+use crate::event::{Event, ExchangeEvent, Lost, Ready};
+use crate::exchange::{Imds, Travel};
+use crate::finding::{Confidence, Finding, HopLimit, Severity};
+use crate::identity::{Container, Key, Process};
+use crate::journey::{Dropped, Fate, Hop, Join};
+use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
+use crate::report::Report;
+
+/// The kind.
+pub const KIND: Kind = Kind {
+    name: "json",
+    explain: "JSON Lines, for programs",
+    open: |stream, boot_time| Box::new(Json { stream, boot_time, line: BytesMut::new() }),
+};
+
+struct Json {
+    stream: Box<dyn Write>,
+    boot_time: BootTime,
+    line: BytesMut,
+}
+
+impl Output for Json {
+    fn tell(&mut self, event: &Event) -> io::Result<()> {
+        let at = |at: &Timestamp| rfc3339(*at, self.boot_time);
+        let line = match event {
+            Event::Ready(when, ready) => Line::Ready { at: at(when), ready },
+            Event::Exchange(event) => Line::Exchange(Box::new(exchange(at(&event.exchange.opened), event))),
+            Event::Finding(when, finding) => Line::Finding(Box::new(FindingLine {
+                first: at(&finding.first),
+                last: at(&finding.last),
+                ..finding_line(at(when), finding)
+            })),
+            Event::Loss(when, lost) => Line::Loss { at: at(when), lost },
+            Event::Report(when, report) => Line::Report(report_line(at(when), report)),
+        };
+        self.line.clear();
+        serde_json::to_writer((&mut self.line).writer(), &line)?;
+        self.line.put_u8(b'\n');
+        self.stream.write_all(&self.line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// Wall-clock time of a timestamp.
+pub fn rfc3339(at: Timestamp, boot_time: BootTime) -> String {
+    match jiff::Timestamp::from_nanosecond(i128::from(boot_time.0) + i128::from(at.0)) {
+        Ok(time) => format!("{time:.9}"),
+        Err(_) => String::new(),
+    }
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Line<'a> {
+    Ready {
+        at: String,
+        #[serde(flatten)]
+        ready: &'a Ready,
+    },
+    Exchange(Box<ExchangeLine<'a>>),
+    Finding(Box<FindingLine<'a>>),
+    Loss {
+        at: String,
+        lost: &'a Lost,
+    },
+    Report(ReportLine<'a>),
+}
+
+#[derive(Serialize)]
+struct ExchangeLine<'a> {
+    at: String,
+    id: u64,
+    imds: Option<Imds>,
+    method: Option<&'a str>,
+    path: Option<&'a str>,
+    status: Option<u16>,
+    answered: bool,
+    duration_ms: Option<f64>,
+    user_agent: Option<&'a str>,
+    client: &'a Endpoint,
+    endpoint: &'a Endpoint,
+    container: &'a Option<Container>,
+    process: &'a Option<Process>,
+    attributed_by: Key,
+    request: Option<TravelLine<'a>>,
+    response: Option<TravelLine<'a>>,
+    hop_limit: HopLimit,
+}
+
+#[derive(Serialize)]
+struct TravelLine<'a> {
+    fate: &'static str,
+    hops: Vec<HopLine>,
+    drop: Option<DropLine<'a>>,
+    copies: u64,
+    join: Join,
+}
+
+#[derive(Serialize)]
+struct HopLine {
+    hook: String,
+    ttl: Ttl,
+}
+
+#[derive(Serialize)]
+struct DropLine<'a> {
+    location: &'a str,
+    reason: Option<&'a str>,
+    ttl: Ttl,
+    interface: Option<&'a str>,
+    netns: Option<Netns>,
+}
+
+#[derive(Serialize)]
+struct FindingLine<'a> {
+    at: String,
+    rule: &'static str,
+    severity: Severity,
+    confidence: Confidence,
+    container: &'a Option<Container>,
+    process: &'a Option<Process>,
+    address: std::net::IpAddr,
+    attributed_by: Key,
+    count: u64,
+    first: String,
+    last: String,
+    hop_limit: HopLimit,
+    drop: Option<DropLine<'a>>,
+    waited_ms: Option<f64>,
+    summary: &'a str,
+    remedy: &'a [String],
+    caution: &'a str,
+    evidence: Vec<u64>,
+}
+
+#[derive(Serialize)]
+struct ReportLine<'a> {
+    at: String,
+    containers: Vec<TallyLine<'a>>,
+    lost: u64,
+    spent: SpentLine,
+}
+
+#[derive(Serialize)]
+struct TallyLine<'a> {
+    container: &'a Option<Container>,
+    address: std::net::IpAddr,
+    exchanges: u64,
+    unanswered: u64,
+    hop_limit: HopLimit,
+    findings: &'a [&'static str],
+}
+
+/// Packets lost to a used-up TTL.
+#[derive(Serialize)]
+struct SpentLine {
+    seen: u64,
+    inferred: u64,
+    counted_by_kernel: Option<u64>,
+    difference: Option<String>,
+}
+
+fn exchange(at: String, event: &ExchangeEvent) -> ExchangeLine<'_> {
+    let exchange = &event.exchange;
+    let request = exchange.request.as_ref();
+    ExchangeLine {
+        at,
+        id: exchange.id.0,
+        imds: exchange.imds(),
+        method: request.map(|request| request.method.as_str()),
+        path: request.map(|request| request.path.as_str()),
+        status: exchange.status(),
+        answered: exchange.answered.is_some(),
+        duration_ms: exchange.duration().map(milliseconds),
+        user_agent: request.and_then(|request| request.user_agent.as_deref()),
+        client: &exchange.connection.client,
+        endpoint: &exchange.connection.endpoint,
+        container: &event.who.container,
+        process: &event.who.process,
+        attributed_by: event.who.by,
+        request: exchange.outward.as_ref().map(travel),
+        response: exchange.inward.as_ref().map(travel),
+        hop_limit: event.hop_limit,
+    }
+}
+
+fn travel(travel: &Travel) -> TravelLine<'_> {
+    let (fate, drop) = match &travel.fate {
+        Fate::Delivered => ("delivered", None),
+        Fate::Dropped(dropped) => ("dropped", Some(drop_line(dropped))),
+        Fate::Unresolved => ("unresolved", None),
+    };
+    TravelLine { fate, hops: travel.hops.iter().map(hop).collect(), drop, copies: travel.copies, join: travel.join }
+}
+
+fn hop(hop: &Hop) -> HopLine {
+    HopLine { hook: format!("{} {}", hop.hook.interface.name, hop.hook.direction), ttl: hop.ttl }
+}
+
+fn drop_line(dropped: &Dropped) -> DropLine<'_> {
+    let drop = &dropped.drop;
+    DropLine {
+        location: &drop.location,
+        reason: drop.reason.as_deref(),
+        ttl: dropped.ttl,
+        interface: drop.interface.as_ref().map(|interface| interface.name.as_str()),
+        netns: (drop.netns != Netns::default()).then_some(drop.netns),
+    }
+}
+
+fn finding_line(at: String, finding: &Finding) -> FindingLine<'_> {
+    FindingLine {
+        at,
+        rule: finding.rule,
+        severity: finding.severity,
+        confidence: finding.confidence,
+        container: &finding.who.container,
+        process: &finding.who.process,
+        address: finding.who.address,
+        attributed_by: finding.who.by,
+        count: finding.count,
+        first: String::new(),
+        last: String::new(),
+        hop_limit: finding.hop_limit,
+        drop: finding.drop.as_ref().map(drop_line),
+        waited_ms: finding.waited.map(milliseconds),
+        summary: &finding.summary,
+        remedy: &finding.remedy,
+        caution: &finding.caution,
+        evidence: finding.evidence.iter().map(|id| id.0).collect(),
+    }
+}
+
+fn report_line(at: String, report: &Report) -> ReportLine<'_> {
+    ReportLine {
+        at,
+        containers: report
+            .subjects
+            .iter()
+            .map(|tally| TallyLine {
+                container: &tally.who.container,
+                address: tally.who.address,
+                exchanges: tally.exchanges,
+                unanswered: tally.unanswered,
+                hop_limit: tally.hop_limit,
+                findings: &tally.findings,
+            })
+            .collect(),
+        lost: report.lost.sum(),
+        spent: SpentLine {
+            seen: report.spent.seen,
+            inferred: report.spent.inferred,
+            counted_by_kernel: report.spent.counted,
+            difference: report.spent.difference(),
+        },
+    }
+}
+
+/// Milliseconds to a tenth of a microsecond.
+fn milliseconds(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 1e7).round() / 1e4
+}

@@ -1,0 +1,131 @@
+//! How is it told? One file and one line in [`OUTPUTS`] for each way.
+
+mod json;
+mod text;
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+use anstream::AutoStream;
+use thiserror::Error;
+
+use crate::config::Telling;
+use crate::event::Event;
+use crate::finding::Severity;
+use crate::net::BootTime;
+
+/// One way of telling.
+pub trait Output {
+    /// Tells one event.
+    fn tell(&mut self, event: &Event) -> io::Result<()>;
+    /// Hands everything told so far to the system.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+/// A kind of output.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    /// What `--output` calls it.
+    pub name: &'static str,
+    /// For whom it is.
+    pub explain: &'static str,
+    /// Begins one that writes to a stream, times told by this boot time.
+    pub open: fn(Box<dyn Write>, BootTime) -> Box<dyn Output>,
+}
+
+/// All kinds.
+pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND];
+
+/// Why something could not be told.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file could not be made.
+    #[error("--output {kind}={path}: {source}")]
+    Open {
+        /// Kind of output.
+        kind: String,
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Writing failed.
+    #[error("write output: {0}")]
+    Write(io::Error),
+    /// Whoever read stdout went away: no error, but the end.
+    #[error("stdout was closed")]
+    Closed,
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe { Self::Closed } else { Self::Write(error) }
+    }
+}
+
+/// All outputs of a run.
+pub struct Outputs {
+    outputs: Vec<Box<dyn Output>>,
+    telling: Telling,
+    errors: u64,
+}
+
+impl Outputs {
+    /// Opens what was asked for.
+    pub fn open(telling: &Telling, boot_time: BootTime) -> Result<Self, Error> {
+        let mut outputs = Vec::new();
+        for spec in &telling.outputs {
+            let Some(kind) = OUTPUTS.iter().find(|kind| kind.name == spec.kind) else { continue };
+            let stream: Box<dyn Write> = match &spec.path {
+                // Colour only on a terminal and never with NO_COLOR: anstream looks.
+                None => Box::new(BufWriter::new(AutoStream::auto(io::stdout()))),
+                Some(path) => {
+                    let file = File::create(path).map_err(|source| Error::Open {
+                        kind: spec.kind.clone(),
+                        path: path.display().to_string(),
+                        source,
+                    })?;
+                    Box::new(BufWriter::new(AutoStream::never(file)))
+                }
+            };
+            outputs.push((kind.open)(stream, boot_time));
+        }
+        Ok(Self { outputs, telling: telling.clone(), errors: 0 })
+    }
+
+    /// Tells an event to all, if it is to be shown.
+    pub fn tell(&mut self, event: &Event) -> Result<(), Error> {
+        let shown;
+        let event = if self.telling.filter.is_empty() {
+            event
+        } else {
+            match self.telling.filter.apply(event) {
+                Some(event) => {
+                    shown = event;
+                    &shown
+                }
+                None => return Ok(()),
+            }
+        };
+        if let Event::Finding(_, finding) = event {
+            self.errors += u64::from(finding.severity == Severity::Error);
+        }
+        for output in &mut self.outputs {
+            output.tell(event)?;
+        }
+        Ok(())
+    }
+
+    /// Hands everything told so far to the system.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        for output in &mut self.outputs {
+            output.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Did something happen that was asserted not to?
+    pub fn failed(&self) -> bool {
+        self.telling.exit_code && self.errors > 0
+    }
+}

@@ -1,0 +1,295 @@
+//! How is it told to a tired person? A line per exchange and finding as they come; at the end, what is wrong, shown hop by hop.
+
+mod ladder;
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+
+use super::json::rfc3339;
+use super::{Kind, Output};
+use crate::event::{Event, ExchangeEvent, Lost};
+use crate::exchange::Exchange;
+use crate::finding::{Confidence, Finding, HopLimit, Severity};
+use crate::identity::{Attribution, Key};
+use crate::journey::Fate;
+use crate::net::{BootTime, Timestamp, bounded};
+use crate::report::{Report, Tally};
+
+/// The kind.
+pub const KIND: Kind =
+    Kind { name: "text", explain: "for people", open: |stream, boot_time| Box::new(Text { stream, boot_time }) };
+
+const RED: Style = AnsiColor::Red.on_default().bold();
+const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
+const BLUE: Style = AnsiColor::Cyan.on_default().bold();
+const DIM: Style = Style::new().dimmed();
+const BOLD: Style = Style::new().bold();
+
+/// Bytes of a name that are shown.
+const MAX_NAME: usize = 64;
+/// Bytes of a path or User-Agent that are shown.
+const MAX_PATH: usize = 100;
+/// Digits of a container's id that are shown, as Docker does.
+const SHORT_ID: usize = 12;
+
+struct Text {
+    stream: Box<dyn Write>,
+    boot_time: BootTime,
+}
+
+impl Output for Text {
+    fn tell(&mut self, event: &Event) -> io::Result<()> {
+        match event {
+            // stderr says what is attached.
+            Event::Ready(..) => Ok(()),
+            Event::Exchange(event) => {
+                let line = self.exchange(event);
+                writeln!(self.stream, "{line}")
+            }
+            Event::Finding(at, finding) => {
+                let style = style(finding.severity);
+                let (time, word) = (self.time(*at), word(finding.severity));
+                writeln!(
+                    self.stream,
+                    "{time}  {style}{word} {}{style:#}: {}{}",
+                    finding.rule,
+                    escape(&finding.summary, usize::MAX),
+                    times(finding.count)
+                )
+            }
+            Event::Loss(at, lost) => {
+                writeln!(self.stream, "{}  {RED}lost{RED:#}: {}", self.time(*at), lost_sentence(*lost))
+            }
+            Event::Report(_, report) => {
+                let text = self.report(report);
+                self.stream.write_all(text.as_bytes())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+impl Text {
+    /// Wall-clock time of day to the millisecond, UTC.
+    fn time(&self, at: Timestamp) -> String {
+        // 2026-01-31T12:34:56.123456789Z
+        rfc3339(at, self.boot_time).get(11..23).unwrap_or("--:--:--.---").to_owned()
+    }
+
+    fn exchange(&self, event: &ExchangeEvent) -> String {
+        let exchange = &event.exchange;
+        let what = match &exchange.request {
+            Some(request) => format!("{} {}", escape(&request.method, 16), escape(&request.path, MAX_PATH)),
+            None => "connection without a request that was seen".to_owned(),
+        };
+        format!("{}  {}  {what}  {}", self.time(exchange.opened), who(&event.who), outcome(exchange))
+    }
+
+    fn report(&self, report: &Report) -> String {
+        let mut out = String::new();
+        let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}");
+        if report.lost.sum() > 0 {
+            let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", lost_sentence(report.lost));
+        }
+        if report.subjects.is_empty() {
+            let _ = writeln!(out, "No packet to or from IMDS was seen.");
+        }
+        for finding in &report.findings {
+            let _ = writeln!(out);
+            self.finding(&mut out, finding);
+        }
+        if !report.subjects.is_empty() {
+            let _ = writeln!(out, "\n{BOLD}Who asked{BOLD:#}");
+            for tally in &report.subjects {
+                let _ = writeln!(out, "  {}", tally_line(tally));
+            }
+            if report.findings.is_empty() {
+                let _ = writeln!(out, "Nothing wrong was seen.");
+            }
+        }
+        if let Some(difference) = report.spent.difference() {
+            let _ = writeln!(out, "\nNote: {difference}.");
+        }
+        out
+    }
+
+    fn finding(&self, out: &mut String, finding: &Finding) {
+        let style = style(finding.severity);
+        let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
+        let _ = writeln!(out, "  {}", escape(&finding.summary, usize::MAX));
+        if let Some(path) = &finding.path {
+            let _ = writeln!(out);
+            ladder::draw(out, path, finding);
+            let _ = writeln!(out);
+        }
+        let basis = match finding.confidence {
+            Confidence::Certain => "certain: seen in the kernel",
+            Confidence::Likely => "likely: inferred",
+        };
+        let (first, last) = (self.time(finding.first), self.time(finding.last));
+        let when = if finding.count == 1 {
+            format!("once, at {first}")
+        } else {
+            format!("{} times, {first} to {last}", finding.count)
+        };
+        let _ = writeln!(out, "  {}Seen {when} UTC ({basis}).", hop_limit(finding.hop_limit));
+        for (number, command) in finding.remedy.iter().enumerate() {
+            let label = if number == 0 { "Run" } else { "   " };
+            let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", escape(command, usize::MAX));
+        }
+        if !finding.caution.is_empty() {
+            let _ = writeln!(out, "  {DIM}But{DIM:#}  {}", escape(&finding.caution, usize::MAX));
+        }
+    }
+}
+
+fn hop_limit(limit: HopLimit) -> String {
+    match (limit.observed, limit.needed) {
+        (Some(observed), Some(needed)) => format!("Hop limit observed {}, needed {}. ", observed.0, needed.0),
+        (Some(observed), None) => format!("Hop limit observed {}. ", observed.0),
+        (None, Some(needed)) => format!("Hop limit needed {}. ", needed.0),
+        (None, None) => String::new(),
+    }
+}
+
+fn tally_line(tally: &Tally) -> String {
+    let asked = match (tally.exchanges, tally.unanswered) {
+        (1, 0) => "1 exchange".to_owned(),
+        (exchanges, 0) => format!("{exchanges} exchanges"),
+        (exchanges, unanswered) => format!("{exchanges} exchanges, {RED}{unanswered} unanswered{RED:#}"),
+    };
+    let limit = hop_limit(tally.hop_limit);
+    let findings = if tally.findings.is_empty() { String::new() } else { format!(" ({})", tally.findings.join(", ")) };
+    format!("{}: {asked}. {limit}{findings}", subject(&tally.who)).trim_end().to_owned()
+}
+
+fn outcome(exchange: &Exchange) -> String {
+    let took = exchange.duration().map(|duration| milliseconds(duration.as_secs_f64())).unwrap_or_default();
+    if let Some(status) = exchange.status() {
+        let style = if status < 400 { Style::new() } else { YELLOW };
+        return format!("{style}{status}{style:#} in {took}");
+    }
+    if exchange.answered.is_some() {
+        return format!("answered in {took}");
+    }
+    let lost = |what: &str, drop: &crate::journey::Dropped, copies: u64| {
+        let at = &drop.drop;
+        let on =
+            at.interface.as_ref().map(|interface| format!(" on {}", escape(&interface.name, 16))).unwrap_or_default();
+        format!(
+            "{RED}{what} LOST{RED:#} in {}{on}, ttl {}{} (gave up after {took})",
+            at.location,
+            drop.ttl.0,
+            copies_of(copies)
+        )
+    };
+    match (exchange.response_drop(), exchange.request_drop(), &exchange.inward) {
+        (Some(drop), _, inward) => lost("response", drop, inward.as_ref().map_or(1, |travel| travel.copies)),
+        (None, Some(drop), _) => lost("request", drop, exchange.outward.as_ref().map_or(1, |travel| travel.copies)),
+        (None, None, Some(travel)) if exchange.responded && travel.fate == Fate::Unresolved => {
+            format!("{RED}response not seen again{RED:#} after it came in (gave up after {took})")
+        }
+        (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
+        _ => format!("{RED}no answer{RED:#} in {took}"),
+    }
+}
+
+fn copies_of(copies: u64) -> String {
+    if copies > 1 { format!(", {copies} copies") } else { String::new() }
+}
+
+fn times(count: u64) -> String {
+    if count > 1 { format!(" ({count} times)") } else { String::new() }
+}
+
+fn milliseconds(seconds: f64) -> String {
+    if seconds >= 1.0 { format!("{seconds:.1} s") } else { format!("{:.1} ms", seconds * 1e3) }
+}
+
+/// Container and process, as far as known.
+fn who(who: &Attribution) -> String {
+    let process = match &who.process {
+        Some(process) => format!(" {}[{}]", escape(&process.comm, MAX_NAME), process.pid),
+        None => String::new(),
+    };
+    format!("{}{process}", subject(who))
+}
+
+fn subject(who: &Attribution) -> String {
+    match (&who.container, who.by) {
+        (Some(container), by) => {
+            let name = container.name.as_deref().unwrap_or(bounded(&container.id, SHORT_ID));
+            let unsure = if by == Key::Address { ", by its address" } else { "" };
+            format!("{BOLD}{}{BOLD:#} ({}{unsure})", escape(name, MAX_NAME), who.address)
+        }
+        (None, Key::Cgroup) => format!("{BOLD}host{BOLD:#} ({})", who.address),
+        (None, _) => format!("{BOLD}unknown{BOLD:#} ({})", who.address),
+    }
+}
+
+fn lost_sentence(lost: Lost) -> String {
+    let Lost { ring_buffer, unreadable, state_evicted } = lost;
+    format!(
+        "{ring_buffer} records found no room, {unreadable} could not be read, {state_evicted} connections or the like had to be \
+         forgotten; what follows may lack them"
+    )
+}
+
+fn style(severity: Severity) -> Style {
+    match severity {
+        Severity::Error => RED,
+        Severity::Warning => YELLOW,
+        Severity::Notice => BLUE,
+    }
+}
+
+fn word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "ERROR",
+        Severity::Warning => "WARNING",
+        Severity::Notice => "NOTICE",
+    }
+}
+
+/// Text that a container may have chosen, safe for a terminal: no control characters, nothing that turns the writing direction or
+/// takes no room, at most `limit` bytes.
+pub(super) fn escape(text: &str, limit: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(limit));
+    for c in bounded(text, limit).chars() {
+        let invisible =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || invisible {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    if text.len() > limit {
+        out.push('…');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_control_character_reaches_a_terminal() {
+        let hostile = "\x1b]0;pwned\x07\u{202e}evil\r\nline\u{9b}31m";
+        let shown = escape(hostile, 200);
+        assert!(shown.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{shown:?}");
+        assert!(shown.contains("\\u{1b}") && shown.contains("evil"));
+    }
+
+    #[test]
+    fn a_long_name_is_cut_and_says_so() {
+        assert_eq!(escape("abcdef", 3), "abc…");
+        assert_eq!(escape("abc", 3), "abc");
+    }
+}

@@ -1,0 +1,104 @@
+//! Hop by hop, where did a request and its response go, and where did they end?
+
+use std::fmt::Write as _;
+
+use super::{RED, escape};
+use crate::finding::{Finding, Path};
+use crate::journey::{Dropped, Fate, Hop};
+use crate::net::Direction;
+
+/// Bytes of an interface's name that are shown; the kernel allows 15.
+const MAX_NAME: usize = 16;
+
+/// One rung: where, with what TTL, and what of it.
+struct Rung {
+    place: String,
+    ttl: String,
+    remark: String,
+}
+
+/// Draws both ways under each other.
+pub fn draw(out: &mut String, path: &Path, finding: &Finding) {
+    let mut outward = rungs(&path.outward.hops);
+    let mut inward = rungs(&path.inward.hops);
+    match &path.outward.fate {
+        Fate::Dropped(dropped) => outward.push(dropped_at(dropped, finding.count)),
+        Fate::Delivered | Fate::Unresolved => {
+            if let (Some(rung), Some(hop)) = (outward.last_mut(), path.outward.hops.last())
+                && hop.hook.direction == Direction::Egress
+            {
+                rung.remark = "→ IMDS".to_owned();
+            }
+        }
+    }
+    if let (Some(rung), Some(hop)) = (inward.first_mut(), path.inward.hops.first())
+        && hop.hook.direction == Direction::Ingress
+    {
+        rung.remark = "← IMDS".to_owned();
+    }
+    if let Fate::Dropped(dropped) = &path.inward.fate {
+        inward.push(dropped_at(dropped, finding.count));
+    }
+    if path.inward.fate != Fate::Delivered && !matches!(path.outward.fate, Fate::Dropped(_)) {
+        inward.extend(missed(path));
+    }
+    let all = || outward.iter().chain(&inward);
+    let place = all().map(|rung| rung.place.chars().count()).max().unwrap_or(0);
+    let ttl = all().map(|rung| rung.ttl.len()).max().unwrap_or(0);
+    for (label, rungs) in [("request", &outward), ("response", &inward)] {
+        for (number, rung) in rungs.iter().enumerate() {
+            let label = if number == 0 { label } else { "" };
+            let line = format!("    {label:8}  {:place$}  {:ttl$}  {}", rung.place, rung.ttl, rung.remark);
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+    }
+}
+
+fn rungs(hops: &[Hop]) -> Vec<Rung> {
+    hops.iter()
+        .map(|hop| Rung {
+            place: place(&hop.hook.interface.name, hop.hook.direction),
+            ttl: format!("ttl {}", hop.ttl.0),
+            remark: String::new(),
+        })
+        .collect()
+}
+
+fn dropped_at(dropped: &Dropped, count: u64) -> Rung {
+    let reason = dropped.drop.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let why = if dropped.ttl.0 <= 1 { " (TTL used up)" } else { "" };
+    let copies = if count > 1 { format!(", {count} copies") } else { String::new() };
+    Rung {
+        place: escape(&dropped.drop.location, 64),
+        ttl: format!("ttl {}", dropped.ttl.0),
+        remark: format!("{RED}✗ dropped{reason}{RED:#}{why}{copies}"),
+    }
+}
+
+/// The hops that the response should have passed, were the way back the way out: those it was not seen at.
+fn missed(path: &Path) -> Vec<Rung> {
+    path.outward
+        .hops
+        .iter()
+        .rev()
+        .map(|hop| {
+            let back = match hop.hook.direction {
+                Direction::Ingress => Direction::Egress,
+                Direction::Egress => Direction::Ingress,
+            };
+            (&hop.hook.interface, back)
+        })
+        .filter(|(interface, back)| {
+            !path.inward.hops.iter().any(|hop| hop.hook.interface == **interface && hop.hook.direction == *back)
+        })
+        .map(|(interface, back)| Rung {
+            place: place(&interface.name, back),
+            ttl: "-".to_owned(),
+            remark: "never seen".to_owned(),
+        })
+        .collect()
+}
+
+fn place(interface: &str, direction: Direction) -> String {
+    format!("{} {direction}", escape(interface, MAX_NAME))
+}

@@ -1,0 +1,182 @@
+//! In which order do the stages run? Observation, journey, exchange, finding, report: written here and nowhere else.
+//!
+//! Pure: no clock, no lookup. The same inputs in the same order give the same events, so a recording replays to what was seen live.
+
+use crate::event::{Event, ExchangeEvent, Lost};
+use crate::exchange::{Assembler, Exchange, Moment};
+use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, spent};
+use crate::identity::{Directory, Query, Said};
+use crate::input::Input;
+use crate::journey::Joiner;
+use crate::net::{Netns, Timestamp};
+use crate::report::{Reconciled, Tallies};
+
+/// What does not change during a run.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The namespace that the hooks are in.
+    pub netns: Netns,
+    /// The EC2 instance's id, if known.
+    pub instance: Option<String>,
+}
+
+/// All stages together.
+#[derive(Debug)]
+pub struct Pipeline {
+    joiner: Joiner,
+    assembler: Assembler,
+    interpreter: Interpreter,
+    now: Timestamp,
+    lost: Lost,
+    told_lost: Lost,
+}
+
+/// The stages behind the exchanges.
+#[derive(Debug)]
+struct Interpreter {
+    host: Host,
+    directory: Directory,
+    history: History,
+    ledger: Ledger,
+    tallies: Tallies,
+    spent: Reconciled,
+    /// The host namespace's counters when they were first read.
+    counters: Option<u64>,
+}
+
+/// Takes events.
+pub type Sink<'a> = dyn FnMut(&Event) + 'a;
+
+impl Pipeline {
+    /// Nothing seen yet.
+    pub fn new(host: Host) -> Self {
+        Self {
+            joiner: Joiner::default(),
+            assembler: Assembler::default(),
+            interpreter: Interpreter {
+                directory: Directory::new(host.netns),
+                host,
+                history: History::default(),
+                ledger: Ledger::default(),
+                tallies: Tallies::default(),
+                spent: Reconciled::default(),
+                counters: None,
+            },
+            now: Timestamp(0),
+            lost: Lost::default(),
+            told_lost: Lost::default(),
+        }
+    }
+
+    /// Takes in one input; what it leads to goes to `sink`.
+    pub fn push(&mut self, input: Input, sink: &mut Sink<'_>) {
+        self.advance(input.at(), sink);
+        match input {
+            Input::Observation(observation) => self.joiner.push(observation),
+            Input::Fact(fact) => {
+                self.interpreter.note_counters(&fact.said);
+                self.lost.state_evicted += self.interpreter.directory.learn(&fact);
+            }
+            Input::Tick { .. } => {}
+            Input::Lost { ring_buffer, unreadable, .. } => {
+                self.lost.add(Lost { ring_buffer, unreadable, state_evicted: 0 });
+            }
+        }
+        self.tell_losses(sink);
+    }
+
+    /// When a [`Input::Tick`] will lead to something, if nothing else comes.
+    pub fn due(&self) -> Option<Timestamp> {
+        match (self.joiner.due(), self.assembler.due()) {
+            (Some(journey), Some(exchange)) => Some(journey.min(exchange)),
+            (journey, exchange) => journey.or(exchange),
+        }
+    }
+
+    /// Ends the run: closes what is open and gives the report.
+    pub fn finish(&mut self, sink: &mut Sink<'_>) {
+        let end = self.now;
+        let (assembler, interpreter) = (&mut self.assembler, &mut self.interpreter);
+        self.joiner.advance(Timestamp(u64::MAX), &mut |journey| {
+            assembler.push(journey, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
+        });
+        assembler.finish(&mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
+        self.tell_losses(sink);
+        let interpreter = &mut self.interpreter;
+        let tallies = &mut interpreter.tallies;
+        interpreter.ledger.finish(&mut |finding| tell_finding(finding, end, tallies, sink));
+        let report = tallies.finish(self.lost, interpreter.spent);
+        sink(&Event::Report(end, report));
+    }
+
+    fn advance(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
+        // Records of two processors may come a little out of order; time does not go back for them.
+        self.now = self.now.max(at);
+        let now = self.now;
+        let (assembler, interpreter) = (&mut self.assembler, &mut self.interpreter);
+        self.joiner.advance(now, &mut |journey| {
+            assembler.push(journey, &mut |exchange, moment| interpreter.interpret(exchange, moment, now, sink));
+        });
+        assembler.advance(now, &mut |exchange, moment| interpreter.interpret(exchange, moment, now, sink));
+    }
+
+    fn tell_losses(&mut self, sink: &mut Sink<'_>) {
+        self.lost.state_evicted +=
+            self.joiner.take_evicted() + self.assembler.take_evicted() + self.interpreter.ledger.take_evicted();
+        // Each doubling is told, not each record: a storm must not make a storm.
+        if self.lost.sum() > 2 * self.told_lost.sum() {
+            self.told_lost = self.lost;
+            let event = Event::Loss(self.now, self.lost);
+            self.interpreter.tallies.absorb(&event);
+            sink(&event);
+        }
+    }
+}
+
+impl Interpreter {
+    fn interpret(&mut self, exchange: &Exchange, moment: Moment<'_>, now: Timestamp, sink: &mut Sink<'_>) {
+        let connection = &exchange.connection;
+        let query = Query { client: connection.client, endpoint: connection.endpoint, isn: connection.isn };
+        let who = self.directory.who(query, exchange.opened);
+        let seen = HopLimit { observed: exchange.hop_limit, needed: exchange.decrements.needed(who.initial_ttl) };
+        let hop_limit = self.ledger.hop_limit(&who.subject(), seen);
+        if let Moment::Lost(journey) = moment {
+            match spent(journey) {
+                Some(Spent::Dropped(dropped)) if dropped.drop.netns == self.host.netns => self.spent.seen += 1,
+                Some(Spent::Vanished) => self.spent.inferred += 1,
+                Some(Spent::Dropped(_)) | None => {}
+            }
+        }
+        if let Moment::Closed = moment {
+            let event = Event::Exchange(Box::new(ExchangeEvent {
+                exchange: exchange.clone(),
+                who: who.clone(),
+                hop_limit: seen,
+            }));
+            self.tallies.absorb(&event);
+            sink(&event);
+        }
+        let instance = self.host.instance.as_deref();
+        let case = Case { exchange, moment, who: &who, hop_limit, history: &self.history, instance };
+        let tallies = &mut self.tallies;
+        self.ledger.examine(&case, now, &mut |finding| tell_finding(finding, now, tallies, sink));
+        self.history.note(exchange, moment, &who);
+    }
+
+    fn note_counters(&mut self, said: &Said) {
+        let Said::InHdrErrors { netns, v4, v6 } = said else { return };
+        if *netns == self.host.netns {
+            let now = v4 + v6;
+            match self.counters {
+                None => self.counters = Some(now),
+                Some(before) => self.spent.counted = Some(now.saturating_sub(before)),
+            }
+        }
+    }
+}
+
+fn tell_finding(finding: &Finding, at: Timestamp, tallies: &mut Tallies, sink: &mut Sink<'_>) {
+    let event = Event::Finding(at, Box::new(finding.clone()));
+    tallies.absorb(&event);
+    sink(&event);
+}

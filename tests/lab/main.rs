@@ -1,0 +1,72 @@
+//! What holds on a real kernel, with real containers and a hop limit?
+//!
+//! One runner host, and the tests one after the other on it: each is a function whose name is the claim, listed in the
+//! table of its file. A test sets the behaviour it needs; before each, the behaviour is the default again.
+//!
+//! It needs root and says so; it never skips. `cargo test --test lab -- NAME` runs some; `--list` lists without root.
+
+mod kit;
+mod trace;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use imds_trace_tests::{Behaviour, HostOptions, RunnerHost, house};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What every test gets.
+pub struct Lab {
+    /// The one runner host.
+    pub host: RunnerHost,
+}
+
+/// A claim and the story that shows it.
+pub type Test = (&'static str, fn(&Lab) -> Result<(), Failed>);
+
+/// Makes a row of a table from a function: its name is the claim.
+#[macro_export]
+macro_rules! tests {
+    ($($claim:ident),* $(,)?) => {
+        /// The tests of this file.
+        pub const TESTS: &[$crate::Test] = &[$((stringify!($claim), $claim)),*];
+    };
+}
+
+fn main() -> ExitCode {
+    house::keep();
+    let mut arguments = Arguments::from_args();
+    // One host, one fake IMDS: the tests take turns.
+    arguments.test_threads = Some(1);
+    let tables = [("kit", kit::TESTS), ("trace", trace::TESTS)];
+    if arguments.list {
+        let trials = tables.iter().flat_map(|(file, tests)| tests.iter().map(move |(claim, _)| (file, claim)));
+        let trials = trials.map(|(file, claim)| Trial::test(format!("{file}::{claim}"), || Ok(()))).collect();
+        return libtest_mimic::run(&arguments, trials).exit_code();
+    }
+    let (options, why_plain) = HostOptions::best();
+    if let Some(why) = why_plain {
+        eprintln!("no Docker engine: {why}; containers are namespaces made by hand");
+    }
+    let lab = match RunnerHost::start(options) {
+        Ok(host) => Arc::new(Lab { host }),
+        Err(error) => {
+            eprintln!("the lab cannot run: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let trials = tables.iter().flat_map(|(file, tests)| {
+        let lab = &lab;
+        tests.iter().map(move |(claim, test)| {
+            let lab = Arc::clone(lab);
+            Trial::test(format!("{file}::{claim}"), move || {
+                lab.host.imds().set(|behaviour| *behaviour = Behaviour::default());
+                lab.host.imds().forget_requests();
+                test(&lab)
+            })
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    // The trials, and with them their shares of the lab, are gone: this takes the host down.
+    drop(lab);
+    conclusion.exit_code()
+}

@@ -1,0 +1,3 @@
+//! Does the tracer conclude what really happened?
+
+crate::tests![];

@@ -1,0 +1,78 @@
+//! Which BPF programs does this machine hold now, and what hangs on the runner's interfaces?
+
+use anyhow::{Context, Result};
+use aya::programs::tc::TcAttachType;
+use aya::programs::{SchedClassifier, loaded_programs};
+
+use crate::netns::Namespace;
+
+/// The kernel keeps 15 characters of a program's name (BPF_OBJ_NAME_LEN is 16, with the NUL).
+const NAME_LENGTH: usize = 15;
+
+/// The names under which the tracer's programs are loaded.
+pub const OURS: [&str; 4] = ["imds_ingress", "imds_egress", "imds_kfree_skb", "imds_set_state"];
+
+/// A loaded program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The kernel's number for it.
+    pub id: u32,
+    /// Its name, at most 15 characters.
+    pub name: String,
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The interface.
+    pub interface: String,
+    /// `tcx ingress`, `tcx egress`, `clsact ingress` or `clsact egress`.
+    pub place: String,
+    /// The program (tcx), or the filter as `tc` prints it (clsact).
+    pub program: String,
+}
+
+/// Every BPF program on the machine, whoever loaded it.
+pub fn loaded() -> Result<Vec<Program>> {
+    let mut programs = Vec::new();
+    for info in loaded_programs() {
+        // A program may go between being listed and being asked about.
+        let Ok(info) = info else { continue };
+        programs.push(Program { id: info.id(), name: info.name_as_str().unwrap_or_default().to_owned() });
+    }
+    Ok(programs)
+}
+
+/// The tracer's own programs among them: empty when it is gone and left nothing.
+pub fn loaded_of_ours() -> Result<Vec<Program>> {
+    let mut programs = loaded()?;
+    programs.retain(|program| OURS.iter().any(|name| program.name == name[..name.len().min(NAME_LENGTH)]));
+    Ok(programs)
+}
+
+/// What hangs on the interfaces of a namespace, as tcx programs or clsact filters, whosever they are.
+pub fn attached(namespace: &Namespace) -> Result<Vec<Attached>> {
+    let mut found = Vec::new();
+    for interface in interfaces(namespace)? {
+        for (side, attach_type) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
+            let programs = namespace.run_inside(|| SchedClassifier::query_tcx(&interface, attach_type))?;
+            // Before Linux 6.6 there is no tcx to ask about: then there is nothing there either.
+            for info in programs.map(|(_, programs)| programs).unwrap_or_default() {
+                let program = info.name_as_str().unwrap_or_default().to_owned();
+                found.push(Attached { interface: interface.clone(), place: format!("tcx {side}"), program });
+            }
+            let filters = namespace.run("tc", &["filter", "show", "dev", &interface, side]).unwrap_or_default();
+            for line in filters.lines().filter(|line| line.contains("bpf") && line.contains("handle")) {
+                let (interface, program) = (interface.clone(), line.trim().to_owned());
+                found.push(Attached { interface, place: format!("clsact {side}"), program });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The interfaces of a namespace by name.
+pub fn interfaces(namespace: &Namespace) -> Result<Vec<String>> {
+    let text = namespace.proc_net("dev").context("list interfaces")?;
+    Ok(text.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect())
+}

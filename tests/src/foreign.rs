@@ -1,0 +1,171 @@
+//! Does somebody else's program on the same interface still see its packets?
+//!
+//! The smallest tcx program there is: it returns a constant, and the kernel counts its runs. It needs Linux 6.6.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use aya::programs::loaded_programs;
+use nix::libc;
+
+use crate::netns::Namespace;
+
+/// Numbers of bpf(2) commands, types and flags, from linux/bpf.h.
+const PROG_LOAD: libc::c_long = 5;
+const LINK_CREATE: libc::c_long = 28;
+const ENABLE_STATS: libc::c_long = 32;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+const F_BEFORE: u32 = 1 << 3;
+const F_AFTER: u32 = 1 << 4;
+
+/// Which side of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Packets that arrive.
+    Ingress,
+    /// Packets that leave.
+    Egress,
+}
+
+/// Where among the programs that are there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rank {
+    /// Before all of them.
+    First,
+    /// After all of them.
+    Last,
+}
+
+/// What it says of each packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// TCX_NEXT: let the next program say.
+    Next = -1,
+    /// TCX_PASS: let the packet pass; programs after this one are not asked.
+    Pass = 0,
+    /// TCX_DROP.
+    Drop = 2,
+}
+
+/// A foreign program on an interface; dropping it takes it off.
+pub struct ForeignProgram {
+    name: String,
+    _program: OwnedFd,
+    _link: OwnedFd,
+    /// The kernel counts runs for as long as this is open.
+    _statistics: OwnedFd,
+}
+
+impl ForeignProgram {
+    /// Attaches one called `name` (at most 15 characters, and not used by another) to an interface of a namespace.
+    pub fn attach(
+        namespace: &Namespace,
+        interface: &str,
+        side: Side,
+        rank: Rank,
+        verdict: Verdict,
+        name: &str,
+    ) -> Result<ForeignProgram> {
+        let statistics = bpf(ENABLE_STATS, &0u64).context("let the kernel count program runs")?;
+        let program = load(name, verdict).with_context(|| format!("load the foreign program {name}"))?;
+        let link = namespace
+            .run_inside(|| attach(&program, interface, side, rank))?
+            .with_context(|| format!("attach {name} to {interface} {side:?} by tcx (needs Linux 6.6)"))?;
+        Ok(ForeignProgram { name: name.to_owned(), _program: program, _link: link, _statistics: statistics })
+    }
+
+    /// How often it has run, that is: how many packets it saw.
+    pub fn runs(&self) -> Result<u64> {
+        for info in loaded_programs().flatten() {
+            if info.name_as_str() == Some(&self.name) {
+                return Ok(info.run_count());
+            }
+        }
+        anyhow::bail!("the foreign program {} is not loaded", self.name)
+    }
+}
+
+/// The first fields of `union bpf_attr` for BPF_PROG_LOAD.
+#[repr(C)]
+struct LoadAttributes {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+/// The first fields of `union bpf_attr` for BPF_LINK_CREATE, as tcx reads them.
+#[repr(C)]
+struct LinkAttributes {
+    program: u32,
+    interface: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    padding: u32,
+    expected_revision: u64,
+}
+
+fn load(name: &str, verdict: Verdict) -> io::Result<OwnedFd> {
+    // One instruction is 8 bytes: opcode, registers, offset (2), immediate (4). `r0 = verdict; exit`.
+    let immediate = u64::from(verdict as i32 as u32) << 32;
+    let instructions = [0xb7 | immediate, 0x95];
+    let mut short = [0; 16];
+    let length = name.len().min(15);
+    short[..length].copy_from_slice(&name.as_bytes()[..length]);
+    let attributes = LoadAttributes {
+        kind: PROG_TYPE_SCHED_CLS,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"MIT".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: short,
+    };
+    bpf(PROG_LOAD, &attributes)
+}
+
+fn attach(program: &OwnedFd, interface: &str, side: Side, rank: Rank) -> io::Result<OwnedFd> {
+    bpf(
+        LINK_CREATE,
+        &LinkAttributes {
+            program: program.as_raw_fd() as u32,
+            interface: nix::net::if_::if_nametoindex(interface)?,
+            attach_type: match side {
+                Side::Ingress => TCX_INGRESS,
+                Side::Egress => TCX_EGRESS,
+            },
+            flags: match rank {
+                Rank::First => F_BEFORE,
+                Rank::Last => F_AFTER,
+            },
+            relative: 0,
+            padding: 0,
+            expected_revision: 0,
+        },
+    )
+}
+
+/// A bpf(2) command that returns a descriptor.
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads at most `size` bytes of `attributes`, which lives until the call returns; so do the
+    // instructions and the strings the attributes point to.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the three commands used here return a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
+}

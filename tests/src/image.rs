@@ -1,0 +1,101 @@
+//! What is in the image that containers of the lab run?
+//!
+//! Nothing can be pulled, so it is built in memory: busybox, the test client, and whatever shared libraries they want.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::AccessFlags;
+
+use crate::children;
+
+/// The image's name in the private engine.
+pub(crate) const NAME: &str = "imdslab";
+
+/// Applets that get a name of their own in /bin.
+const APPLETS: [&str; 12] = ["sh", "cat", "echo", "env", "ip", "kill", "ls", "nc", "ps", "sleep", "touch", "true"];
+
+/// The tar archive of the image's root, for `docker import`.
+pub(crate) fn archive() -> Result<Vec<u8>> {
+    let client = beside("imds-client", "IMDS_LAB_CLIENT")?;
+    let busybox = in_path("busybox").context("busybox is needed inside containers: install busybox-static")?;
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut folders = BTreeSet::new();
+    for folder in ["bin", "etc", "proc", "sys", "dev", "tmp", "root"] {
+        folder_and_parents(&mut tar, &mut folders, Path::new(folder))?;
+    }
+    for (target, source) in [("bin/imds-client", &client), ("bin/busybox", &busybox)] {
+        file(&mut tar, Path::new(target), source)?;
+    }
+    for library in libraries_of(&client)?.into_iter().chain(libraries_of(&busybox)?).collect::<BTreeSet<_>>() {
+        let target = library.strip_prefix("/").expect("ldd names absolute paths").to_owned();
+        folder_and_parents(&mut tar, &mut folders, target.parent().expect("a library is in a folder"))?;
+        file(&mut tar, &target, &library)?;
+    }
+    for applet in APPLETS {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
+    }
+    Ok(tar.into_inner()?)
+}
+
+fn folder_and_parents(tar: &mut tar::Builder<Vec<u8>>, done: &mut BTreeSet<PathBuf>, folder: &Path) -> Result<()> {
+    for part in folder.ancestors().collect::<Vec<_>>().into_iter().rev() {
+        if part.as_os_str().is_empty() || !done.insert(part.to_owned()) {
+            continue;
+        }
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(if part == Path::new("tmp") { 0o1777 } else { 0o755 });
+        header.set_size(0);
+        tar.append_data(&mut header, part, std::io::empty())?;
+    }
+    Ok(())
+}
+
+fn file(tar: &mut tar::Builder<Vec<u8>>, target: &Path, source: &Path) -> Result<()> {
+    let bytes = std::fs::read(source).with_context(|| format!("read {}", source.display()))?;
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_size(bytes.len() as u64);
+    tar.append_data(&mut header, target, bytes.as_slice())?;
+    Ok(())
+}
+
+/// The loader and the shared libraries a program wants; none for a static one.
+fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+    let mut ldd = children::command("ldd");
+    ldd.arg(program);
+    let output = ldd.output().with_context(|| format!("run ldd {}", program.display()))?;
+    // Static programs make ldd fail; that is an answer too.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let words = text.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
+    Ok(words.map(PathBuf::from).collect())
+}
+
+/// A program of this workspace: where `variable` says, else in the folder cargo put the running one.
+pub(crate) fn beside(name: &str, variable: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(path.into());
+    }
+    let me = std::env::current_exe().context("find out which program runs")?;
+    // Tests run from target/debug/deps, programs from target/debug.
+    let found = me.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
+    match found {
+        Some(path) => Ok(path),
+        None => bail!("{name} is not beside {}: build it, or set {variable} to its path", me.display()),
+    }
+}
+
+/// Where in PATH (or the usual sbin folders) a program is.
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let folders = path.split(':').chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"]);
+    folders
+        .filter(|folder| !folder.is_empty())
+        .map(|folder| Path::new(folder).join(program))
+        .find(|path| path.is_file() && nix::unistd::access(path, AccessFlags::X_OK).is_ok())
+}

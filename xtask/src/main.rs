@@ -1,0 +1,64 @@
+//! What can be asked of this workspace beyond `cargo build`?
+//!
+//! Exit codes as in `imds-trace` itself: 0 done, 1 ran and something failed, 2 could not run.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod demo;
+mod lint;
+mod setup;
+mod tally;
+mod test;
+#[path = "../../imds-trace/build/toolchain.rs"]
+mod toolchain;
+mod workspace;
+
+/// The chores of imds-trace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find what building the kernel half takes; install what is missing, where that can be done
+    Setup {
+        /// What the lab takes, too: a Docker engine, busybox, iptables, nft, ip
+        #[arg(long)]
+        lab: bool,
+    },
+    /// Trace a container that cannot reach IMDS, in a lab on this machine (root)
+    Demo,
+    /// Formatting, clippy, and the house rules: who may import whom, first lines, file names
+    Lint,
+    /// Run tests; without PART all of them. The last line is the sum
+    Test {
+        parts: Vec<test::Part>,
+        /// Handed to the test programs: a part of a test's name, or their flags
+        #[arg(last = true)]
+        filter: Vec<String>,
+    },
+    /// Every test and the demo, in half an hour at most; installs what it needs
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup { lab } => setup::setup(lab),
+        Task::Demo => demo::demo(),
+        Task::Lint => lint::lint(),
+        Task::Test { parts, filter } => test::test(&parts, &filter),
+        Task::Ci => test::ci(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Does this machine have what building and trying imds-trace takes, and if not, what is to be installed?
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::{
+    toolchain::{self, Compiler, LINKERS, Missing, RUSTUP_WAY},
+    workspace,
+};
+
+/// Debian's compiler that is new enough, with core's source.
+const COMPILER_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
+
+/// What the lab runs, and the Debian package it comes in.
+const LAB_PROGRAMS: &[(&str, &str)] = &[
+    ("dockerd", "docker.io"),
+    ("busybox", "busybox-static"),
+    ("iptables", "iptables"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+];
+
+pub fn setup(lab: bool) -> Result<ExitCode> {
+    let toolchain = compiler_half()?;
+    println!("kernel half: {toolchain}");
+    if lab {
+        lab_half()?;
+        println!("lab: all there");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What building the kernel half takes: found, or installed. Says in words what it found.
+pub fn compiler_half() -> Result<String> {
+    let found = match toolchain::find() {
+        Ok(found) => found,
+        Err(missing) => {
+            let compiler = installed_compiler(&missing)?;
+            install_linker(&compiler)?;
+            toolchain::find().map_err(anyhow::Error::msg)?
+        }
+    };
+    let toolchain::Toolchain { compiler, linker } = found;
+    Ok(format!("rustc {} ({}), {}", compiler.release, compiler.bin.display(), linker.path.display()))
+}
+
+/// A compiler for which we know how to build a linker, and the LLVM that takes: installed if need be.
+fn installed_compiler(missing: &Missing) -> Result<Compiler> {
+    let fitting = |compilers: &[Compiler]| compilers.iter().find(|compiler| linker_for(compiler).is_some()).cloned();
+    let mut packages = Vec::new();
+    let here = match missing {
+        Missing::Compiler(_) => None,
+        Missing::Linker(compilers, _) => fitting(compilers),
+    };
+    if here.is_none() {
+        packages.extend(COMPILER_PACKAGES.iter().map(|&name| name.to_owned()));
+    }
+    let llvm = here.as_ref().and_then(linker_for).unwrap_or(LINKERS[0]).0;
+    if !llvm_folder(llvm).join("include/llvm-c").is_dir() {
+        packages.push(format!("llvm-{llvm}-dev"));
+    }
+    if !packages.is_empty() {
+        apt_install(&packages).map_err(|error| anyhow!("{}; {error:#}; or: {RUSTUP_WAY}", missing.lack()))?;
+    }
+    let found = || fitting(&toolchain::compilers().unwrap_or_default());
+    here.or_else(found)
+        .with_context(|| format!("no compiler with core's source was found after that; type: {RUSTUP_WAY}"))
+}
+
+/// The bpf-linker whose LLVM can read what this compiler writes.
+fn linker_for(compiler: &Compiler) -> Option<(u32, &'static str)> {
+    LINKERS.iter().rev().copied().find(|&(llvm, _)| llvm >= compiler.llvm)
+}
+
+fn llvm_folder(llvm: u32) -> PathBuf {
+    PathBuf::from(format!("/usr/lib/llvm-{llvm}"))
+}
+
+/// Builds bpf-linker into the user's cache folder.
+fn install_linker(compiler: &Compiler) -> Result<()> {
+    let (llvm, version) = linker_for(compiler)
+        .with_context(|| format!("no bpf-linker is known for LLVM {}: add it to LINKERS", compiler.llvm))?;
+    let path = toolchain::cached_linker(version).context("find the home folder to keep bpf-linker in")?;
+    let folder = path.ancestors().nth(2).context("find the folder of bpf-linker")?;
+    println!("building bpf-linker {version} into {} (about a minute) …", folder.display());
+    workspace::run(
+        compiler
+            .cargo()
+            .args(["install", "bpf-linker", "--quiet", "--locked", "--force", "--no-default-features"])
+            .arg(format!("--version={version}"))
+            .arg(format!("--features=llvm-{llvm}"))
+            .arg("--root")
+            .arg(folder)
+            // Without it, the linker is built against nothing and then misses libLLVM.
+            .env("LLVM_PREFIX", llvm_folder(llvm))
+            .current_dir("/"),
+    )
+}
+
+/// What the lab runs: found, or installed.
+pub fn lab_half() -> Result<()> {
+    let missing: Vec<_> =
+        LAB_PROGRAMS.iter().filter(|(program, _)| !has(program)).map(|&(_, package)| package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    apt_install(&missing)?;
+    match LAB_PROGRAMS.iter().find(|(program, _)| !has(program)) {
+        Some((program, package)) => {
+            bail!("{program} is still not there after installing {package}")
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether the program is there. The lab copies busybox into images, so a dynamic one will not do.
+fn has(program: &str) -> bool {
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&folders).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let found = folders.map(|folder| folder.join(program)).find(|path| path.is_file());
+    found.is_some_and(|path| program != "busybox" || is_static(&path))
+}
+
+/// A dynamic program names its loader (`/lib64/ld-linux-…`) in the first page.
+fn is_static(program: &Path) -> bool {
+    let bytes = fs::read(program).unwrap_or_default();
+    !bytes.is_empty() && !bytes[..bytes.len().min(4096)].windows(4).any(|window| window == b"/ld-")
+}
+
+/// Installs Debian packages, saying which; one sentence where that cannot be done.
+fn apt_install(packages: &[impl AsRef<str>]) -> Result<()> {
+    let packages: Vec<&str> = packages.iter().map(AsRef::as_ref).collect();
+    let names = packages.join(" ");
+    if toolchain::on_path("apt-get").is_none() {
+        bail!("there is no apt-get here to install Debian's {names}");
+    }
+    if !workspace::is_root() {
+        bail!("not root, so type `sudo apt-get install {names}`, then this again");
+    }
+    println!("installing Debian packages: {names}");
+    let mut fresh = false;
+    if !unknown(&packages)?.is_empty() {
+        apt(&["update"])?;
+        fresh = true;
+        let unknown = unknown(&packages)?;
+        if !unknown.is_empty() {
+            let unknown = Vec::from_iter(unknown).join(" ");
+            bail!("this release's package sources have no {unknown} (Debian 12 with its security updates has)");
+        }
+    }
+    let install = [&["install", "--yes", "--no-install-recommends"], packages.as_slice()].concat();
+    match apt(&install) {
+        // An old list names versions the mirror no longer has.
+        Err(_) if !fresh => apt(&["update"]).and_then(|()| apt(&install)),
+        done => done,
+    }
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    workspace::run(
+        Command::new("apt-get")
+            .args(["-qq", "-o", "Dpkg::Use-Pty=0"])
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null()),
+    )
+}
+
+/// Those packages of which apt knows no version to install.
+fn unknown<'a>(packages: &[&'a str]) -> Result<BTreeSet<&'a str>> {
+    let output = Command::new("apt-cache")
+        .arg("policy")
+        .args(packages)
+        .env("LC_ALL", "C")
+        .output()
+        .context("run apt-cache policy")?;
+    let known = known(&String::from_utf8_lossy(&output.stdout));
+    Ok(packages.iter().copied().filter(|&name| !known.contains(name)).collect())
+}
+
+/// The packages with a candidate in what `apt-cache policy` prints.
+fn known(policy: &str) -> BTreeSet<String> {
+    let mut known = BTreeSet::new();
+    let mut name = "";
+    for line in policy.lines() {
+        if let Some(header) = line.strip_suffix(':').filter(|header| !header.starts_with(' ')) {
+            name = header;
+        } else if line.trim().strip_prefix("Candidate:").is_some_and(|version| version.trim() != "(none)") {
+            known.insert(name.to_owned());
+        }
+    }
+    known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_without_a_candidate_is_not_known() {
+        let policy = "rustc-web:\n  Installed: (none)\n  Candidate: 1.96.0\n  Version table:\n     1.96.0 500\n\
+                      llvm-22-dev:\n  Installed: (none)\n  Candidate: (none)\n";
+        assert_eq!(Vec::from_iter(known(policy)), ["rustc-web"]);
+    }
+
+    #[test]
+    fn an_older_compiler_takes_the_same_linker_and_a_newer_one_none() {
+        let compiler = |llvm| Compiler { bin: "/".into(), sysroot: "/".into(), release: "1.96.0".into(), llvm };
+        assert_eq!(linker_for(&compiler(21)), Some((22, "0.12.0")));
+        assert_eq!(linker_for(&compiler(99)), None);
+    }
+}

@@ -1,0 +1,192 @@
+//! Does everything work? Runs the tests part by part, adds them up, and says what did not run and why.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::{demo, lint, setup, tally::Tally, workspace};
+
+/// How long `ci` may take altogether: half an hour, less what it takes to end what hangs.
+const CI_LIMIT: Duration = Duration::from_secs(29 * 60);
+
+/// How long any one part of `ci` may take, so that one that hangs leaves time for the rest.
+const PART_LIMIT: Duration = Duration::from_secs(12 * 60);
+
+/// What can be run by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Formatting, clippy, the house rules
+    Lint,
+    /// Tests beside the code
+    Unit,
+    /// Scenarios and recordings through the pipeline
+    Replay,
+    /// The program as it is typed
+    Cli,
+    /// A real kernel, network namespaces, a Docker engine (root)
+    Lab,
+    /// What `cargo xtask demo` runs, as one test (root)
+    #[value(skip)]
+    Demo,
+}
+
+const TESTS: &[Part] = &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Lab];
+
+/// What came of a part.
+struct Outcome {
+    part: Part,
+    /// How many tests ran: fewer than the tally has where the part itself counts as the failure.
+    ran: usize,
+    tally: Tally,
+    /// Why it failed or did not run, where the counts alone do not say it.
+    why: Option<String>,
+}
+
+pub fn test(parts: &[Part], filter: &[String]) -> Result<ExitCode> {
+    let parts = if parts.is_empty() { TESTS } else { parts };
+    run(parts, filter, None)
+}
+
+pub fn ci() -> Result<ExitCode> {
+    let parts = [TESTS, &[Part::Demo]].concat();
+    run(&parts, &[], Some(Instant::now() + CI_LIMIT))
+}
+
+fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<ExitCode> {
+    println!("kernel half: {}", setup::compiler_half()?);
+    let mut outcomes = Vec::new();
+    for &part in parts {
+        println!("\n== {} ==", part.name());
+        let deadline = deadline.map(|all| all.min(Instant::now() + PART_LIMIT));
+        let mut tally = Tally::default();
+        let mut why = part.run(filter, deadline, &mut tally).unwrap_or_else(|error| Some(format!("{error:#}")));
+        if tally.ran() == 0 && why.is_none() {
+            why = Some("ran no test".to_owned());
+        }
+        let ran = tally.ran();
+        // A part that broke before it could count anything has failed all the same.
+        if why.is_some() && tally.failed == 0 {
+            tally.failed = 1;
+        }
+        if let Some(why) = &why {
+            println!("{}: {why}", part.name());
+        }
+        outcomes.push(Outcome { part, ran, tally, why });
+    }
+    let sum = show(&outcomes);
+    Ok(ExitCode::from(u8::from(sum.failed > 0)))
+}
+
+/// The table and, last, the sum.
+fn show(outcomes: &[Outcome]) -> Tally {
+    let mut sum = Tally::default();
+    println!("\n{:<8}{:>7}{:>8}{:>8}{:>9}", "part", "ran", "passed", "failed", "not run");
+    for Outcome { part, ran, tally, why } in outcomes {
+        sum += *tally;
+        let why = why.as_deref().map(|why| format!("  {why}")).unwrap_or_default();
+        println!("{:<8}{:>7}{:>8}{:>8}{:>9}{why}", part.name(), ran, tally.passed, tally.failed, tally.ignored);
+    }
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    sum
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lint => "lint",
+            Self::Unit => "unit",
+            Self::Replay => "replay",
+            Self::Cli => "cli",
+            Self::Lab => "lab",
+            Self::Demo => "demo",
+        }
+    }
+
+    /// Counts into the tally; says what went wrong beyond the tests that failed.
+    fn run(self, filter: &[String], deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
+        let ours = ["--package=imds-trace", "--package=imds-trace-tests", "--package=xtask", "--lib", "--bins"];
+        match self {
+            Self::Lint => {
+                *tally = lint::run(filter);
+                Ok(None)
+            }
+            Self::Unit => {
+                let user = libtest(&ours, filter, deadline, tally)?;
+                let kernel = libtest(&["--package=imds-trace-ebpf", "--lib"], filter, deadline, tally)?;
+                Ok(user.or(kernel))
+            }
+            Self::Replay => libtest(&["--package=imds-trace-tests", "--test=replay"], filter, deadline, tally),
+            Self::Cli => libtest(&["--package=imds-trace-tests", "--test=cli"], filter, deadline, tally),
+            Self::Lab => {
+                if let Some(why) = no_lab()? {
+                    return Ok(Some(why));
+                }
+                libtest(&["--package=imds-trace-tests", "--test=lab"], filter, deadline, tally)
+            }
+            Self::Demo => {
+                if let Some(why) = no_lab()? {
+                    return Ok(Some(why));
+                }
+                demonstrate(deadline, tally)
+            }
+        }
+    }
+}
+
+/// Why the lab cannot be set up here.
+fn no_lab() -> Result<Option<String>> {
+    if !workspace::is_root() {
+        return Ok(Some("needs root: it makes network namespaces and starts a Docker engine of its own".to_owned()));
+    }
+    setup::lab_half().context("the lab")?;
+    Ok(None)
+}
+
+/// `cargo test` with these targets, against the `imds-trace` of the same profile.
+fn libtest(
+    targets: &[&str],
+    filter: &[String],
+    deadline: Option<Instant>,
+    tally: &mut Tally,
+) -> Result<Option<String>> {
+    if targets.iter().any(|target| target.starts_with("--test=")) {
+        workspace::run(&mut workspace::cargo(["build", "--package=imds-trace", "--bins"]))?;
+    }
+    let mut command = workspace::cargo(["test", "--no-fail-fast"]);
+    command.args(targets).arg("--").args(filter).env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
+    let mut own = Tally::default();
+    let status = workspace::stream(&mut command, deadline, |line| {
+        if let Some(counts) = Tally::from_line(line) {
+            own += counts;
+        }
+    })?;
+    *tally += own;
+    Ok(match status {
+        None => Some("did not end in time and was ended".to_owned()),
+        Some(status) if !status.success() && own.failed == 0 => {
+            Some(format!("did not build, or a test program died ({status}, see above)"))
+        }
+        Some(_) => None,
+    })
+}
+
+/// The demo counts as one test: it ends well, and it finds what it was set up to show.
+fn demonstrate(deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
+    let mut lab = demo::prepare()?;
+    let mut found = false;
+    let status = workspace::stream(&mut lab, deadline, |line| {
+        found |= line.contains("hop-limit-too-low") || line.contains("hop limit");
+    })?;
+    let why = match status {
+        None => Some("did not end in time and was ended".to_owned()),
+        Some(status) if !status.success() => Some(format!("{} failed ({status})", workspace::shown(&lab))),
+        Some(_) if !found => Some("ended well, but found no hop limit that is too low".to_owned()),
+        Some(_) => None,
+    };
+    *tally += Tally { passed: usize::from(why.is_none()), failed: usize::from(why.is_some()), ignored: 0 };
+    Ok(why)
+}
