@@ -97,5 +97,5 @@ fn snap(skb: &Skb, parsed: &Parsed, to: *mut u8) -> u32 {
     if len == 0 || len > SNAP as u32 {
         return 0;
     }
-    if skb.read_into(parsed.payload_offset, to, len) { len } else { 0 }
+    if skb.read_payload(parsed, to, len) { len } else { 0 }
 }

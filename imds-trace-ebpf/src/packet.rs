@@ -4,7 +4,10 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_hdr_start_off},
-    helpers::{bpf_probe_read_kernel_buf, generated::bpf_skb_load_bytes_relative},
+    helpers::{
+        bpf_probe_read_kernel_buf,
+        generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative},
+    },
 };
 use imds_trace_ebpf::record::Network;
 
@@ -23,6 +26,8 @@ const IPPROTO_FRAGMENT: u8 = 44;
 const IPPROTO_AH: u8 = 51;
 const IPPROTO_DSTOPTS: u8 = 60;
 
+/// Where sequence and acknowledgement number stand in a TCP header.
+const TCP_NUMBERS: u32 = 4;
 /// Most VLAN tags in the payload; the outermost is in the skb's metadata. 802.1ad allows two.
 const MAX_VLAN_TAGS: u32 = 2;
 /// Most IPv6 extension headers followed. RFC 8200 lists seven kinds, four of which can stand in a packet we can read.
@@ -37,22 +42,51 @@ pub trait Bytes {
 /// A packet at a tc hook.
 pub struct Skb(pub *mut __sk_buff);
 
+/// Bytes before the network header, most likely first: Ethernet, a device without link layer (tun, WireGuard), Ethernet with a
+/// VLAN tag in the payload.
+const LINK_LAYERS: [u32; 3] = [14, 0, 18];
+
 impl Bytes for Skb {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32, to: &mut [u8; N]) -> Option<()> {
-        self.read_into(offset, to.as_mut_ptr(), N as u32).then_some(())
+        // Relative to the network header, whatever lies before it. Sees the linear part only, in which the kernel keeps headers;
+        // if it does not, the other helper finds them, for Ethernet.
+        // SAFETY: `to` has room for N bytes, which the verifier proves.
+        let result = unsafe {
+            bpf_skb_load_bytes_relative(
+                self.0.cast(),
+                offset,
+                to.as_mut_ptr().cast(),
+                N as u32,
+                bpf_hdr_start_off::BPF_HDR_START_NET,
+            )
+        };
+        (result == 0 || self.load(LINK_LAYERS[0] + offset, to.as_mut_ptr(), N as u32)).then_some(())
     }
 }
 
 impl Skb {
-    /// Copies `len` bytes from `offset` behind the network header to `to`; says whether the packet had them.
+    /// Copies `len` payload bytes to `to`; says whether the packet had them. The payload mostly lies outside of the linear part,
+    /// where only offsets from the packet's beginning reach: the link layer's length is found by looking for the TCP numbers.
     #[inline(always)]
-    pub fn read_into(&self, offset: u32, to: *mut u8, len: u32) -> bool {
+    pub fn read_payload(&self, parsed: &Parsed, to: *mut u8, len: u32) -> bool {
+        for link_layer in LINK_LAYERS {
+            let mut numbers = [0u8; 8];
+            let at = link_layer + parsed.transport_offset + TCP_NUMBERS;
+            if self.load(at, numbers.as_mut_ptr(), 8)
+                && u32::from_be(word(&numbers, 0)) == parsed.network.seq
+                && u32::from_be(word(&numbers, 4)) == parsed.network.ack
+            {
+                return self.load(link_layer + parsed.payload_offset, to, len);
+            }
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn load(&self, offset: u32, to: *mut u8, len: u32) -> bool {
         // SAFETY: the verifier proves that `to` has room for `len` bytes.
-        let result = unsafe {
-            bpf_skb_load_bytes_relative(self.0.cast(), offset, to.cast(), len, bpf_hdr_start_off::BPF_HDR_START_NET)
-        };
-        result == 0
+        unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to.cast(), len) == 0 }
     }
 }
 
@@ -68,12 +102,15 @@ impl Bytes for Kernel {
     }
 }
 
-/// An IMDS packet's headers, and where its TCP payload begins, counted from the network header.
+/// An IMDS packet's headers. Offsets count from the network header.
 ///
 /// Filled in place: the BPF stack holds 512 bytes, which copies of this would use up.
 #[derive(Default)]
 pub struct Parsed {
     pub network: Network,
+    /// Where the transport header begins.
+    pub transport_offset: u32,
+    /// Where the payload begins.
     pub payload_offset: u32,
 }
 
@@ -178,6 +215,7 @@ fn parse_v6(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
 /// Reads ports and TCP numbers. `header_len` and `total_len` count from the IP header at `start`.
 #[inline(always)]
 fn transport(bytes: &impl Bytes, parsed: &mut Parsed, start: u32, header_len: u32, total_len: u32) {
+    parsed.transport_offset = start + header_len;
     parsed.payload_offset = start + header_len;
     let network = &mut parsed.network;
     if network.later_fragment == 0 {

@@ -41,7 +41,7 @@ pub fn expect_that(claim: &str, holds: bool, seen: impl std::fmt::Debug) -> Resu
 /// A secret is betrayed by this many of its characters in a row: a cut-off copy counts.
 const TELLING: usize = 16;
 
-/// Fails if any of `outputs` (name, bytes), or any file below any of `dirs`, holds [`TELLING`] characters in a row of any
+/// Fails if any of `outputs` (name, bytes), or any file below any of `dirs`, holds 16 characters in a row of any
 /// of `secrets`, as they are, in hex, or in base64 at any of its three alignments. The error does not repeat the secret.
 pub fn assert_no_secret(outputs: &[(&str, &[u8])], dirs: &[&Path], secrets: &[String]) -> Result<()> {
     if secrets.is_empty() {

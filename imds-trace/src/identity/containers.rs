@@ -10,6 +10,10 @@ use crate::net::{Netns, Timestamp};
 
 /// Containers remembered at most, the departed included.
 const MAX_CONTAINERS: usize = 8_192;
+/// Holders of one namespace or address remembered at most, the last ones.
+const MAX_TENURES: usize = 64;
+/// Namespaces, addresses and cgroups remembered of one container at most.
+const MAX_KEYS: usize = 64;
 /// A container may act this long before the engine's word of it reaches us.
 const LATE: Duration = Duration::from_secs(2);
 /// The version 2 root cgroup, in which everything stands that has none of its own.
@@ -22,10 +26,19 @@ struct Tenure {
     until: Option<Timestamp>,
 }
 
+/// A container, and under which keys it was entered.
+#[derive(Debug, Default)]
+struct Known {
+    detail: ContainerDetail,
+    netns: Vec<Netns>,
+    addresses: Vec<IpAddr>,
+    cgroups: Vec<u64>,
+}
+
 /// Everything known of containers.
 #[derive(Debug, Default)]
 pub struct Containers {
-    known: HashMap<String, ContainerDetail>,
+    known: HashMap<String, Known>,
     order: VecDeque<String>,
     by_netns: HashMap<Netns, Vec<Tenure>>,
     by_address: HashMap<IpAddr, Vec<Tenure>>,
@@ -36,18 +49,17 @@ impl Containers {
     /// The engine speaks of a container: merges what is new. Gives how many old ones had to go.
     pub fn appeared(&mut self, at: Timestamp, detail: &ContainerDetail) -> u64 {
         let evicted = self.enter(&detail.id);
-        if let Some(known) = self.known.get_mut(&detail.id) {
-            known.name = detail.name.clone().or(known.name.take());
-            known.image = detail.image.clone().or(known.image.take());
-            if !detail.labels.is_empty() {
-                known.labels = detail.labels.clone();
-            }
+        let Some(known) = self.known.get_mut(&detail.id) else { return evicted };
+        known.detail.name = detail.name.clone().or(known.detail.name.take());
+        known.detail.image = detail.image.clone().or(known.detail.image.take());
+        if !detail.labels.is_empty() {
+            known.detail.labels = detail.labels.clone();
         }
         if let Some(netns) = detail.netns {
-            hold(&mut self.by_netns, netns, &detail.id, at);
+            hold(&mut self.by_netns, &mut known.netns, netns, &detail.id, at);
         }
         for address in &detail.addresses {
-            hold(&mut self.by_address, *address, &detail.id, at);
+            hold(&mut self.by_address, &mut known.addresses, *address, &detail.id, at);
         }
         evicted
     }
@@ -55,27 +67,28 @@ impl Containers {
     /// A process was met whose cgroup path names a container: its namespace and cgroup are that container's.
     pub fn met(&mut self, at: Timestamp, id: &str, netns: Option<Netns>, cgroup: u64) {
         self.enter(id);
+        let Some(known) = self.known.get_mut(id) else { return };
         if let Some(netns) = netns {
-            hold(&mut self.by_netns, netns, id, at);
+            hold(&mut self.by_netns, &mut known.netns, netns, id, at);
         }
-        if cgroup > ROOT_CGROUP {
-            self.by_cgroup.insert(cgroup, id.to_owned());
+        if cgroup > ROOT_CGROUP && self.by_cgroup.insert(cgroup, id.to_owned()).as_deref() != Some(id) {
+            remember(&mut known.cgroups, cgroup);
         }
     }
 
     /// A container ended: its namespace and addresses are free for others.
     pub fn gone(&mut self, at: Timestamp, id: &str) {
-        for tenures in self.by_netns.values_mut().chain(self.by_address.values_mut()) {
-            for tenure in tenures.iter_mut().filter(|tenure| tenure.id == id && tenure.until.is_none()) {
-                tenure.until = Some(at);
-            }
-        }
+        let Some(known) = self.known.get(id) else { return };
+        let by_netns = known.netns.iter().filter_map(|netns| self.by_netns.get_mut(netns).map(end_of(id, at)));
+        let by_address =
+            known.addresses.iter().filter_map(|address| self.by_address.get_mut(address).map(end_of(id, at)));
+        by_netns.chain(by_address).for_each(drop);
     }
 
     /// The container as reports name it; by its id alone if no engine introduced it.
     pub fn named(&self, id: &str) -> Container {
         match self.known.get(id) {
-            Some(known) => Container {
+            Some(Known { detail: known, .. }) => Container {
                 id: known.id.clone(),
                 name: known.name.clone(),
                 image: known.image.clone(),
@@ -102,34 +115,60 @@ impl Containers {
 
     fn enter(&mut self, id: &str) -> u64 {
         if !self.known.contains_key(id) {
-            self.known.insert(id.to_owned(), ContainerDetail { id: id.to_owned(), ..ContainerDetail::default() });
+            let detail = ContainerDetail { id: id.to_owned(), ..ContainerDetail::default() };
+            self.known.insert(id.to_owned(), Known { detail, ..Known::default() });
             self.order.push_back(id.to_owned());
         }
         let mut evicted = 0;
         while self.order.len() > MAX_CONTAINERS {
             let Some(oldest) = self.order.pop_front() else { break };
-            self.known.remove(&oldest);
-            forget(&mut self.by_netns, &oldest);
-            forget(&mut self.by_address, &oldest);
-            self.by_cgroup.retain(|_, id| *id != oldest);
+            let Some(known) = self.known.remove(&oldest) else { continue };
+            known.netns.iter().for_each(|netns| forget(&mut self.by_netns, netns, &oldest));
+            known.addresses.iter().for_each(|address| forget(&mut self.by_address, address, &oldest));
+            for cgroup in &known.cgroups {
+                if self.by_cgroup.get(cgroup) == Some(&oldest) {
+                    self.by_cgroup.remove(cgroup);
+                }
+            }
             evicted += 1;
         }
         evicted
     }
 }
 
-fn forget<K: Eq + Hash>(map: &mut HashMap<K, Vec<Tenure>>, id: &str) {
-    map.retain(|_, tenures| {
+fn forget<K: Eq + Hash>(map: &mut HashMap<K, Vec<Tenure>>, key: &K, id: &str) {
+    if let Some(tenures) = map.get_mut(key) {
         tenures.retain(|tenure| tenure.id != id);
-        !tenures.is_empty()
-    });
+        if tenures.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+fn end_of(id: &str, at: Timestamp) -> impl FnOnce(&mut Vec<Tenure>) {
+    move |tenures| {
+        for tenure in tenures.iter_mut().filter(|tenure| tenure.id == id && tenure.until.is_none()) {
+            tenure.until = Some(at);
+        }
+    }
 }
 
 /// `id` holds `key` from `at` on, unless it does already.
-fn hold<K: Eq + Hash>(map: &mut HashMap<K, Vec<Tenure>>, key: K, id: &str, at: Timestamp) {
+fn hold<K: Eq + Hash + Copy>(map: &mut HashMap<K, Vec<Tenure>>, keys: &mut Vec<K>, key: K, id: &str, at: Timestamp) {
     let tenures = map.entry(key).or_default();
-    if !tenures.iter().any(|tenure| tenure.id == id && tenure.until.is_none()) {
-        tenures.push(Tenure { id: id.to_owned(), from: at, until: None });
+    if tenures.iter().any(|tenure| tenure.id == id && tenure.until.is_none()) {
+        return;
+    }
+    if tenures.len() == MAX_TENURES {
+        tenures.remove(0);
+    }
+    tenures.push(Tenure { id: id.to_owned(), from: at, until: None });
+    remember(keys, key);
+}
+
+fn remember<K: PartialEq>(keys: &mut Vec<K>, key: K) {
+    if !keys.contains(&key) && keys.len() < MAX_KEYS {
+        keys.push(key);
     }
 }
 

@@ -14,7 +14,8 @@ pub enum Tokens {
 /// Which packets leave with the hop limit as their TTL; all others leave with [`ORDINARY_TTL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitScope {
-    /// The answer to a token request (with its retransmissions), and the FIN after it unless `fin_ttl_restored`.
+    /// The answer to a token request with its retransmissions, and what follows it on that connection: bare ACKs, and the
+    /// FIN unless `fin_ttl_restored`. Not the RST that ends a lost one.
     TokenResponse,
     /// Each packet after the handshake's SYN-ACK and the ACK of the request, on every connection: answers to GET, FIN
     /// and RST too.
@@ -55,7 +56,8 @@ pub struct Behaviour {
     /// Serve several requests on a connection. The real one has always been seen to close.
     pub keep_alive: bool,
     /// How long a hop-limited answer may stay unacknowledged before the connection is reset. The RST has the ordinary TTL
-    /// under `LimitScope::TokenResponse`: the client of a real instance has been seen to receive it.
+    /// under `LimitScope::TokenResponse`: the client of a real instance has been seen to receive it. To a client that has
+    /// closed by then nothing is sent any more.
     pub give_up: Duration,
 }
 
