@@ -28,6 +28,7 @@ use crate::kernel::btf::Layout;
 use crate::kernel::features;
 use crate::kernel::plan::{self, Why};
 use crate::kernel::ring::{self, MachineNames, Records};
+use crate::kernel::symbols::Symbols;
 use crate::net::{BootTime, Ifindex, Timestamp};
 use crate::output::{self, Outputs};
 use crate::pipeline::{Host, Pipeline};
@@ -75,7 +76,7 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
         endpoints: config.endpoints.clone(),
         interfaces: BTreeMap::new(),
         reasons: layout.drop_reasons(),
-        symbols: RefCell::default(),
+        symbols: RefCell::new(Symbols::load()),
     };
     drop(layout);
     let mut follower =
@@ -113,8 +114,10 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
             Some(change) = follower.changes.recv() => follower.change(change, &mut tracer, &mut session.names).await,
             () = read_probe_log(&mut probe_log), if probe_log.is_some() => {}
             _ = tick.tick() => {
+                // The time first: what the ring buffer holds now is not later.
+                let at = now()?;
                 session.drain(records.get_mut(), usize::MAX)?;
-                session.tick(&tracer)?;
+                session.tick(&tracer, at)?;
             }
             ready = records.readable_mut() => {
                 let mut guard = ready.context("watch the ring buffer")?;
@@ -124,10 +127,11 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
             }
         }
     }
-    session.drain(records.get_mut(), usize::MAX)?;
+    // The lost ones are asked for while there is somebody to ask; then nothing new comes, and what has come is read.
+    let lost = tracer.lost();
     drop(tracer);
     session.drain(records.get_mut(), usize::MAX)?;
-    session.finish()
+    session.finish(lost)
 }
 
 /// Lets the runtime watch a file descriptor of the kernel room.
@@ -345,10 +349,11 @@ impl Session {
                 self.unreadable += 1;
                 continue;
             };
+            let at = input.at();
             self.push(input)?;
             // At once: the process may not live long.
             if let Some(detail) = connecting.and_then(|pid| self.procfs.describe(pid)) {
-                self.fact(Said::Process(detail))?;
+                self.push(Input::Fact(Fact { at, said: Said::Process(detail) }))?;
             }
         }
         if taken > 0 {
@@ -358,14 +363,8 @@ impl Session {
     }
 
     /// Lets time pass: closes what has gone quiet, says what was lost.
-    fn tick(&mut self, tracer: &Tracer) -> anyhow::Result<()> {
-        let at = now()?;
-        let lost = tracer.lost();
-        if lost > self.lost || self.unreadable > 0 {
-            let (ring_buffer, unreadable) = (lost - self.lost, std::mem::take(&mut self.unreadable));
-            self.lost = lost;
-            self.push(Input::Lost { at, ring_buffer, unreadable })?;
-        }
+    fn tick(&mut self, tracer: &Tracer, at: Timestamp) -> anyhow::Result<()> {
+        self.note_lost(tracer.lost(), at)?;
         // Only a tick that leads to something is an input: an idle host's recording does not grow.
         if self.pipeline.due().is_some_and(|due| due <= at) {
             self.push(Input::Tick { at })?;
@@ -377,13 +376,25 @@ impl Session {
         Ok(())
     }
 
+    fn note_lost(&mut self, lost: u64, at: Timestamp) -> anyhow::Result<()> {
+        if lost == self.lost && self.unreadable == 0 {
+            return Ok(());
+        }
+        let (ring_buffer, unreadable) = (lost - self.lost, std::mem::take(&mut self.unreadable));
+        self.lost = lost;
+        self.push(Input::Lost { at, ring_buffer, unreadable })
+    }
+
     fn count_header_errors(&mut self) -> anyhow::Result<()> {
         let (v4, v6) = procfs::in_hdr_errors();
         self.fact(Said::InHdrErrors { netns: self.names.netns, v4, v6 })
     }
 
-    fn finish(mut self) -> anyhow::Result<bool> {
+    fn finish(mut self, lost: u64) -> anyhow::Result<bool> {
+        let at = now()?;
+        self.note_lost(lost, at)?;
         self.count_header_errors()?;
+        self.push(Input::Tick { at })?;
         if let Some(recording) = &mut self.recording {
             recording.flush().context("write the recording")?;
         }

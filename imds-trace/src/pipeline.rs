@@ -51,7 +51,7 @@ impl Pipeline {
     /// Nothing seen yet.
     pub fn new(host: Host) -> Self {
         Self {
-            joiner: Joiner::default(),
+            joiner: Joiner::new(host.netns),
             assembler: Assembler::default(),
             interpreter: Interpreter {
                 directory: Directory::new(host.netns),
@@ -70,14 +70,17 @@ impl Pipeline {
 
     /// Takes in one input; what it leads to goes to `sink`.
     pub fn push(&mut self, input: Input, sink: &mut Sink<'_>) {
-        self.advance(input.at(), sink);
+        // Only packets and ticks move time. A source may speak while packets older than its word wait to be read.
         match input {
-            Input::Observation(observation) => self.joiner.push(observation),
+            Input::Observation(observation) => {
+                self.advance(observation.at, sink);
+                self.joiner.push(observation);
+            }
             Input::Fact(fact) => {
                 self.interpreter.note_counters(&fact.said);
                 self.lost.state_evicted += self.interpreter.directory.learn(&fact);
             }
-            Input::Tick { .. } => {}
+            Input::Tick { at } => self.advance(at, sink),
             Input::Lost { ring_buffer, unreadable, .. } => {
                 self.lost.add(Lost { ring_buffer, unreadable, state_evicted: 0 });
             }
@@ -159,7 +162,11 @@ impl Interpreter {
         let instance = self.host.instance.as_deref();
         let case = Case { exchange, moment, who: &who, hop_limit, history: &self.history, instance };
         let tallies = &mut self.tallies;
-        self.ledger.examine(&case, now, &mut |finding| tell_finding(finding, now, tallies, sink));
+        let when = match moment {
+            Moment::Lost(journey) => journey.at,
+            Moment::Asked | Moment::Closed => exchange.asked.unwrap_or(exchange.opened),
+        };
+        self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, tallies, sink));
         self.history.note(exchange, moment, &who);
     }
 

@@ -48,11 +48,11 @@ impl Ledger {
         *known
     }
 
-    /// Asks every rule; `told` gets the findings that are new.
-    pub fn examine(&mut self, case: &Case<'_>, now: Timestamp, told: &mut dyn FnMut(&Finding)) {
+    /// Asks every rule about a case of the moment `at`; `told` gets the findings that are new.
+    pub fn examine(&mut self, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) {
         for rule in RULES {
             if let Some(verdict) = (rule.examine)(case) {
-                self.enter(rule, verdict, case, now, told);
+                self.enter(rule, verdict, case, at, told);
             }
         }
     }
@@ -74,18 +74,11 @@ impl Ledger {
         std::mem::take(&mut self.evicted)
     }
 
-    fn enter(
-        &mut self,
-        rule: &Rule,
-        verdict: Verdict,
-        case: &Case<'_>,
-        now: Timestamp,
-        told: &mut dyn FnMut(&Finding),
-    ) {
+    fn enter(&mut self, rule: &Rule, verdict: Verdict, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) {
         let key = FindingKey { rule: rule.id, subject: case.who.subject(), cause: verdict.cause };
         if let Some(Entry { finding, .. }) = self.entries.get_mut(&key) {
             finding.count += verdict.weight;
-            finding.last = now;
+            finding.last = finding.last.max(at);
             finding.confidence = finding.confidence.max(verdict.confidence);
             finding.hop_limit = finding.hop_limit.and(case.hop_limit);
             finding.drop = finding.drop.take().or(verdict.drop);
@@ -112,8 +105,8 @@ impl Ledger {
             confidence: verdict.confidence,
             who: case.who.clone(),
             count: verdict.weight,
-            first: now,
-            last: now,
+            first: at,
+            last: at,
             hop_limit: case.hop_limit,
             drop: verdict.drop,
             waited: verdict.waited,

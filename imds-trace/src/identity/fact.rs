@@ -102,6 +102,8 @@ pub struct Ancestor {
 pub struct ProcessDetail {
     /// Process id in the initial pid namespace.
     pub pid: u32,
+    /// Could it be read? If not, it was gone already, and nothing else here is known.
+    pub found: bool,
     /// Path of its executable, in its own mount namespace.
     pub exe: Option<String>,
     /// Its command line, secrets masked.

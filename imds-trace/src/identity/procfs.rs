@@ -47,6 +47,7 @@ impl Procfs {
         };
         let detail = ProcessDetail {
             pid,
+            found: true,
             exe: fs::read_link(dir.join("exe")).ok().map(|path| bounded(&path.to_string_lossy(), 1024).to_owned()),
             argv: argv(&dir),
             container: read(&dir.join("cgroup"), MAX_FILE).and_then(|text| container_id(&text)),
@@ -57,7 +58,14 @@ impl Procfs {
         }
         if parent.is_none() && detail.exe.is_none() {
             self.known.remove(&pid);
-            return Some(ProcessDetail { pid, exe: None, argv: None, container: None, ancestors: Vec::new() });
+            return Some(ProcessDetail {
+                pid,
+                found: false,
+                exe: None,
+                argv: None,
+                container: None,
+                ancestors: Vec::new(),
+            });
         }
         if self.known.len() >= MAX_KNOWN {
             self.known.clear();

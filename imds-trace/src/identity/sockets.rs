@@ -45,7 +45,7 @@ impl Socket {
 
     /// Was the task's cgroup path read? Then a missing container id means: none.
     pub fn was_read(&self) -> bool {
-        self.detail.is_some()
+        self.detail.as_deref().is_some_and(|detail| detail.found)
     }
 
     /// Its network namespace.
@@ -84,8 +84,9 @@ impl Sockets {
     pub fn connecting(&mut self, at: Timestamp, task: &Connecting) -> u64 {
         let number = self.next;
         self.next += 1;
-        // The detail of an earlier process with this pid is not this one's; the fact that follows brings its own.
-        self.all.insert(number, Socket { at, task: task.clone(), detail: None });
+        // A process says what is new about it right after its connect; silence means that what is known still holds.
+        let detail = self.processes.get(&task.pid).cloned();
+        self.all.insert(number, Socket { at, task: task.clone(), detail });
         self.order.push_back(number);
         self.connecting.insert(task.socket, number);
         let mut evicted = 0;
@@ -123,7 +124,7 @@ impl Sockets {
         self.order.iter().rev().take(64).filter_map(|number| self.all.get(number)).find(|socket| socket.task.pid == pid)
     }
 
-    /// /proc said more about a process. Holds for its latest socket and, until the next such fact, for no other.
+    /// /proc said more about a process. Holds for its latest socket and for those it opens until the next such fact.
     pub fn process(&mut self, detail: &ProcessDetail) {
         let detail = match self.processes.get(&detail.pid) {
             Some(known) if **known == *detail => Rc::clone(known),
@@ -140,9 +141,13 @@ impl Sockets {
                 shared
             }
         };
-        let found = self.order.iter().rev().take(64).copied().find(|number| {
-            self.all.get(number).is_some_and(|socket| socket.task.pid == detail.pid && socket.detail.is_none())
-        });
+        let found = self
+            .order
+            .iter()
+            .rev()
+            .take(64)
+            .copied()
+            .find(|number| self.all.get(number).is_some_and(|socket| socket.task.pid == detail.pid));
         if let Some(socket) = found.and_then(|number| self.all.get_mut(&number)) {
             socket.detail = Some(detail);
         }

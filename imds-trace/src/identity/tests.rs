@@ -45,7 +45,14 @@ fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &st
 }
 
 fn process(directory: &mut Directory, ms: u64, pid: u32, container: Option<&str>) {
-    let detail = ProcessDetail { pid, exe: None, argv: None, container: container.map(Into::into), ancestors: vec![] };
+    let detail = ProcessDetail {
+        pid,
+        found: true,
+        exe: None,
+        argv: None,
+        container: container.map(Into::into),
+        ancestors: vec![],
+    };
     directory.learn(&Fact { at: at(ms), said: Said::Process(detail) });
 }
 

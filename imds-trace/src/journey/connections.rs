@@ -87,12 +87,15 @@ impl<Open> Default for Connections<Open> {
 }
 
 impl<Open> Connections<Open> {
-    /// The connection of a packet, entered if it is new, and how it was found.
-    pub fn of(&mut self, observation: &Observation, tcp: Tcp) -> (ConnectionId, Join) {
+    /// The connection of a packet and how it was found. One that is new is entered if it `may_enter`, else there is none.
+    pub fn of(&mut self, observation: &Observation, tcp: Tcp, may_enter: bool) -> Option<(ConnectionId, Join)> {
         let leg = leg(observation);
         let at = observation.at;
-        let (id, join) =
-            self.find(observation, tcp, leg).unwrap_or_else(|| (self.enter(observation, tcp, leg), Join::Exact));
+        let (id, join) = match self.find(observation, tcp, leg) {
+            Some(found) => found,
+            None if may_enter => (self.enter(observation, tcp, leg), Join::Exact),
+            None => return None,
+        };
         let turn = self.turn;
         self.turn += 1;
         if let Some(state) = self.states.get_mut(&id) {
@@ -109,7 +112,7 @@ impl<Open> Connections<Open> {
             }
         }
         self.shrink(at);
-        (id, join)
+        Some((id, join))
     }
 
     /// The state of a connection that [`Self::of`] gave, unless it was forgotten since.

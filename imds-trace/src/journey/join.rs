@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::connections::{Connections, PacketKey, State};
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
-use crate::net::{Direction, Heading, Timestamp};
+use crate::net::{Direction, Heading, Netns, Timestamp};
 use crate::observation::{Drop, Observation, Place, Tcp, TcpFlags};
 
 /// A journey is over when nothing more was seen of it for so long. Crossing a host takes microseconds; the rest is for the
@@ -32,14 +32,21 @@ struct Open {
 }
 
 /// Joins observations into journeys.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Joiner {
+    /// The namespace that the hooks are in.
+    host: Netns,
     connections: Connections<Open>,
     due: BinaryHeap<Reverse<(Timestamp, ConnectionId)>>,
     evicted: u64,
 }
 
 impl Joiner {
+    /// Joins what was seen on a host whose hooks are in the namespace `host`.
+    pub fn new(host: Netns) -> Self {
+        Self { host, connections: Connections::default(), due: BinaryHeap::new(), evicted: 0 }
+    }
+
     /// Takes in one observation. Journeys come out of [`Self::advance`].
     pub fn push(&mut self, observation: Observation) {
         // Without a TCP header (ICMP, UDP, a later fragment) there is nothing to join by.
@@ -50,7 +57,10 @@ impl Joiner {
             return;
         }
         let reached = matches!(&observation.place, Place::Drop(drop) if is_receivers_own(drop));
-        let (id, join) = self.connections.of(&observation, tcp);
+        // What a TCP discards of itself, with no journey that brought it there, says nothing of the network. And kfree_skb speaks
+        // for every namespace: a response dropped in another one that never came in here is none of this host's.
+        let only_continues = reached || self.is_foreign(&observation);
+        let Some((id, join)) = self.connections.of(&observation, tcp, !only_continues) else { return };
         self.evicted += self.connections.take_evicted();
         let Some(state) = self.connections.get_mut(id) else { return };
         note_ack(state, observation.heading, tcp);
@@ -58,8 +68,7 @@ impl Joiner {
         let continued = state.open.iter_mut().rev().find(|open| open.key == key && open.goes_on_at(&observation.place));
         let open = match continued {
             Some(open) => open,
-            // What a TCP discards of itself, with no journey that brought it there, says nothing of the network.
-            None if reached => return,
+            None if only_continues => return,
             None => {
                 if state.open.len() >= MAX_OPEN {
                     state.open.remove(0);
@@ -88,6 +97,11 @@ impl Joiner {
             Place::Drop(_) if reached => open.reached = true,
             Place::Drop(drop) => open.dropped = Some(Dropped { drop, ttl: observation.ttl }),
         }
+    }
+
+    fn is_foreign(&self, observation: &Observation) -> bool {
+        let elsewhere = matches!(&observation.place, Place::Drop(drop) if drop.netns != self.host);
+        elsewhere && observation.heading == Heading::FromImds
     }
 
     /// Gives the journeys that are over at `now`, in the order in which they ended.
@@ -199,10 +213,16 @@ fn is_copy(drop: &Drop) -> bool {
     drop.reason.as_deref() == Some("OTHERHOST")
 }
 
+/// Where a TCP discards what it holds. By prefix, as compilers split functions.
+const RECEIVERS: [&str; 4] = ["tcp_", "sk_stream_kill_queues", "inet_csk_", "skb_rbtree_purge"];
+/// Why it does, besides the reasons that begin with `TCP_`.
+const RECEIVERS_REASONS: [&str; 3] = ["NO_SOCKET", "QUEUE_PURGE", "SOCKET_CLOSE"];
+
 /// The receiving TCP had the packet in hand and needed it no more (data it already had, a closed socket): it was delivered.
 fn is_receivers_own(drop: &Drop) -> bool {
-    let by_reason = drop.reason.as_deref().is_some_and(|reason| reason.starts_with("TCP_") || reason == "NO_SOCKET");
-    by_reason || drop.location.starts_with("tcp_")
+    let by_reason =
+        drop.reason.as_deref().is_some_and(|reason| reason.starts_with("TCP_") || RECEIVERS_REASONS.contains(&reason));
+    by_reason || RECEIVERS.iter().any(|prefix| drop.location.starts_with(prefix))
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ fn data() -> Packet {
 }
 
 fn run(observations: Vec<Observation>) -> Vec<Journey> {
-    let mut joiner = Joiner::default();
+    let mut joiner = Joiner::new(Netns(1));
     let mut journeys = Vec::new();
     for observation in observations {
         joiner.advance(observation.at, &mut |journey| journeys.push(journey));
@@ -175,7 +175,7 @@ fn two_clients_with_the_same_ports_and_numbers_but_their_own_first_sequence_numb
 
 #[test]
 fn a_flood_of_connections_stays_bounded_and_is_counted() {
-    let mut joiner = Joiner::default();
+    let mut joiner = Joiner::new(Netns(1));
     for n in 0..100_000u32 {
         let packet = Packet { seq: n, ..syn() };
         let client = format!("172.17.{}.{}:{}", n >> 16, (n >> 8) & 255, 1 + (n & 255));

@@ -1,76 +1,101 @@
-//! Which function is at this address of the kernel's text? Read from /proc/kallsyms when first asked, then remembered.
+//! Which function is at this address of the kernel's text? Read from /proc/kallsyms by a thread while the rest starts.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-
-/// Addresses remembered at most; a kernel has some hundred places that drop packets.
-const MAX_KNOWN: usize = 4096;
+use std::thread::JoinHandle;
 
 /// Names of functions.
+#[derive(Debug)]
+pub enum Symbols {
+    /// Still being read.
+    Loading(Option<JoinHandle<Table>>),
+    /// Read.
+    Loaded(Table),
+}
+
+/// Functions by address.
 #[derive(Debug, Default)]
-pub struct Symbols {
-    known: HashMap<u64, String>,
+pub struct Table {
+    /// Start address, and where its name begins and ends in `names`; sorted by address.
+    functions: Vec<(u64, u32, u32)>,
+    names: String,
 }
 
 impl Symbols {
+    /// Begins to read. Some hundred thousand lines take the kernel a tenth of a second to write.
+    pub fn load() -> Self {
+        let thread = std::thread::Builder::new().name("kallsyms".into()).spawn(|| {
+            let text = std::fs::read("/proc/kallsyms").unwrap_or_default();
+            Table::read(&String::from_utf8_lossy(&text))
+        });
+        Self::Loading(thread.ok())
+    }
+
     /// The function that `address` lies in, or the address in hex where the kernel does not tell (`kptr_restrict`).
     pub fn name(&mut self, address: u64) -> String {
-        if let Some(name) = self.known.get(&address) {
-            return name.clone();
+        if let Self::Loading(thread) = self {
+            let table = thread.take().and_then(|thread| thread.join().ok());
+            *self = Self::Loaded(table.unwrap_or_default());
         }
-        let name = File::open("/proc/kallsyms")
-            .ok()
-            .and_then(|file| find(BufReader::new(file), address))
-            .unwrap_or_else(|| format!("{address:#x}"));
-        if self.known.len() < MAX_KNOWN {
-            self.known.insert(address, name.clone());
-        }
-        name
+        let name = match self {
+            Self::Loaded(table) => table.name(address),
+            Self::Loading(_) => None,
+        };
+        name.map_or_else(|| format!("{address:#x}"), str::to_owned)
     }
 }
 
-/// The symbol with the highest address that is not above `address`. Lines are `address type name`, not sorted over all modules.
-fn find(lines: impl BufRead, address: u64) -> Option<String> {
-    let mut best: Option<(u64, String)> = None;
-    for line in lines.lines() {
-        let line = line.ok()?;
-        let mut words = line.split_whitespace();
-        let (Some(at), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
-        let Ok(at) = u64::from_str_radix(at, 16) else { continue };
-        let is_text = matches!(kind, "t" | "T" | "w" | "W");
-        // The return address of a call at the very end of a function lies behind it: strictly below.
-        if is_text && at != 0 && at < address && best.as_ref().is_none_or(|(known, _)| at > *known) {
-            best = Some((at, name.to_owned()));
+impl Table {
+    /// Lines are `address type name`, with `[module]` behind names of modules, in no order over all modules.
+    fn read(text: &str) -> Self {
+        let mut table = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (Some(at), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
+            let Ok(at) = u64::from_str_radix(at, 16) else { continue };
+            // All zeros: the addresses are hidden from us.
+            if at != 0 && matches!(kind, "t" | "T" | "w" | "W") {
+                let begin = table.names.len() as u32;
+                table.names.push_str(name);
+                table.functions.push((at, begin, table.names.len() as u32));
+            }
         }
+        table.functions.sort_unstable();
+        table
     }
-    best.map(|(_, name)| name)
+
+    /// The last function that begins below `address`: a drop's location is a return address, which behind a call at the very end
+    /// of a function is already the next one's first.
+    fn name(&self, address: u64) -> Option<&str> {
+        let behind = self.functions.partition_point(|(at, _, _)| *at < address);
+        let (_, begin, end) = *self.functions.get(behind.checked_sub(1)?)?;
+        self.names.get(begin as usize..end as usize)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TABLE: &str = "\
+    const TEXT: &str = "\
 ffffffff81000000 T _text
 ffffffff81000100 t ip_rcv
+ffffffff81000400 T ip_output
 ffffffff81000200 T ip_forward
 ffffffff81000300 D some_data
-ffffffff81000400 T ip_output
 ffffffffc0000000 t module_function\t[nf_tables]
 ";
 
     #[test]
     fn a_return_address_lies_in_the_function_that_called() {
-        let name = |address| find(TABLE.as_bytes(), address);
-        assert_eq!(name(0xffffffff810002c0).as_deref(), Some("ip_forward"));
-        assert_eq!(name(0xffffffff81000400).as_deref(), Some("ip_forward"), "a call was its last instruction");
-        assert_eq!(name(0xffffffffc0000010).as_deref(), Some("module_function"));
-        assert_eq!(name(0x1000), None);
+        let table = Table::read(TEXT);
+        assert_eq!(table.name(0xffffffff810002c0), Some("ip_forward"));
+        assert_eq!(table.name(0xffffffff81000400), Some("ip_forward"), "a call was its last instruction");
+        assert_eq!(table.name(0xffffffffc0000010), Some("module_function"));
+        assert_eq!(table.name(0x1000), None);
     }
 
     #[test]
     fn hidden_addresses_name_nothing() {
-        assert_eq!(find("0000000000000000 T ip_forward\n".as_bytes(), 0xffffffff81000000), None);
+        let table = Table::read("0000000000000000 T ip_forward\n");
+        assert_eq!(table.name(0xffffffff81000000), None);
     }
 }
