@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{self, Filter, Telling, Watch};
-use crate::output;
+use crate::output::OUTPUTS;
 
 /// Finds out why containers on EC2 cannot get credentials: follows every packet to and from the instance metadata service (IMDS)
 /// through this host, with its TTL at every hop and every drop by the kernel, and says whose it was and what to do.
@@ -85,7 +85,7 @@ struct TellingArgs {
 
 impl TellingArgs {
     fn mean(self) -> Result<Telling, config::Error> {
-        let kinds: Vec<&str> = output::OUTPUTS.iter().map(|kind| kind.name).collect();
+        let kinds: Vec<&str> = OUTPUTS.iter().map(|kind| kind.name).collect();
         Ok(Telling {
             outputs: config::outputs(&self.outputs, &kinds)?,
             filter: Filter { containers: self.containers, pids: self.pids },

@@ -7,9 +7,6 @@ use std::time::Duration;
 use imds_trace_ebpf::record::MAX_ENDPOINTS;
 use thiserror::Error;
 
-use crate::event::Event;
-use crate::identity::Attribution;
-
 /// IMDS on IPv4.
 pub const IMDS_V4: &str = "169.254.169.254";
 /// IMDS on IPv6.
@@ -27,14 +24,11 @@ pub struct OutputSpec {
 /// What is shown. Empty lists show everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Names, ids, or beginnings of ids of at least [`MIN_ID`] digits.
+    /// Names, ids, or beginnings of ids.
     pub containers: Vec<String>,
     /// Process ids.
     pub pids: Vec<u32>,
 }
-
-/// A shorter beginning of a container id is taken for a name.
-const MIN_ID: usize = 4;
 
 /// What `watch` and `replay` have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,45 +146,6 @@ pub fn outputs(given: &[String], known: &[&str]) -> Result<Vec<OutputSpec>, Erro
         outputs.push(OutputSpec { kind: "text".into(), path: None });
     }
     Ok(outputs)
-}
-
-impl Filter {
-    /// Is anything left out at all?
-    pub fn is_empty(&self) -> bool {
-        self.containers.is_empty() && self.pids.is_empty()
-    }
-
-    /// What of an event is shown; `None` if nothing.
-    pub fn apply(&self, event: &Event) -> Option<Event> {
-        if self.is_empty() {
-            return Some(event.clone());
-        }
-        match event {
-            Event::Exchange(exchange) => self.shows(&exchange.who).then(|| event.clone()),
-            Event::Finding(_, finding) => self.shows(&finding.who).then(|| event.clone()),
-            Event::Ready(..) | Event::Loss(..) => Some(event.clone()),
-            Event::Report(at, report) => {
-                let mut report = report.clone();
-                report.subjects.retain(|tally| self.shows_container(&tally.who));
-                report.findings.retain(|finding| self.shows(&finding.who));
-                Some(Event::Report(*at, report))
-            }
-        }
-    }
-
-    fn shows(&self, who: &Attribution) -> bool {
-        let process = who.process.as_ref().map(|process| process.pid);
-        self.shows_container(who) && (self.pids.is_empty() || process.is_some_and(|pid| self.pids.contains(&pid)))
-    }
-
-    fn shows_container(&self, who: &Attribution) -> bool {
-        let Some(container) = &who.container else { return self.containers.is_empty() };
-        self.containers.is_empty()
-            || self.containers.iter().any(|wanted| {
-                container.name.as_deref() == Some(wanted)
-                    || (wanted.len() >= MIN_ID && container.id.starts_with(wanted))
-            })
-    }
 }
 
 #[cfg(test)]

@@ -325,8 +325,14 @@ impl Session {
     fn news(&mut self, told: News) -> anyhow::Result<()> {
         match told {
             News::Said(said) => self.fact(said),
-            News::Listed => Ok(log::info!("the Docker engine has listed its containers")),
-            News::Unreachable(why) => Ok(log::info!("{why}")),
+            News::Listed => {
+                log::info!("the Docker engine has listed its containers");
+                Ok(())
+            }
+            News::Unreachable(why) => {
+                log::info!("{why}");
+                Ok(())
+            }
         }
     }
 

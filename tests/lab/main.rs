@@ -4,10 +4,18 @@
 //! table of its file. A test sets the behaviour it needs; before each, the behaviour is the default again.
 //!
 //! It needs root and says so; it never skips. `cargo test --test lab -- NAME` runs some; `--list` lists without root.
+//! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
 mod kit;
 mod trace;
+mod trace_drops;
+mod trace_guest;
+mod trace_hop_limit;
+mod trace_identity;
+mod trace_network;
+mod trace_tokens;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -32,12 +40,38 @@ macro_rules! tests {
     };
 }
 
+/// Removes the folders of a test's tracers; if it failed, keeps a copy where `$IMDS_LAB_EVIDENCE` says.
+fn put_away(lab: &Lab, claim: &str, failed: bool) {
+    let keep = std::env::var_os("IMDS_LAB_EVIDENCE").filter(|_| failed).map(|folder| Path::new(&folder).join(claim));
+    for entry in std::fs::read_dir(lab.host.dir()).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with("tracer-") {
+            continue;
+        }
+        if let Some(keep) = &keep {
+            let target = keep.join(entry.file_name());
+            let _ = std::fs::create_dir_all(&target);
+            for file in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                let _ = std::fs::copy(file.path(), target.join(file.file_name()));
+            }
+        }
+        let _ = std::fs::remove_dir_all(entry.path());
+    }
+}
+
 fn main() -> ExitCode {
     house::keep();
     let mut arguments = Arguments::from_args();
     // One host, one fake IMDS: the tests take turns.
     arguments.test_threads = Some(1);
-    let tables = [("kit", kit::TESTS), ("trace", trace::TESTS)];
+    let tables = [
+        ("kit", kit::TESTS),
+        ("trace_hop_limit", trace_hop_limit::TESTS),
+        ("trace_tokens", trace_tokens::TESTS),
+        ("trace_identity", trace_identity::TESTS),
+        ("trace_network", trace_network::TESTS),
+        ("trace_drops", trace_drops::TESTS),
+        ("trace_guest", trace_guest::TESTS),
+    ];
     if arguments.list {
         let trials = tables.iter().flat_map(|(file, tests)| tests.iter().map(move |(claim, _)| (file, claim)));
         let trials = trials.map(|(file, claim)| Trial::test(format!("{file}::{claim}"), || Ok(()))).collect();
@@ -61,7 +95,9 @@ fn main() -> ExitCode {
             Trial::test(format!("{file}::{claim}"), move || {
                 lab.host.imds().set(|behaviour| *behaviour = Behaviour::default());
                 lab.host.imds().forget_requests();
-                test(&lab)
+                let result = test(&lab);
+                put_away(&lab, claim, result.is_err());
+                result
             })
         })
     });

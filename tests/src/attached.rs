@@ -1,5 +1,7 @@
 //! Which BPF programs does this machine hold now, and what hangs on the runner's interfaces?
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use aya::programs::tc::TcAttachType;
 use aya::programs::{SchedClassifier, loaded_programs};
@@ -48,6 +50,19 @@ pub fn loaded_of_ours() -> Result<Vec<Program>> {
     let mut programs = loaded()?;
     programs.retain(|program| OURS.iter().any(|name| program.name == name[..name.len().min(NAME_LENGTH)]));
     Ok(programs)
+}
+
+/// The numbers of the programs that a process holds, by themselves or by a link. The kernel does not give a number away
+/// again soon, so these tell one tracer's programs from another's.
+pub fn held_by(pid: u32) -> Result<BTreeSet<u32>> {
+    let folder = format!("/proc/{pid}/fdinfo");
+    let mut numbers = BTreeSet::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
+        let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| line.strip_prefix("prog_id:"));
+        numbers.extend(lines.filter_map(|number| number.trim().parse::<u32>().ok()));
+    }
+    Ok(numbers)
 }
 
 /// What hangs on the interfaces of a namespace, as tcx programs or clsact filters, whosever they are.

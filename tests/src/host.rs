@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::container::{Backend, Container, ContainerSpec, Network, NetworkBackend, NetworkSpec};
 use crate::docker::{DockerContainer, DockerNetwork, GO};
 use crate::engine::{self, DockerEngine};
+use crate::expect::wait_until;
 use crate::house;
 use crate::imds::{Behaviour, ENDPOINT, ENDPOINT6, FakeImds};
 use crate::netns::Namespace;
@@ -195,6 +197,17 @@ impl RunnerHost {
         let text = self.runner.proc_net("snmp6")?;
         let line = text.lines().find(|line| line.starts_with("Ip6InHdrErrors")).context("Ip6InHdrErrors in snmp6")?;
         line.split_whitespace().nth(1).and_then(|value| value.parse().ok()).context("a number for Ip6InHdrErrors")
+    }
+
+    /// Waits until the fake IMDS has nothing more to send on any connection: no lost answer will be sent again, and the
+    /// counters of header errors stand still.
+    pub fn settle(&self, deadline: Duration) -> Result<()> {
+        wait_until("the fake IMDS to give up its last connection", deadline, || {
+            let tables = [self.imds_ns.proc_net("tcp").ok()?, self.imds_ns.proc_net("tcp6").ok()?];
+            let states = tables.iter().flat_map(|table| table.lines().skip(1)).map(|line| line.split_whitespace().nth(3));
+            // TIME_WAIT and LISTEN, as linux/tcp_states.h numbers them.
+            states.into_iter().all(|state| matches!(state, Some("06" | "0A"))).then_some(())
+        })
     }
 
     /// Runs a container.

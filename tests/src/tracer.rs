@@ -60,7 +60,8 @@ pub struct Outcome {
 
 impl Tracer {
     /// Starts `imds-trace watch --output json --record … --ready-file … --docker-host …` and `args` on the runner host and
-    /// waits until it says it is ready. In `args`, `{dir}` stands for its folder, e.g. `pcapng={dir}/it.pcapng`.
+    /// waits until it says it is ready. In `args`, `{dir}` stands for its folder, e.g. `pcapng={dir}/it.pcapng`; a
+    /// `--docker-host` among them replaces the host's.
     pub fn start(host: &RunnerHost, args: &[&str]) -> Result<Tracer> {
         Tracer::start_program(host, &program()?, args)
     }
@@ -72,7 +73,10 @@ impl Tracer {
         let ready = dir.join("ready");
         let mut command = host.runner().command(program);
         command.args(["watch", "--output", "json", "--record"]).arg(dir.join("recording.jsonl"));
-        command.arg("--ready-file").arg(&ready).arg("--docker-host").arg(host.docker_host_url());
+        command.arg("--ready-file").arg(&ready);
+        if !args.contains(&"--docker-host") {
+            command.arg("--docker-host").arg(host.docker_host_url());
+        }
         command.args(args.iter().map(|arg| arg.replace("{dir}", &dir.display().to_string())));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = children::spawn(command).context("start imds-trace")?;
@@ -170,6 +174,9 @@ impl Tracer {
         let (out, err) = self.readers.take().expect("an outcome is taken once");
         let stdout = out.join().unwrap_or_default();
         let stderr = err.join().unwrap_or_default();
+        // Beside the recording, for whoever looks into a failure.
+        let _ = std::fs::write(self.dir.join("stdout.jsonl"), &stdout);
+        let _ = std::fs::write(self.dir.join("stderr.txt"), &stderr);
         let Some(status) = status else {
             bail!("imds-trace did not end within {:.0} s; it said: {}", patience.as_secs_f64(), stderr.trim());
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Exchange, ExchangeId, Moment, Travel};
 use crate::journey::{ConnectionId, Fate, Journey};
 use crate::net::{Direction, Heading, Timestamp, Ttl};
-use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
+use crate::observation::{Head, TcpFlags};
 
 /// An exchange in which nothing moves for so long is over. SDKs wait 0.5 to 5 s for an answer; a SYN is repeated after 1, 2 and
 /// 4 s.
@@ -182,7 +182,7 @@ fn outward(entry: &mut Entry, journey: &Journey) {
     entry.told |= opens || asks.is_some() || journey.fate != Fate::Delivered;
     let first_request = asks.is_some() && exchange.request.is_none();
     if first_request {
-        exchange.request = asks.map(RequestHead::clone);
+        exchange.request = asks.cloned();
         exchange.asked = Some(journey.hops.first().map_or(journey.at, |hop| hop.at));
         // What happened to the SYN matters no more: it led here.
         exchange.outward = None;
@@ -208,7 +208,7 @@ fn inward(entry: &mut Entry, journey: &Journey) {
         exchange.inward = None;
     }
     if let Some(head) = answers {
-        exchange.response.get_or_insert_with(|| ResponseHead::clone(head));
+        exchange.response.get_or_insert_with(|| head.clone());
         let grants_token = exchange.imds() == Some(super::Imds::Token) && head.status == 200;
         if let Some(hop) = journey.hops.first().filter(|hop| grants_token && hop.hook.direction == Direction::Ingress) {
             exchange.hop_limit.get_or_insert(hop.ttl);

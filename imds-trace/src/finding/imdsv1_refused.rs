@@ -29,10 +29,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     );
     let instance = case.instance();
     verdict.remedy = vec![format!(
-        "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-tokens optional --http-endpoint enabled"
+        "aws ec2 describe-instances --instance-ids {instance} --query 'Reservations[].Instances[].MetadataOptions'"
     )];
-    verdict.caution = "Better: update the client to one that speaks IMDSv2 (every current AWS SDK does). Making tokens optional \
-                       opens IMDSv1 to every process and container of the instance, and the hop limit does not protect it."
-        .to_owned();
+    verdict.caution = format!(
+        "The cure is a client that speaks IMDSv2: every current AWS SDK does. As a stopgap, aws ec2 \
+         modify-instance-metadata-options --instance-id {instance} --http-tokens optional lets it in, and with it every process \
+         and container of the instance: the hop limit does not protect IMDSv1."
+    );
     Some(verdict)
 }

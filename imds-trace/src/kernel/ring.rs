@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(payload, b"GET");
         assert!(read(&aligned[..size_of::<record::Packet>() + 2]).is_none());
         assert!(read(&[]).is_none());
-        assert!(read(&align(&[0xff; 512])).is_none());
+        assert!(read(align(&[0xff; 512])).is_none());
     }
 
     fn align(bytes: &[u8]) -> &'static [u8] {

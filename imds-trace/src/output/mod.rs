@@ -1,5 +1,6 @@
 //! How is it told? One file and one line in [`OUTPUTS`] for each way.
 
+mod filter;
 mod json;
 mod text;
 

@@ -31,6 +31,8 @@ const BOLD: Style = Style::new().bold();
 const MAX_NAME: usize = 64;
 /// Bytes of a path or User-Agent that are shown.
 const MAX_PATH: usize = 100;
+/// Columns of a paragraph.
+const WIDTH: usize = 100;
 /// Digits of a container's id that are shown, as Docker does.
 const SHORT_ID: usize = 12;
 
@@ -108,8 +110,15 @@ impl Text {
             for tally in &report.subjects {
                 let _ = writeln!(out, "  {}", tally_line(tally));
             }
-            if report.findings.is_empty() {
-                let _ = writeln!(out, "Nothing wrong was seen.");
+            let unanswered: u64 = report.subjects.iter().map(|tally| tally.unanswered).sum();
+            let verdict = match (report.findings.is_empty(), unanswered, report.lost.sum()) {
+                (true, 0, 0) => "Nothing wrong was seen.",
+                (true, 0, _) => "Nothing wrong was seen in what could be kept.",
+                (true, _, _) => "Not every exchange was answered, and no rule names the cause.",
+                (false, _, _) => "",
+            };
+            if !verdict.is_empty() {
+                let _ = writeln!(out, "{verdict}");
             }
         }
         if let Some(difference) = report.spent.difference() {
@@ -121,7 +130,7 @@ impl Text {
     fn finding(&self, out: &mut String, finding: &Finding) {
         let style = style(finding.severity);
         let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
-        let _ = writeln!(out, "  {}", escape(&finding.summary, usize::MAX));
+        let _ = writeln!(out, "{}", paragraph("  ", "  ", &escape(&finding.summary, usize::MAX)));
         if let Some(path) = &finding.path {
             let _ = writeln!(out);
             ladder::draw(out, path, finding);
@@ -143,9 +152,15 @@ impl Text {
             let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", escape(command, usize::MAX));
         }
         if !finding.caution.is_empty() {
-            let _ = writeln!(out, "  {DIM}But{DIM:#}  {}", escape(&finding.caution, usize::MAX));
+            let first = format!("  {DIM}But{DIM:#}  ");
+            let _ = writeln!(out, "{}", paragraph(&first, "       ", &escape(&finding.caution, usize::MAX)));
         }
     }
+}
+
+/// Text in lines that fit a terminal. Commands are not broken: they are to be copied.
+fn paragraph(first: &str, further: &str, text: &str) -> String {
+    textwrap::fill(text, textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(further))
 }
 
 fn hop_limit(limit: HopLimit) -> String {

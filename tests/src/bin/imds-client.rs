@@ -1,11 +1,14 @@
 //! What does a program in a container do when it wants something of IMDS?
 //!
-//! Standard library only: it runs in an image without anything. It prints one JSON line per attempt and never a token.
+//! It runs in an image without anything. It prints one JSON line per attempt and never a token.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+use nix::libc;
 
 const USAGE: &str =
     "usage: imds-client v2|v1|fallback|put-only|burst|get-with-token TOKEN|linger SECONDS [OPTION VALUE]...
@@ -18,7 +21,8 @@ const USAGE: &str =
   linger          do nothing
 options: --path P  --count N  --parallel N  --timeout-ms MS (1000)  --interval-ms MS (0)  --endpoint ADDRESS
   --user-agent UA  --token-ttl SECONDS (21600)  --header 'NAME: VALUE' (to the PUT)  --token-path P
-  --linger-after SECONDS  --wait-file PATH (begin when it exists)  --comm NAME";
+  --linger-after SECONDS  --wait-file PATH (begin when it exists)  --comm NAME
+  --ip-options COUNT (that many bytes of no-operation options in each IPv4 packet after the handshake)";
 
 #[derive(Clone)]
 struct Options {
@@ -37,6 +41,7 @@ struct Options {
     linger: Duration,
     wait_file: Option<String>,
     comm: Option<String>,
+    ip_options: usize,
 }
 
 fn main() -> ExitCode {
@@ -154,6 +159,9 @@ fn ask(options: &Options, method: &str, path: &str, headers: &[String]) -> Resul
         TcpStream::connect_timeout(&address, options.timeout).map_err(|error| (name("connect", error), None))?;
     let port = stream.local_addr().ok().map(|address| address.port());
     let failed = |stage: &str, error: std::io::Error| (name(stage, error), port);
+    if options.ip_options > 0 {
+        add_ip_options(&stream, options.ip_options).map_err(|error| failed("options", error))?;
+    }
     let host = match options.endpoint {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),
@@ -189,6 +197,18 @@ fn ask(options: &Options, method: &str, path: &str, headers: &[String]) -> Resul
     }
 }
 
+/// Makes each packet from now on carry `count` no-operation options, so that its IP header is longer than 20 bytes.
+fn add_ip_options(stream: &TcpStream, count: usize) -> std::io::Result<()> {
+    // IPOPT_NOOP, RFC 791 section 3.1.
+    let options = vec![1u8; count];
+    // SAFETY: the kernel reads `count` bytes of `options`, which lives until the call returns.
+    let result = unsafe {
+        let (level, name) = (libc::IPPROTO_IP, libc::IP_OPTIONS);
+        libc::setsockopt(stream.as_raw_fd(), level, name, options.as_ptr().cast(), count as libc::socklen_t)
+    };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Status and body, once the whole answer is there.
 fn complete(answer: &[u8]) -> Option<(u16, String)> {
     let text = String::from_utf8_lossy(answer);
@@ -219,6 +239,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         linger: Duration::ZERO,
         wait_file: None,
         comm: None,
+        ip_options: 0,
     };
     match what.as_str() {
         "v2" | "v1" | "fallback" | "put-only" | "burst" => {}
@@ -243,6 +264,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--linger-after" => options.linger = seconds(&value)?,
             "--wait-file" => options.wait_file = Some(value),
             "--comm" => options.comm = Some(value),
+            "--ip-options" => options.ip_options = number()? as usize,
             other => return Err(format!("unknown option {other}")),
         }
     }

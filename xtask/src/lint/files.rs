@@ -13,6 +13,7 @@ const FORBIDDEN_NAMES: &[&str] = &["utils", "util", "common", "helpers", "types"
 /// Where tests may sleep, and why. Everything else waits for a condition with a deadline.
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/src/expect.rs", "the one place that polls a condition"),
+    ("tests/src/bin/imds-client.rs", "a client that waits between requests is what it plays"),
     ("tests/src/children.rs", "polls for a program's end, which has no wait with a deadline"),
     ("tests/src/house.rs", "polls until what a lab left behind has gone"),
     ("tests/src/imds/mod.rs", "a slow IMDS is what it plays"),

@@ -22,22 +22,21 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("report", &["net", "event", "exchange", "finding", "identity"]),
     ("pipeline", &["net", "input", "observation", "journey", "exchange", "identity", "finding", "event", "report"]),
     // What is written and read. An output reads what an event carries: never the pipeline, the kernel or a source.
-    ("output", &["net", "observation", "journey", "exchange", "identity", "finding", "event", "report"]),
+    ("output", &["net", "observation", "journey", "exchange", "identity", "finding", "event", "report", "config"]),
     ("recording", &["net", "input", "event"]),
     // What is typed, and what it means.
-    ("cli", &["config"]),
-    ("config", &["net"]),
+    ("cli", &["config", "output::OUTPUTS"]),
+    ("config", &[]),
     // The machine.
-    ("kernel", &["net", "config"]),
-    ("doctor", &["net", "kernel", "config"]),
+    ("interfaces", &["net"]),
+    ("kernel", &["net", "interfaces", "input::Names", "input::Record", "event"]),
     // The shells.
-    ("live", &["net", "kernel", "identity", "input", "recording", "pipeline", "event", "report", "output", "config"]),
     (
-        "probe",
-        &["net", "kernel", "identity", "input", "recording", "pipeline", "event", "report", "output", "config", "live"],
+        "live",
+        &["net", "kernel", "interfaces", "identity", "input", "recording", "pipeline", "event", "output", "config"],
     ),
     ("replay", &["net", "input", "recording", "pipeline", "event", "report", "output", "config"]),
-    ("main", &["cli", "config", "live", "probe", "replay", "doctor"]),
+    ("main", &["cli", "live", "replay"]),
 ];
 
 /// What to do instead, by the room (or crate, or call) that was named where it must not be.
@@ -56,22 +55,22 @@ pub const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["kernel"]),
     ("aya_log", &["kernel"]),
     ("btf_rs", &["kernel"]),
-    ("imds_trace_ebpf", &["net", "observation", "input", "kernel"]),
+    ("imds_trace_ebpf", &["observation", "input", "kernel", "config"]),
     ("clap", &["cli", "main"]),
     ("bollard", &["identity"]),
-    ("rtnetlink", &["identity", "kernel"]),
-    ("netlink_packet_route", &["identity", "kernel"]),
-    ("tokio", &["main", "live", "probe", "identity", "kernel", "output"]),
-    ("env_logger", &["main", "cli"]),
-    ("anyhow", &["main", "live", "probe", "replay", "doctor"]),
+    ("rtnetlink", &["interfaces"]),
+    ("netlink_packet_route", &["interfaces"]),
+    ("tokio", &["live", "identity", "interfaces"]),
+    ("env_logger", &["live"]),
+    ("anyhow", &["main", "live", "replay"]),
 ];
 
 /// Calls that only some rooms may make.
 pub const CALLS: &[(&str, &[&str])] = &[
-    ("Instant::now", &["live", "probe"]),
-    ("SystemTime::now", &["live", "probe"]),
-    ("Timestamp::now", &["live", "probe"]),
-    ("tokio::spawn", &["live", "probe"]),
+    ("Instant::now", &["live"]),
+    ("SystemTime::now", &["live"]),
+    ("Timestamp::now", &["live"]),
+    ("tokio::spawn", &["live", "interfaces"]),
     ("process::exit", &["main"]),
 ];
 

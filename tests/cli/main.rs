@@ -1,0 +1,2 @@
+//! What?
+fn main() {}

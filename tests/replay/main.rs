@@ -1,0 +1,26 @@
+//! What must be concluded from what was seen? Scenarios written by hand, and recordings made in the lab.
+//!
+//! No kernel, no root: below the seam everything is a function of the inputs. Each scenario and each recording is a test of its
+//! own; a new file is a new test.
+
+mod recordings;
+mod scenarios;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = scenarios::trials().and_then(|mut trials: Vec<Trial>| {
+        trials.extend(recordings::trials()?);
+        Ok(trials)
+    });
+    match trials {
+        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+        Err(error) => {
+            eprintln!("replay: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What does the pipeline take in, when this is what a person wrote?
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use imds_trace::event::Ready;
+use imds_trace::identity::fact::{Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said};
+use imds_trace::input::Input;
+use imds_trace::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
+use imds_trace::observation::Observation;
+use imds_trace::recording::{Header, VERSION};
+
+use super::place::socket;
+use super::tcp::Conversation;
+use super::{Connect, Container, Packet, Process, Scenario};
+
+/// The namespace that the hooks are in.
+pub const HOST_NETNS: Netns = Netns(1);
+/// The instance's id.
+pub const INSTANCE: &str = "i-0123456789abcdef0";
+/// Where 0 ms is: a thousand seconds after boot.
+const ZERO: i64 = 1_000_000;
+/// Later than anything in a scenario.
+pub const END: Timestamp = Timestamp(2_000_000_000_000_000);
+/// Between two places of a packet, ns.
+const STEP: u64 = 20_000;
+const IPPROTO_TCP: u8 = 6;
+
+/// The first line of the recording that a scenario would be.
+pub fn header() -> Header {
+    Header {
+        recording: VERSION,
+        boot_time: BootTime(1_767_225_600_000_000_000),
+        at: at(-2_000),
+        netns: HOST_NETNS,
+        endpoints: vec![[169, 254, 169, 254].into(), [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254].into()],
+        instance: Some(INSTANCE.to_owned()),
+        ready: Ready { version: "0.1.0".into(), kernel: "6.12.0".into(), hooks: Vec::new(), missing: Vec::new() },
+    }
+}
+
+/// The id of the container called `name`: 64 hexadecimal digits.
+pub fn id_of(name: &str) -> String {
+    // FNV-1a, so that names that differ in one letter differ in all digits.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}").repeat(4)
+}
+
+pub(super) fn endpoint(text: &str) -> Result<Endpoint> {
+    let socket = socket(text)?;
+    Ok(Endpoint { address: socket.ip(), port: socket.port() })
+}
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp(u64::try_from(ZERO + ms).unwrap_or(0) * 1_000_000)
+}
+
+fn fact(ms: i64, said: Said) -> Input {
+    Input::Fact(Fact { at: at(ms), said })
+}
+
+impl Scenario {
+    /// Everything the pipeline takes in, in the order in which it comes: by time, and at the same time the engine's word before
+    /// the kernel's.
+    pub fn inputs(&self) -> Result<Vec<Input>> {
+        let mut conversations: Vec<Conversation> =
+            self.clients.iter().enumerate().map(|(number, client)| Conversation::new(number, client.isn)).collect();
+        let mut inputs: Vec<(Timestamp, Input)> = Vec::new();
+        let mut add = |input: Input| inputs.push((input.at(), input));
+        self.counters.iter().for_each(|counter| {
+            let said = Said::InHdrErrors { netns: HOST_NETNS, v4: counter.in_hdr_errors, v6: 0 };
+            add(fact(counter.ms, said));
+        });
+        for container in &self.containers {
+            add(introduce(container)?);
+        }
+        for gone in &self.gone {
+            add(fact(gone.ms, Said::ContainerGone { id: id_of(&gone.name) }));
+        }
+        for (number, connect) in self.connects.iter().enumerate() {
+            let (index, _) = self.client(connect.client.as_deref())?;
+            let [connecting, _] = self.connect(number as u64, connect, conversations[index].isn())?;
+            add(connecting);
+        }
+        self.processes.iter().for_each(|process| add(describe(process)));
+        for (number, connect) in self.connects.iter().enumerate() {
+            let (index, _) = self.client(connect.client.as_deref())?;
+            let [_, connected] = self.connect(number as u64, connect, conversations[index].isn())?;
+            add(connected);
+        }
+        for packet in &self.packets {
+            let (index, _) = self.client(packet.client.as_deref())?;
+            self.observe(packet, &mut conversations[index])?.into_iter().for_each(&mut add);
+        }
+        self.lost.iter().for_each(|lost| {
+            add(Input::Lost { at: at(lost.ms), ring_buffer: lost.ring_buffer, unreadable: 0 });
+        });
+        inputs.sort_by_key(|(at, _)| *at);
+        Ok(inputs.into_iter().map(|(_, input)| input).collect())
+    }
+
+    fn connect(&self, number: u64, connect: &Connect, isn: u32) -> Result<[Input; 2]> {
+        let (_, client) = self.client(connect.client.as_deref())?;
+        let source = endpoint(&client.inside)?;
+        let destination = imds(client.imds.as_deref(), source)?;
+        let netns = connect.netns.map_or(HOST_NETNS, Netns);
+        let socket = 0xffff_8880_0000_0000 + number * 0x1000;
+        let connecting = Said::Connecting(Connecting {
+            socket,
+            destination,
+            netns,
+            pid: connect.pid,
+            tid: connect.pid,
+            uid: 0,
+            gid: 0,
+            comm: connect.comm.clone(),
+            cgroup: connect.cgroup.unwrap_or(1),
+            ttl: Some(Ttl(connect.ttl.unwrap_or(64))),
+        });
+        let connected = Said::Connected(Connected { socket, source, destination, isn, netns, established: true });
+        let known = connect.known_ms.unwrap_or(connect.ms + 1);
+        Ok([fact(connect.ms, connecting), fact(known, connected)])
+    }
+
+    fn observe(&self, packet: &Packet, conversation: &mut Conversation) -> Result<Vec<Input>> {
+        let (_, client) = self.client(packet.client.as_deref())?;
+        let inside = endpoint(&client.inside)?;
+        let outside = client.outside.as_deref().map_or(Ok(inside), endpoint)?;
+        let imds = imds(client.imds.as_deref(), inside)?;
+        let filled = conversation.fill(packet)?;
+        let places = packet.at.iter().zip(0..);
+        Ok(places
+            .map(|(place, number)| {
+                let client = place.client.unwrap_or(if place.is_outside() { outside } else { inside });
+                let flow = match filled.heading {
+                    Heading::ToImds => Flow { source: client, destination: imds },
+                    Heading::FromImds => Flow { source: imds, destination: client },
+                };
+                Input::Observation(Observation {
+                    at: Timestamp(at(packet.ms).0 + number * STEP),
+                    place: place.place.clone(),
+                    heading: filled.heading,
+                    flow,
+                    ttl: place.ttl,
+                    ip_id: if imds.address.is_ipv4() { filled.ip_id } else { 0 },
+                    protocol: IPPROTO_TCP,
+                    tcp: Some(filled.tcp),
+                    // The kernel half reads payload where packets pass, not where they are dropped.
+                    head: filled.head.clone().filter(|_| !place.is_drop()),
+                })
+            })
+            .collect())
+    }
+}
+
+fn imds(given: Option<&str>, client: Endpoint) -> Result<Endpoint> {
+    endpoint(given.unwrap_or(if client.address.is_ipv4() { "169.254.169.254:80" } else { "[fd00:ec2::254]:80" }))
+}
+
+fn introduce(container: &Container) -> Result<Input> {
+    let addresses = container.addresses.iter().map(|address| address.parse().context("a container's address"));
+    Ok(fact(
+        container.ms.unwrap_or(-1_000),
+        Said::Container(ContainerDetail {
+            id: id_of(&container.name),
+            name: Some(container.name.clone()),
+            image: Some("runner:1".to_owned()),
+            labels: Arc::default(),
+            netns: container.netns.map(Netns),
+            addresses: addresses.collect::<Result<_>>()?,
+        }),
+    ))
+}
+
+fn describe(process: &Process) -> Input {
+    let detail = ProcessDetail {
+        pid: process.pid,
+        found: !process.gone,
+        exe: process.exe.clone(),
+        argv: process.argv.clone(),
+        container: process.container.as_deref().map(id_of),
+        ancestors: Vec::new(),
+    };
+    fact(process.ms, Said::Process(detail))
+}

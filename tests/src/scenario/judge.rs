@@ -1,0 +1,178 @@
+//! Does the pipeline conclude what a scenario expects, and nothing else?
+
+use anyhow::{Result, bail};
+use imds_trace::event::{Event, ExchangeEvent};
+use imds_trace::finding::{self, Confidence, RULES};
+use imds_trace::identity::{Attribution, Subject};
+use imds_trace::input::Input;
+use imds_trace::net::Timestamp;
+use imds_trace::observation;
+use imds_trace::pipeline::{Host, Pipeline};
+use imds_trace::report::Report;
+
+use super::{END, Finding, HOST_NETNS, INSTANCE, Place, Scenario, id_of};
+
+/// What the pipeline made of inputs.
+#[derive(Clone, Debug)]
+pub struct Conclusions {
+    /// The exchanges, by number.
+    pub exchanges: Vec<ExchangeEvent>,
+    /// The report.
+    pub report: Report,
+}
+
+/// The live shell looks at the clock this often, ns.
+const TICK: u64 = 50_000_000;
+
+/// Gives inputs to a new pipeline. With `ticks` also the time, as often as the live shell would.
+pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions> {
+    let mut pipeline = Pipeline::new(host);
+    let mut exchanges = Vec::new();
+    let mut report = None;
+    let mut hear = |event: &Event| match event {
+        Event::Exchange(event) => exchanges.push((**event).clone()),
+        Event::Report(_, told) => report = Some(told.clone()),
+        Event::Ready(..) | Event::Finding(..) | Event::Loss(..) => {}
+    };
+    for input in inputs {
+        while let Some(due) = pipeline.due().filter(|due| ticks && due.0 + TICK < input.at().0) {
+            pipeline.push(Input::Tick { at: Timestamp(due.0.next_multiple_of(TICK)) }, &mut hear);
+        }
+        pipeline.push(input.clone(), &mut hear);
+    }
+    if ticks {
+        pipeline.push(Input::Tick { at: END }, &mut hear);
+    }
+    pipeline.finish(&mut hear);
+    exchanges.sort_by_key(|event| event.exchange.id);
+    match report {
+        Some(report) => Ok(Conclusions { exchanges, report }),
+        None => bail!("the pipeline finished without a report"),
+    }
+}
+
+/// Fails with everything that is not as the scenario expects.
+pub fn judge(scenario: &Scenario) -> Result<()> {
+    let inputs = scenario.inputs()?;
+    let mut wrong = misspelt(scenario);
+    for (ticks, when) in [(false, ""), (true, " (with the clock ticking)")] {
+        let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
+        let conclusions = conclude(host, &inputs, ticks)?;
+        wrong.extend(compare(scenario, &conclusions)?.into_iter().map(|sentence| format!("{sentence}{when}")));
+    }
+    if !wrong.is_empty() {
+        bail!("{}\n  {}", scenario.about, wrong.join("\n  "));
+    }
+    Ok(())
+}
+
+fn misspelt(scenario: &Scenario) -> Vec<String> {
+    let named = scenario.findings.iter().map(|finding| &finding.rule).chain(&scenario.silent);
+    let unknown = named.filter(|name| !RULES.iter().any(|rule| rule.id == name.as_str()));
+    unknown.map(|name| format!("there is no rule {name}")).collect()
+}
+
+fn compare(scenario: &Scenario, conclusions: &Conclusions) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let mut seen: Vec<&finding::Finding> = conclusions.report.findings.iter().collect();
+    for expected in &scenario.findings {
+        // Of several about the same subject, that which differs least is meant.
+        let mut candidates: Vec<(Vec<String>, usize)> = Vec::new();
+        for (number, finding) in seen.iter().enumerate() {
+            if finding.rule == expected.rule && is(&expected.who, &finding.who) {
+                candidates.push((differences(expected, finding)?, number));
+            }
+        }
+        match candidates.into_iter().min_by_key(|(differences, _)| differences.len()) {
+            Some((differences, number)) => {
+                wrong.extend(differences);
+                seen.remove(number);
+            }
+            None => wrong.push(format!("{} about {} was not found", expected.rule, expected.who)),
+        }
+    }
+    for finding in seen {
+        let silent = if scenario.silent.iter().any(|rule| rule == finding.rule) { " (it must be silent)" } else { "" };
+        wrong.push(format!("found, not expected{silent}: {} about {}: {}", finding.rule, show(&finding.who), finding.summary));
+    }
+    if let Some(expected) = &scenario.exchanges {
+        let exchanges: Vec<String> = conclusions.exchanges.iter().map(show_exchange).collect();
+        if exchanges != *expected {
+            wrong.push(format!("exchanges: expected {expected:?}, saw {exchanges:?}"));
+        }
+    }
+    let lost: u64 = scenario.lost.iter().map(|lost| lost.ring_buffer).sum();
+    if conclusions.report.lost.sum() != lost {
+        wrong.push(format!("lost: expected {lost}, saw {:?}", conclusions.report.lost));
+    }
+    let difference = conclusions.report.spent.difference();
+    let as_expected = match (&scenario.difference, &difference) {
+        (None, None) => true,
+        (Some(part), Some(sentence)) => sentence.contains(part),
+        _ => false,
+    };
+    if !as_expected {
+        wrong.push(format!("difference: expected {:?}, saw {difference:?}", scenario.difference));
+    }
+    Ok(wrong)
+}
+
+fn differences(expected: &Finding, seen: &finding::Finding) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let mut check = |what: &str, expected: Option<String>, seen: String| {
+        if let Some(expected) = expected.filter(|expected| *expected != seen) {
+            wrong.push(format!("{what}: expected {expected}, saw {seen}"));
+        }
+    };
+    let number = |number: Option<u8>| number.map_or("none".to_owned(), |number| number.to_string());
+    let confidence = match seen.confidence {
+        Confidence::Certain => "certain",
+        Confidence::Likely => "likely",
+    };
+    check("count", Some(expected.count.to_string()), seen.count.to_string());
+    check("confidence", Some(expected.confidence.clone().unwrap_or("certain".into())), confidence.to_owned());
+    let process = seen.who.process.as_ref().map_or("none".to_owned(), |process| process.comm.clone());
+    check("process", expected.process.clone(), process);
+    check("observed", expected.observed.map(|n| n.to_string()), number(seen.hop_limit.observed.map(|ttl| ttl.0)));
+    check("needed", expected.needed.map(|n| n.to_string()), number(seen.hop_limit.needed.map(|ttl| ttl.0)));
+    let waited = seen.waited.map_or("none".to_owned(), |waited| waited.as_millis().to_string());
+    check("waited_ms", expected.waited_ms.map(|ms| ms.to_string()), waited);
+    if let Some(part) = expected.says.as_ref().filter(|part| !seen.summary.contains(*part)) {
+        check("says", Some(part.clone()), seen.summary.clone());
+    }
+    let wanted = match expected.drop.as_deref() {
+        None => None,
+        Some("none") => Some("none".to_owned()),
+        Some(words) => {
+            let place = Place::parse_drop(&words.split(' ').collect::<Vec<_>>())?;
+            let observation::Place::Drop(drop) = &place.place else { bail!("{words:?} is not a drop") };
+            Some(format!("{drop:?} with {:?}", place.ttl))
+        }
+    };
+    let dropped = seen.drop.as_ref();
+    check("drop", wanted, dropped.map_or("none".to_owned(), |dropped| format!("{:?} with {:?}", dropped.drop, dropped.ttl)));
+    Ok(wrong.into_iter().map(|sentence| format!("{} about {}: {sentence}", expected.rule, expected.who)).collect())
+}
+
+/// Is this who is meant?
+fn is(expected: &str, who: &Attribution) -> bool {
+    match (expected.strip_prefix("unnamed "), &who.container) {
+        (Some(name), Some(container)) => container.name.is_none() && container.id == id_of(name),
+        (Some(_), None) => false,
+        (None, _) => show(who) == expected,
+    }
+}
+
+fn show(who: &Attribution) -> String {
+    match (&who.container, who.subject()) {
+        (Some(container), _) => container.name.clone().unwrap_or_else(|| format!("unnamed {}", container.id)),
+        (None, Subject::Host) => "host".to_owned(),
+        (None, _) => who.address.to_string(),
+    }
+}
+
+fn show_exchange(event: &ExchangeEvent) -> String {
+    let kind = serde_json::to_value(event.exchange.imds()).unwrap_or_default();
+    let status = event.exchange.status().map_or("-".to_owned(), |status| status.to_string());
+    format!("{} {} {status}", show(&event.who), kind.as_str().unwrap_or("-"))
+}

@@ -1,0 +1,272 @@
+//! What can be written down by hand as a situation, and what must be concluded from it?
+//!
+//! A scenario is a TOML file below `tests/scenarios`, one idea each: packets and facts as they reach the pipeline, and every
+//! finding that must come of them, and no other. Sequence numbers, addresses after translation and the like follow from the few
+//! words of a packet; what does not follow can be said. A key that is not known is an error.
+
+mod inputs;
+mod judge;
+mod place;
+mod tcp;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+pub use inputs::{END, HOST_NETNS, INSTANCE, header, id_of};
+pub use judge::{conclude, judge};
+pub use place::Place;
+
+/// A situation and what must be concluded from it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// The one idea, in a sentence.
+    pub about: String,
+    /// Rules that could be taken to fire here and must not.
+    #[serde(default)]
+    pub silent: Vec<String>,
+    /// Who connects. Packets belong to the first unless they say otherwise.
+    #[serde(default)]
+    pub clients: Vec<Client>,
+    /// What the engine says.
+    #[serde(default)]
+    pub containers: Vec<Container>,
+    /// Which containers end.
+    #[serde(default)]
+    pub gone: Vec<Gone>,
+    /// What the kernel says of connecting tasks.
+    #[serde(default)]
+    pub connects: Vec<Connect>,
+    /// What /proc says of processes.
+    #[serde(default)]
+    pub processes: Vec<Process>,
+    /// What the namespace's own counters say.
+    #[serde(default)]
+    pub counters: Vec<Counter>,
+    /// What could not be kept.
+    #[serde(default)]
+    pub lost: Vec<Lost>,
+    /// What is seen.
+    #[serde(default)]
+    pub packets: Vec<Packet>,
+    /// All that must be found.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+    /// All exchanges, in order: `WHO KIND STATUS`, e.g. `job-17 token 200`; `-` for what is not known. Absent: any.
+    pub exchanges: Option<Vec<String>>,
+    /// A part of the sentence in which the report tells that the kernel's counters say something else. Absent: there is none.
+    pub difference: Option<String>,
+}
+
+/// One end of a connection, or of several one after the other.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// What packets and connects call it.
+    #[serde(default)]
+    pub name: String,
+    /// Its own address and port.
+    pub inside: String,
+    /// Address and port that are seen at `ens5`; absent: no translation.
+    pub outside: Option<String>,
+    /// The other end; absent: IMDS on port 80, IPv4 or IPv6 as `inside` is.
+    pub imds: Option<String>,
+    /// First sequence number; absent: one of its own.
+    pub isn: Option<u32>,
+}
+
+/// The engine introduces a container.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    /// When; absent: a second before the first packet.
+    pub ms: Option<i64>,
+    /// Its name.
+    pub name: String,
+    /// Its network namespace.
+    pub netns: Option<u32>,
+    /// Its addresses.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// A container ends.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gone {
+    /// When.
+    pub ms: i64,
+    /// Its name.
+    pub name: String,
+}
+
+/// A task calls connect().
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Connect {
+    /// When.
+    pub ms: i64,
+    /// For which client; absent: the first.
+    pub client: Option<String>,
+    /// The task's process.
+    pub pid: u32,
+    /// The task's name.
+    pub comm: String,
+    /// The socket's namespace; absent: the host's.
+    pub netns: Option<u32>,
+    /// The task's cgroup; absent: the root.
+    pub cgroup: Option<u64>,
+    /// The TTL that the socket sends with; absent: 64.
+    pub ttl: Option<u8>,
+    /// When the port is told; absent: a millisecond later. The kernel tells it when the connection is made or given up.
+    pub known_ms: Option<i64>,
+}
+
+/// What /proc says of a process.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// When; absent: with the first packet.
+    #[serde(default)]
+    pub ms: i64,
+    /// Which.
+    pub pid: u32,
+    /// The container of its cgroup path, by name.
+    pub container: Option<String>,
+    /// Its executable.
+    pub exe: Option<String>,
+    /// Its command line.
+    pub argv: Option<Vec<String>>,
+    /// Was it gone before it could be read?
+    #[serde(default)]
+    pub gone: bool,
+}
+
+/// `InHdrErrors` of the host's namespace at a moment.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counter {
+    /// When.
+    pub ms: i64,
+    /// IPv4 and IPv6 together.
+    pub in_hdr_errors: u64,
+}
+
+/// Records that could not be kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lost {
+    /// When.
+    pub ms: i64,
+    /// How many.
+    pub ring_buffer: u64,
+}
+
+/// One packet and everywhere it was seen.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Packet {
+    /// When it was first seen; each further place is 20 µs later.
+    pub ms: i64,
+    /// Whose; absent: the first client's.
+    pub client: Option<String>,
+    /// Towards IMDS: `syn`, `ack`, `data`, `fin`, `rst`, or a request, e.g. `PUT /latest/api/token`.
+    pub to: Option<String>,
+    /// From IMDS: `syn-ack`, `ack`, `data`, `fin`, `rst`, or a response's status, e.g. `200`.
+    pub from: Option<String>,
+    /// Where it was seen and with what TTL: see [`Place`].
+    pub at: Vec<Place>,
+    /// Sent again: the same numbers as the last packet of these words.
+    #[serde(default)]
+    pub again: bool,
+    /// It did not arrive, although no drop was seen: the other side does not acknowledge it.
+    #[serde(default)]
+    pub lost: bool,
+    /// The request carries a token.
+    #[serde(default)]
+    pub token: bool,
+    /// The request's User-Agent.
+    pub user_agent: Option<String>,
+    /// Sequence number, where it does not follow.
+    pub seq: Option<u32>,
+    /// Acknowledgement number, where it does not follow.
+    pub ack: Option<u32>,
+    /// Payload bytes, where they do not follow.
+    pub len: Option<u32>,
+    /// TCP flags, where they do not follow.
+    pub flags: Option<u8>,
+    /// IPv4 identification, where it does not follow.
+    pub ip_id: Option<u16>,
+}
+
+/// What must be found. A field that is absent may have any value.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finding {
+    /// The rule.
+    pub rule: String,
+    /// About whom: a container's name, `unnamed NAME` for one that no engine introduced, `host`, or an address.
+    pub who: String,
+    /// How often.
+    pub count: u64,
+    /// `certain` (if absent) or `likely`.
+    pub confidence: Option<String>,
+    /// The process's name.
+    pub process: Option<String>,
+    /// The hop limit as read off the wire.
+    pub observed: Option<u8>,
+    /// The hop limit that would do.
+    pub needed: Option<u8>,
+    /// The drop as `at` would have it, without the word `drop`; or `none`.
+    pub drop: Option<String>,
+    /// Milliseconds lost waiting.
+    pub waited_ms: Option<u64>,
+    /// A part of the sentence.
+    pub says: Option<String>,
+}
+
+impl Scenario {
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Scenario> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        Scenario::parse(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Reads a text.
+    pub fn parse(text: &str) -> Result<Scenario> {
+        let scenario: Scenario = toml::from_str(text)?;
+        if scenario.packets.is_empty() {
+            bail!("a scenario without packets shows nothing");
+        }
+        Ok(scenario)
+    }
+
+    fn client(&self, name: Option<&str>) -> Result<(usize, &Client)> {
+        let found = match name {
+            None => self.clients.first().map(|client| (0, client)),
+            Some(name) => self.clients.iter().enumerate().find(|(_, client)| client.name == name),
+        };
+        found.with_context(|| format!("no client is called {}", name.unwrap_or("anything")))
+    }
+}
+
+/// The folder with the scenarios.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
+}
+
+/// Every file in the folder, by name.
+pub fn all() -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder()).context("list tests/scenarios")? {
+        let path = entry?.path();
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("toml") => found.push((path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path)),
+            _ => bail!("{} is not a scenario: nobody would read it", path.display()),
+        }
+    }
+    found.sort();
+    Ok(found)
+}
