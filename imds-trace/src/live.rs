@@ -67,6 +67,12 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
     let mut interrupted = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminated = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
 
+    if let Some(path) = &config.ready_file
+        && path.exists()
+    {
+        // An earlier run's would say that this one is ready.
+        fs::remove_file(path).with_context(|| format!("--ready-file {}", path.display()))?;
+    }
     let layout = Layout::of_this_kernel()?;
     let mut tracer = Tracer::load(&layout, &config.endpoints, config.verbosity > 1)?;
     let probe_log = if config.verbosity > 1 { tracer.log() } else { None };
@@ -116,12 +122,12 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
             _ = tick.tick() => {
                 // The time first: what the ring buffer holds now is not later.
                 let at = now()?;
-                session.drain(records.get_mut(), usize::MAX)?;
+                session.drain(records.get_mut(), usize::MAX, at)?;
                 session.tick(&tracer, at)?;
             }
             ready = records.readable_mut() => {
                 let mut guard = ready.context("watch the ring buffer")?;
-                if session.drain(guard.get_inner_mut(), BATCH)? < BATCH {
+                if session.drain(guard.get_inner_mut(), BATCH, Timestamp(u64::MAX))? < BATCH {
                     guard.clear_ready();
                 }
             }
@@ -130,7 +136,7 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
     // The lost ones are asked for while there is somebody to ask; then nothing new comes, and what has come is read.
     let lost = tracer.lost();
     drop(tracer);
-    session.drain(records.get_mut(), usize::MAX)?;
+    session.drain(records.get_mut(), usize::MAX, Timestamp(u64::MAX))?;
     session.finish(lost)
 }
 
@@ -336,8 +342,9 @@ impl Session {
         }
     }
 
-    /// Takes at most `limit` records from the ring buffer; gives how many.
-    fn drain(&mut self, records: &mut Records, limit: usize) -> anyhow::Result<usize> {
+    /// Takes at most `limit` records from the ring buffer, and none behind the first that is later than `until`: in a storm the
+    /// buffer is never empty. Gives how many.
+    fn drain(&mut self, records: &mut Records, limit: usize, until: Timestamp) -> anyhow::Result<usize> {
         let mut taken = 0;
         while taken < limit {
             let names = &self.names;
@@ -360,6 +367,9 @@ impl Session {
             // At once: the process may not live long.
             if let Some(detail) = connecting.and_then(|pid| self.procfs.describe(pid)) {
                 self.push(Input::Fact(Fact { at, said: Said::Process(detail) }))?;
+            }
+            if at > until {
+                break;
             }
         }
         if taken > 0 {

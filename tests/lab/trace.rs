@@ -178,7 +178,8 @@ impl Seen {
     /// other error is found about it. Gives its count.
     pub fn expect_too_low(&self, container: &Container, location: &str, needed: u8) -> Result<u64> {
         let finding = self.only(container, "hop-limit-too-low")?;
-        let expected_drop = json!({"location": location, "reason": "IP_INHDR", "ttl": 1, "interface": "ens5", "netns": self.runner});
+        let expected_drop =
+            json!({"location": location, "reason": "IP_INHDR", "ttl": 1, "interface": "ens5", "netns": self.runner});
         expect_equal("where it was dropped", &finding["drop"], &expected_drop)?;
         expect_equal("what it says of the limit", &finding["hop_limit"], &json!({"observed": 1, "needed": needed}))?;
         expect_equal("how sure it is", finding["confidence"].as_str(), Some("certain"))?;

@@ -103,7 +103,11 @@ fn a_bridge_made_later_loses_the_token_response_like_docker0(lab: &Lab) -> Outco
     seen.expect_reconciled()?;
     for exchange in seen.exchanges(&containers[0]) {
         let ingress = format!("{} ingress", network.bridge());
-        expect_that("the request was seen on the new bridge", exchange["request"]["hops"][0]["hook"] == ingress, exchange)?;
+        expect_that(
+            "the request was seen on the new bridge",
+            exchange["request"]["hops"][0]["hook"] == ingress,
+            exchange,
+        )?;
     }
     Ok(())
 }
@@ -138,8 +142,9 @@ fn a_limit_on_all_later_packets_is_counted_too(lab: &Lab) -> Outcome {
         behaviour.limit_scope = LimitScope::AllLater;
         behaviour.give_up = Duration::from_millis(500);
     });
-    let (seen, containers) =
-        watched(lab, &[], |_| run_all(lab, vec![client("all-later", "put-only --count 5 --parallel 4 --timeout-ms 300")]))?;
+    let (seen, containers) = watched(lab, &[], |_| {
+        run_all(lab, vec![client("all-later", "put-only --count 5 --parallel 4 --timeout-ms 300")])
+    })?;
     let count = seen.expect_too_low(&containers[0], "ip_forward", 2)?;
     expect_equal("each copy, FIN and RST is counted once", count, seen.header_errors)?;
     seen.expect_reconciled()?;
@@ -151,8 +156,9 @@ fn a_fin_with_its_ttl_restored_is_not_counted(lab: &Lab) -> Outcome {
         behaviour.fin_ttl_restored = true;
         behaviour.give_up = Duration::from_millis(500);
     });
-    let (seen, containers) =
-        watched(lab, &[], |_| run_all(lab, vec![client("restored", "put-only --count 5 --parallel 4 --timeout-ms 300")]))?;
+    let (seen, containers) = watched(lab, &[], |_| {
+        run_all(lab, vec![client("restored", "put-only --count 5 --parallel 4 --timeout-ms 300")])
+    })?;
     let count = seen.expect_too_low(&containers[0], "ip_forward", 2)?;
     expect_equal("each copy is counted once", count, seen.header_errors)?;
     seen.expect_reconciled()?;

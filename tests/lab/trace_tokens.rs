@@ -27,7 +27,11 @@ fn a_tokenless_client_is_refused_where_tokens_are_required(lab: &Lab) -> Outcome
     let finding = seen.only(&containers[0], "imdsv1-refused")?;
     expect_equal("how often", &finding["count"], &json!(3))?;
     expect_equal("how bad", finding["severity"].as_str(), Some("error"))?;
-    expect_equal("the limit was not seen, the need was", &finding["hop_limit"], &json!({"observed": null, "needed": 2}))?;
+    expect_equal(
+        "the limit was not seen, the need was",
+        &finding["hop_limit"],
+        &json!({"observed": null, "needed": 2}),
+    )?;
     for exchange in seen.exchanges(&containers[0]) {
         expect_that("it is a v1 request, refused", exchange["imds"] == "v1" && exchange["status"] == 401, exchange)?;
     }
@@ -56,7 +60,8 @@ fn fall_back(lab: &Lab, tokens: Tokens, status: u64, of_the_old_one: &str) -> an
     let waited = finding["waited_ms"].as_f64().unwrap_or_default();
     expect_that("it says how long the client waited", (700.0..5000.0).contains(&waited), finding)?;
     expect_equal("how bad", finding["severity"].as_str(), Some("warning"))?;
-    let asked: Vec<_> = seen.exchanges(falls_back).iter().map(|one| (one["imds"].clone(), one["status"].clone())).collect();
+    let asked: Vec<_> =
+        seen.exchanges(falls_back).iter().map(|one| (one["imds"].clone(), one["status"].clone())).collect();
     expect_equal("what it asked", asked, vec![(json!("token"), json!(200)), (json!("v1"), json!(status))])
 }
 
@@ -81,7 +86,7 @@ fn keep_secrets(lab: &Lab, hop_limit: u8) -> anyhow::Result<()> {
         containers.extend(run_all(
             lab,
             vec![
-                client("careless", &format!("get-with-token {token} {everywhere}")).label("token", &token),
+                client("careless", &format!("get-with-token {token} {everywhere}")),
                 client("tokenless", &format!("v1 {everywhere}")),
                 client("loser", &format!("v2 --timeout-ms 400 --user-agent {token}")),
                 client("in-a-header", &format!("fallback --timeout-ms 400 --header X-Token:{token}")),

@@ -1,4 +1,6 @@
 //! What?
 use anyhow::Result;
 use libtest_mimic::Trial;
-pub fn trials() -> Result<Vec<Trial>> { Ok(Vec::new()) }
+pub fn trials() -> Result<Vec<Trial>> {
+    Ok(Vec::new())
+}

@@ -204,7 +204,8 @@ impl RunnerHost {
     pub fn settle(&self, deadline: Duration) -> Result<()> {
         wait_until("the fake IMDS to give up its last connection", deadline, || {
             let tables = [self.imds_ns.proc_net("tcp").ok()?, self.imds_ns.proc_net("tcp6").ok()?];
-            let states = tables.iter().flat_map(|table| table.lines().skip(1)).map(|line| line.split_whitespace().nth(3));
+            let states =
+                tables.iter().flat_map(|table| table.lines().skip(1)).map(|line| line.split_whitespace().nth(3));
             // TIME_WAIT and LISTEN, as linux/tcp_states.h numbers them.
             states.into_iter().all(|state| matches!(state, Some("06" | "0A"))).then_some(())
         })

@@ -158,7 +158,7 @@ fn labels(labels: HashMap<String, String>) -> Arc<std::collections::BTreeMap<Str
             .into_iter()
             .take(MAX_LABELS)
             .map(|(name, value)| {
-                (bounded(&name, MAX_LABEL).to_owned(), crate::secret::mask(bounded(&value, MAX_LABEL)))
+                (bounded(&name, MAX_LABEL).to_owned(), bounded(&crate::secret::mask(&value), MAX_LABEL).to_owned())
             })
             .collect(),
     )

@@ -13,6 +13,8 @@ use crate::secret;
 const MAX_ANCESTORS: usize = 8;
 /// Bytes of a command line that are kept; the rest is cut.
 const MAX_ARGV: u64 = 4096;
+/// Bytes of an executable's path that are kept.
+const MAX_EXE: usize = 1024;
 /// Bytes read of any other file: cgroup paths of nested containers have some hundred bytes a line.
 const MAX_FILE: u64 = 16 * 1024;
 /// Processes remembered at most, to say only what is new.
@@ -48,7 +50,9 @@ impl Procfs {
         let detail = ProcessDetail {
             pid,
             found: true,
-            exe: fs::read_link(dir.join("exe")).ok().map(|path| bounded(&path.to_string_lossy(), 1024).to_owned()),
+            exe: fs::read_link(dir.join("exe"))
+                .ok()
+                .map(|path| bounded(&secret::mask(&path.to_string_lossy()), MAX_EXE).to_owned()),
             argv: argv(&dir),
             container: read(&dir.join("cgroup"), MAX_FILE).and_then(|text| container_id(&text)),
             ancestors,
@@ -126,7 +130,12 @@ fn read(path: &Path, limit: u64) -> Option<String> {
 
 fn argv(dir: &Path) -> Option<Vec<String>> {
     let text = read(&dir.join("cmdline"), MAX_ARGV)?;
-    let arguments: Vec<&str> = text.trim_end_matches('\0').split('\0').collect();
+    let mut arguments: Vec<&str> = text.trim_end_matches('\0').split('\0').collect();
+    if text.len() as u64 >= MAX_ARGV {
+        // Half of an argument may be half of a secret, which no longer looks like one.
+        arguments.pop();
+        arguments.push("…");
+    }
     (!text.is_empty()).then(|| secret::mask_argv(&arguments))
 }
 

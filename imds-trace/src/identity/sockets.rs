@@ -153,10 +153,13 @@ impl Sockets {
         }
     }
 
-    /// The socket of a connection: by its first sequence number, which survives every translation, else by its addresses.
+    /// The socket of a connection: by its first sequence number, which survives every translation. By its addresses only where
+    /// the SYN was not seen: a forged packet can bear another's addresses, not its sequence number.
     pub fn find(&self, query: Query, at: Timestamp) -> Option<&Socket> {
-        let by_isn = query.isn.and_then(|isn| self.by_isn.get(&(isn, query.endpoint)));
-        let number = by_isn.or_else(|| self.by_flow.get(&(query.client, query.endpoint)))?;
+        let number = match query.isn {
+            Some(isn) => self.by_isn.get(&(isn, query.endpoint))?,
+            None => self.by_flow.get(&(query.client, query.endpoint))?,
+        };
         let socket = self.all.get(number)?;
         let apart = at.since(socket.at).max(socket.at.since(at));
         (apart < BELIEVED).then_some(socket)

@@ -16,8 +16,8 @@ const MAX_PATH: usize = 256;
 const MAX_USER_AGENT: usize = 256;
 /// IAM allows role names of 64 characters.
 const MAX_SEGMENT: usize = 64;
-/// No HTTP method is longer.
-const MAX_METHOD: usize = 16;
+/// `OPTIONS` and `CONNECT` are the longest methods of RFC 9110.
+const MAX_METHOD: usize = 7;
 /// `EC2ws` and what other clouds call theirs.
 const MAX_SERVER: usize = 64;
 
@@ -77,11 +77,7 @@ fn request(payload: &[u8]) -> Option<RequestHead> {
     let mut parsed = httparse::Request::new(&mut slots);
     // Too many headers, or a bad one: what was read before it still counts, if the request line was good.
     let _ = parsed.parse(payload);
-    let mut head = RequestHead {
-        method: bounded(parsed.method?, MAX_METHOD).to_owned(),
-        path: path(parsed.path?),
-        ..RequestHead::default()
-    };
+    let mut head = RequestHead { method: method(parsed.method?), path: path(parsed.path?), ..RequestHead::default() };
     for header in parsed.headers.iter().filter(|header| !header.name.is_empty()) {
         let name = header.name;
         if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token") {
@@ -113,6 +109,12 @@ fn response(payload: &[u8]) -> Option<ResponseHead> {
         }
     }
     Some(head)
+}
+
+/// A method, masked if it cannot be one: a client may put anything before the path.
+fn method(method: &str) -> String {
+    let is_method = method.len() <= MAX_METHOD && method.bytes().all(|byte| byte.is_ascii_uppercase());
+    if is_method { method.to_owned() } else { MASK.to_owned() }
 }
 
 fn number<N: std::str::FromStr>(value: &[u8]) -> Option<N> {
@@ -171,10 +173,11 @@ mod tests {
             format!("GET /latest/meta-data/iam/security-credentials/{TOKEN}?t={TOKEN} HTTP/1.1\r\n\r\n"),
             format!("GET / HTTP/1.1\r\nUser-Agent: x/{TOKEN} y\r\nAuthorization: {TOKEN}\r\n"),
             format!("HTTP/1.1 200 OK\r\nServer: {TOKEN}\r\nContent-Length: 56\r\n\r\n{TOKEN}"),
+            format!("{TOKEN} / HTTP/1.1\r\n\r\n"),
             format!("HTTP/1.1 200 {TOKEN}\r\n\r\n{TOKEN}"),
         ] {
             let kept = serde_json::to_string(&head(payload.as_bytes())).unwrap();
-            assert!(!kept.contains(&TOKEN[..20]), "{kept}");
+            assert!(!kept.contains(&TOKEN[..8]), "{kept}");
             assert!(!kept.contains(&TOKEN[30..]), "{kept}");
         }
     }

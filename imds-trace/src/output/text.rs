@@ -94,7 +94,7 @@ impl Text {
 
     fn report(&self, report: &Report) -> String {
         let mut out = String::new();
-        let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}");
+        let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));
         if report.lost.sum() > 0 {
             let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", lost_sentence(report.lost));
         }
@@ -163,6 +163,24 @@ fn paragraph(first: &str, further: &str, text: &str) -> String {
     textwrap::fill(text, textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(further))
 }
 
+/// How much there was, and how much of it is wrong.
+fn overview(report: &Report) -> String {
+    let exchanges: u64 = report.subjects.iter().map(|tally| tally.exchanges).sum();
+    let mut parts =
+        vec![format!("{} of {}", counted(exchanges, "exchange"), counted(report.subjects.len() as u64, "client"))];
+    for severity in [Severity::Error, Severity::Warning, Severity::Notice] {
+        let found = report.findings.iter().filter(|finding| finding.severity == severity).count() as u64;
+        if found > 0 {
+            parts.push(counted(found, &word(severity).to_lowercase()));
+        }
+    }
+    parts.join(", ")
+}
+
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 fn hop_limit(limit: HopLimit) -> String {
     match (limit.observed, limit.needed) {
         (Some(observed), Some(needed)) => format!("Hop limit observed {}, needed {}. ", observed.0, needed.0),
@@ -173,11 +191,10 @@ fn hop_limit(limit: HopLimit) -> String {
 }
 
 fn tally_line(tally: &Tally) -> String {
-    let asked = match (tally.exchanges, tally.unanswered) {
-        (1, 0) => "1 exchange".to_owned(),
-        (exchanges, 0) => format!("{exchanges} exchanges"),
-        (exchanges, unanswered) => format!("{exchanges} exchanges, {RED}{unanswered} unanswered{RED:#}"),
-    };
+    let mut asked = counted(tally.exchanges, "exchange");
+    if tally.unanswered > 0 {
+        let _ = write!(asked, ", {RED}{} unanswered{RED:#}", tally.unanswered);
+    }
     let limit = hop_limit(tally.hop_limit);
     let findings = if tally.findings.is_empty() { String::new() } else { format!(" ({})", tally.findings.join(", ")) };
     format!("{}: {asked}. {limit}{findings}", subject(&tally.who)).trim_end().to_owned()

@@ -42,9 +42,9 @@ pub fn header() -> Header {
 /// The id of the container called `name`: 64 hexadecimal digits.
 pub fn id_of(name: &str) -> String {
     // FNV-1a, so that names that differ in one letter differ in all digits.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{hash:016x}").repeat(4)
 }
 

@@ -93,7 +93,12 @@ fn compare(scenario: &Scenario, conclusions: &Conclusions) -> Result<Vec<String>
     }
     for finding in seen {
         let silent = if scenario.silent.iter().any(|rule| rule == finding.rule) { " (it must be silent)" } else { "" };
-        wrong.push(format!("found, not expected{silent}: {} about {}: {}", finding.rule, show(&finding.who), finding.summary));
+        wrong.push(format!(
+            "found, not expected{silent}: {} about {}: {}",
+            finding.rule,
+            show(&finding.who),
+            finding.summary
+        ));
     }
     if let Some(expected) = &scenario.exchanges {
         let exchanges: Vec<String> = conclusions.exchanges.iter().map(show_exchange).collect();
@@ -150,7 +155,11 @@ fn differences(expected: &Finding, seen: &finding::Finding) -> Result<Vec<String
         }
     };
     let dropped = seen.drop.as_ref();
-    check("drop", wanted, dropped.map_or("none".to_owned(), |dropped| format!("{:?} with {:?}", dropped.drop, dropped.ttl)));
+    check(
+        "drop",
+        wanted,
+        dropped.map_or("none".to_owned(), |dropped| format!("{:?} with {:?}", dropped.drop, dropped.ttl)),
+    );
     Ok(wrong.into_iter().map(|sentence| format!("{} about {}: {sentence}", expected.rule, expected.who)).collect())
 }
 

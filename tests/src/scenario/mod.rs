@@ -181,9 +181,8 @@ pub struct Packet {
     /// Sent again: the same numbers as the last packet of these words.
     #[serde(default)]
     pub again: bool,
-    /// It did not arrive, although no drop was seen: the other side does not acknowledge it.
-    #[serde(default)]
-    pub lost: bool,
+    /// Did it not arrive? Then the other side does not acknowledge it. Absent: if the last place is a drop.
+    pub lost: Option<bool>,
     /// The request carries a token.
     #[serde(default)]
     pub token: bool,

@@ -117,7 +117,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_place_is_an_error() {
-        for text in ["", "docker0", "docker0 in 64", "docker0 ingress x", "drop a b", "drop a b c 1 of 2", "a ingress 1 b"] {
+        for text in
+            ["", "docker0", "docker0 in 64", "docker0 ingress x", "drop a b", "drop a b c 1 of 2", "a ingress 1 b"]
+        {
             assert!(Place::parse(text).is_err(), "{text}");
         }
     }

@@ -72,7 +72,7 @@ impl Conversation {
         if !packet.again {
             self.next[side] = tcp.end();
         }
-        let lost = packet.lost || packet.at.last().is_some_and(super::Place::is_drop);
+        let lost = packet.lost.unwrap_or_else(|| packet.at.last().is_some_and(super::Place::is_drop));
         if !lost && (tcp.end().wrapping_sub(self.arrived[side]) as i32) > 0 {
             self.arrived[side] = tcp.end();
         }

@@ -1,0 +1,181 @@
+//! Does it follow packets through what lies between: other ports, other addresses, bridges that come and go?
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
+use imds_trace_tests::{Container, ContainerSpec, NetworkSpec};
+use libtest_mimic::Failed;
+use serde_json::json;
+
+use crate::Lab;
+use crate::trace::{SOON, client, go, hops, ours_on, run_all, watched};
+
+crate::tests![
+    a_source_port_changed_by_masquerading_is_followed,
+    a_lost_answer_behind_a_changed_port_is_the_right_containers,
+    a_bridge_that_comes_back_is_followed_again,
+    a_packet_with_ip_options_is_read,
+    a_nested_bridge_needs_one_hop_more,
+];
+
+type Outcome = Result<(), Failed>;
+
+/// Two containers that may use these few source ports only, so that masquerading must give one of them another.
+fn rivals(lab: &Lab, words: &str) -> anyhow::Result<Vec<Container>> {
+    let run = |name: &str| -> anyhow::Result<Container> {
+        let spec = client(name, &format!("{words} --user-agent {name}"));
+        let container = lab.host.run(spec)?;
+        container.namespace()?.sysctl("net/ipv4/ip_local_port_range", "40000 40031")?;
+        Ok(container)
+    };
+    let containers = vec![run("rival-1")?, run("rival-2")?];
+    go(&containers)?;
+    let ports = containers.iter().map(|container| -> anyhow::Result<_> {
+        let attempts = container.attempts()?;
+        Ok(attempts.iter().filter_map(|attempt| attempt["port"].as_u64()).collect::<BTreeSet<_>>())
+    });
+    let ports = ports.collect::<anyhow::Result<Vec<_>>>()?;
+    expect_that("both used one port, so one of them left by another", !ports[0].is_disjoint(&ports[1]), &ports)?;
+    Ok(containers)
+}
+
+fn a_source_port_changed_by_masquerading_is_followed(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    let (seen, containers) = watched(lab, &[], |_| rivals(lab, "v2 --count 8"))?;
+    seen.expect_no_error()?;
+    for container in &containers {
+        seen.expect_answered(container, 16, &["docker0 ingress", "ens5 egress"], &["ens5 ingress", "docker0 egress"])?;
+        for exchange in seen.exchanges(container) {
+            expect_that("it is attributed right", exchange["user_agent"] == container.name(), exchange)?;
+            expect_that(
+                "the client's own address is told",
+                exchange["client"]["address"] == json!(container.address()),
+                exchange,
+            )?;
+            expect_that(
+                "with its own port",
+                exchange["client"]["port"].as_u64().is_some_and(|port| (40000..40032).contains(&port)),
+                exchange,
+            )?;
+            for travel in ["request", "response"] {
+                expect_equal("it says how it was joined", exchange[travel]["join"].as_str(), Some("rewritten"))?;
+            }
+        }
+    }
+    expect_equal("nobody else asked", seen.outcome.exchanges().len(), 32)?;
+    Ok(())
+}
+
+fn a_lost_answer_behind_a_changed_port_is_the_right_containers(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.give_up = Duration::from_millis(500));
+    let (seen, containers) = watched(lab, &[], |_| rivals(lab, "put-only --count 3 --timeout-ms 300"))?;
+    let mut sum = 0;
+    for container in &containers {
+        sum += seen.expect_too_low(container, "ip_forward", 2)?;
+        for exchange in seen.exchanges(container) {
+            expect_that("it is attributed right", exchange["user_agent"] == container.name(), exchange)?;
+        }
+    }
+    expect_equal("each copy is counted once", sum, seen.header_errors)?;
+    seen.expect_reconciled()?;
+    Ok(())
+}
+
+fn a_bridge_that_comes_back_is_followed_again(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    let hangs_there = || ours_on(lab.host.runner()).ok().map(|all| all.iter().any(|one| one.interface == "br-again"));
+    let (seen, (first, second)) = watched(lab, &[], |_| {
+        let name = "com.docker.network.bridge.name=br-again".to_owned();
+        let spec = NetworkSpec { extra: vec!["--opt".into(), name], ..NetworkSpec::new("again") };
+        let ask = |name: &str| run_all(lab, vec![client(name, "v2").network("again")]);
+        let network = lab.host.network_create(spec.clone())?;
+        let first = ask("before")?.remove(0).id().to_owned();
+        drop(network);
+        let network = lab.host.network_create(spec)?;
+        wait_until("the tracer to listen on the new bridge", SOON, || hangs_there().filter(|hangs| *hangs))?;
+        let second = ask("after")?.remove(0).id().to_owned();
+        drop(network);
+        Ok((first, second))
+    })?;
+    seen.expect_no_error()?;
+    for id in [first, second] {
+        let exchanges: Vec<_> =
+            seen.outcome.exchanges().into_iter().filter(|one| one["container"]["id"] == *id).collect();
+        expect_equal("both were seen", exchanges.len(), 2)?;
+        for exchange in exchanges {
+            expect_equal("on the way out", hops(&exchange["request"]), vec!["br-again ingress", "ens5 egress"])?;
+            expect_equal("and back", hops(&exchange["response"]), vec!["ens5 ingress", "br-again egress"])?;
+        }
+    }
+    Ok(())
+}
+
+fn a_packet_with_ip_options_is_read(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    let (seen, containers) =
+        watched(lab, &[], |_| run_all(lab, vec![client("optional", "v2 --ip-options 8 --user-agent with-options")]))?;
+    let container = &containers[0];
+    seen.expect_no_error()?;
+    seen.expect_answered(container, 2, &["docker0 ingress", "ens5 egress"], &["ens5 ingress", "docker0 egress"])?;
+    for exchange in seen.exchanges(container) {
+        expect_equal("what follows the options is read", exchange["user_agent"].as_str(), Some("with-options"))?;
+    }
+    Ok(())
+}
+
+/// A namespace within a container, on a bridge of its own with masquerading: Docker in Docker, without its weight.
+fn nest(lab: &Lab) -> anyhow::Result<Container> {
+    let words = "unshare -n sh -c 'while [ ! -e /sys/class/net/eth0 ]; do busybox usleep 2000; done; \
+                 imds-client put-only --count 2 --timeout-ms 300 --wait-file /go'";
+    let spec = ContainerSpec::new("outer", &["sh", "-c", &format!("busybox {words}; exec imds-client linger 600")]);
+    let extra = ["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"].map(str::to_owned);
+    let outer = lab.host.run(ContainerSpec { extra: extra.into(), ..spec })?;
+    let (outside, pid) = (outer.namespace()?, outer.pid()?);
+    let inner = wait_until("the inner namespace", SOON, || {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        let child: u32 = children.split_whitespace().next()?.parse().ok()?;
+        let namespace = imds_trace_tests::Namespace::of_process(child).ok()?;
+        (namespace.inum() != outside.inum()).then_some((namespace, child))
+    });
+    let (inside, child) = inner?;
+    for words in [
+        "link add br0 type bridge",
+        "addr add 192.168.99.1/24 dev br0",
+        "link set br0 up",
+        &format!("link add veth0 type veth peer name eth0 netns {child}"),
+        "link set veth0 master br0 up",
+    ] {
+        outside.ip(words)?;
+    }
+    outside.sysctl("net/ipv4/ip_forward", "1")?;
+    outside.run(
+        "iptables",
+        &["-t", "nat", "-A", "POSTROUTING", "-s", "192.168.99.0/24", "!", "-o", "br0", "-j", "MASQUERADE"],
+    )?;
+    for words in [
+        "link set lo up",
+        "addr add 192.168.99.2/24 dev eth0",
+        "link set eth0 up",
+        "route add default via 192.168.99.1",
+    ] {
+        inside.ip(words)?;
+    }
+    std::fs::write(format!("/proc/{pid}/root/go"), "go")?;
+    wait_until("the inner client to give up", SOON, || outer.attempts().ok().filter(|attempts| attempts.len() == 2))?;
+    Ok(outer)
+}
+
+fn a_nested_bridge_needs_one_hop_more(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.give_up) = (2, Duration::from_millis(500)));
+    let (seen, outer) = watched(lab, &[], |_| nest(lab))?;
+    let finding = seen.only(&outer, "hop-limit-too-low")?;
+    expect_equal("what it says of the limit", &finding["hop_limit"], &json!({"observed": 2, "needed": 3}))?;
+    let drop = &finding["drop"];
+    expect_equal("it died in the container's namespace", &drop["netns"], &json!(outer.netns_inum()?))?;
+    expect_equal("where that forwards", drop["location"].as_str(), Some("ip_forward"))?;
+    expect_equal("on the container's interface", drop["interface"].as_str(), Some("eth0"))?;
+    expect_equal("nothing died on the host", seen.header_errors, 0)?;
+    seen.expect_rules(&outer, &["hop-limit-too-low"])?;
+    Ok(())
+}
