@@ -1,2 +1,53 @@
-//! What?
-fn main() {}
+//! Does the program do what is typed, and say in one sentence why it cannot?
+//!
+//! The built program, from outside: `$IMDS_TRACE_BIN`, else the one beside this test. No root needed; what only root can try is
+//! marked as not run for others.
+
+mod hostile;
+mod program;
+mod replaying;
+mod terminal;
+mod typing;
+mod watching;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What came of a test.
+pub type Outcome = Result<(), Failed>;
+
+/// A claim and the story that shows it.
+pub type Test = (&'static str, fn() -> Outcome);
+
+/// Makes a row of a table from a function: its name is the claim.
+#[macro_export]
+macro_rules! tests {
+    ($($claim:ident),* $(,)?) => {
+        /// The tests of this file.
+        pub const TESTS: &[$crate::Test] = &[$((stringify!($claim), $claim)),*];
+    };
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if let Err(error) = imds_trace_tests::tracer::program() {
+        eprintln!("cli: {error:#}");
+        return ExitCode::from(2);
+    }
+    let root = nix::unistd::geteuid().is_root();
+    let tables = [
+        ("typing", typing::TESTS, false),
+        ("replaying", replaying::TESTS, false),
+        ("hostile", hostile::TESTS, false),
+        ("terminal", terminal::TESTS, false),
+        ("watching", watching::TESTS, false),
+        ("watching", watching::TESTS_OF_ROOT, true),
+    ];
+    let trials = tables.iter().flat_map(|(file, tests, needs_root)| {
+        tests.iter().map(move |(claim, test)| {
+            Trial::test(format!("{file}::{claim}"), test).with_ignored_flag(*needs_root && !root)
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use imds_trace_tests::Namespace;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
-use crate::trace::{client, run_all, watched};
+use crate::trace::{Firewall, client, run_all, watched};
 
 crate::tests![
     a_silent_server_is_unanswered_and_nothing_else,
@@ -19,23 +18,6 @@ crate::tests![
 ];
 
 type Outcome = Result<(), Failed>;
-
-/// An iptables rule of the runner host; dropping it deletes it.
-struct Firewall<'a>(&'a Namespace, Vec<&'a str>);
-
-impl<'a> Firewall<'a> {
-    fn insert(runner: &'a Namespace, rule: &'a str) -> anyhow::Result<Firewall<'a>> {
-        let rule: Vec<_> = rule.split_whitespace().collect();
-        runner.run("iptables", &[&["-w", "-I"], &rule[..]].concat())?;
-        Ok(Firewall(runner, rule))
-    }
-}
-
-impl Drop for Firewall<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.run("iptables", &[&["-w", "-D"], &self.1[..]].concat());
-    }
-}
 
 fn a_silent_server_is_unanswered_and_nothing_else(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.silent = true);
@@ -63,13 +45,13 @@ fn a_silent_server_is_unanswered_by_the_host_too(lab: &Lab) -> Outcome {
 
 fn a_firewall_on_the_way_out_is_named(lab: &Lab) -> Outcome {
     let rule = "DOCKER-USER -d 169.254.169.254 -p tcp --dport 80 -j DROP";
-    let _firewall = Firewall::insert(lab.host.runner(), rule)?;
+    let _firewall = Firewall::insert(lab.host.runner(), "filter", rule)?;
     let (seen, containers) =
         watched(lab, &[], |_| run_all(lab, vec![client("fenced", "put-only --count 2 --timeout-ms 400")]))?;
     seen.expect_rules(&containers[0], &["kernel-drop"])?;
     let finding = seen.only(&containers[0], "kernel-drop")?;
     expect_equal("why", finding["drop"]["reason"].as_str(), Some("NETFILTER_DROP"))?;
-    expect_that("where", finding["drop"]["location"].as_str().is_some_and(|place| place.starts_with("nf_")), finding)?;
+    expect_that("where", finding["drop"]["location"].as_str().is_some_and(|place| place.starts_with("nf")), finding)?;
     expect_equal("in whose namespace", &finding["drop"]["netns"], &json!(seen.runner))?;
     expect_equal("each SYN that was dropped", &finding["count"], &json!(2))?;
     expect_equal("the server heard nothing", lab.host.imds().requests().len(), 0)?;
@@ -80,7 +62,7 @@ fn a_firewall_on_the_way_back_is_named(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.give_up) = (2, Duration::from_millis(500)));
     // Answers with data only, so that the handshake passes: what is dropped is what a hop limit would have killed.
     let rule = "DOCKER-USER -s 169.254.169.254 -p tcp --sport 80 --tcp-flags PSH PSH -j DROP";
-    let _firewall = Firewall::insert(lab.host.runner(), rule)?;
+    let _firewall = Firewall::insert(lab.host.runner(), "filter", rule)?;
     let (seen, containers) =
         watched(lab, &[], |_| run_all(lab, vec![client("fenced-in", "put-only --timeout-ms 400")]))?;
     seen.expect_rules(&containers[0], &["kernel-drop"])?;

@@ -15,6 +15,7 @@ use crate::trace::{SOON, Seen, client, ours_on, run_all, watched};
 crate::tests![
     programs_before_and_after_ours_see_every_packet,
     a_verdict_of_a_program_before_ours_stands,
+    two_tracers_at_once_say_the_same,
     nothing_is_left_after_sigterm,
     nothing_is_left_after_sigkill,
     a_replay_says_what_was_said_of_lost_answers,
@@ -98,6 +99,24 @@ fn a_verdict_of_a_program_before_ours_stands(lab: &Lab) -> Outcome {
     expect_equal("the client is served", containers[0].wait(SOON)?, 0)?;
     expect_that("the other program had its packets", pass.runs()? > 0, pass.runs()?)?;
     seen.expect_no_error()?;
+    Ok(())
+}
+
+fn two_tracers_at_once_say_the_same(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.give_up = Duration::from_millis(500));
+    let (seen, (containers, other)) = watched(lab, &[], |_| {
+        let other = Tracer::start(&lab.host, &[])?;
+        let words = "put-only --count 5 --parallel 4 --timeout-ms 300";
+        let containers = run_all(lab, vec![client("seen-twice", words)])?;
+        lab.host.settle(SOON)?;
+        // It goes first, and must leave the first one's programs where they are.
+        Ok((containers, other.stop()?))
+    })?;
+    let count = seen.expect_too_low(&containers[0], "ip_forward", 2)?;
+    expect_equal("the first counts each copy once", count, seen.header_errors)?;
+    let theirs = other.findings("hop-limit-too-low").last().and_then(|finding| finding["count"].as_u64());
+    expect_equal("the second does too", theirs, Some(count))?;
+    expect_equal("both saw the same exchanges", other.exchanges().len(), seen.outcome.exchanges().len())?;
     Ok(())
 }
 

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::{LimitScope, NetworkSpec};
 use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
-use crate::trace::{client, run_all, watched};
+use crate::trace::{SOON, client, run_all, watched};
 
 crate::tests![
     hundreds_of_lost_token_responses_are_counted_as_the_kernel_counts_them,
+    a_storm_of_lost_token_responses_is_counted_too,
     a_hop_limit_of_two_is_enough_and_leaves_nothing_over,
     a_hop_limit_of_three_leaves_one_over,
     host_networking_needs_a_hop_limit_of_one,
@@ -21,6 +23,7 @@ crate::tests![
     a_limit_on_all_later_packets_is_counted_too,
     a_fin_with_its_ttl_restored_is_not_counted,
     a_reset_that_passes_is_no_answer,
+    a_container_killed_while_it_waits_is_counted_and_nothing_else,
 ];
 
 type Outcome = Result<(), Failed>;
@@ -44,6 +47,25 @@ fn hundreds_of_lost_token_responses_are_counted_as_the_kernel_counts_them(lab: &
         expect_equal("none of them was answered", answered, 0)?;
         seen.expect_rules(container, &["hop-limit-too-low"])?;
         expect_equal("the report counts them", &seen.tally(container)?["unanswered"], &json!(70))?;
+    }
+    expect_equal("each copy the kernel counted is counted once", sum, seen.header_errors)?;
+    seen.expect_reconciled()?;
+    Ok(())
+}
+
+fn a_storm_of_lost_token_responses_is_counted_too(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.give_up = Duration::from_millis(900));
+    let (seen, containers) = watched(lab, &[], |_| {
+        let words = "put-only --count 2 --parallel 150 --timeout-ms 800";
+        run_all(lab, ["storm-1", "storm-2", "storm-3"].map(|name| client(name, words)).into())
+    })?;
+    let mut sum = 0;
+    for container in &containers {
+        let finding = seen.only(container, "hop-limit-too-low")?;
+        sum += finding["count"].as_u64().unwrap_or_default();
+        expect_equal("what it says of the limit", &finding["hop_limit"], &json!({"observed": 1, "needed": 2}))?;
+        expect_equal("each request is an exchange", seen.exchanges(container).len(), 300)?;
+        seen.expect_rules(container, &["hop-limit-too-low"])?;
     }
     expect_equal("each copy the kernel counted is counted once", sum, seen.header_errors)?;
     seen.expect_reconciled()?;
@@ -79,7 +101,7 @@ fn a_hop_limit_of_three_leaves_one_over(lab: &Lab) -> Outcome {
 
 fn host_networking_needs_a_hop_limit_of_one(lab: &Lab) -> Outcome {
     let (seen, containers) =
-        watched(lab, &[], |_| run_all(lab, vec![client("agent", "v2 --count 3").network("host")]))?;
+        watched(lab, &[], |_| run_all(lab, vec![client("agent", "v2 --count 3 --linger-after 1").network("host")]))?;
     let container = &containers[0];
     seen.expect_no_error()?;
     seen.expect_answered(container, 6, &["ens5 egress"], &["ens5 ingress"])?;
@@ -175,5 +197,34 @@ fn a_reset_that_passes_is_no_answer(lab: &Lab) -> Outcome {
     expect_equal("each copy is counted once", count, seen.header_errors)?;
     let exchanges = seen.exchanges(&containers[0]);
     expect_that("the exchange has no answer", exchanges[0]["answered"] == false, &exchanges)?;
+    Ok(())
+}
+
+fn a_container_killed_while_it_waits_is_counted_and_nothing_else(lab: &Lab) -> Outcome {
+    const NAMES: [&str; 3] = ["killed-1", "killed-2", "killed-3"];
+    lab.host.imds().set(|behaviour| behaviour.give_up = Duration::from_millis(1500));
+    let (seen, ids) = watched(lab, &[], |tracer| {
+        let words = "put-only --parallel 10 --timeout-ms 20000";
+        let run = |name: &str| lab.host.run(client(name, words));
+        let containers = NAMES.into_iter().map(run).collect::<anyhow::Result<Vec<_>>>()?;
+        for container in &containers {
+            container.go()?;
+        }
+        for name in NAMES {
+            tracer.wait_for_finding("hop-limit-too-low", name, SOON)?;
+        }
+        // Removed with all its connections open: their ends, and the server's last words, find nobody any more.
+        Ok(containers.iter().map(|container| container.id().to_owned()).collect::<Vec<_>>())
+    })?;
+    let mut sum = 0;
+    for id in ids {
+        let about: Vec<_> = seen.findings().into_iter().filter(|finding| finding["container"]["id"] == *id).collect();
+        let rules: Vec<_> = about.iter().filter_map(|finding| finding["rule"].as_str()).collect();
+        expect_equal("nothing but the hop limit is blamed", rules, vec!["hop-limit-too-low"])
+            .with_context(|| format!("findings: {about:#?}"))?;
+        sum += about[0]["count"].as_u64().unwrap_or_default();
+    }
+    expect_equal("each copy is counted once", sum, seen.header_errors)?;
+    seen.expect_reconciled()?;
     Ok(())
 }

@@ -9,10 +9,11 @@ use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
-use crate::trace::{SOON, client, go, hops, ours_on, run_all, watched};
+use crate::trace::{Firewall, SOON, client, go, hops, ours_on, run_all, watched};
 
 crate::tests![
     a_source_port_changed_by_masquerading_is_followed,
+    a_source_port_from_a_masquerading_rule_is_followed,
     a_lost_answer_behind_a_changed_port_is_the_right_containers,
     a_bridge_that_comes_back_is_followed_again,
     a_packet_with_ip_options_is_read,
@@ -21,12 +22,15 @@ crate::tests![
 
 type Outcome = Result<(), Failed>;
 
-/// Two containers that may use these few source ports only, so that masquerading must give one of them another.
-fn rivals(lab: &Lab, words: &str) -> anyhow::Result<Vec<Container>> {
+/// Two containers with the same few source ports, of which the kernel takes the even ones first: masquerading must give one
+/// of them another.
+fn rivals(lab: &Lab, words: &str, connections: usize) -> anyhow::Result<Vec<Container>> {
     let run = |name: &str| -> anyhow::Result<Container> {
         let spec = client(name, &format!("{words} --user-agent {name}"));
         let container = lab.host.run(spec)?;
-        container.namespace()?.sysctl("net/ipv4/ip_local_port_range", "40000 40031")?;
+        container
+            .namespace()?
+            .sysctl("net/ipv4/ip_local_port_range", &format!("40000 {}", 40000 + 2 * connections - 1))?;
         Ok(container)
     };
     let containers = vec![run("rival-1")?, run("rival-2")?];
@@ -42,7 +46,7 @@ fn rivals(lab: &Lab, words: &str) -> anyhow::Result<Vec<Container>> {
 
 fn a_source_port_changed_by_masquerading_is_followed(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
-    let (seen, containers) = watched(lab, &[], |_| rivals(lab, "v2 --count 8"))?;
+    let (seen, containers) = watched(lab, &[], |_| rivals(lab, "v2 --count 8", 16))?;
     seen.expect_no_error()?;
     for container in &containers {
         seen.expect_answered(container, 16, &["docker0 ingress", "ens5 egress"], &["ens5 ingress", "docker0 egress"])?;
@@ -67,9 +71,34 @@ fn a_source_port_changed_by_masquerading_is_followed(lab: &Lab) -> Outcome {
     Ok(())
 }
 
+fn a_source_port_from_a_masquerading_rule_is_followed(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    let rule = "POSTROUTING -o ens5 -s 172.16.0.0/12 -p tcp --dport 80 -j MASQUERADE --to-ports 20000-20999";
+    let _masquerade = Firewall::insert(lab.host.runner(), "nat", rule)?;
+    let (seen, containers) = watched(lab, &[], |_| {
+        let clients = ["ported-1", "ported-2"].map(|name| client(name, &format!("v2 --count 8 --user-agent {name}")));
+        run_all(lab, clients.into())
+    })?;
+    let requests = lab.host.imds().requests();
+    let changed = requests.iter().all(|request| (20000..21000).contains(&request.peer_port));
+    expect_that("all came from ports of the rule", changed && requests.len() == 32, &requests)?;
+    seen.expect_no_error()?;
+    for container in &containers {
+        seen.expect_answered(container, 16, &["docker0 ingress", "ens5 egress"], &["ens5 ingress", "docker0 egress"])?;
+        let attempts = container.attempts()?;
+        let used: BTreeSet<_> = attempts.iter().filter_map(|attempt| attempt["port"].as_u64()).collect();
+        for exchange in seen.exchanges(container) {
+            expect_that("it is attributed right", exchange["user_agent"] == container.name(), exchange)?;
+            let port = exchange["client"]["port"].as_u64();
+            expect_that("the client's own port is told", port.is_some_and(|port| used.contains(&port)), exchange)?;
+        }
+    }
+    Ok(())
+}
+
 fn a_lost_answer_behind_a_changed_port_is_the_right_containers(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.give_up = Duration::from_millis(500));
-    let (seen, containers) = watched(lab, &[], |_| rivals(lab, "put-only --count 3 --timeout-ms 300"))?;
+    let (seen, containers) = watched(lab, &[], |_| rivals(lab, "put-only --count 3 --timeout-ms 300", 3))?;
     let mut sum = 0;
     for container in &containers {
         sum += seen.expect_too_low(container, "ip_forward", 2)?;
@@ -79,6 +108,7 @@ fn a_lost_answer_behind_a_changed_port_is_the_right_containers(lab: &Lab) -> Out
     }
     expect_equal("each copy is counted once", sum, seen.header_errors)?;
     seen.expect_reconciled()?;
+    expect_equal("nobody else asked", seen.outcome.exchanges().len(), 6)?;
     Ok(())
 }
 

@@ -27,6 +27,7 @@ mod image;
 pub mod imds;
 pub mod netns;
 mod plain;
+pub mod record;
 pub mod scenario;
 pub mod tracer;
 

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod demo;
 mod lint;
+mod record;
 mod setup;
 mod tally;
 mod test;
@@ -42,6 +43,10 @@ enum Task {
         #[arg(last = true)]
         filter: Vec<String>,
     },
+    /// Make the recordings in tests/recordings anew, in the lab, and what is told of them (root)
+    Record,
+    /// Write what the program says now of each recording beside it; `git diff` shows what changed
+    Bless,
     /// Every test and the demo, in half an hour at most; installs what it needs
     Ci,
 }
@@ -52,6 +57,8 @@ fn main() -> ExitCode {
         Task::Demo => demo::demo(),
         Task::Lint => lint::lint(),
         Task::Test { parts, filter } => test::test(&parts, &filter),
+        Task::Record => record::record(),
+        Task::Bless => record::bless(),
         Task::Ci => test::ci(),
     };
     match done {

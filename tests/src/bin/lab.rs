@@ -1,6 +1,7 @@
 //! What does it look like when a hop limit of one meets containers, on a machine that is not on EC2?
 //!
-//! `lab demo` shows it with the tracer; `lab shell` leaves the runner host up to try things by hand.
+//! `lab demo` shows it with the tracer; `lab shell` leaves the runner host up to try things by hand;
+//! `lab record` makes the recordings in tests/recordings anew, `lab bless` what is told of them.
 
 use std::io::Read;
 use std::process::{ExitCode, Stdio};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use imds_trace_tests::children::{self, show};
 use imds_trace_tests::expect::wait_until;
-use imds_trace_tests::{ContainerSpec, HostOptions, RunnerHost, Tokens, house};
+use imds_trace_tests::{ContainerSpec, HostOptions, RunnerHost, Tokens, house, record};
 use nix::sys::signal::Signal;
 
 fn main() -> ExitCode {
@@ -18,7 +19,9 @@ fn main() -> ExitCode {
     let result = match word.as_deref() {
         Some("demo") => demo(),
         Some("shell") => shell(),
-        _ => Err(anyhow::anyhow!("usage: lab demo | lab shell")),
+        Some("record") => record::record(&record::folder()).and_then(|()| record::bless()),
+        Some("bless") => record::bless(),
+        _ => Err(anyhow::anyhow!("usage: lab demo | lab shell | lab record | lab bless")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

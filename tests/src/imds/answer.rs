@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::behaviour::{Behaviour, Tokens};
@@ -33,6 +33,8 @@ pub struct Request {
     pub status: Option<u16>,
     /// The client as the server sees it: after the runner's masquerading.
     pub peer: IpAddr,
+    /// Its port, likewise.
+    pub peer_port: u16,
 }
 
 /// Tallies since the start; they never forget.
@@ -132,7 +134,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Writes the request down.
-    pub fn note(&mut self, head: &Head, status: Option<u16>, peer: IpAddr) {
+    pub fn note(&mut self, head: &Head, status: Option<u16>, peer: SocketAddr) {
         match head.method == "PUT" && head.path == TOKEN_PATH {
             true => self.counts.token_requests += 1,
             false => self.counts.other_requests += 1,
@@ -149,7 +151,8 @@ impl Memory {
             token_present: head.header("x-aws-ec2-metadata-token").is_some(),
             user_agent: head.header("user-agent").map(str::to_owned),
             status,
-            peer,
+            peer: peer.ip().to_canonical(),
+            peer_port: peer.port(),
         });
     }
 

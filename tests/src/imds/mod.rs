@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{Shutdown as Half, shutdown};
+use nix::sys::socket::{Backlog, Shutdown as Half, listen, shutdown};
 
 pub use answer::{Counts, Request, TOKEN_PATH};
 pub use behaviour::{Behaviour, LimitScope, ORDINARY_TTL, Tokens};
@@ -69,7 +69,12 @@ impl FakeImds {
         let mut imds = FakeImds { shared, listeners: Vec::new(), closing: Some(closing) };
         for address in addresses {
             let listener = namespace
-                .run_inside(|| TcpListener::bind(address))?
+                .run_inside(|| -> io::Result<TcpListener> {
+                    let listener = TcpListener::bind(address)?;
+                    // The standard library lets 128 wait; a storm of clients is more, and their SYNs would go unanswered.
+                    listen(&listener, Backlog::MAXALLOWABLE)?;
+                    Ok(listener)
+                })?
                 .with_context(|| format!("listen at {address} in namespace {}", namespace.name()))?;
             let listener = Arc::new(listener);
             let (shared, accepting) = (Arc::clone(&imds.shared), Arc::clone(&listener));
@@ -149,7 +154,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let ours = Arc::clone(shared);
         let served = std::thread::Builder::new().name("imds-serve".into()).stack_size(128 * 1024).spawn(move || {
             // A client that goes away is no failure of the server.
-            let _ = serve(stream, peer.ip().to_canonical(), &ours);
+            let _ = serve(stream, peer, &ours);
             ours.open.fetch_sub(1, Ordering::Relaxed);
         });
         if served.is_err() {
@@ -158,7 +163,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-fn serve(mut stream: TcpStream, peer: IpAddr, shared: &Shared) -> io::Result<()> {
+fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LOOK_UP))?;
     let mut buffer = Vec::new();

@@ -1,0 +1,166 @@
+//! Does what a container chose, or whoever made the recording, reach a terminal raw, or break what programs read?
+
+use anyhow::{Context, Result};
+use imds_trace::identity::fact::Said;
+use imds_trace::input::Input;
+use imds_trace::observation::{Head, Place};
+
+use crate::Outcome;
+use crate::program::{Folder, Ran, inputs, recording, replay};
+
+crate::tests![
+    what_a_container_chooses_reaches_no_terminal_raw,
+    what_only_a_forger_of_recordings_could_choose_does_not_either,
+    a_hostile_line_is_not_quoted_raw,
+    a_hostile_file_name_stays_one_line,
+    an_endless_name_does_not_make_an_endless_line,
+];
+
+/// Clears the screen, sets the title, begins a line of its own, turns the writing direction, ends lines in other ways.
+const EVIL: &str =
+    "\u{1b}[2J\u{1b}]0;owned\u{7}\nERROR all is well\r\u{202e}\u{9b}31m\u{85}\u{2028}\u{200f}\u{0}\u{7f}";
+
+/// Every string of a lost token response, as the container would have it.
+fn chosen_by_a_container() -> Result<Vec<Input>> {
+    let mut inputs = inputs("hop-limit-too-low")?;
+    for input in &mut inputs {
+        match input {
+            Input::Fact(fact) => match &mut fact.said {
+                Said::Connecting(connecting) => connecting.comm = EVIL.into(),
+                Said::Process(process) => {
+                    process.exe = Some(EVIL.into());
+                    process.argv = Some(vec![EVIL.into(), EVIL.into()]);
+                }
+                Said::Container(container) => {
+                    container.name = Some(EVIL.into());
+                    container.image = Some(EVIL.into());
+                    container.labels = std::sync::Arc::new([(EVIL.to_owned(), EVIL.to_owned())].into());
+                }
+                Said::Connected(_) | Said::ContainerGone { .. } | Said::InHdrErrors { .. } => {}
+            },
+            Input::Observation(observation) => {
+                if let Some(Head::Request(head)) = &mut observation.head {
+                    head.path = format!("/{EVIL}");
+                    head.user_agent = Some(EVIL.into());
+                }
+                match &mut observation.place {
+                    Place::Hook(hook) => hook.interface.name = format!("{}{EVIL}", hook.interface.name),
+                    Place::Drop(drop) => {
+                        if let Some(interface) = &mut drop.interface {
+                            interface.name = EVIL.into();
+                        }
+                    }
+                }
+            }
+            Input::Tick { .. } | Input::Lost { .. } => {}
+        }
+    }
+    Ok(inputs)
+}
+
+fn replayed(folder: &Folder, inputs: &[Input], kind: &str) -> Result<Ran> {
+    let file = folder.file("hostile.jsonl", recording(inputs)?)?;
+    let ran = replay(&file, &["--output", kind])?;
+    ran.expect_quiet()?;
+    Ok(ran)
+}
+
+/// What a terminal would take for more than a letter.
+fn raw(text: &str) -> Option<char> {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().find(|c| (c.is_control() && *c != '\n') || turns(*c))
+}
+
+fn expect_harmless(inputs: &[Input]) -> Outcome {
+    let folder = Folder::new()?;
+    let text = replayed(&folder, inputs, "text")?.stdout;
+    if let Some(raw) = raw(&text) {
+        return Err(format!("{raw:?} reaches the terminal in {text:?}").into());
+    }
+    if let Some(line) = text.lines().find(|line| line.starts_with("ERROR all is well")) {
+        return Err(format!("a line of its own: {line:?} in {text:?}").into());
+    }
+    if !text.contains("owned") {
+        return Err(format!("the name is not shown at all, so this shows nothing: {text}").into());
+    }
+    for event in replayed(&folder, inputs, "json")?.json()? {
+        if event["type"].as_str().is_none() {
+            return Err(format!("an object without a type: {event}").into());
+        }
+    }
+    Ok(())
+}
+
+fn what_a_container_chooses_reaches_no_terminal_raw() -> Outcome {
+    expect_harmless(&chosen_by_a_container()?)
+}
+
+fn what_only_a_forger_of_recordings_could_choose_does_not_either() -> Outcome {
+    let mut inputs = chosen_by_a_container()?;
+    for input in &mut inputs {
+        if let Input::Observation(observation) = input {
+            if let Place::Drop(drop) = &mut observation.place {
+                // Still a forward that drops for a spent TTL: what stands behind the dot is the compiler's.
+                drop.location = format!("ip_forward.{EVIL}");
+                drop.reason = Some(EVIL.into());
+            }
+            if let Some(Head::Request(head)) = &mut observation.head {
+                head.method = format!("PUT{EVIL}");
+            }
+        }
+    }
+    expect_harmless(&inputs)
+}
+
+fn a_hostile_line_is_not_quoted_raw() -> Outcome {
+    let folder = Folder::new()?;
+    let mut bytes = recording(&inputs("hop-limit-too-low")?)?;
+    for name in [EVIL, "\u{1b}[31m"] {
+        let mut line = serde_json::to_vec(&serde_json::json!({ name: 1 })).context("JSON")?;
+        line.push(b'\n');
+        let at = bytes.iter().position(|byte| *byte == b'\n').context("a header")? + 1;
+        bytes.splice(at..at, line);
+        let file = folder.file("hostile.jsonl", &bytes)?;
+        let ran = replay(&file, &[])?;
+        ran.expect_code(2)?;
+        if let Some(raw) = raw(&ran.stderr) {
+            return Err(format!("{raw:?} reaches the terminal: {ran:?}").into());
+        }
+        if ran.stderr.lines().count() != 1 {
+            return Err(format!("not one line: {ran:?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn a_hostile_file_name_stays_one_line() -> Outcome {
+    let folder = Folder::new()?;
+    let file = folder.path().join("a\nb\u{1b}[31m");
+    let ran = replay(&file, &[])?;
+    ran.expect_sentence(&["No such file"])?;
+    if let Some(raw) = raw(&ran.stderr) {
+        return Err(format!("{raw:?} reaches the terminal: {ran:?}").into());
+    }
+    Ok(())
+}
+
+fn an_endless_name_does_not_make_an_endless_line() -> Outcome {
+    let folder = Folder::new()?;
+    let mut inputs = inputs("hop-limit-too-low")?;
+    let long = "x".repeat(100_000);
+    for input in &mut inputs {
+        if let Input::Fact(fact) = input {
+            match &mut fact.said {
+                Said::Connecting(connecting) => connecting.comm.clone_from(&long),
+                Said::Container(container) => container.name = Some(long.clone()),
+                _ => {}
+            }
+        }
+    }
+    let text = replayed(&folder, &inputs, "text")?.stdout;
+    let longest = text.lines().map(str::len).max().unwrap_or(0);
+    if longest > 2_000 {
+        return Err(format!("a line of {longest} bytes").into());
+    }
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! Does `replay` say the same of a recording as was concluded, and what is wrong with what is none?
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+
+use anyhow::Context;
+use imds_trace_tests::record;
+use imds_trace_tests::scenario::{self, Scenario};
+
+use crate::Outcome;
+use crate::program::{Folder, Ran, command, findings, json_lines, recorded, recording, replay, run};
+
+crate::tests![
+    what_is_not_there_is_named,
+    what_cannot_be_read_is_named,
+    what_is_no_recording_is_named,
+    a_newer_recording_asks_for_a_newer_program,
+    a_damaged_line_is_named_by_its_number,
+    a_recording_cut_short_is_told_up_to_its_last_whole_line,
+    a_recording_comes_from_stdin_too,
+    every_output_survives_every_scenario_and_recording,
+    two_outputs_are_told_at_once,
+    a_container_can_be_picked,
+    a_process_can_be_picked,
+    an_error_found_is_an_exit_code_if_asked_for,
+    a_replay_told_twice_is_the_same,
+    inputs_of_a_later_program_are_read_as_far_as_known,
+];
+
+fn what_is_not_there_is_named() -> Outcome {
+    run(["replay", "/no/such/recording.jsonl"])?.expect_sentence(&["/no/such/recording.jsonl", "No such file"])?;
+    Ok(())
+}
+
+fn what_cannot_be_read_is_named() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().display().to_string();
+    run(["replay", &path])?.expect_sentence(&[&path, "directory"])?;
+    if !nix::unistd::geteuid().is_root() {
+        let file = folder.file("secret.jsonl", recorded("hop-limit-too-low")?)?;
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o000))?;
+        replay(&file, &[])?.expect_sentence(&["secret.jsonl", "denied"])?;
+    }
+    Ok(())
+}
+
+fn what_is_no_recording_is_named() -> Outcome {
+    let folder = Folder::new()?;
+    let program = std::fs::read(imds_trace_tests::tracer::program()?)?;
+    let zeros = vec![0; 3 << 20];
+    let long = [b"{\"recording\":1,\"x\":\"".to_vec(), vec![b'x'; 3 << 20], b"\"}\n".to_vec()].concat();
+    for (name, content) in [
+        ("empty", &b""[..]),
+        ("newline", b"\n"),
+        ("words", b"hello\nworld\n"),
+        ("binary", &program[..1 << 20]),
+        ("zeros", &zeros),
+        ("another-json", b"{\"type\":\"report\"}\n"),
+        ("a-list", b"[1]\n"),
+        ("a-version-that-is-none", b"{\"recording\":\"one\"}\n"),
+        ("version-zero", b"{\"recording\":0}\n"),
+        ("a-version-alone", b"{\"recording\":1}\n"),
+        ("a-long-line", &long),
+        ("not-utf8", b"{\"recording\":1,\"\xff\xfe\":1}\n"),
+    ] {
+        let file = folder.file(name, content)?;
+        let ran = replay(&file, &[])?;
+        ran.expect_sentence(&[name, "line 1"]).with_context(|| name.to_owned())?;
+    }
+    Ok(())
+}
+
+fn a_newer_recording_asks_for_a_newer_program() -> Outcome {
+    let folder = Folder::new()?;
+    let file = folder.file("it.jsonl", "{\"recording\":99,\"all\":\"is different\"}\n{\"whatever\":1}\n")?;
+    replay(&file, &[])?.expect_sentence(&["it.jsonl", "version 99", "newer"])?;
+    Ok(())
+}
+
+fn a_damaged_line_is_named_by_its_number() -> Outcome {
+    let folder = Folder::new()?;
+    let good = String::from_utf8(recorded("hop-limit-too-low")?).context("a recording is text")?;
+    for (name, damage) in
+        [("garbage", "\u{0}\u{1}garbage"), ("empty", ""), ("unknown", "{\"smell\":{}}"), ("null", "null")]
+    {
+        let mut lines: Vec<&str> = good.lines().collect();
+        lines[4] = damage;
+        let file = folder.file(name, lines.join("\n") + "\n")?;
+        let ran = replay(&file, &[])?;
+        ran.expect_code(2).with_context(|| name.to_owned())?;
+        if ran.stderr.lines().count() != 1 || !ran.stderr.contains("line 5") || !ran.stderr.contains(name) {
+            return Err(format!("{name}: {ran:?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn a_recording_cut_short_is_told_up_to_its_last_whole_line() -> Outcome {
+    let folder = Folder::new()?;
+    let whole = recorded("hop-limit-too-low")?;
+    let last = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').context("several lines")? + 1;
+    for cut in [last + 1, last + 20, whole.len() - 2, whole.len() - 1] {
+        let file = folder.file("cut.jsonl", &whole[..cut])?;
+        let ran = replay(&file, &[])?;
+        ran.expect_code(0)?;
+        if ran.stderr.lines().count() != 1 || !ran.stderr.contains("cut short") {
+            return Err(format!("cut at {cut}, no warning: {ran:?}").into());
+        }
+        if !ran.stdout.contains("hop-limit-too-low") || !ran.stdout.contains("Incomplete") {
+            return Err(format!("cut at {cut}: {ran:?}").into());
+        }
+    }
+    // A cut between two lines cannot be seen.
+    let file = folder.file("cut.jsonl", &whole[..last])?;
+    replay(&file, &[])?.expect_quiet()?;
+    Ok(())
+}
+
+fn a_recording_comes_from_stdin_too() -> Outcome {
+    let whole = recorded("hop-limit-too-low")?;
+    let mut command = command(["replay", "-", "--output", "json"])?;
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
+    child.stdin.take().context("piped")?.write_all(&whole)?;
+    let ran = Ran::from(child.wait_with_output()?);
+    ran.expect_quiet()?;
+    let folder = Folder::new()?;
+    let file = folder.file("it.jsonl", &whole)?;
+    let same = replay(&file, &["--output", "json"])?;
+    if same.stdout != ran.stdout || ran.stdout.is_empty() {
+        return Err(format!("{ran:?} is not {same:?}").into());
+    }
+    run(["replay", "-"])?.expect_sentence(&["line 1"])?;
+    Ok(())
+}
+
+fn every_output_survives_every_scenario_and_recording() -> Outcome {
+    let folder = Folder::new()?;
+    let mut files = record::all()?;
+    for (name, path) in scenario::all()? {
+        let file = folder.file(&name, recording(&Scenario::read(&path)?.inputs()?)?)?;
+        files.push((name, file));
+    }
+    for (name, file) in files {
+        for kind in imds_trace::output::OUTPUTS {
+            let ran = replay(&file, &["--output", kind.name])?;
+            ran.expect_quiet().with_context(|| format!("{} of {name}", kind.name))?;
+            if kind.name == "json" {
+                let events = ran.json().with_context(|| name.clone())?;
+                if events.first().is_none_or(|event| event["type"] != "ready")
+                    || events.last().is_none_or(|event| event["type"] != "report")
+                {
+                    return Err(format!("{name}: not from ready to report: {ran:?}").into());
+                }
+            }
+            // What programs read may hold any letter, as long as it is valid.
+            let raw = ran.stdout.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
+            if let Some(raw) = raw.filter(|_| kind.name != "json") {
+                return Err(format!("{name}: {raw:?} in {}: {}", kind.name, ran.stdout).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn two_outputs_are_told_at_once() -> Outcome {
+    let folder = Folder::new()?;
+    let file = folder.file("it.jsonl", recorded("hop-limit-too-low")?)?;
+    let [json, text] = ["events.jsonl", "report.txt"].map(|name| folder.path().join(name));
+    let (to_json, to_text) = (format!("json={}", json.display()), format!("text={}", text.display()));
+    let ran = replay(&file, &["--output", &to_json, "--output", &to_text])?;
+    ran.expect_quiet()?;
+    if !ran.stdout.is_empty() {
+        return Err(format!("nothing was asked for on stdout: {ran:?}").into());
+    }
+    json_lines(&std::fs::read_to_string(json)?)?;
+    if !std::fs::read_to_string(text)?.contains("hop-limit-too-low") {
+        return Err("the text lacks the finding".into());
+    }
+    Ok(())
+}
+
+/// Replays two jobs with options and expects these findings.
+fn expect_found(options: &[&str], expected: &[&str]) -> Outcome {
+    let folder = Folder::new()?;
+    let file = folder.file("two.jsonl", recorded("one-port-for-two-clients")?)?;
+    let ran = replay(&file, &[&["--output", "json"], options].concat())?;
+    ran.expect_quiet()?;
+    let events = ran.json()?;
+    if findings(&events) != expected {
+        return Err(format!("{options:?}: expected {expected:?}, saw {:?}", findings(&events)).into());
+    }
+    let exchanges = events.iter().filter(|event| event["type"] == "exchange").count();
+    let report = events.last().context("a report")?;
+    let tallies = report["containers"].as_array().map_or(0, Vec::len);
+    if exchanges != expected.len() || tallies != expected.len() {
+        return Err(format!("{options:?}: {exchanges} exchanges, {tallies} in the report: {ran:?}").into());
+    }
+    Ok(())
+}
+
+const ONE: &str = "hop-limit-too-low job-1";
+const TWO: &str = "hop-limit-too-low job-2";
+
+fn a_container_can_be_picked() -> Outcome {
+    let id = scenario::id_of("job-2");
+    expect_found(&[], &[ONE, TWO])?;
+    expect_found(&["--container", "job-1"], &[ONE])?;
+    expect_found(&["--container", &id], &[TWO])?;
+    expect_found(&["--container", &id[..12]], &[TWO])?;
+    expect_found(&["--container", "job-1", "--container", &id], &[ONE, TWO])?;
+    expect_found(&["--container", "job"], &[])?;
+    expect_found(&["--container", ""], &[])
+}
+
+fn a_process_can_be_picked() -> Outcome {
+    expect_found(&["--pid", "4711"], &[ONE])?;
+    expect_found(&["--pid", "4711", "--pid", "4811"], &[ONE, TWO])?;
+    expect_found(&["--pid", "4711", "--container", "job-1"], &[ONE])?;
+    expect_found(&["--pid", "4711", "--container", "job-2"], &[])?;
+    expect_found(&["--pid", "1"], &[])
+}
+
+fn an_error_found_is_an_exit_code_if_asked_for() -> Outcome {
+    let folder = Folder::new()?;
+    for (name, code) in
+        [("hop-limit-too-low", 1), ("imdsv1-used", 0), ("the-last-hop-is-used", 0), ("imdsv2-as-it-should-be", 0)]
+    {
+        let file = folder.file(name, recorded(name)?)?;
+        replay(&file, &[])?.expect_quiet()?;
+        replay(&file, &["--exit-code"])?.expect_code(code)?;
+    }
+    let file = folder.file("two", recorded("one-port-for-two-clients")?)?;
+    replay(&file, &["--exit-code", "--container", "nobody"])?.expect_code(0)?;
+    Ok(())
+}
+
+fn a_replay_told_twice_is_the_same() -> Outcome {
+    let folder = Folder::new()?;
+    for name in ["one-port-for-two-clients", "a-fallback-is-refused", "an-address-reused"] {
+        let file = folder.file(name, recorded(name)?)?;
+        let [first, second] = [replay(&file, &["--output", "json"])?, replay(&file, &["--output", "json"])?];
+        if first.stdout != second.stdout {
+            return Err(format!("{name}: {first:?} is not {second:?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn inputs_of_a_later_program_are_read_as_far_as_known() -> Outcome {
+    let folder = Folder::new()?;
+    let known = String::from_utf8(recorded("hop-limit-too-low")?).context("a recording is text")?;
+    let later = known.replace("\"ip_id\":", "\"smell\":{\"of\":[\"roses\"]},\"ip_id\":").replacen(
+        "{\"recording\":1",
+        "{\"recording\":1,\"moon\":null",
+        1,
+    );
+    let ran = replay(&folder.file("later.jsonl", &later)?, &[])?;
+    ran.expect_quiet()?;
+    if !ran.stdout.contains("hop-limit-too-low") {
+        return Err(format!("{ran:?}").into());
+    }
+    Ok(())
+}

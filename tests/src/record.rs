@@ -1,0 +1,157 @@
+//! Which situations are kept as recordings, and how are they made in the lab?
+//!
+//! Each is one run of `imds-trace watch --record` on the runner host. What was written is searched for every secret that the fake
+//! IMDS handed out before it is kept. The reports beside a recording are not made here but from it, by `bless`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::expect::{assert_no_secret, wait_until};
+use crate::imds::{Behaviour, Tokens};
+use crate::tracer::{Tracer, program};
+use crate::{Container, ContainerSpec, HostOptions, RunnerHost, children};
+
+/// A larger one tells nobody more.
+const MAX_SIZE: usize = 100_000;
+const SOON: Duration = Duration::from_secs(20);
+
+/// A name, and what happens while it is recorded.
+type Situation = (&'static str, fn(&RunnerHost) -> Result<()>);
+
+const SITUATIONS: &[Situation] = &[
+    ("hop-limit-1-three-containers", hop_limit_1_three_containers),
+    ("hop-limit-2", hop_limit_2),
+    ("hop-limit-1-ipv6", hop_limit_1_ipv6),
+    ("imds-is-silent", imds_is_silent),
+    ("docker-user-drops", docker_user_drops),
+];
+
+/// The folder with the recordings.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("recordings")
+}
+
+/// Every recording in the folder, by name.
+pub fn all() -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder()).context("list tests/recordings")? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(stem) = name.strip_suffix(".jsonl").filter(|stem| !stem.ends_with(".events")) {
+            found.push((stem.to_owned(), path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// What the program says of a recording, in the files beside it: kind of output and end of the name.
+pub const TOLD: [(&str, &str); 2] = [("text", "report.txt"), ("json", "events.jsonl")];
+
+/// Records all situations anew into `dir`.
+pub fn record(dir: &Path) -> Result<()> {
+    let (options, why_plain) = HostOptions::best();
+    if let Some(why) = why_plain {
+        bail!("recordings are made with a real engine: {why}");
+    }
+    for (name, happen) in SITUATIONS {
+        // One host each: what a server of the last situation still sends again is not part of this one.
+        let host = RunnerHost::start(HostOptions { ipv6: true, behaviour: Behaviour::default(), ..options.clone() })?;
+        let tracer = Tracer::start(&host, &[])?;
+        happen(&host).with_context(|| (*name).to_owned())?;
+        let outcome = tracer.stop()?;
+        if outcome.status.code() != Some(0) {
+            bail!("{name}: imds-trace ended with {}: {}", outcome.status, outcome.stderr.trim());
+        }
+        let bytes = without_this_machine(&std::fs::read_to_string(&outcome.recording).context("read the recording")?)?;
+        if bytes.len() > MAX_SIZE {
+            bail!("{name}: {} bytes, more than {MAX_SIZE}", bytes.len());
+        }
+        let secrets = host.imds().secrets();
+        if !secrets.is_empty() {
+            assert_no_secret(&[("recording", bytes.as_bytes()), ("stdout", outcome.stdout.as_bytes())], &[], &secrets)?;
+        }
+        std::fs::write(dir.join(format!("{name}.jsonl")), &bytes)?;
+        eprintln!("{name}: {} bytes, {} findings", bytes.len(), outcome.of_type("finding").len());
+    }
+    Ok(())
+}
+
+/// The recording without what says more of this machine than of the situation: what its init is called, who built its kernel.
+fn without_this_machine(recording: &str) -> Result<String> {
+    let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let (name, release) = (read("/proc/1/comm")?, read("/proc/sys/kernel/osrelease")?);
+    let (name, release) = (name.trim(), release.trim());
+    let upstream = release.split('-').next().unwrap_or(release);
+    let init = |name: &str| format!("{{\"pid\":1,\"comm\":\"{name}\"}}");
+    Ok(recording.replace(&init(name), &init("init")).replace(release, upstream))
+}
+
+/// Writes what the program says now of every recording beside it.
+pub fn bless() -> Result<()> {
+    for (name, path) in all()? {
+        let mut replay = Command::new(program()?);
+        replay.arg("replay").arg(&path).stdin(Stdio::null());
+        for (kind, ending) in TOLD {
+            replay.arg("--output").arg(format!("{kind}={}", folder().join(format!("{name}.{ending}")).display()));
+        }
+        children::output(replay).with_context(|| name.clone())?;
+        eprintln!("{name}");
+    }
+    Ok(())
+}
+
+/// Lets containers that wait go, and waits until each has made so many attempts.
+fn attempts(containers: &[(Container, usize)]) -> Result<()> {
+    for (container, _) in containers {
+        container.go()?;
+    }
+    for (container, expected) in containers {
+        wait_until(container.name(), SOON, || {
+            container.attempts().ok().filter(|attempts| attempts.len() >= *expected).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+fn client(host: &RunnerHost, name: &str, words: &str, network: Option<&str>) -> Result<Container> {
+    let args: Vec<&str> = ["imds-client"].into_iter().chain(words.split(' ')).chain(["--linger-after", "30"]).collect();
+    let mut spec = ContainerSpec::new(name, &args).wait_for_go();
+    spec.network = network.map(str::to_owned);
+    host.run(spec)
+}
+
+fn hop_limit_1_three_containers(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| behaviour.tokens = Tokens::Required);
+    attempts(&[
+        (client(host, "job-17", "fallback --comm python3 --user-agent Boto3/1.40.21", None)?, 2),
+        (client(host, "legacy-cron", "v1 --comm curl --user-agent curl/7.88.1", None)?, 1),
+        (client(host, "agent", "v2 --comm agent --user-agent aws-sdk-go-v2/1.38.1", Some("host"))?, 2),
+    ])
+}
+
+fn hop_limit_2(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    attempts(&[(client(host, "job-18", "v2", None)?, 2), (client(host, "agent-2", "v2", Some("host"))?, 2)])
+}
+
+fn hop_limit_1_ipv6(host: &RunnerHost) -> Result<()> {
+    attempts(&[(client(host, "job-19", "fallback --endpoint fd00:ec2::254", None)?, 2)])
+}
+
+fn imds_is_silent(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.silent) = (2, true));
+    attempts(&[(client(host, "job-20", "put-only", None)?, 1)])
+}
+
+fn docker_user_drops(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    let rule = ["DOCKER-USER", "-d", "169.254.169.254", "-j", "DROP"];
+    host.runner().run("iptables", &[&["-I"], &rule[..]].concat())?;
+    let done = client(host, "job-21", "put-only --timeout-ms 2500", None).and_then(|job| attempts(&[(job, 1)]));
+    host.runner().run("iptables", &[&["-D"], &rule[..]].concat())?;
+    done
+}
