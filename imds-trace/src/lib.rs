@@ -39,6 +39,7 @@ pub mod net;
 pub mod observation;
 pub mod output;
 pub mod pipeline;
+pub mod printable;
 pub mod recording;
 pub mod replay;
 pub mod report;

@@ -32,6 +32,7 @@ use crate::kernel::symbols::Symbols;
 use crate::net::{BootTime, Ifindex, Timestamp};
 use crate::output::{self, Outputs};
 use crate::pipeline::{Host, Pipeline};
+use crate::printable::printable;
 use crate::recording::{self, Header};
 
 /// How long the engine may take to list its containers before tracing goes on without; it tells the rest when it can.
@@ -42,6 +43,8 @@ const TICK: Duration = Duration::from_millis(50);
 const BATCH: usize = 4096;
 /// Facts of the engine that wait to be taken at most.
 const BACKLOG: usize = 1024;
+/// Bytes of a message on stderr.
+const MAX_SHOWN: usize = 2048;
 /// On Nitro instances the board's asset tag is the instance's id.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
 
@@ -74,6 +77,7 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
         fs::remove_file(path).with_context(|| format!("--ready-file {}", path.display()))?;
     }
     let layout = Layout::of_this_kernel()?;
+    let errors_before = procfs::in_hdr_errors();
     let mut tracer = Tracer::load(&layout, &config.endpoints, config.verbosity > 1)?;
     let probe_log = if config.verbosity > 1 { tracer.log() } else { None };
     let (interfaces, changes) = interfaces::open()?;
@@ -95,7 +99,7 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
     let introduced = introductions(&mut news).await;
 
     let mut session = Session::begin(&config, &tracer, names, follower.missing(&tracer))?;
-    session.count_header_errors()?;
+    session.header_errors(errors_before)?;
     for said in introduced {
         session.fact(said)?;
     }
@@ -135,8 +139,10 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
     }
     // The lost ones are asked for while there is somebody to ask; then nothing new comes, and what has come is read.
     let lost = tracer.lost();
+    let errors_after = procfs::in_hdr_errors();
     drop(tracer);
     session.drain(records.get_mut(), usize::MAX, Timestamp(u64::MAX))?;
+    session.header_errors(errors_after)?;
     session.finish(lost)
 }
 
@@ -226,10 +232,10 @@ impl Follower<'_> {
                 Why::Route => "the route to an endpoint",
                 Why::Bridge => "a container bridge",
             };
-            log::info!("listening on {} ({why})", new.name);
+            log::info!("listening on {} ({why})", printable(&new.name, MAX_SHOWN));
         }
         for missing in &failed {
-            log::warn!("{}", missing.why);
+            log::warn!("{}", printable(&missing.why, MAX_SHOWN));
         }
         failed
     }
@@ -401,15 +407,13 @@ impl Session {
         self.push(Input::Lost { at, ring_buffer, unreadable })
     }
 
-    fn count_header_errors(&mut self) -> anyhow::Result<()> {
-        let (v4, v6) = procfs::in_hdr_errors();
+    fn header_errors(&mut self, (v4, v6): (u64, u64)) -> anyhow::Result<()> {
         self.fact(Said::InHdrErrors { netns: self.names.netns, v4, v6 })
     }
 
     fn finish(mut self, lost: u64) -> anyhow::Result<bool> {
         let at = now()?;
         self.note_lost(lost, at)?;
-        self.count_header_errors()?;
         self.push(Input::Tick { at })?;
         if let Some(recording) = &mut self.recording {
             recording.flush().context("write the recording")?;
@@ -439,9 +443,10 @@ fn tell_what_is_watched(ready: &Ready) {
         }
     }
     let interfaces = if interfaces.is_empty() { "no interface yet".to_owned() } else { interfaces.join(", ") };
+    let interfaces = printable(&interfaces, MAX_SHOWN);
     eprintln!("imds-trace: watching {interfaces} and {}; Ctrl-C ends with the report", tracepoints.join(", "));
     for missing in &ready.missing {
-        eprintln!("imds-trace: warning: without {}: {}", missing.hook, missing.why);
+        eprintln!("imds-trace: warning: without {}: {}", missing.hook, printable(&missing.why, MAX_SHOWN));
     }
 }
 

@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use imds_trace::cli::{Cli, Command};
+use imds_trace::printable::printable;
 use imds_trace::{live, replay};
+
+/// The verifier's last lines can be long.
+const MAX_SENTENCE: usize = 4096;
 
 fn main() -> ExitCode {
     // Prints help and exits 0, or says what is wrong with the arguments and exits 2.
@@ -18,7 +22,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("imds-trace: {error:#}");
+            // A file name, an argument or a damaged line may hold anything.
+            eprintln!("imds-trace: {}", printable(&format!("{error:#}"), MAX_SENTENCE));
             ExitCode::from(2)
         }
     }

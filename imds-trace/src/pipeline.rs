@@ -40,6 +40,8 @@ struct Interpreter {
     ledger: Ledger,
     tallies: Tallies,
     spent: Reconciled,
+    /// Could something not be kept?
+    lossy: bool,
     /// The host namespace's counters when they were first read.
     counters: Option<u64>,
 }
@@ -60,6 +62,7 @@ impl Pipeline {
                 ledger: Ledger::default(),
                 tallies: Tallies::default(),
                 spent: Reconciled::default(),
+                lossy: false,
                 counters: None,
             },
             now: Timestamp(0),
@@ -83,6 +86,7 @@ impl Pipeline {
             Input::Tick { at } => self.advance(at, sink),
             Input::Lost { ring_buffer, unreadable, .. } => {
                 self.lost.add(Lost { ring_buffer, unreadable, state_evicted: 0 });
+                self.interpreter.lossy = true;
             }
         }
         self.tell_losses(sink);
@@ -103,7 +107,7 @@ impl Pipeline {
         self.joiner.advance(Timestamp(u64::MAX), &mut |journey| {
             assembler.push(journey, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
         });
-        assembler.finish(&mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
+        assembler.finish(end, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
         self.tell_losses(sink);
         let interpreter = &mut self.interpreter;
         let tallies = &mut interpreter.tallies;
@@ -115,12 +119,17 @@ impl Pipeline {
     fn advance(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
         // Records of two processors may come a little out of order; time does not go back for them.
         self.now = self.now.max(at);
-        let now = self.now;
-        let (assembler, interpreter) = (&mut self.assembler, &mut self.interpreter);
-        self.joiner.advance(now, &mut |journey| {
-            assembler.push(journey, &mut |exchange, moment| interpreter.interpret(exchange, moment, now, sink));
-        });
-        assembler.advance(now, &mut |exchange, moment| interpreter.interpret(exchange, moment, now, sink));
+        // In the order in which things fall due, however much time has passed at once: a tick more or less must not show.
+        while let Some(due) = self.due().filter(|due| *due <= self.now) {
+            let (assembler, interpreter) = (&mut self.assembler, &mut self.interpreter);
+            if assembler.due().is_some_and(|exchange| exchange <= due) {
+                assembler.advance(due, &mut |exchange, moment| interpreter.interpret(exchange, moment, due, sink));
+            } else {
+                self.joiner.advance(due, &mut |journey| {
+                    assembler.push(journey, &mut |exchange, moment| interpreter.interpret(exchange, moment, due, sink));
+                });
+            }
+        }
     }
 
     fn tell_losses(&mut self, sink: &mut Sink<'_>) {
@@ -160,11 +169,12 @@ impl Interpreter {
             sink(&event);
         }
         let instance = self.host.instance.as_deref();
-        let case = Case { exchange, moment, who: &who, hop_limit, history: &self.history, instance };
+        let complete = !self.lossy;
+        let case = Case { exchange, moment, who: &who, hop_limit, history: &self.history, instance, complete };
         let tallies = &mut self.tallies;
         let when = match moment {
             Moment::Lost(journey) => journey.at,
-            Moment::Asked | Moment::Closed => exchange.asked.unwrap_or(exchange.opened),
+            Moment::Asked | Moment::Answered | Moment::Closed => exchange.asked.unwrap_or(exchange.opened),
         };
         self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, tallies, sink));
         self.history.note(exchange, moment, &who);

@@ -11,6 +11,7 @@ use crate::event::Event;
 use crate::input::Input;
 use crate::output::{self, Outputs};
 use crate::pipeline::{Host, Pipeline};
+use crate::printable::printable;
 use crate::recording::{self, Reader};
 
 /// Replays `file` (`-` is stdin). Gives whether what was asserted held. An unreadable recording is an error that names the line.
@@ -55,7 +56,7 @@ fn run(mut reader: Reader<impl BufRead>, outputs: &mut Outputs) -> Result<(), St
             }
             // The writer was killed: everything before this line is whole, and what is missing is said.
             Err(error @ recording::Error::CutShort { .. }) => {
-                eprintln!("imds-trace: {error}; what came after it is missing");
+                eprintln!("imds-trace: {}; what came after it is missing", printable(&error.to_string(), 512));
                 pipeline.push(Input::Lost { at: last, ring_buffer: 0, unreadable: 1 }, &mut tell);
             }
             Err(error) => return Err(Stopped::Recording(error)),

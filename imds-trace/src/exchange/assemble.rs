@@ -12,6 +12,9 @@ use crate::observation::{Head, TcpFlags};
 /// An exchange in which nothing moves for so long is over. SDKs wait 0.5 to 5 s for an answer; a SYN is repeated after 1, 2 and
 /// 4 s.
 pub const QUIET: Duration = Duration::from_secs(5);
+/// An exchange that ends is told so much later: a client that closed its side may still listen for its answer, and another that
+/// ended before it is told first. An answer that takes longer to come finds nobody, most likely.
+pub const LINGER: Duration = Duration::from_millis(500);
 /// A closed exchange is remembered so long for copies that are lost afterwards: a server repeats an unacknowledged segment with
 /// growing gaps of up to 120 s (RFC 6298; Linux TCP_RTO_MAX).
 const REMEMBER: Duration = Duration::from_secs(125);
@@ -22,6 +25,8 @@ const MAX_EXCHANGES: usize = 65_536;
 struct Entry {
     exchange: Exchange,
     last: Timestamp,
+    /// When one side said that this is the end.
+    ending: Option<Timestamp>,
     /// Worth telling: something besides the end of an older connection was seen.
     told: bool,
 }
@@ -58,6 +63,7 @@ impl Assembler {
         entry.last = entry.last.max(journey.at);
         entry.exchange.connection = journey.connection.clone();
         let asked_before = entry.exchange.asked.is_some();
+        let answered_before = entry.exchange.answered.is_some();
         match journey.heading {
             Heading::ToImds => outward(entry, &journey),
             Heading::FromImds => inward(entry, &journey),
@@ -65,18 +71,17 @@ impl Assembler {
         if !asked_before && entry.exchange.asked.is_some() {
             sink(&entry.exchange, Moment::Asked);
         }
+        if !answered_before && entry.exchange.answered.is_some() {
+            sink(&entry.exchange, Moment::Answered);
+        }
         if journey.fate != Fate::Delivered {
             sink(&entry.exchange, Moment::Lost(&journey));
         }
-        let exchange = &entry.exchange;
         let flags = journey.tcp.flags;
-        let ends = flags.has(TcpFlags::FIN) || flags.has(TcpFlags::RST);
-        let over = match journey.heading {
-            Heading::ToImds => ends,
-            Heading::FromImds => flags.has(TcpFlags::RST) || (ends && exchange.answered.is_some()),
-        };
-        if over && exchange.closed.is_none() {
-            close(entry, journey.at, sink);
+        let fin = flags.has(TcpFlags::FIN) && (journey.heading == Heading::ToImds || entry.exchange.answered.is_some());
+        if (fin || flags.has(TcpFlags::RST)) && entry.ending.is_none() && entry.exchange.closed.is_none() {
+            entry.ending = Some(journey.at);
+            self.due.push(Reverse((journey.at.after(LINGER), id)));
         }
     }
 
@@ -88,14 +93,17 @@ impl Assembler {
             }
             self.due.pop();
             let Some(entry) = self.entries.get_mut(&id) else { continue };
-            let limit = if entry.exchange.closed.is_some() { REMEMBER } else { QUIET };
-            let due = entry.last.after(limit);
+            // When it is over, and when that can be said.
+            let (end, due) = match (entry.exchange.closed, entry.ending) {
+                (Some(_), _) => (entry.last, entry.last.after(REMEMBER)),
+                (None, Some(end)) => (end, end.after(LINGER)),
+                (None, None) => (entry.last.after(QUIET), entry.last.after(QUIET)),
+            };
             if due > now {
                 self.due.push(Reverse((due, id)));
             } else if entry.exchange.closed.is_none() {
-                let last = entry.last;
-                close(entry, last, sink);
-                self.due.push(Reverse((last.after(REMEMBER), id)));
+                close(entry, end, sink);
+                self.due.push(Reverse((entry.last.after(REMEMBER), id)));
             } else {
                 self.entries.remove(&id);
             }
@@ -107,14 +115,14 @@ impl Assembler {
         self.due.peek().map(|Reverse((due, _))| *due)
     }
 
-    /// Closes everything: the run ends.
-    pub fn finish(&mut self, sink: &mut Sink<'_>) {
+    /// Closes everything: the run ends `at`.
+    pub fn finish(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
         let mut open: Vec<&mut Entry> =
             self.entries.values_mut().filter(|entry| entry.exchange.closed.is_none()).collect();
         open.sort_by_key(|entry| entry.exchange.id);
         for entry in open {
-            let last = entry.last;
-            close(entry, last, sink);
+            let end = entry.ending.unwrap_or(entry.last.max(at));
+            close(entry, end, sink);
         }
     }
 
@@ -144,7 +152,7 @@ impl Assembler {
             hop_limit: None,
             decrements: Default::default(),
         };
-        self.entries.insert(id, Entry { exchange, last: journey.at, told: false });
+        self.entries.insert(id, Entry { exchange, last: journey.at, ending: None, told: false });
         self.due.push(Reverse((journey.at.after(QUIET), id)));
         self.order.push_back(id);
         while self.entries.len() > MAX_EXCHANGES {
@@ -187,9 +195,7 @@ fn outward(entry: &mut Entry, journey: &Journey) {
         // What happened to the SYN matters no more: it led here.
         exchange.outward = None;
     }
-    if opens || journey.tcp.len > 0 {
-        travelled(&mut exchange.outward, journey);
-    }
+    travelled(&mut exchange.outward, journey, exchange.closed.is_some());
 }
 
 fn inward(entry: &mut Entry, journey: &Journey) {
@@ -223,10 +229,7 @@ fn inward(entry: &mut Entry, journey: &Journey) {
     if has_payload && journey.fate == Fate::Delivered && exchange.answered.is_none() {
         exchange.answered = Some(journey.hops.last().map_or(journey.at, |hop| hop.at));
     }
-    // The client's acknowledgement of a FIN or nothing at all is not worth a ladder; a lost one is.
-    if has_payload || journey.tcp.flags.has(TcpFlags::SYN) || journey.fate != Fate::Delivered {
-        travelled(&mut exchange.inward, journey);
-    }
+    travelled(&mut exchange.inward, journey, exchange.closed.is_some());
 }
 
 /// Enters how often a TTL fell between two hooks; the most that was seen, as ways may differ.
@@ -236,26 +239,33 @@ fn fell(seen: &mut Option<u8>, first: Ttl, last: Ttl) {
     }
 }
 
-fn travelled(travel: &mut Option<Travel>, journey: &Journey) {
+/// Enters how a packet travelled. Bare acknowledgements, FIN and RST tell nothing of the way but that they were lost, and what
+/// happens after the end is not why it ended: of those only the losses are counted.
+fn travelled(travel: &mut Option<Travel>, journey: &Journey, is_over: bool) {
+    let tells = !is_over && journey.carries();
     let lost = u64::from(journey.fate != Fate::Delivered);
+    let last_lost = (lost > 0).then_some(journey.at);
     match travel {
+        None if !tells => {}
         None => {
             *travel = Some(Travel {
                 hops: journey.hops.clone(),
                 fate: journey.fate.clone(),
                 copies: lost,
+                last_lost,
                 join: journey.join,
             });
         }
         Some(travel) => {
             travel.copies += lost;
+            travel.last_lost = last_lost.or(travel.last_lost);
             let better = match (&travel.fate, &journey.fate) {
                 (Fate::Delivered, _) | (Fate::Dropped(_), Fate::Unresolved) => false,
                 (_, Fate::Delivered) => true,
                 (Fate::Unresolved, Fate::Dropped(_)) => true,
                 (Fate::Dropped(_), Fate::Dropped(_)) | (Fate::Unresolved, Fate::Unresolved) => false,
             };
-            if better {
+            if better && tells {
                 travel.hops.clone_from(&journey.hops);
                 travel.fate = journey.fate.clone();
                 travel.join = journey.join;

@@ -24,6 +24,8 @@ pub struct Travel {
     pub fate: Fate,
     /// Copies that were lost.
     pub copies: u64,
+    /// When the last of them was.
+    pub last_lost: Option<Timestamp>,
     /// How the hops were joined.
     pub join: Join,
 }
@@ -130,6 +132,8 @@ fn dropped(travel: Option<&Travel>) -> Option<&Dropped> {
 pub enum Moment<'a> {
     /// Its request was sent.
     Asked,
+    /// The head of a response reached the client.
+    Answered,
     /// A packet of it was lost, perhaps after it was closed.
     Lost(&'a Journey),
     /// It is over.

@@ -69,7 +69,7 @@ impl History {
                     }
                 }
             }
-            Moment::Closed => {
+            Moment::Answered | Moment::Closed => {
                 let requests = self.requests.get_mut(&client).into_iter().flatten();
                 for request in requests.filter(|request| request.exchange == exchange.id) {
                     request.answered = exchange.answered.is_some();

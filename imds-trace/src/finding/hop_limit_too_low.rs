@@ -3,7 +3,7 @@
 //! Told apart from a firewall (another function drops) and from a slow IMDS (nothing came in).
 
 use super::{Case, Confidence, Rule, Severity, Spent, Verdict, spent};
-use crate::exchange::Moment;
+use crate::exchange::{Imds, Moment};
 use crate::net::Ttl;
 
 /// The rule.
@@ -31,6 +31,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         (None, Some(Ttl(needed))) => format!(": this client needs a hop limit of {needed}"),
         (None, None) => String::new(),
     };
+    let is_token = case.exchange.imds() == Some(Imds::Token);
+    let what = if is_token { "The token response" } else { "A response" };
     let last = journey.hops.last().map(|hop| &hop.hook.interface);
     let (confidence, drop, cause, how) = match spent {
         Spent::Dropped(dropped) => {
@@ -65,10 +67,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         cause: cause.0.to_string(),
         confidence,
         weight: 1,
+        last: None,
         drop,
         waited: None,
         path: case.path(Some(journey)),
-        summary: format!("The token response to {subject} {how}{limits}."),
+        summary: format!("{what} to {subject} {how}{limits}."),
         remedy: remedy.into_iter().collect(),
         caution:
             "A higher hop limit lets every container that is as many forwards away reach the instance's role: use the \

@@ -1,7 +1,7 @@
 //! Did the kernel drop a packet for a reason that no other rule names, and did the exchange fail with it?
 
 use super::{Case, Rule, Severity, Verdict, is_spent};
-use crate::exchange::Moment;
+use crate::exchange::{Exchange, Moment};
 use crate::journey::{Dropped, Fate};
 use crate::net::Heading;
 
@@ -19,26 +19,42 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         // Sent again, and that arrived.
         return None;
     }
-    let (heading, dropped, weight) = match case.moment {
+    let (heading, dropped, weight, last) = match case.moment {
         Moment::Closed => {
             let outward = exchange.request_drop().map(|dropped| (Heading::ToImds, dropped, exchange.outward.as_ref()));
             let inward = exchange.response_drop().map(|dropped| (Heading::FromImds, dropped, exchange.inward.as_ref()));
             let (heading, dropped, travel) = inward.or(outward)?;
-            (heading, dropped, travel?.copies)
+            (heading, dropped, travel?.copies, travel?.last_lost)
         }
-        Moment::Lost(journey) if exchange.closed.is_some() => match &journey.fate {
-            Fate::Dropped(dropped) => (journey.heading, dropped, 1),
-            Fate::Delivered | Fate::Unresolved => return None,
+        // More copies of what it failed by; what is dropped after the client has gone for another reason is no cause.
+        Moment::Lost(journey) if exchange.closed.is_some() && journey.carries() => match &journey.fate {
+            Fate::Dropped(dropped) if failed_by(exchange, journey.heading, dropped) => {
+                (journey.heading, dropped, 1, None)
+            }
+            Fate::Dropped(_) | Fate::Delivered | Fate::Unresolved => return None,
         },
-        Moment::Asked | Moment::Lost(_) => return None,
+        Moment::Asked | Moment::Answered | Moment::Lost(_) => return None,
     };
     if heading == Heading::FromImds && is_spent(dropped) {
         return None;
     }
-    Some(verdict(case, heading, dropped, weight))
+    let mut verdict = verdict(case, heading, dropped);
+    verdict.weight = weight;
+    verdict.last = last;
+    Some(verdict.resting_on_absence(case))
 }
 
-fn verdict(case: &Case<'_>, heading: Heading, dropped: &Dropped, weight: u64) -> Verdict {
+/// Was this way's packet dropped at the same place before the exchange ended?
+fn failed_by(exchange: &Exchange, heading: Heading, dropped: &Dropped) -> bool {
+    let before = match heading {
+        Heading::ToImds => exchange.request_drop(),
+        Heading::FromImds => exchange.response_drop(),
+    };
+    before
+        .is_some_and(|before| before.drop.location == dropped.drop.location && before.drop.netns == dropped.drop.netns)
+}
+
+fn verdict(case: &Case<'_>, heading: Heading, dropped: &Dropped) -> Verdict {
     let drop = &dropped.drop;
     let what = match heading {
         Heading::ToImds => format!("A request packet of {}", case.subject()),
@@ -53,7 +69,6 @@ fn verdict(case: &Case<'_>, heading: Heading, dropped: &Dropped, weight: u64) ->
             drop.location
         ),
     );
-    verdict.weight = weight;
     verdict.path = case.path(None);
     verdict.drop = Some(dropped.clone());
     verdict

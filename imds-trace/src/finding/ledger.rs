@@ -76,9 +76,10 @@ impl Ledger {
 
     fn enter(&mut self, rule: &Rule, verdict: Verdict, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) {
         let key = FindingKey { rule: rule.id, subject: case.who.subject(), cause: verdict.cause };
+        let last = verdict.last.unwrap_or(at).max(at);
         if let Some(Entry { finding, .. }) = self.entries.get_mut(&key) {
             finding.count += verdict.weight;
-            finding.last = finding.last.max(at);
+            finding.last = finding.last.max(last);
             finding.confidence = finding.confidence.max(verdict.confidence);
             finding.hop_limit = finding.hop_limit.and(case.hop_limit);
             finding.drop = finding.drop.take().or(verdict.drop);
@@ -106,7 +107,7 @@ impl Ledger {
             who: case.who.clone(),
             count: verdict.weight,
             first: at,
-            last: at,
+            last,
             hop_limit: case.hop_limit,
             drop: verdict.drop,
             waited: verdict.waited,

@@ -114,6 +114,9 @@ pub struct Way {
     pub fate: Fate,
 }
 
+/// Bytes of a container's name in a sentence; Docker allows any length.
+const MAX_NAME: usize = 64;
+
 /// What a rule looks at.
 #[derive(Clone, Copy, Debug)]
 pub struct Case<'a> {
@@ -129,6 +132,8 @@ pub struct Case<'a> {
     pub history: &'a History,
     /// The EC2 instance's id, if this host knows it.
     pub instance: Option<&'a str>,
+    /// Was everything kept so far? If not, what was not seen may have been there.
+    pub complete: bool,
 }
 
 impl<'a> Case<'a> {
@@ -163,7 +168,7 @@ impl<'a> Case<'a> {
         let named = |Process { comm, pid, .. }: &Process| format!("{comm} (pid {pid})");
         match (&self.who.container, self.who.by) {
             (Some(container), _) => match &container.name {
-                Some(name) => format!("container {name}"),
+                Some(name) => format!("container {}", crate::net::bounded(name, MAX_NAME)),
                 None => format!("container {}", crate::net::bounded(&container.id, 12)),
             },
             (None, Key::Cgroup) => process.map_or("a process of this host".to_owned(), named),
@@ -181,6 +186,8 @@ pub struct Verdict {
     pub confidence: Confidence,
     /// How much it adds to the count.
     pub weight: u64,
+    /// When it was last seen, if that was later than the case's own moment.
+    pub last: Option<Timestamp>,
     /// The drop it is about.
     pub drop: Option<Dropped>,
     /// Time the client lost.
@@ -196,12 +203,22 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// It rests on something that was not seen: no more than likely if records were lost.
+    fn resting_on_absence(mut self, case: &Case<'_>) -> Self {
+        if !case.complete {
+            self.confidence = Confidence::Likely;
+            self.summary.push_str(" (Some records were lost: what is missing here may have been there.)");
+        }
+        self
+    }
+
     /// One exchange, seen in the kernel, nothing to run.
     fn certain(cause: impl Into<String>, summary: String) -> Self {
         Self {
             cause: cause.into(),
             confidence: Confidence::Certain,
             weight: 1,
+            last: None,
             drop: None,
             waited: None,
             path: None,

@@ -2,6 +2,8 @@
 //!
 //! Told apart from drops on this host: there something came in, or nothing went out.
 
+use std::time::Duration;
+
 use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::journey::Fate;
 
@@ -13,19 +15,26 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
+/// A client that waits less has not waited for an answer: IMDS takes some milliseconds, no SDK gives up before 250 ms.
+const LEAST_WAIT: Duration = Duration::from_millis(100);
+
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed()?;
     let outward = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
     if exchange.answered.is_some() || exchange.responded {
         return None;
     }
-    // Opened and closed without a question; or refused, which is an answer.
-    if exchange.handshake && exchange.asked.is_none() || exchange.reset && !exchange.handshake {
+    // Opened and closed without a question; or reset, which is an answer.
+    if exchange.handshake && exchange.asked.is_none() || exchange.reset {
         return None;
     }
     let last = outward.hops.last()?;
     let asked = exchange.asked.unwrap_or(exchange.opened);
-    let seconds = exchange.closed?.since(asked).as_secs_f64();
+    let waited = exchange.closed?.since(asked);
+    if waited < LEAST_WAIT {
+        return None;
+    }
+    let seconds = waited.as_secs_f64();
     let subject = case.subject();
     let interface = &last.hook.interface.name;
     let what = match (exchange.handshake, &exchange.request) {

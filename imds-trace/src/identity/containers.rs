@@ -33,6 +33,7 @@ struct Known {
     netns: Vec<Netns>,
     addresses: Vec<IpAddr>,
     cgroups: Vec<u64>,
+    pids: Vec<u32>,
 }
 
 /// Everything known of containers.
@@ -43,6 +44,7 @@ pub struct Containers {
     by_netns: HashMap<Netns, Vec<Tenure>>,
     by_address: HashMap<IpAddr, Vec<Tenure>>,
     by_cgroup: HashMap<u64, String>,
+    by_pid: HashMap<u32, Vec<Tenure>>,
 }
 
 impl Containers {
@@ -57,6 +59,9 @@ impl Containers {
         }
         if let Some(netns) = detail.netns {
             hold(&mut self.by_netns, &mut known.netns, netns, &detail.id, at);
+        }
+        if let Some(pid) = detail.pid {
+            hold(&mut self.by_pid, &mut known.pids, pid, &detail.id, at);
         }
         for address in &detail.addresses {
             hold(&mut self.by_address, &mut known.addresses, *address, &detail.id, at);
@@ -82,7 +87,8 @@ impl Containers {
         let by_netns = known.netns.iter().filter_map(|netns| self.by_netns.get_mut(netns).map(end_of(id, at)));
         let by_address =
             known.addresses.iter().filter_map(|address| self.by_address.get_mut(address).map(end_of(id, at)));
-        by_netns.chain(by_address).for_each(drop);
+        let by_pid = known.pids.iter().filter_map(|pid| self.by_pid.get_mut(pid).map(end_of(id, at)));
+        by_netns.chain(by_address).chain(by_pid).for_each(drop);
     }
 
     /// The container as reports name it; by its id alone if no engine introduced it.
@@ -103,14 +109,21 @@ impl Containers {
         self.by_cgroup.get(&cgroup).map(String::as_str)
     }
 
-    /// The one container in a namespace at a moment; `None` if there is none or several.
-    pub fn in_netns(&self, netns: Netns, at: Timestamp) -> Option<Container> {
-        sole(self.by_netns.get(&netns)?, at).map(|id| self.named(id))
+    /// The container whose first process this was at a moment.
+    pub fn of_process(&self, pid: u32, at: Timestamp) -> Option<&str> {
+        sole(self.by_pid.get(&pid)?, at, LATE)
     }
 
-    /// The one container that had an address at a moment.
-    pub fn at_address(&self, address: IpAddr, at: Timestamp) -> Option<Container> {
-        sole(self.by_address.get(&address)?, at).map(|id| self.named(id))
+    /// The one container in a namespace at a moment; `None` if there is none or several.
+    pub fn in_netns(&self, netns: Netns, at: Timestamp) -> Option<Container> {
+        sole(self.by_netns.get(&netns)?, at, LATE).map(|id| self.named(id))
+    }
+
+    /// The one container that had an address at a moment. `begins`: a connection begins then; one that goes on is not a
+    /// container's that was introduced afterwards.
+    pub fn at_address(&self, address: IpAddr, at: Timestamp, begins: bool) -> Option<Container> {
+        let late = if begins { LATE } else { Duration::ZERO };
+        sole(self.by_address.get(&address)?, at, late).map(|id| self.named(id))
     }
 
     fn enter(&mut self, id: &str) -> u64 {
@@ -125,6 +138,7 @@ impl Containers {
             let Some(known) = self.known.remove(&oldest) else { continue };
             known.netns.iter().for_each(|netns| forget(&mut self.by_netns, netns, &oldest));
             known.addresses.iter().for_each(|address| forget(&mut self.by_address, address, &oldest));
+            known.pids.iter().for_each(|pid| forget(&mut self.by_pid, pid, &oldest));
             for cgroup in &known.cgroups {
                 if self.by_cgroup.get(cgroup) == Some(&oldest) {
                     self.by_cgroup.remove(cgroup);
@@ -172,14 +186,14 @@ fn remember<K: PartialEq>(keys: &mut Vec<K>, key: K) {
     }
 }
 
-/// The one holder at a moment. Where nobody held it yet, the one whom the engine introduced shortly after.
-fn sole(tenures: &[Tenure], at: Timestamp) -> Option<&str> {
+/// The one holder at a moment. Where nobody held it, the one who was introduced at most `late` after.
+fn sole(tenures: &[Tenure], at: Timestamp, late: Duration) -> Option<&str> {
     let held = |tenure: &&Tenure| tenure.until.is_none_or(|until| at <= until);
     let mut holders = tenures.iter().filter(held).filter(|tenure| tenure.from <= at);
     if let Some(holder) = holders.next() {
         return holders.next().is_none().then_some(&holder.id);
     }
-    let mut late = tenures.iter().filter(held).filter(|tenure| tenure.from.since(at) <= LATE);
-    let holder = late.next()?;
-    late.next().is_none().then_some(&holder.id)
+    let mut after = tenures.iter().filter(held).filter(|tenure| tenure.from.since(at) <= late);
+    let holder = after.next()?;
+    after.next().is_none().then_some(&holder.id)
 }

@@ -121,7 +121,15 @@ fn introduced(id: &str, mut attributes: HashMap<String, String>) -> ContainerDet
     for own in ["exitCode", "execDuration", "signal", "oldName"] {
         attributes.remove(own);
     }
-    ContainerDetail { id: id.to_owned(), name, image, labels: labels(attributes), netns: None, addresses: Vec::new() }
+    ContainerDetail {
+        id: id.to_owned(),
+        name,
+        image,
+        labels: labels(attributes),
+        netns: None,
+        pid: None,
+        addresses: Vec::new(),
+    }
 }
 
 async fn inspect(docker: &Docker, id: &str, news: &mpsc::Sender<News>) {
@@ -147,6 +155,7 @@ fn inspected(id: &str, container: ContainerInspectResponse) -> ContainerDetail {
         image: config.image,
         labels: labels(config.labels.unwrap_or_default()),
         netns: pid.and_then(|pid| Procfs::default().netns(pid)),
+        pid,
         addresses,
     }
 }

@@ -127,6 +127,9 @@ pub struct ContainerDetail {
     pub labels: Arc<std::collections::BTreeMap<String, String>>,
     /// Its network namespace.
     pub netns: Option<Netns>,
+    /// Its first process, in the initial pid namespace.
+    #[serde(default)]
+    pub pid: Option<u32>,
     /// Its addresses on all its networks.
     pub addresses: Vec<IpAddr>,
 }

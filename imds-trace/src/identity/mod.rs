@@ -57,7 +57,7 @@ pub struct Process {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
-    /// The socket's task and its cgroup.
+    /// The socket's task: by its cgroup, or as the process that the engine started the container with.
     Cgroup,
     /// The socket's network namespace, with one container in it.
     Netns,
@@ -170,7 +170,10 @@ impl Directory {
         if let Some(socket) = socket {
             attribution.process = Some(socket.process());
             attribution.initial_ttl = socket.ttl();
-            let id = socket.container().or_else(|| self.containers.in_cgroup(socket.cgroup()));
+            let id = socket
+                .container()
+                .or_else(|| self.containers.in_cgroup(socket.cgroup()))
+                .or_else(|| self.containers.of_process(socket.pid(), at).filter(|_| !socket.was_read()));
             if let Some(id) = id {
                 attribution.container = Some(self.containers.named(id));
                 attribution.by = Key::Cgroup;
@@ -187,7 +190,7 @@ impl Directory {
                 return attribution;
             }
         }
-        if let Some(container) = self.containers.at_address(query.client.address, at) {
+        if let Some(container) = self.containers.at_address(query.client.address, at, query.isn.is_some()) {
             attribution.container = Some(container);
             attribution.by = Key::Address;
         }

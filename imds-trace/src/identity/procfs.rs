@@ -40,27 +40,13 @@ impl Procfs {
     /// its number: that too is new if something else was said of that number before.
     pub fn describe(&mut self, pid: u32) -> Option<ProcessDetail> {
         let dir = self.root.join(pid.to_string());
+        // What matters most first. The executable last: it goes with the process, so if it is there, the rest was the process's.
+        let container = read(&dir.join("cgroup"), MAX_FILE).and_then(|text| container_id(&text));
         let parent = parent(&dir);
+        let argv = argv(&dir);
+        let exe = fs::read_link(dir.join("exe")).ok();
         let known = self.known.get(&pid);
-        let ancestors = match (known, parent) {
-            (Some((known_parent, detail)), Some(parent)) if *known_parent == parent => detail.ancestors.clone(),
-            (_, Some(parent)) => self.ancestors(parent),
-            (_, None) => Vec::new(),
-        };
-        let detail = ProcessDetail {
-            pid,
-            found: true,
-            exe: fs::read_link(dir.join("exe"))
-                .ok()
-                .map(|path| bounded(&secret::mask(&path.to_string_lossy()), MAX_EXE).to_owned()),
-            argv: argv(&dir),
-            container: read(&dir.join("cgroup"), MAX_FILE).and_then(|text| container_id(&text)),
-            ancestors,
-        };
-        if known.is_some_and(|(_, known)| *known == detail) {
-            return None;
-        }
-        if parent.is_none() && detail.exe.is_none() {
+        let Some(exe) = exe else {
             self.known.remove(&pid);
             return Some(ProcessDetail {
                 pid,
@@ -70,6 +56,16 @@ impl Procfs {
                 container: None,
                 ancestors: Vec::new(),
             });
+        };
+        let ancestors = match (known, parent) {
+            (Some((known_parent, detail)), Some(parent)) if *known_parent == parent => detail.ancestors.clone(),
+            (_, Some(parent)) => self.ancestors(parent),
+            (_, None) => Vec::new(),
+        };
+        let exe = Some(bounded(&secret::mask(&exe.to_string_lossy()), MAX_EXE).to_owned());
+        let detail = ProcessDetail { pid, found: true, exe, argv, container, ancestors };
+        if known.is_some_and(|(_, known)| *known == detail) {
+            return None;
         }
         if self.known.len() >= MAX_KNOWN {
             self.known.clear();

@@ -48,6 +48,11 @@ impl Socket {
         self.detail.as_deref().is_some_and(|detail| detail.found)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.task.pid
+    }
+
     /// Its network namespace.
     pub fn netns(&self) -> Netns {
         self.task.netns
@@ -75,7 +80,8 @@ pub struct Sockets {
     connecting: HashMap<u64, u64>,
     by_isn: HashMap<(u32, Endpoint), u64>,
     by_flow: HashMap<(Endpoint, Endpoint), u64>,
-    processes: HashMap<u32, Rc<ProcessDetail>>,
+    /// What /proc said last, and where the process stood then.
+    processes: HashMap<u32, ((Netns, u64), Rc<ProcessDetail>)>,
     process_order: VecDeque<u32>,
 }
 
@@ -85,7 +91,7 @@ impl Sockets {
         let number = self.next;
         self.next += 1;
         // A process says what is new about it right after its connect; silence means that what is known still holds.
-        let detail = self.processes.get(&task.pid).cloned();
+        let detail = self.processes.get(&task.pid).map(|(_, detail)| Rc::clone(detail));
         self.all.insert(number, Socket { at, task: task.clone(), detail });
         self.order.push_back(number);
         self.connecting.insert(task.socket, number);
@@ -116,40 +122,38 @@ impl Sockets {
 
     /// Where a process that connects stands: namespace and cgroup, of its latest socket.
     pub fn place_of(&self, pid: u32) -> Option<(Netns, u64)> {
-        self.latest_of(pid).map(|socket| (socket.task.netns, socket.task.cgroup))
+        let socket = self.all.get(&self.latest_of(pid)?)?;
+        Some((socket.task.netns, socket.task.cgroup))
     }
 
-    fn latest_of(&self, pid: u32) -> Option<&Socket> {
+    fn latest_of(&self, pid: u32) -> Option<u64> {
         // The fact about a process follows its connect at once: it is among the last few.
-        self.order.iter().rev().take(64).filter_map(|number| self.all.get(number)).find(|socket| socket.task.pid == pid)
+        let mut latest = self.order.iter().rev().take(64).copied();
+        latest.find(|number| self.all.get(number).is_some_and(|socket| socket.task.pid == pid))
     }
 
     /// /proc said more about a process. Holds for its latest socket and for those it opens until the next such fact.
+    ///
+    /// A process that is gone by now but connected before from the same cgroup and namespace is taken for the same as then.
     pub fn process(&mut self, detail: &ProcessDetail) {
+        let Some(number) = self.latest_of(detail.pid) else { return };
+        let Some(socket) = self.all.get_mut(&number) else { return };
+        let place = (socket.task.netns, socket.task.cgroup);
         let detail = match self.processes.get(&detail.pid) {
-            Some(known) if **known == *detail => Rc::clone(known),
-            _ => {
-                let shared = Rc::new(detail.clone());
-                if self.processes.insert(detail.pid, Rc::clone(&shared)).is_none() {
-                    self.process_order.push_back(detail.pid);
-                }
-                while self.process_order.len() > MAX_PROCESSES {
-                    if let Some(oldest) = self.process_order.pop_front() {
-                        self.processes.remove(&oldest);
-                    }
-                }
-                shared
+            Some((known_place, known)) if *known_place == place && (!detail.found || **known == *detail) => {
+                Rc::clone(known)
             }
+            _ => Rc::new(detail.clone()),
         };
-        let found = self
-            .order
-            .iter()
-            .rev()
-            .take(64)
-            .copied()
-            .find(|number| self.all.get(number).is_some_and(|socket| socket.task.pid == detail.pid));
-        if let Some(socket) = found.and_then(|number| self.all.get_mut(&number)) {
-            socket.detail = Some(detail);
+        socket.detail = Some(Rc::clone(&detail));
+        let pid = detail.pid;
+        if self.processes.insert(pid, (place, detail)).is_none() {
+            self.process_order.push_back(pid);
+        }
+        while self.process_order.len() > MAX_PROCESSES {
+            if let Some(oldest) = self.process_order.pop_front() {
+                self.processes.remove(&oldest);
+            }
         }
     }
 

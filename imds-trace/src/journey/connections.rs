@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::{Connection, ConnectionId, Join};
-use crate::net::{Endpoint, Heading, Timestamp};
+use crate::net::{Direction, Endpoint, Heading, Timestamp};
 use crate::observation::{Hook, Observation, Place, Tcp};
 
 /// Connections remembered at most. IMDS closes after each answer, so this is some seconds of the fastest client seen.
@@ -53,7 +53,18 @@ pub struct State<Open> {
     last: Timestamp,
     /// Its place in the order of last use.
     turn: u64,
-    guess: Option<PacketKey>,
+    latest: Option<PacketKey>,
+}
+
+/// Where a packet belongs.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// The connection.
+    pub id: ConnectionId,
+    /// How it was found.
+    pub join: Join,
+    /// Two halves of it have just become one: its open journeys are more than before.
+    pub merged: bool,
 }
 
 /// All connections, bounded.
@@ -64,7 +75,7 @@ pub struct Connections<Open> {
     order: BTreeMap<u64, ConnectionId>,
     by_leg: HashMap<Leg, ConnectionId>,
     by_isn: HashMap<u32, ConnectionId>,
-    /// The latest packet of connections whose SYN was not seen.
+    /// The latest packet of each connection.
     by_packet: HashMap<PacketKey, ConnectionId>,
     next: u64,
     turn: u64,
@@ -87,15 +98,17 @@ impl<Open> Default for Connections<Open> {
 }
 
 impl<Open> Connections<Open> {
-    /// The connection of a packet and how it was found. One that is new is entered if it `may_enter`, else there is none.
-    pub fn of(&mut self, observation: &Observation, tcp: Tcp, may_enter: bool) -> Option<(ConnectionId, Join)> {
+    /// The connection of a packet. One that is new is entered if it `may_enter`, else there is none.
+    pub fn of(&mut self, observation: &Observation, tcp: Tcp, may_enter: bool) -> Option<Found> {
         let leg = leg(observation);
         let at = observation.at;
-        let (id, join) = match self.find(observation, tcp, leg) {
+        let key = PacketKey::new(observation, tcp);
+        let found = match self.find(observation, tcp, leg, key) {
             Some(found) => found,
-            None if may_enter => (self.enter(observation, tcp, leg), Join::Exact),
+            None if may_enter => Found { id: self.enter(observation, tcp, leg), join: Join::Exact, merged: false },
             None => return None,
         };
+        let id = found.id;
         let turn = self.turn;
         self.turn += 1;
         if let Some(state) = self.states.get_mut(&id) {
@@ -103,16 +116,14 @@ impl<Open> Connections<Open> {
             self.order.insert(turn, id);
             state.turn = turn;
             state.last = state.last.max(at);
-            if state.connection.isn.is_none() {
-                let key = PacketKey::new(observation, tcp);
-                if let Some(old) = state.guess.replace(key).filter(|old| *old != key) {
-                    self.by_packet.remove(&old);
-                }
-                self.by_packet.insert(key, id);
+            let old = state.latest.replace(key);
+            self.by_packet.insert(key, id);
+            if let Some(old) = old.filter(|old| *old != key && self.by_packet.get(old) == Some(&id)) {
+                self.by_packet.remove(&old);
             }
         }
         self.shrink(at);
-        Some((id, join))
+        Some(found)
     }
 
     /// The state of a connection that [`Self::of`] gave, unless it was forgotten since.
@@ -125,7 +136,7 @@ impl<Open> Connections<Open> {
         std::mem::take(&mut self.evicted)
     }
 
-    fn find(&mut self, observation: &Observation, tcp: Tcp, leg: Leg) -> Option<(ConnectionId, Join)> {
+    fn find(&mut self, observation: &Observation, tcp: Tcp, leg: Leg, key: PacketKey) -> Option<Found> {
         if tcp.flags.opens() && observation.heading == Heading::ToImds {
             let id = *self.by_isn.get(&tcp.seq)?;
             let state = self.states.get_mut(&id)?;
@@ -134,22 +145,80 @@ impl<Open> Connections<Open> {
             }
             let join = if state.legs.first() == Some(&leg) { Join::Exact } else { Join::Rewritten };
             self.add_leg(id, leg);
-            return Some((id, join));
+            return Some(Found { id, join, merged: false });
         }
-        if let Some(id) = self.by_leg.get(&leg) {
-            let state = self.states.get(id)?;
-            return Some((*id, if state.legs.len() > 1 { Join::Rewritten } else { Join::Exact }));
-        }
-        let id = *self.by_packet.get(&PacketKey::new(observation, tcp))?;
-        self.add_leg(id, leg);
-        if observation.heading == Heading::FromImds {
-            // Seen later on its way to the client: nearer to it.
-            if let Some(state) = self.states.get_mut(&id) {
-                state.connection.client = leg.client;
-                state.connection.endpoint = leg.endpoint;
+        // By its addresses, and by its numbers if it was the latest packet of a connection. Mostly both say the same; where the
+        // SYN was missed on one side of a translation, the numbers are what ties the sides together.
+        let by_leg = self.by_leg.get(&leg).copied().filter(|id| self.states.contains_key(id));
+        let by_packet = self.by_packet.get(&key).copied().filter(|id| self.states.contains_key(id));
+        match (by_leg, by_packet) {
+            (None, None) => None,
+            (Some(id), None) => Some(self.known(id)),
+            (Some(id), Some(same)) if id == same => Some(self.known(id)),
+            (None, Some(id)) => {
+                self.add_leg(id, leg);
+                if observation.heading == Heading::FromImds {
+                    self.move_client(id, leg);
+                }
+                Some(Found { id, join: Join::Guessed, merged: false })
+            }
+            (Some(old), Some(id)) => {
+                let has_syn =
+                    |id| self.states.get(&id).is_some_and(|state: &State<Open>| state.connection.isn.is_some());
+                match (has_syn(old), has_syn(id)) {
+                    // The addresses were used again by another connection, whose packet this is.
+                    (true, true) => {
+                        self.add_leg(id, leg);
+                        Some(Found { id, join: Join::Guessed, merged: false })
+                    }
+                    // `id` saw the packet first: on the way to IMDS it is nearer to the client, on the way back `old` is.
+                    (true, false) => Some(self.merge(old, id, observation.heading == Heading::ToImds)),
+                    (false, _) => Some(self.merge(id, old, observation.heading == Heading::FromImds)),
+                }
             }
         }
-        Some((id, Join::Guessed))
+    }
+
+    fn known(&self, id: ConnectionId) -> Found {
+        let translated = self.states.get(&id).is_some_and(|state| state.legs.len() > 1);
+        Found { id, join: if translated { Join::Rewritten } else { Join::Exact }, merged: false }
+    }
+
+    /// Makes two halves of a connection one. `takes_client`: the half that goes was nearer to the client.
+    fn merge(&mut self, id: ConnectionId, gone: ConnectionId, takes_client: bool) -> Found {
+        if let Some(mut half) = self.states.remove(&gone) {
+            self.order.remove(&half.turn);
+            for leg in std::mem::take(&mut half.legs) {
+                self.add_leg(id, leg);
+            }
+            if let Some(latest) = half.latest {
+                self.by_packet.insert(latest, id);
+            }
+            if let Some(state) = self.states.get_mut(&id) {
+                state.open.append(&mut half.open);
+                for (known, other) in state.acked.iter_mut().zip(half.acked) {
+                    *known = known.or(other);
+                }
+                if takes_client {
+                    state.connection.client = half.connection.client;
+                    state.connection.endpoint = half.connection.endpoint;
+                    state.client_hook = half.client_hook.or(state.client_hook.take());
+                }
+            }
+        }
+        Found { id, join: Join::Guessed, merged: true }
+    }
+
+    /// A packet on its way back was seen under addresses that are new: nearer to the client, if all that was known of the client is
+    /// where its packets left this host.
+    fn move_client(&mut self, id: ConnectionId, leg: Leg) {
+        let Some(state) = self.states.get_mut(&id) else { return };
+        let came_in = state.client_hook.as_ref().is_some_and(|hook| hook.direction == Direction::Ingress);
+        if !came_in {
+            state.connection.client = leg.client;
+            state.connection.endpoint = leg.endpoint;
+            state.client_hook = None;
+        }
     }
 
     fn add_leg(&mut self, id: ConnectionId, leg: Leg) {
@@ -182,7 +251,7 @@ impl<Open> Connections<Open> {
             legs: vec![leg],
             last: observation.at,
             turn,
-            guess: None,
+            latest: None,
         };
         self.states.insert(id, state);
         self.order.insert(turn, id);
@@ -221,7 +290,7 @@ impl<Open> Connections<Open> {
         {
             self.by_isn.remove(&isn);
         }
-        if let Some(key) = state.guess
+        if let Some(key) = state.latest
             && self.by_packet.get(&key) == Some(&id)
         {
             self.by_packet.remove(&key);

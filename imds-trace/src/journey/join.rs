@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use super::connections::{Connections, PacketKey, State};
+use super::connections::{Connections, Found, PacketKey, State};
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
 use crate::net::{Direction, Heading, Netns, Timestamp};
 use crate::observation::{Drop, Observation, Place, Tcp, TcpFlags};
@@ -60,7 +60,10 @@ impl Joiner {
         // What a TCP discards of itself, with no journey that brought it there, says nothing of the network. And kfree_skb speaks
         // for every namespace: a response dropped in another one that never came in here is none of this host's.
         let only_continues = reached || self.is_foreign(&observation);
-        let Some((id, join)) = self.connections.of(&observation, tcp, !only_continues) else { return };
+        let Some(Found { id, join, merged }) = self.connections.of(&observation, tcp, !only_continues) else { return };
+        if merged {
+            self.due.push(Reverse((observation.at.after(QUIET), id)));
+        }
         self.evicted += self.connections.take_evicted();
         let Some(state) = self.connections.get_mut(id) else { return };
         note_ack(state, observation.heading, tcp);

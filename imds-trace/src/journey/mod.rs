@@ -12,7 +12,7 @@ mod join;
 use serde::Serialize;
 
 use crate::net::{Endpoint, Heading, Timestamp, Ttl};
-use crate::observation::{Drop, Head, Hook, Tcp};
+use crate::observation::{Drop, Head, Hook, Tcp, TcpFlags};
 pub use join::Joiner;
 
 /// Numbers connections within one run.
@@ -73,6 +73,13 @@ pub struct Dropped {
     pub drop: Drop,
     /// TTL at that point.
     pub ttl: Ttl,
+}
+
+impl Journey {
+    /// Does it carry what an exchange is made of: the opening of a connection, or payload?
+    pub fn carries(&self) -> bool {
+        self.tcp.len > 0 || self.tcp.flags.has(TcpFlags::SYN)
+    }
 }
 
 /// One packet followed.

@@ -13,25 +13,16 @@ impl Filter {
         self.containers.is_empty() && self.pids.is_empty()
     }
 
-    /// What of an event is shown; `None` if nothing.
-    pub fn apply(&self, event: &Event) -> Option<Event> {
-        if self.is_empty() {
-            return Some(event.clone());
-        }
+    /// Is an event shown? A report is made anew, of what was.
+    pub fn shows(&self, event: &Event) -> bool {
         match event {
-            Event::Exchange(exchange) => self.shows(&exchange.who).then(|| event.clone()),
-            Event::Finding(_, finding) => self.shows(&finding.who).then(|| event.clone()),
-            Event::Ready(..) | Event::Loss(..) => Some(event.clone()),
-            Event::Report(at, report) => {
-                let mut report = report.clone();
-                report.subjects.retain(|tally| self.shows_container(&tally.who));
-                report.findings.retain(|finding| self.shows(&finding.who));
-                Some(Event::Report(*at, report))
-            }
+            Event::Exchange(exchange) => self.shows_one(&exchange.who),
+            Event::Finding(_, finding) => self.shows_one(&finding.who),
+            Event::Ready(..) | Event::Loss(..) | Event::Report(..) => true,
         }
     }
 
-    fn shows(&self, who: &Attribution) -> bool {
+    fn shows_one(&self, who: &Attribution) -> bool {
         let process = who.process.as_ref().map(|process| process.pid);
         self.shows_container(who) && (self.pids.is_empty() || process.is_some_and(|pid| self.pids.contains(&pid)))
     }

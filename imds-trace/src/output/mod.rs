@@ -14,6 +14,7 @@ use crate::config::Telling;
 use crate::event::Event;
 use crate::finding::Severity;
 use crate::net::BootTime;
+use crate::report::Tallies;
 
 /// One way of telling.
 pub trait Output {
@@ -69,6 +70,8 @@ pub struct Outputs {
     outputs: Vec<Box<dyn Output>>,
     telling: Telling,
     errors: u64,
+    /// Of what is shown, where not everything is.
+    tallies: Tallies,
 }
 
 impl Outputs {
@@ -91,22 +94,24 @@ impl Outputs {
             };
             outputs.push((kind.open)(stream, boot_time));
         }
-        Ok(Self { outputs, telling: telling.clone(), errors: 0 })
+        Ok(Self { outputs, telling: telling.clone(), errors: 0, tallies: Tallies::default() })
     }
 
     /// Tells an event to all, if it is to be shown.
     pub fn tell(&mut self, event: &Event) -> Result<(), Error> {
-        let shown;
-        let event = if self.telling.filter.is_empty() {
-            event
-        } else {
-            match self.telling.filter.apply(event) {
-                Some(event) => {
-                    shown = event;
-                    &shown
-                }
-                None => return Ok(()),
+        let filter = &self.telling.filter;
+        let narrowed;
+        let event = match event {
+            _ if filter.is_empty() => event,
+            Event::Report(at, report) => {
+                narrowed = Event::Report(*at, self.tallies.finish(report.lost, report.spent));
+                &narrowed
             }
+            event if filter.shows(event) => {
+                self.tallies.absorb(event);
+                event
+            }
+            _ => return Ok(()),
         };
         if let Event::Finding(_, finding) = event {
             self.errors += u64::from(finding.severity == Severity::Error);

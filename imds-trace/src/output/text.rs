@@ -15,6 +15,7 @@ use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::{Attribution, Key};
 use crate::journey::Fate;
 use crate::net::{BootTime, Timestamp, bounded};
+use crate::printable::printable;
 use crate::report::{Report, Tally};
 
 /// The kind.
@@ -57,7 +58,7 @@ impl Output for Text {
                     self.stream,
                     "{time}  {style}{word} {}{style:#}: {}{}",
                     finding.rule,
-                    escape(&finding.summary, usize::MAX),
+                    printable(&finding.summary, usize::MAX),
                     times(finding.count)
                 )
             }
@@ -86,7 +87,7 @@ impl Text {
     fn exchange(&self, event: &ExchangeEvent) -> String {
         let exchange = &event.exchange;
         let what = match &exchange.request {
-            Some(request) => format!("{} {}", escape(&request.method, 16), escape(&request.path, MAX_PATH)),
+            Some(request) => format!("{} {}", printable(&request.method, 16), printable(&request.path, MAX_PATH)),
             None => "connection without a request that was seen".to_owned(),
         };
         format!("{}  {}  {what}  {}", self.time(exchange.opened), who(&event.who), outcome(exchange))
@@ -130,7 +131,7 @@ impl Text {
     fn finding(&self, out: &mut String, finding: &Finding) {
         let style = style(finding.severity);
         let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
-        let _ = writeln!(out, "{}", paragraph("  ", "  ", &escape(&finding.summary, usize::MAX)));
+        let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.summary, usize::MAX)));
         if let Some(path) = &finding.path {
             let _ = writeln!(out);
             ladder::draw(out, path, finding);
@@ -149,11 +150,11 @@ impl Text {
         let _ = writeln!(out, "  {}Seen {when} UTC ({basis}).", hop_limit(finding.hop_limit));
         for (number, command) in finding.remedy.iter().enumerate() {
             let label = if number == 0 { "Run" } else { "   " };
-            let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", escape(command, usize::MAX));
+            let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
         }
         if !finding.caution.is_empty() {
             let first = format!("  {DIM}But{DIM:#}  ");
-            let _ = writeln!(out, "{}", paragraph(&first, "       ", &escape(&finding.caution, usize::MAX)));
+            let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.caution, usize::MAX)));
         }
     }
 }
@@ -211,11 +212,14 @@ fn outcome(exchange: &Exchange) -> String {
     }
     let lost = |what: &str, drop: &crate::journey::Dropped, copies: u64| {
         let at = &drop.drop;
-        let on =
-            at.interface.as_ref().map(|interface| format!(" on {}", escape(&interface.name, 16))).unwrap_or_default();
+        let on = at
+            .interface
+            .as_ref()
+            .map(|interface| format!(" on {}", printable(&interface.name, 16)))
+            .unwrap_or_default();
         format!(
             "{RED}{what} LOST{RED:#} in {}{on}, ttl {}{} (gave up after {took})",
-            at.location,
+            printable(&at.location, MAX_NAME),
             drop.ttl.0,
             copies_of(copies)
         )
@@ -246,7 +250,7 @@ fn milliseconds(seconds: f64) -> String {
 /// Container and process, as far as known.
 fn who(who: &Attribution) -> String {
     let process = match &who.process {
-        Some(process) => format!(" {}[{}]", escape(&process.comm, MAX_NAME), process.pid),
+        Some(process) => format!(" {}[{}]", printable(&process.comm, MAX_NAME), process.pid),
         None => String::new(),
     };
     format!("{}{process}", subject(who))
@@ -257,7 +261,7 @@ fn subject(who: &Attribution) -> String {
         (Some(container), by) => {
             let name = container.name.as_deref().unwrap_or(bounded(&container.id, SHORT_ID));
             let unsure = if by == Key::Address { ", by its address" } else { "" };
-            format!("{BOLD}{}{BOLD:#} ({}{unsure})", escape(name, MAX_NAME), who.address)
+            format!("{BOLD}{}{BOLD:#} ({}{unsure})", printable(name, MAX_NAME), who.address)
         }
         (None, Key::Cgroup) => format!("{BOLD}host{BOLD:#} ({})", who.address),
         (None, _) => format!("{BOLD}unknown{BOLD:#} ({})", who.address),
@@ -285,43 +289,5 @@ fn word(severity: Severity) -> &'static str {
         Severity::Error => "ERROR",
         Severity::Warning => "WARNING",
         Severity::Notice => "NOTICE",
-    }
-}
-
-/// Text that a container may have chosen, safe for a terminal: no control characters, nothing that turns the writing direction or
-/// takes no room, at most `limit` bytes.
-pub(super) fn escape(text: &str, limit: usize) -> String {
-    let mut out = String::with_capacity(text.len().min(limit));
-    for c in bounded(text, limit).chars() {
-        let invisible =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || invisible {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    if text.len() > limit {
-        out.push('…');
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_control_character_reaches_a_terminal() {
-        let hostile = "\x1b]0;pwned\x07\u{202e}evil\r\nline\u{9b}31m";
-        let shown = escape(hostile, 200);
-        assert!(shown.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{shown:?}");
-        assert!(shown.contains("\\u{1b}") && shown.contains("evil"));
-    }
-
-    #[test]
-    fn a_long_name_is_cut_and_says_so() {
-        assert_eq!(escape("abcdef", 3), "abc…");
-        assert_eq!(escape("abc", 3), "abc");
     }
 }

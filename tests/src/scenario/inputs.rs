@@ -169,6 +169,7 @@ fn introduce(container: &Container) -> Result<Input> {
             image: Some("runner:1".to_owned()),
             labels: Arc::default(),
             netns: container.netns.map(Netns),
+            pid: None,
             addresses: addresses.collect::<Result<_>>()?,
         }),
     ))

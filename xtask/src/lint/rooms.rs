@@ -10,6 +10,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     // Nouns and helpers without I/O.
     ("net", &[]),
     ("secret", &[]),
+    ("printable", &["net"]),
     // The stages: pure, in the order the data takes.
     ("observation", &["net", "secret"]),
     ("input", &["net", "observation", "identity::fact", "identity::Fact"]),
@@ -22,7 +23,10 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("report", &["net", "event", "exchange", "finding", "identity"]),
     ("pipeline", &["net", "input", "observation", "journey", "exchange", "identity", "finding", "event", "report"]),
     // What is written and read. An output reads what an event carries: never the pipeline, the kernel or a source.
-    ("output", &["net", "observation", "journey", "exchange", "identity", "finding", "event", "report", "config"]),
+    (
+        "output",
+        &["net", "observation", "journey", "exchange", "identity", "finding", "event", "report", "config", "printable"],
+    ),
     ("recording", &["net", "input", "event"]),
     // What is typed, and what it means.
     ("cli", &["config", "output::OUTPUTS"]),
@@ -33,10 +37,22 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     // The shells.
     (
         "live",
-        &["net", "kernel", "interfaces", "identity", "input", "recording", "pipeline", "event", "output", "config"],
+        &[
+            "net",
+            "kernel",
+            "interfaces",
+            "identity",
+            "input",
+            "recording",
+            "pipeline",
+            "event",
+            "output",
+            "config",
+            "printable",
+        ],
     ),
-    ("replay", &["net", "input", "recording", "pipeline", "event", "report", "output", "config"]),
-    ("main", &["cli", "live", "replay"]),
+    ("replay", &["net", "input", "recording", "pipeline", "event", "report", "output", "config", "printable"]),
+    ("main", &["cli", "live", "replay", "printable"]),
 ];
 
 /// What to do instead, by the room (or crate, or call) that was named where it must not be.

@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::{RED, escape};
+use super::RED;
 use crate::finding::{Finding, Path};
 use crate::journey::{Dropped, Fate, Hop};
 use crate::net::Direction;
+use crate::printable::printable;
 
 /// Bytes of an interface's name that are shown; the kernel allows 15.
 const MAX_NAME: usize = 16;
@@ -65,11 +66,12 @@ fn rungs(hops: &[Hop]) -> Vec<Rung> {
 }
 
 fn dropped_at(dropped: &Dropped, count: u64) -> Rung {
-    let reason = dropped.drop.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let reason =
+        dropped.drop.reason.as_deref().map(|reason| format!(": {}", printable(reason, 64))).unwrap_or_default();
     let why = if dropped.ttl.0 <= 1 { " (TTL used up)" } else { "" };
     let copies = if count > 1 { format!(", {count} copies") } else { String::new() };
     Rung {
-        place: escape(&dropped.drop.location, 64),
+        place: printable(&dropped.drop.location, 64),
         ttl: format!("ttl {}", dropped.ttl.0),
         remark: format!("{RED}✗ dropped{reason}{RED:#}{why}{copies}"),
     }
@@ -100,5 +102,5 @@ fn missed(path: &Path) -> Vec<Rung> {
 }
 
 fn place(interface: &str, direction: Direction) -> String {
-    format!("{} {direction}", escape(interface, MAX_NAME))
+    format!("{} {direction}", printable(interface, MAX_NAME))
 }

@@ -1,0 +1,41 @@
+//! How is text that others chose shown on a terminal?
+
+use crate::net::bounded;
+
+/// Text that a container may have chosen, safe for a terminal: no control characters, nothing that turns the writing direction or
+/// takes no room, at most `limit` bytes of it.
+pub fn printable(text: &str, limit: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(limit));
+    for c in bounded(text, limit).chars() {
+        let invisible =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || invisible {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    if text.len() > limit {
+        out.push('…');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_control_character_reaches_a_terminal() {
+        let hostile = "\x1b]0;pwned\x07\u{202e}evil\r\nline\u{9b}31m";
+        let shown = printable(hostile, 200);
+        assert!(shown.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{shown:?}");
+        assert!(shown.contains("\\u{1b}") && shown.contains("evil"));
+    }
+
+    #[test]
+    fn a_long_name_is_cut_and_says_so() {
+        assert_eq!(printable("abcdef", 3), "abc…");
+        assert_eq!(printable("abc", 3), "abc");
+    }
+}
