@@ -129,7 +129,7 @@ fn containers_on_host_networking_are_told_apart(lab: &Lab) -> Outcome {
 fn a_process_that_came_later_is_found_in_its_container(lab: &Lab) -> Outcome {
     let (seen, container) = watched(lab, &[], |_| {
         let container = lab.host.run(ContainerSpec::new("roomy", &["imds-client", "linger", "600"]))?;
-        let ran = container.exec(&["sh", "-c", "imds-client v1 --comm later; exit 0"])?;
+        let ran = container.exec(&["sh", "-c", "imds-client v1 --comm later --linger-after 1; exit 0"])?;
         expect_that("it asked", ran.stdout.contains("401"), &ran)?;
         Ok(container)
     })?;

@@ -40,11 +40,11 @@ impl Procfs {
     /// its number: that too is new if something else was said of that number before.
     pub fn describe(&mut self, pid: u32) -> Option<ProcessDetail> {
         let dir = self.root.join(pid.to_string());
-        // What matters most first. The executable last: it goes with the process, so if it is there, the rest was the process's.
+        // What matters most first. The executable goes with the process: if it is there now, the cgroup was the process's.
         let container = read(&dir.join("cgroup"), MAX_FILE).and_then(|text| container_id(&text));
+        let exe = fs::read_link(dir.join("exe")).ok();
         let parent = parent(&dir);
         let argv = argv(&dir);
-        let exe = fs::read_link(dir.join("exe")).ok();
         let known = self.known.get(&pid);
         let Some(exe) = exe else {
             self.known.remove(&pid);
