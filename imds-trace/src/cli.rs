@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{self, Filter, Telling, Watch};
+use crate::finding::RULES;
 use crate::output::OUTPUTS;
 
 /// Finds out why containers on EC2 cannot get credentials: follows every packet to and from the instance metadata service (IMDS)
 /// through this host, with its TTL at every hop and every drop by the kernel, and says whose it was and what to do.
 #[derive(Debug, Parser)]
-#[command(name = "imds-trace", version, max_term_width = 120)]
+#[command(name = "imds-trace", version, max_term_width = 120, after_long_help = rules_help())]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -69,8 +70,7 @@ pub struct ReplayArgs {
 
 #[derive(Debug, Args)]
 struct TellingArgs {
-    /// How to tell it: KIND or KIND=PATH (repeatable). text: for people; json: JSON Lines for programs [default: text]
-    #[arg(long = "output", value_name = "KIND[=PATH]")]
+    #[arg(long = "output", value_name = "KIND[=PATH]", help = output_help())]
     outputs: Vec<String>,
     /// Show only this container, by name or id (repeatable)
     #[arg(long = "container", value_name = "NAME-OR-ID")]
@@ -81,6 +81,16 @@ struct TellingArgs {
     /// Exit 1 when a finding of severity `error` was reported
     #[arg(long)]
     exit_code: bool,
+}
+
+fn output_help() -> String {
+    let kinds: Vec<String> = OUTPUTS.iter().map(|kind| format!("{}: {}", kind.name, kind.explain)).collect();
+    format!("How to tell it (repeatable), on stdout or in a file; {} [default: text]", kinds.join("; "))
+}
+
+fn rules_help() -> String {
+    let rules: Vec<String> = RULES.iter().map(|rule| format!("  {:20} {}", rule.id, rule.explain)).collect();
+    format!("Findings:\n{}", rules.join("\n"))
 }
 
 impl TellingArgs {

@@ -1,4 +1,4 @@
-//! How is text that others chose shown on a terminal?
+//! How is text that others chose shown on a terminal, and an error in one sentence?
 
 use crate::net::bounded;
 
@@ -19,6 +19,20 @@ pub fn printable(text: &str, limit: usize) -> String {
         out.push('…');
     }
     out
+}
+
+/// An error with all its causes, each said once.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

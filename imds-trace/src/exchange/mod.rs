@@ -109,6 +109,12 @@ impl Exchange {
         self.answered.or(self.closed).map(|end| end.since(self.opened))
     }
 
+    /// How the response travelled; `None` if nothing of it came. A SYN-ACK that arrived is no response, one that was lost is why
+    /// there is none.
+    pub fn response_travel(&self) -> Option<&Travel> {
+        self.inward.as_ref().filter(|travel| self.responded || travel.fate != Fate::Delivered)
+    }
+
     /// The drop that ended the response, if one did.
     pub fn response_drop(&self) -> Option<&Dropped> {
         dropped(self.inward.as_ref())

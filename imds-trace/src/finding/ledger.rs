@@ -24,7 +24,6 @@ struct FindingKey {
 struct Entry {
     finding: Finding,
     told: u64,
-    number: u64,
 }
 
 /// All findings of a run.
@@ -121,10 +120,10 @@ impl Ledger {
         let number = self.next;
         self.next += 1;
         self.order.insert(number, key.clone());
-        self.entries.insert(key, Entry { told: finding.count, finding, number });
+        self.entries.insert(key, Entry { told: finding.count, finding });
         while self.entries.len() > MAX_FINDINGS {
             let Some((_, oldest)) = self.order.pop_first() else { break };
-            self.evicted += u64::from(self.entries.remove(&oldest).is_some_and(|entry| entry.number < self.next));
+            self.evicted += u64::from(self.entries.remove(&oldest).is_some());
         }
     }
 }

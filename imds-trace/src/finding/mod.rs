@@ -144,14 +144,14 @@ impl<'a> Case<'a> {
 
     /// The way of the exchange; that of `response`, if given, in place of the response that tells most.
     fn path(&self, response: Option<&Journey>) -> Option<Path> {
-        let way = |travel: &Option<Travel>| match travel {
+        let way = |travel: Option<&Travel>| match travel {
             Some(travel) => Way { hops: travel.hops.clone(), fate: travel.fate.clone() },
             None => Way { hops: Vec::new(), fate: Fate::Unresolved },
         };
-        let outward = way(&self.exchange.outward);
+        let outward = way(self.exchange.outward.as_ref());
         let inward = match response {
             Some(journey) => Way { hops: journey.hops.clone(), fate: journey.fate.clone() },
-            None => way(&self.exchange.inward),
+            None => way(self.exchange.response_travel()),
         };
         (!outward.hops.is_empty() || !inward.hops.is_empty()).then_some(Path { outward, inward })
     }
@@ -172,7 +172,10 @@ impl<'a> Case<'a> {
                 None => format!("container {}", crate::net::bounded(&container.id, 12)),
             },
             (None, Key::Cgroup) => process.map_or("a process of this host".to_owned(), named),
-            (None, _) => format!("the client at {}", self.who.address),
+            (None, _) => match process {
+                Some(process) => format!("{} at {}", named(process), self.who.address),
+                None => format!("the client at {}", self.who.address),
+            },
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::fact::{ContainerDetail, Said};
 use super::procfs::Procfs;
 use crate::net::bounded;
+use crate::printable::causes;
 
 /// Where the engine listens if nobody says otherwise.
 pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
@@ -37,7 +38,7 @@ pub enum News {
 pub async fn follow(host: String, news: mpsc::Sender<News>) {
     loop {
         if let Err(error) = session(&host, &news).await {
-            let sentence = format!("Docker engine at {host}: {}", sentence(&error));
+            let sentence = format!("Docker engine at {host}: {}", causes(&error));
             if news.send(News::Unreachable(sentence)).await.is_err() {
                 return;
             }
@@ -47,19 +48,6 @@ pub async fn follow(host: String, news: mpsc::Sender<News>) {
         }
         tokio::time::sleep(RETRY).await;
     }
-}
-
-fn sentence(error: &bollard::errors::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 async fn session(host: &str, news: &mpsc::Sender<News>) -> Result<(), bollard::errors::Error> {

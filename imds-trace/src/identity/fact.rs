@@ -108,6 +108,9 @@ pub struct ProcessDetail {
     pub exe: Option<String>,
     /// Its command line, secrets masked.
     pub argv: Option<Vec<String>>,
+    /// Its cgroup path.
+    #[serde(default)]
+    pub cgroup: Option<String>,
     /// Container id from its cgroup path.
     pub container: Option<String>,
     /// Its parent first.

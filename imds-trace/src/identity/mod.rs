@@ -49,6 +49,8 @@ pub struct Process {
     pub exe: Option<String>,
     /// Command line, secrets masked; `None` like `exe`.
     pub argv: Option<Vec<String>>,
+    /// Cgroup path; `None` like `exe`.
+    pub cgroup: Option<String>,
     /// Parent first; empty like `exe`.
     pub ancestors: Vec<Ancestor>,
 }

@@ -13,6 +13,8 @@ use crate::secret;
 const MAX_ANCESTORS: usize = 8;
 /// Bytes of a command line that are kept; the rest is cut.
 const MAX_ARGV: u64 = 4096;
+/// Bytes of a cgroup path that are kept; those of nested containers have some hundred.
+const MAX_CGROUP: usize = 1024;
 /// Bytes of an executable's path that are kept.
 const MAX_EXE: usize = 1024;
 /// Bytes read of any other file: cgroup paths of nested containers have some hundred bytes a line.
@@ -41,7 +43,7 @@ impl Procfs {
     pub fn describe(&mut self, pid: u32) -> Option<ProcessDetail> {
         let dir = self.root.join(pid.to_string());
         // What matters most first. The executable goes with the process: if it is there now, the cgroup was the process's.
-        let container = read(&dir.join("cgroup"), MAX_FILE).and_then(|text| container_id(&text));
+        let cgroups = read(&dir.join("cgroup"), MAX_FILE).unwrap_or_default();
         let exe = fs::read_link(dir.join("exe")).ok();
         let parent = parent(&dir);
         let argv = argv(&dir);
@@ -53,6 +55,7 @@ impl Procfs {
                 found: false,
                 exe: None,
                 argv: None,
+                cgroup: None,
                 container: None,
                 ancestors: Vec::new(),
             });
@@ -63,7 +66,8 @@ impl Procfs {
             (_, None) => Vec::new(),
         };
         let exe = Some(bounded(&secret::mask(&exe.to_string_lossy()), MAX_EXE).to_owned());
-        let detail = ProcessDetail { pid, found: true, exe, argv, container, ancestors };
+        let (cgroup, container) = (cgroup_path(&cgroups), container_id(&cgroups));
+        let detail = ProcessDetail { pid, found: true, exe, argv, cgroup, container, ancestors };
         if known.is_some_and(|(_, known)| *known == detail) {
             return None;
         }
@@ -140,6 +144,12 @@ fn parent(dir: &Path) -> Option<u32> {
     let stat = read(&dir.join("stat"), MAX_FILE)?;
     let (_, behind_name) = stat.rsplit_once(')')?;
     behind_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The path that says most: the longest. On a version 1 or hybrid host every controller has its own, some of them `/`.
+fn cgroup_path(cgroups: &str) -> Option<String> {
+    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.max_by_key(|path| path.len()).map(|path| bounded(path, MAX_CGROUP).to_owned())
 }
 
 /// The id of the outermost container in a process's cgroup paths: the one that the host's engine knows.

@@ -34,6 +34,7 @@ impl Socket {
             comm: self.task.comm.clone(),
             exe: detail.and_then(|detail| detail.exe.clone()),
             argv: detail.and_then(|detail| detail.argv.clone()),
+            cgroup: detail.and_then(|detail| detail.cgroup.clone()),
             ancestors: detail.map(|detail| detail.ancestors.clone()).unwrap_or_default(),
         }
     }

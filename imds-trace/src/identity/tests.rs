@@ -50,6 +50,7 @@ fn process(directory: &mut Directory, ms: u64, pid: u32, container: Option<&str>
         found: true,
         exe: None,
         argv: None,
+        cgroup: None,
         container: container.map(Into::into),
         ancestors: vec![],
     };

@@ -18,6 +18,7 @@ use super::ring::Records;
 use super::{Error, features};
 use crate::event::{Attached, Missing, Via};
 use crate::net::{Direction, Ifindex};
+use crate::printable::causes;
 
 /// The kernel half, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/imds-trace.o"));
@@ -63,7 +64,7 @@ impl Tracer {
             .override_global(name::ENDPOINTS, watched.as_bytes(), true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)
-            .map_err(|error| Error::Load { what: "the kernel half".into(), why: chain(&error) })?;
+            .map_err(|error| Error::Load { what: "the kernel half".into(), why: causes(&error) })?;
         for (_, _, program) in DIRECTIONS {
             classifier(&mut ebpf, program)?.load().map_err(|error| load_error(program, &error))?;
         }
@@ -79,10 +80,10 @@ impl Tracer {
         let absent = |map: &str| Error::Load { what: format!("map {map}"), why: "not in the object".into() };
         let records = ebpf.take_map(name::RECORDS).ok_or_else(|| absent(name::RECORDS))?;
         let records = RingBuf::try_from(records)
-            .map_err(|error| Error::Load { what: name::RECORDS.into(), why: chain(&error) })?;
+            .map_err(|error| Error::Load { what: name::RECORDS.into(), why: causes(&error) })?;
         let lost = ebpf.take_map(name::LOST).ok_or_else(|| absent(name::LOST))?;
-        let lost =
-            PerCpuArray::try_from(lost).map_err(|error| Error::Load { what: name::LOST.into(), why: chain(&error) })?;
+        let lost = PerCpuArray::try_from(lost)
+            .map_err(|error| Error::Load { what: name::LOST.into(), why: causes(&error) })?;
         let via = if features::has_tcx("lo") { Via::Tcx } else { Via::Clsact };
         Ok(Self { ebpf, via, links: BTreeMap::new(), tracepoints, missing, records: Some(Records(records)), lost })
     }
@@ -161,7 +162,7 @@ impl Tracer {
             };
             let link = classifier(&mut self.ebpf, program)?
                 .attach_with_options(&wanted.name, *kind, options)
-                .map_err(|error| fail(chain(&error)))?;
+                .map_err(|error| fail(causes(&error)))?;
             links.push((*direction, link));
             Ok(())
         });
@@ -220,7 +221,7 @@ fn prepare_clsact(interface: &str, kind: TcAttachType, program: &str) -> Result<
     match tc::qdisc_add_clsact(interface) {
         Ok(()) => {}
         Err(error) if is_there_already(&error) => {}
-        Err(error) => return Err(chain(&error)),
+        Err(error) => return Err(causes(&error)),
     }
     let stale = std::ffi::CString::new(program).map_err(|error| error.to_string())?;
     // Fails where there is none.
@@ -237,7 +238,7 @@ fn is_there_already(error: &TcError) -> bool {
         }
         source = error.source();
     }
-    chain(error).contains("File exists")
+    causes(error).contains("File exists")
 }
 
 fn attach_tracepoint(ebpf: &mut Ebpf, tracepoint: &str, program: &str) -> Result<(), Error> {
@@ -250,7 +251,7 @@ fn attach_tracepoint(ebpf: &mut Ebpf, tracepoint: &str, program: &str) -> Result
     found.load().map_err(|error| load_error(program, &error))?;
     found
         .attach(tracepoint)
-        .map_err(|error| Error::Attach { what: format!("tracepoint {tracepoint}"), why: chain(&error) })?;
+        .map_err(|error| Error::Attach { what: format!("tracepoint {tracepoint}"), why: causes(&error) })?;
     Ok(())
 }
 
@@ -262,7 +263,7 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, program: &str) -> Result<&'a mut SchedClas
 }
 
 fn load_error(program: &str, error: &ProgramError) -> Error {
-    Error::Load { what: format!("program {program}"), why: chain(error) }
+    Error::Load { what: format!("program {program}"), why: causes(error) }
 }
 
 fn watched(endpoints: &[IpAddr]) -> Endpoints {
@@ -282,18 +283,4 @@ fn watched(endpoints: &[IpAddr]) -> Endpoints {
         }
     }
     watched
-}
-
-/// An error with all its causes, each once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

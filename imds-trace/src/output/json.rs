@@ -192,7 +192,7 @@ fn exchange(at: String, event: &ExchangeEvent) -> ExchangeLine<'_> {
         process: &event.who.process,
         attributed_by: event.who.by,
         request: exchange.outward.as_ref().map(travel),
-        response: exchange.inward.as_ref().map(travel),
+        response: exchange.response_travel().map(travel),
         hop_limit: event.hop_limit,
     }
 }

@@ -264,6 +264,7 @@ fn subject(who: &Attribution) -> String {
             format!("{BOLD}{}{BOLD:#} ({}{unsure})", printable(name, MAX_NAME), who.address)
         }
         (None, Key::Cgroup) => format!("{BOLD}host{BOLD:#} ({})", who.address),
+        (None, _) if who.process.is_some() => format!("{BOLD}unknown container{BOLD:#} ({})", who.address),
         (None, _) => format!("{BOLD}unknown{BOLD:#} ({})", who.address),
     }
 }

@@ -181,6 +181,7 @@ fn describe(process: &Process) -> Input {
         found: !process.gone,
         exe: process.exe.clone(),
         argv: process.argv.clone(),
+        cgroup: None,
         container: process.container.as_deref().map(id_of),
         ancestors: Vec::new(),
     };

@@ -16,7 +16,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("input", &["net", "observation", "identity::fact", "identity::Fact"]),
     ("journey", &["net", "observation"]),
     ("exchange", &["net", "observation", "journey"]),
-    ("identity", &["net", "secret"]),
+    ("identity", &["net", "secret", "printable"]),
     ("finding", &["net", "exchange", "journey", "identity"]),
     // An event carries the report, and the report absorbs events: two files of one thing.
     ("event", &["net", "observation", "input", "journey", "exchange", "identity", "finding", "report"]),
@@ -29,11 +29,11 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("recording", &["net", "input", "event"]),
     // What is typed, and what it means.
-    ("cli", &["config", "output::OUTPUTS"]),
+    ("cli", &["config", "output::OUTPUTS", "finding::RULES"]),
     ("config", &[]),
     // The machine.
     ("interfaces", &["net"]),
-    ("kernel", &["net", "interfaces", "input::Names", "input::Record", "event"]),
+    ("kernel", &["net", "interfaces", "input::Names", "input::Record", "event", "printable"]),
     // The shells.
     (
         "live",
