@@ -42,9 +42,9 @@ pub trait Bytes {
 /// A packet at a tc hook.
 pub struct Skb(pub *mut __sk_buff);
 
-/// Bytes before the network header, most likely first: Ethernet, a device without link layer (tun, WireGuard), Ethernet with a
-/// VLAN tag in the payload.
-const LINK_LAYERS: [u32; 3] = [14, 0, 18];
+/// Bytes before the network header, most likely first: Ethernet, a device without link layer (tun, WireGuard), Ethernet with one
+/// or two VLAN tags in front of the packet.
+const LINK_LAYERS: [u32; 4] = [14, 0, 18, 22];
 
 impl Bytes for Skb {
     #[inline(always)]
@@ -124,6 +124,12 @@ pub fn parse(bytes: &impl Bytes, ethertype: u16, parsed: &mut Parsed) -> Option<
         if ethertype != ETH_P_8021Q && ethertype != ETH_P_8021AD {
             break;
         }
+        // Whether the network header is said to begin at the tag or behind it depends on who made the packet: a tag left behind
+        // after the outer one was taken off, or a packet socket.
+        if let Some(found) = ip_here(bytes, start) {
+            ethertype = found;
+            break;
+        }
         let mut tag = [0u8; 4];
         bytes.read(start, &mut tag)?;
         ethertype = u16::from_be_bytes([tag[2], tag[3]]);
@@ -133,6 +139,26 @@ pub fn parse(bytes: &impl Bytes, ethertype: u16, parsed: &mut Parsed) -> Option<
         ETH_P_IP => parse_v4(bytes, start, parsed),
         ETH_P_IPV6 => parse_v6(bytes, start, parsed),
         _ => None,
+    }
+}
+
+/// The ethertype, if an IP header to or from a watched endpoint begins at `start`.
+#[inline(always)]
+fn ip_here(bytes: &impl Bytes, start: u32) -> Option<u16> {
+    let mut version = [0u8; 1];
+    bytes.read(start, &mut version)?;
+    if version[0] >> 4 == 4 {
+        let mut v4 = [0u8; 8];
+        bytes.read(start + 12, &mut v4)?;
+        (global::is_endpoint_v4(word(&v4, 0)) || global::is_endpoint_v4(word(&v4, 4))).then_some(ETH_P_IP)
+    } else if version[0] >> 4 == 6 {
+        let mut addresses = [0u8; 32];
+        bytes.read(start + 8, &mut addresses)?;
+        let source = [word(&addresses, 0), word(&addresses, 4), word(&addresses, 8), word(&addresses, 12)];
+        let destination = [word(&addresses, 16), word(&addresses, 20), word(&addresses, 24), word(&addresses, 28)];
+        (global::is_endpoint_v6(&source) || global::is_endpoint_v6(&destination)).then_some(ETH_P_IPV6)
+    } else {
+        None
     }
 }
 

@@ -9,6 +9,7 @@
 mod kit;
 mod trace;
 mod trace_drops;
+mod trace_frames;
 mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         ("trace_identity", trace_identity::TESTS),
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
+        ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
     ];
     if arguments.list {

@@ -21,6 +21,7 @@ mod docker;
 mod engine;
 pub mod expect;
 pub mod foreign;
+pub mod frames;
 pub mod host;
 pub mod house;
 mod image;
