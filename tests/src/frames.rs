@@ -108,7 +108,7 @@ pub fn tcp(source: u16, destination: u16, options: &[u8], payload: &[u8]) -> Vec
     segment.extend(destination.to_be_bytes());
     segment.extend(1_000_u32.to_be_bytes());
     segment.extend(2_000_u32.to_be_bytes());
-    segment.extend([((20 + options.len()) / 4 << 4) as u8, TCP_PSH_ACK, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend([(((20 + options.len()) / 4) << 4) as u8, TCP_PSH_ACK, 0xff, 0xff, 0, 0, 0, 0]);
     segment.extend(options);
     segment.extend(payload);
     segment

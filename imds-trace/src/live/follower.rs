@@ -1,0 +1,117 @@
+//! On which interfaces is the tracer, as they come and go?
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::bail;
+use tokio::sync::mpsc;
+
+use super::MAX_SHOWN;
+use crate::config::Watch;
+use crate::event::{Attached, Missing};
+use crate::interfaces::{Change, Interfaces, Link};
+use crate::kernel::attach::Tracer;
+use crate::kernel::plan::{self, Why};
+use crate::kernel::ring::MachineNames;
+use crate::net::Ifindex;
+use crate::printable::printable;
+
+/// Interfaces whose names are remembered at most.
+const MAX_NAMES: usize = 4096;
+
+/// Keeps the tracer on the right interfaces.
+pub(super) struct Follower<'a> {
+    interfaces: Interfaces,
+    pub(super) changes: mpsc::Receiver<Change>,
+    links: BTreeMap<Ifindex, Link>,
+    routes: BTreeSet<Ifindex>,
+    /// Interfaces that cannot be listened on, each told once.
+    failed: BTreeMap<String, Missing>,
+    config: &'a Watch,
+}
+
+impl<'a> Follower<'a> {
+    /// Knows nothing yet.
+    pub(super) fn new(interfaces: Interfaces, changes: mpsc::Receiver<Change>, config: &'a Watch) -> Self {
+        Self { interfaces, changes, links: BTreeMap::new(), routes: BTreeSet::new(), failed: BTreeMap::new(), config }
+    }
+
+    /// Attaches to what is there. An error if an interface that was asked for is not, or if nothing can be attached.
+    pub(super) async fn begin(&mut self, tracer: &mut Tracer, names: &mut MachineNames) -> anyhow::Result<()> {
+        self.links = self.interfaces.list().await?.into_iter().map(|link| (link.index, link)).collect();
+        for asked in self.config.interfaces.iter().filter(|asked| !asked.contains('*')) {
+            if !self.links.values().any(|link| link.name == *asked) {
+                bail!("--interface {asked}: no such interface in this network namespace");
+            }
+        }
+        self.routes = self.interfaces.towards(&self.config.endpoints).await;
+        self.attach(tracer, names);
+        if !tracer.attached().iter().any(|attached| matches!(attached, Attached::Tc { .. })) {
+            match self.failed.values().next() {
+                Some(missing) => bail!("{}", missing.why),
+                // Nothing to listen on yet; a bridge or a route may come. Drops are seen all the same.
+                None => eprintln!(
+                    "imds-trace: warning: no interface to listen on yet (no route to the endpoints, no bridge)"
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, tracer: &mut Tracer, names: &mut MachineNames) {
+        let wanted = plan::plan(&self.links, &self.routes, &self.config.interfaces);
+        for wanted in &wanted {
+            names.interfaces.insert(wanted.index, wanted.name.clone());
+        }
+        while names.interfaces.len() > MAX_NAMES {
+            // The kernel counts indices up: the lowest is the longest gone.
+            names.interfaces.pop_first();
+        }
+        let (new, failed) = tracer.follow(&wanted);
+        for new in new {
+            let why = match new.why {
+                Why::Asked => "--interface",
+                Why::Route => "the route to an endpoint",
+                Why::Bridge => "a container bridge",
+            };
+            log::info!("listening on {} ({why})", printable(&new.name, MAX_SHOWN));
+        }
+        for missing in failed {
+            if !self.failed.contains_key(&missing.hook) && self.failed.len() < MAX_NAMES {
+                log::warn!("{}", printable(&missing.why, MAX_SHOWN));
+                self.failed.insert(missing.hook.clone(), missing);
+            }
+        }
+    }
+
+    /// Everything that could not be attached so far.
+    pub(super) fn missing(&self, tracer: &Tracer) -> Vec<Missing> {
+        tracer.missing().iter().chain(self.failed.values()).cloned().collect()
+    }
+
+    /// Looks at everything anew: on a busy host a message about a change can be lost.
+    pub(super) async fn look_again(&mut self, tracer: &mut Tracer, names: &mut MachineNames) {
+        if let Ok(links) = self.interfaces.list().await {
+            self.links = links.into_iter().map(|link| (link.index, link)).collect();
+            self.routes = self.interfaces.towards(&self.config.endpoints).await;
+            self.attach(tracer, names);
+        }
+    }
+
+    /// Takes in a change, and those that wait behind it.
+    pub(super) async fn change(&mut self, change: Change, tracer: &mut Tracer, names: &mut MachineNames) {
+        let mut routes_changed = false;
+        let mut next = Some(change);
+        while let Some(change) = next {
+            match change {
+                Change::Link(link) => drop(self.links.insert(link.index, link)),
+                Change::Gone(index) => drop(self.links.remove(&index)),
+                Change::Routes => routes_changed = true,
+            }
+            next = self.changes.try_recv().ok();
+        }
+        if routes_changed {
+            self.routes = self.interfaces.towards(&self.config.endpoints).await;
+        }
+        self.attach(tracer, names);
+    }
+}

@@ -1,0 +1,216 @@
+//! What becomes of a record, a fact and a moment of a live run?
+
+use std::fs::{self, OpenOptions};
+use std::io::BufWriter;
+use std::os::unix::fs::OpenOptionsExt;
+
+use anyhow::Context;
+
+use super::{MAX_SHOWN, boot_time, now};
+use crate::config::Watch;
+use crate::event::{Attached, Event, Missing, Ready};
+use crate::identity::docker::News;
+use crate::identity::fact::{Fact, Said};
+use crate::identity::procfs::Procfs;
+use crate::input::{self, Input, Record};
+use crate::kernel::attach::Tracer;
+use crate::kernel::ring::{self, MachineNames, Records};
+use crate::net::Timestamp;
+use crate::output::Outputs;
+use crate::pipeline::{Host, Pipeline};
+use crate::printable::printable;
+use crate::recording::{self, Header};
+
+/// On Nitro instances the board's asset tag is the instance's id.
+const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
+
+/// The pipeline with everything that feeds it and everything that hears it.
+pub(super) struct Session {
+    pub(super) names: MachineNames,
+    pipeline: Pipeline,
+    pub(super) outputs: Outputs,
+    recording: Option<recording::Writer<BufWriter<fs::File>>>,
+    procfs: Procfs,
+    lost: u64,
+    unreadable: u64,
+}
+
+impl Session {
+    pub(super) fn begin(
+        config: &Watch,
+        tracer: &Tracer,
+        names: MachineNames,
+        missing: Vec<Missing>,
+    ) -> anyhow::Result<Self> {
+        let ready = Ready {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: read_line("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            hooks: tracer.attached(),
+            missing,
+        };
+        let header = Header {
+            recording: recording::VERSION,
+            boot_time: boot_time()?,
+            at: now()?,
+            netns: names.netns,
+            endpoints: config.endpoints.clone(),
+            instance: read_line(ASSET_TAG).filter(|tag| tag.starts_with("i-")),
+            ready: ready.clone(),
+        };
+        let recording = config.record.as_ref().map(|path| {
+            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+            file.and_then(|file| recording::Writer::new(BufWriter::new(file), &header))
+                .with_context(|| format!("--record {}", path.display()))
+        });
+        let mut outputs = Outputs::open(&config.telling, header.boot_time)?;
+        tell_what_is_watched(&ready);
+        outputs.tell(&Event::Ready(header.at, ready))?;
+        let pipeline = Pipeline::new(Host { netns: names.netns, instance: header.instance.clone() });
+        Ok(Self {
+            names,
+            pipeline,
+            outputs,
+            recording: recording.transpose()?,
+            procfs: Procfs::default(),
+            lost: 0,
+            unreadable: 0,
+        })
+    }
+
+    /// Gives an input to the recording and to the pipeline, in this order: what is told was recorded before.
+    fn push(&mut self, input: Input) -> anyhow::Result<()> {
+        if let Some(recording) = &mut self.recording {
+            recording.write(&input).context("write the recording")?;
+        }
+        let mut result = Ok(());
+        let outputs = &mut self.outputs;
+        self.pipeline.push(input, &mut |event| {
+            if result.is_ok() {
+                result = outputs.tell(event);
+            }
+        });
+        Ok(result?)
+    }
+
+    pub(super) fn fact(&mut self, said: Said) -> anyhow::Result<()> {
+        self.push(Input::Fact(Fact { at: now()?, said }))
+    }
+
+    pub(super) fn news(&mut self, told: News) -> anyhow::Result<()> {
+        match told {
+            News::Said(said) => self.fact(said),
+            News::Listed => {
+                log::info!("the Docker engine has listed its containers");
+                Ok(())
+            }
+            News::Unreachable(why) => {
+                log::info!("{why}");
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes at most `limit` records from the ring buffer, and none behind the first that is later than `until`: in a storm the
+    /// buffer is never empty. Gives how many.
+    pub(super) fn drain(&mut self, records: &mut Records, limit: usize, until: Timestamp) -> anyhow::Result<usize> {
+        let mut taken = 0;
+        while taken < limit {
+            let names = &self.names;
+            let read = records.next(|bytes| {
+                let record = ring::read(bytes)?;
+                let connecting = match record {
+                    Record::Connect(connect) => Some(connect.tgid),
+                    _ => None,
+                };
+                Some((input::from_record(record, names), connecting))
+            });
+            let Some(read) = read else { break };
+            taken += 1;
+            let Some((input, connecting)) = read else {
+                self.unreadable += 1;
+                continue;
+            };
+            let at = input.at();
+            self.push(input)?;
+            // At once: the process may not live long.
+            if let Some(detail) = connecting.and_then(|pid| self.procfs.describe(pid)) {
+                self.push(Input::Fact(Fact { at, said: Said::Process(detail) }))?;
+            }
+            if at > until {
+                break;
+            }
+        }
+        if taken > 0 {
+            self.outputs.flush()?;
+        }
+        Ok(taken)
+    }
+
+    /// Lets time pass: closes what has gone quiet, says what was lost.
+    pub(super) fn tick(&mut self, tracer: &Tracer, at: Timestamp) -> anyhow::Result<()> {
+        self.note_lost(tracer.lost(), at)?;
+        // Only a tick that leads to something is an input: an idle host's recording does not grow.
+        if self.pipeline.due().is_some_and(|due| due <= at) {
+            self.push(Input::Tick { at })?;
+        }
+        self.outputs.flush()?;
+        if let Some(recording) = &mut self.recording {
+            recording.flush().context("write the recording")?;
+        }
+        Ok(())
+    }
+
+    fn note_lost(&mut self, lost: u64, at: Timestamp) -> anyhow::Result<()> {
+        if lost == self.lost && self.unreadable == 0 {
+            return Ok(());
+        }
+        let (ring_buffer, unreadable) = (lost - self.lost, std::mem::take(&mut self.unreadable));
+        self.lost = lost;
+        self.push(Input::Lost { at, ring_buffer, unreadable })
+    }
+
+    pub(super) fn header_errors(&mut self, (v4, v6): (u64, u64)) -> anyhow::Result<()> {
+        self.fact(Said::InHdrErrors { netns: self.names.netns, v4, v6 })
+    }
+
+    pub(super) fn finish(mut self, lost: u64) -> anyhow::Result<bool> {
+        let at = now()?;
+        self.note_lost(lost, at)?;
+        self.push(Input::Tick { at })?;
+        if let Some(recording) = &mut self.recording {
+            recording.flush().context("write the recording")?;
+        }
+        let mut result = Ok(());
+        let outputs = &mut self.outputs;
+        self.pipeline.finish(&mut |event| {
+            if result.is_ok() {
+                result = outputs.tell(event);
+            }
+        });
+        result?;
+        self.outputs.flush()?;
+        Ok(!self.outputs.failed())
+    }
+}
+
+fn tell_what_is_watched(ready: &Ready) {
+    let mut interfaces: Vec<&str> = Vec::new();
+    let mut tracepoints: Vec<&str> = Vec::new();
+    for hook in &ready.hooks {
+        match hook {
+            Attached::Tc { interface, .. } if !interfaces.contains(&interface.as_str()) => interfaces.push(interface),
+            Attached::Tc { .. } => {}
+            Attached::Tracepoint { name } => tracepoints.push(name),
+        }
+    }
+    let interfaces = if interfaces.is_empty() { "no interface yet".to_owned() } else { interfaces.join(", ") };
+    let interfaces = printable(&interfaces, MAX_SHOWN);
+    eprintln!("imds-trace: watching {interfaces} and {}; Ctrl-C ends with the report", tracepoints.join(", "));
+    for missing in &ready.missing {
+        eprintln!("imds-trace: warning: without {}: {}", missing.hook, printable(&missing.why, MAX_SHOWN));
+    }
+}
+
+fn read_line(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
