@@ -107,9 +107,10 @@ impl TellingArgs {
 impl WatchArgs {
     /// What it means.
     pub fn mean(self) -> Result<Watch, config::Error> {
+        let telling = self.telling.mean()?;
         Ok(Watch {
-            telling: self.telling.mean()?,
-            record: self.record,
+            record: config::record(self.record, &telling.outputs)?,
+            telling,
             interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
             endpoints: config::endpoints(&self.endpoints)?,
             duration: self.duration.as_deref().map(config::duration).transpose()?,

@@ -66,7 +66,7 @@ pub struct Watch {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// Not an address.
-    #[error("--endpoint {0}: not an IP address (try {IMDS_V4} or {IMDS_V6})")]
+    #[error("--endpoint {0}: not the IP address of a host (try {IMDS_V4} or {IMDS_V6})")]
     Endpoint(String),
     /// More than the kernel half has room for.
     #[error("--endpoint: more than {MAX_ENDPOINTS} addresses of one family")]
@@ -80,6 +80,9 @@ pub enum Error {
     /// Two outputs to the same place.
     #[error("--output: two outputs go to {0}; give one of them a file, e.g. json=events.jsonl")]
     Twice(String),
+    /// Not a place for a recording.
+    #[error("--record {0}: {1}")]
+    Record(String, &'static str),
     /// No interface can have this name.
     #[error("--interface {0:?}: not an interface name (1 to 15 characters, no space and no slash; * stands for any)")]
     Interface(String),
@@ -94,6 +97,11 @@ pub fn endpoints(given: &[String]) -> Result<Vec<IpAddr>, Error> {
         // As in a URL, IPv6 may stand in brackets.
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
         let address: IpAddr = bare.parse().map_err(|_| Error::Endpoint(text.clone()))?;
+        // ::ffff:a.b.c.d is on the wire as the IPv4 address that it is.
+        let address = address.to_canonical();
+        if address.is_unspecified() || address.is_multicast() {
+            return Err(Error::Endpoint(text.clone()));
+        }
         if !endpoints.contains(&address) {
             endpoints.push(address);
         }
@@ -118,6 +126,18 @@ pub fn interface(text: &str) -> Result<String, Error> {
         return Err(Error::Interface(text.to_owned()));
     }
     Ok(text.to_owned())
+}
+
+/// Reads `--record`, beside the outputs.
+pub fn record(path: Option<PathBuf>, outputs: &[OutputSpec]) -> Result<Option<PathBuf>, Error> {
+    let wrong = |path: &PathBuf, why| Err(Error::Record(path.display().to_string(), why));
+    match &path {
+        Some(path) if path.as_os_str() == "-" => wrong(path, "a recording goes to a file; stdout is for --output"),
+        Some(path) if outputs.iter().any(|output| output.path.as_ref() == Some(path)) => {
+            wrong(path, "an output goes to the same file")
+        }
+        _ => Ok(path),
+    }
 }
 
 /// Reads `--output`, `KIND` or `KIND=PATH`; without any, text on stdout. `known` are the kinds there are.

@@ -96,6 +96,7 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
 
     let mut session = Session::begin(&config, &tracer, names, follower.missing(&tracer))?;
     session.header_errors(errors_before)?;
+    session.uplinks(follower.new_uplinks())?;
     for said in introduced {
         session.fact(said)?;
     }
@@ -112,16 +113,22 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look_again = tokio::time::interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
     look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    while !session.must_end() {
         tokio::select! {
             biased;
             _ = interrupted.recv() => break,
             _ = terminated.recv() => break,
             () = until(deadline) => break,
             Some(told) = news.recv() => session.news(told)?,
-            Some(change) = follower.changes.recv() => follower.change(change, &mut tracer, &mut session.names).await,
+            Some(change) = follower.changes.recv() => {
+                follower.change(change, &mut tracer, &mut session.names).await;
+                session.uplinks(follower.new_uplinks())?;
+            }
             () = read_probe_log(&mut probe_log), if probe_log.is_some() => {}
-            _ = look_again.tick() => follower.look_again(&mut tracer, &mut session.names).await,
+            _ = look_again.tick() => {
+                follower.look_again(&mut tracer, &mut session.names).await;
+                session.uplinks(follower.new_uplinks())?;
+            }
             _ = tick.tick() => {
                 // The time first: what the ring buffer holds now is not later.
                 let at = now()?;

@@ -80,6 +80,9 @@ impl Pipeline {
                 self.joiner.push(observation);
             }
             Input::Fact(fact) => {
+                if let Said::Uplinks { interfaces } = &fact.said {
+                    self.joiner.uplinks(interfaces);
+                }
                 self.interpreter.note_counters(&fact.said);
                 self.lost.state_evicted += self.interpreter.directory.learn(&fact);
             }

@@ -1,5 +1,7 @@
 //! How is text that others chose shown on a terminal, and an error in one sentence?
 
+use std::borrow::Cow;
+
 use crate::net::bounded;
 
 /// Text that a container may have chosen, safe for a terminal: no control characters, nothing that turns the writing direction or
@@ -7,9 +9,7 @@ use crate::net::bounded;
 pub fn printable(text: &str, limit: usize) -> String {
     let mut out = String::with_capacity(text.len().min(limit));
     for c in bounded(text, limit).chars() {
-        let invisible =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || invisible {
+        if is_unsafe(c) {
             out.extend(c.escape_default());
         } else {
             out.push(c);
@@ -19,6 +19,29 @@ pub fn printable(text: &str, limit: usize) -> String {
         out.push('…');
     }
     out
+}
+
+/// JSON text with the characters escaped that [`printable`] escapes and JSON allows to stand raw.
+pub fn json_safe(text: &str) -> Cow<'_, str> {
+    if text.is_ascii() || !text.chars().any(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_unsafe(c) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Moves the cursor, turns the writing direction or takes no room. All are below U+10000. A line's own end is not in a line.
+fn is_unsafe(c: char) -> bool {
+    let invisible =
+        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    c.is_control() || invisible
 }
 
 /// An error with all its causes, each said once.

@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::event::Ready;
 use crate::input::Input;
 use crate::net::{BootTime, Netns, Timestamp};
+use crate::printable::json_safe;
 
 /// Version of the format that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -45,12 +46,12 @@ pub struct Header {
 #[derive(Debug, Error)]
 pub enum Error {
     /// The file could not be read.
-    #[error("line {line}: {source}")]
+    #[error("line {line}: {error}")]
     Io {
         /// Line number, from 1.
         line: u64,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The first line is not a header.
     #[error("line 1: not an imds-trace recording (its first line must be {{\"recording\":{VERSION},…}}): {0}")]
@@ -93,7 +94,7 @@ impl<W: Write> Writer<W> {
 
     /// Writes one input.
     pub fn write(&mut self, input: &Input) -> io::Result<()> {
-        serde_json::to_writer(&mut self.out, input)?;
+        self.out.write_all(json_safe(&serde_json::to_string(input)?).as_bytes())?;
         self.out.write_all(b"\n")
     }
 
@@ -161,7 +162,7 @@ fn read_line(input: &mut impl BufRead, line: u64) -> Result<Option<Line>, Error>
     let mut text = Vec::new();
     let read = io::Read::take(&mut *input, MAX_LINE)
         .read_until(b'\n', &mut text)
-        .map_err(|source| Error::Io { line, source })?;
+        .map_err(|error| Error::Io { line, error })?;
     Ok(match (read, text.last()) {
         (0, _) => None,
         (_, Some(b'\n')) => Some(Line::Whole(text)),

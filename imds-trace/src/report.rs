@@ -20,6 +20,8 @@ pub struct Report {
     pub lost: Lost,
     /// The kernel's own count beside ours.
     pub spent: Reconciled,
+    /// Exchanges that are not shown, as was asked for.
+    pub hidden: u64,
 }
 
 /// One subject's tallies.

@@ -75,11 +75,18 @@ fn is_secret_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_' | '-')
 }
 
+/// `AKIA` or `ASIA` and sixteen more: the id of a long-lived or of a session's access key.
+fn is_access_key(run: &str) -> bool {
+    let known = run.starts_with("AKIA") || run.starts_with("ASIA");
+    known && run.len() == 20 && run.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
+}
+
 fn looks_secret(run: &str) -> bool {
     let has = |class: fn(&u8) -> bool| run.as_bytes().iter().any(class);
-    run.len() >= MIN_SECRET
-        && (run.ends_with('=')
-            || (has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_digit)))
+    is_access_key(run)
+        || run.len() >= MIN_SECRET
+            && (run.ends_with('=')
+                || (has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_digit)))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
                     container.image = Some(EVIL.into());
                     container.labels = std::sync::Arc::new([(EVIL.to_owned(), EVIL.to_owned())].into());
                 }
-                Said::Connected(_) | Said::ContainerGone { .. } | Said::InHdrErrors { .. } => {}
+                Said::Connected(_) | Said::ContainerGone { .. } | Said::Uplinks { .. } | Said::InHdrErrors { .. } => {}
             },
             Input::Observation(observation) => {
                 if let Some(Head::Request(head)) = &mut observation.head {

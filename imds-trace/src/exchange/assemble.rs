@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::{Exchange, ExchangeId, Moment, Travel};
+use super::{Decrements, Exchange, ExchangeId, Moment, Travel};
 use crate::journey::{ConnectionId, Fate, Journey};
 use crate::net::{Direction, Heading, Timestamp, Ttl};
 use crate::observation::{Head, TcpFlags};
@@ -177,9 +177,11 @@ fn close(entry: &mut Entry, at: Timestamp, sink: &mut Sink<'_>) {
 fn outward(entry: &mut Entry, journey: &Journey) {
     let exchange = &mut entry.exchange;
     if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last()) {
-        exchange.decrements.first.get_or_insert((first.ttl, first.hook.direction));
-        if last.hook.direction == Direction::Egress {
-            fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
+        // Both numbers from one packet, the one that most hooks saw.
+        if last.hook.direction == Direction::Egress && journey.hops.len() > exchange.decrements.hops {
+            let seen = first.ttl.0.checked_sub(last.ttl.0);
+            exchange.decrements =
+                Decrements { seen, first: Some((first.ttl, first.hook.direction)), hops: journey.hops.len() };
         }
     }
     let asks = match &journey.head {
@@ -223,6 +225,7 @@ fn inward(entry: &mut Entry, journey: &Journey) {
     if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last())
         && first.hook.direction == Direction::Ingress
         && last.hook.direction == Direction::Egress
+        && exchange.decrements.hops == 0
     {
         fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
     }

@@ -37,6 +37,8 @@ pub struct Decrements {
     pub seen: Option<u8>,
     /// TTL of a request packet at its first hook, and whether it came in there from somewhere else.
     pub first: Option<(Ttl, Direction)>,
+    /// Hooks that saw that packet.
+    pub hops: usize,
 }
 
 /// Initial TTLs in use (Linux 64, Windows 128, network gear 255). Only to recognise a packet whose TTL has not fallen yet.

@@ -13,6 +13,9 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
+/// A client that sends broken packets is refused for them, which is no loss.
+const MALFORMED: [&str; 5] = ["IP_INHDR", "IP_CSUM", "TCP_CSUM", "PKT_TOO_SMALL", "HDR_TRUNC"];
+
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.exchange;
     if exchange.answered.is_some() {
@@ -35,7 +38,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         },
         Moment::Asked | Moment::Answered | Moment::Lost(_) => return None,
     };
-    if heading == Heading::FromImds && is_spent(dropped) {
+    let reason = dropped.drop.reason.as_deref().unwrap_or_default();
+    let is_malformed = heading == Heading::ToImds && MALFORMED.contains(&reason);
+    if is_malformed || heading == Heading::FromImds && is_spent(dropped) {
         return None;
     }
     let mut verdict = verdict(case, heading, dropped);

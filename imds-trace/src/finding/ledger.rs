@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Case, Finding, HopLimit, RULES, Rule, Verdict};
-use crate::identity::Subject;
+use super::{Case, Confidence, Finding, HopLimit, RULES, Rule, Verdict};
+use crate::identity::{Key, Subject};
 use crate::net::Timestamp;
 
 /// Exchanges named as evidence of one finding.
@@ -50,7 +50,13 @@ impl Ledger {
     /// Asks every rule about a case of the moment `at`; `told` gets the findings that are new.
     pub fn examine(&mut self, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) {
         for rule in RULES {
-            if let Some(verdict) = (rule.examine)(case) {
+            if let Some(mut verdict) = (rule.examine)(case) {
+                if case.who.by == Key::Address {
+                    // Anybody on the bridge can send packets with another's address: a finding of its own, and no certainty.
+                    verdict.confidence = Confidence::Likely;
+                    verdict.cause.push_str(" by address");
+                    verdict.summary.push_str(" (Known by its address only: no socket of it was seen.)");
+                }
                 self.enter(rule, verdict, case, at, told);
             }
         }

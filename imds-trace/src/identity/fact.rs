@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::net::{Endpoint, Netns, Timestamp, Ttl};
+use crate::net::{Endpoint, Ifindex, Netns, Timestamp, Ttl};
 
 /// One thing that a source said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,11 @@ pub enum Said {
     ContainerGone {
         /// Its id.
         id: String,
+    },
+    /// Netlink: the routes to the endpoints go out by these interfaces of the host's namespace.
+    Uplinks {
+        /// Their indices.
+        interfaces: Vec<Ifindex>,
     },
     /// /proc: a namespace's count of packets whose IP header was refused, spent TTLs among them.
     InHdrErrors {

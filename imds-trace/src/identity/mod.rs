@@ -155,7 +155,7 @@ impl Directory {
                 self.containers.gone(fact.at, id);
                 0
             }
-            Said::InHdrErrors { .. } => 0,
+            Said::Uplinks { .. } | Said::InHdrErrors { .. } => 0,
         }
     }
 

@@ -50,6 +50,10 @@ pub struct State<Open> {
     /// Journeys still under way.
     pub open: Vec<Open>,
     legs: Vec<Leg>,
+    /// Under which addresses the SYN was seen at each hook.
+    syns: Vec<(Hook, Leg)>,
+    /// When the journeys are to be looked at next; they are at no other time.
+    pub scheduled: Option<Timestamp>,
     last: Timestamp,
     /// Its place in the order of last use.
     turn: u64,
@@ -63,8 +67,6 @@ pub struct Found {
     pub id: ConnectionId,
     /// How it was found.
     pub join: Join,
-    /// Two halves of it have just become one: its open journeys are more than before.
-    pub merged: bool,
 }
 
 /// All connections, bounded.
@@ -105,7 +107,7 @@ impl<Open> Connections<Open> {
         let key = PacketKey::new(observation, tcp);
         let found = match self.find(observation, tcp, leg, key) {
             Some(found) => found,
-            None if may_enter => Found { id: self.enter(observation, tcp, leg), join: Join::Exact, merged: false },
+            None if may_enter => Found { id: self.enter(observation, tcp, leg), join: Join::Exact },
             None => return None,
         };
         let id = found.id;
@@ -143,9 +145,18 @@ impl<Open> Connections<Open> {
             if observation.at.since(state.last) > SAME_SYN {
                 return None;
             }
+            // Two SYNs with one number under two addresses at one hook are two connections: a number can be forged.
+            if let Place::Hook(hook) = &observation.place {
+                match state.syns.iter().find(|(seen, _)| seen == hook) {
+                    Some((_, seen)) if *seen != leg => return None,
+                    Some(_) => {}
+                    None if state.syns.len() >= MAX_LEGS => return None,
+                    None => state.syns.push((hook.clone(), leg)),
+                }
+            }
             let join = if state.legs.first() == Some(&leg) { Join::Exact } else { Join::Rewritten };
             self.add_leg(id, leg);
-            return Some(Found { id, join, merged: false });
+            return Some(Found { id, join });
         }
         // By its addresses, and by its numbers if it was the latest packet of a connection. Mostly both say the same; where the
         // SYN was missed on one side of a translation, the numbers are what ties the sides together.
@@ -160,7 +171,7 @@ impl<Open> Connections<Open> {
                 if observation.heading == Heading::FromImds {
                     self.move_client(id, leg);
                 }
-                Some(Found { id, join: Join::Guessed, merged: false })
+                Some(Found { id, join: Join::Guessed })
             }
             (Some(old), Some(id)) => {
                 let has_syn =
@@ -169,7 +180,7 @@ impl<Open> Connections<Open> {
                     // The addresses were used again by another connection, whose packet this is.
                     (true, true) => {
                         self.add_leg(id, leg);
-                        Some(Found { id, join: Join::Guessed, merged: false })
+                        Some(Found { id, join: Join::Guessed })
                     }
                     // `id` saw the packet first: on the way to IMDS it is nearer to the client, on the way back `old` is.
                     (true, false) => Some(self.merge(old, id, observation.heading == Heading::ToImds)),
@@ -181,7 +192,7 @@ impl<Open> Connections<Open> {
 
     fn known(&self, id: ConnectionId) -> Found {
         let translated = self.states.get(&id).is_some_and(|state| state.legs.len() > 1);
-        Found { id, join: if translated { Join::Rewritten } else { Join::Exact }, merged: false }
+        Found { id, join: if translated { Join::Rewritten } else { Join::Exact } }
     }
 
     /// Makes two halves of a connection one. `takes_client`: the half that goes was nearer to the client.
@@ -206,7 +217,7 @@ impl<Open> Connections<Open> {
                 }
             }
         }
-        Found { id, join: Join::Guessed, merged: true }
+        Found { id, join: Join::Guessed }
     }
 
     /// A packet on its way back was seen under addresses that are new: nearer to the client, if all that was known of the client is
@@ -240,6 +251,10 @@ impl<Open> Connections<Open> {
             _ => None,
         };
         let isn = opens.then_some(tcp.seq);
+        let syns = match &observation.place {
+            Place::Hook(hook) if opens => vec![(hook.clone(), leg)],
+            _ => Vec::new(),
+        };
         let connection = Connection { id, client: leg.client, endpoint: leg.endpoint, isn };
         let turn = self.turn;
         self.turn += 1;
@@ -249,6 +264,8 @@ impl<Open> Connections<Open> {
             acked: [None; 2],
             open: Vec::new(),
             legs: vec![leg],
+            syns,
+            scheduled: None,
             last: observation.at,
             turn,
             latest: None,

@@ -1,12 +1,12 @@
 //! Which journey does this observation continue, and when is a journey over?
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::connections::{Connections, Found, PacketKey, State};
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
-use crate::net::{Direction, Heading, Netns, Timestamp};
+use crate::net::{Direction, Heading, Ifindex, Netns, Timestamp};
 use crate::observation::{Drop, Observation, Place, Tcp, TcpFlags};
 
 /// A journey is over when nothing more was seen of it for so long. Crossing a host takes microseconds; the rest is for the
@@ -14,6 +14,8 @@ use crate::observation::{Drop, Observation, Place, Tcp, TcpFlags};
 pub const QUIET: Duration = Duration::from_millis(250);
 /// Journeys under way in one connection at most; a window of small segments.
 const MAX_OPEN: usize = 256;
+/// Forged packets remembered at most; each crosses the host within microseconds.
+const MAX_FORGED: usize = 4096;
 /// Hops of one journey at most: more than any stack of bridges has.
 const MAX_HOPS: usize = 32;
 
@@ -36,6 +38,11 @@ struct Open {
 pub struct Joiner {
     /// The namespace that the hooks are in.
     host: Netns,
+    /// Interfaces towards IMDS; empty if nobody said.
+    uplinks: Vec<Ifindex>,
+    /// Packets that claim to be from IMDS and are not, the latest.
+    forged: HashSet<PacketKey>,
+    forged_order: VecDeque<PacketKey>,
     connections: Connections<Open>,
     due: BinaryHeap<Reverse<(Timestamp, ConnectionId)>>,
     evicted: u64,
@@ -44,7 +51,41 @@ pub struct Joiner {
 impl Joiner {
     /// Joins what was seen on a host whose hooks are in the namespace `host`.
     pub fn new(host: Netns) -> Self {
-        Self { host, connections: Connections::default(), due: BinaryHeap::new(), evicted: 0 }
+        Self {
+            host,
+            uplinks: Vec::new(),
+            forged: HashSet::new(),
+            forged_order: VecDeque::new(),
+            connections: Connections::default(),
+            due: BinaryHeap::new(),
+            evicted: 0,
+        }
+    }
+
+    /// The routes to the endpoints use these interfaces now: what comes from IMDS comes in by one of them.
+    pub fn uplinks(&mut self, interfaces: &[Ifindex]) {
+        self.uplinks = interfaces.to_vec();
+    }
+
+    /// Is it a packet that says it is from IMDS, but came in by another interface than those towards it? A container with a raw
+    /// socket can send such packets; they, and what becomes of them further on, say nothing of IMDS.
+    fn is_forged(&mut self, observation: &Observation, key: PacketKey) -> bool {
+        if observation.heading != Heading::FromImds || self.uplinks.is_empty() {
+            return false;
+        }
+        let came_in_elsewhere = match &observation.place {
+            Place::Hook(hook) => hook.direction == Direction::Ingress && !self.uplinks.contains(&hook.interface.index),
+            Place::Drop(_) => false,
+        };
+        if came_in_elsewhere && self.forged.insert(key) {
+            self.forged_order.push_back(key);
+            while self.forged_order.len() > MAX_FORGED {
+                if let Some(oldest) = self.forged_order.pop_front() {
+                    self.forged.remove(&oldest);
+                }
+            }
+        }
+        came_in_elsewhere || self.forged.contains(&key)
     }
 
     /// Takes in one observation. Journeys come out of [`Self::advance`].
@@ -56,14 +97,14 @@ impl Joiner {
         {
             return;
         }
+        if self.is_forged(&observation, PacketKey::new(&observation, tcp)) {
+            return;
+        }
         let reached = matches!(&observation.place, Place::Drop(drop) if is_receivers_own(drop));
         // What a TCP discards of itself, with no journey that brought it there, says nothing of the network. And kfree_skb speaks
         // for every namespace: a response dropped in another one that never came in here is none of this host's.
         let only_continues = reached || self.is_foreign(&observation);
-        let Some(Found { id, join, merged }) = self.connections.of(&observation, tcp, !only_continues) else { return };
-        if merged {
-            self.due.push(Reverse((observation.at.after(QUIET), id)));
-        }
+        let Some(Found { id, join }) = self.connections.of(&observation, tcp, !only_continues) else { return };
         self.evicted += self.connections.take_evicted();
         let Some(state) = self.connections.get_mut(id) else { return };
         note_ack(state, observation.heading, tcp);
@@ -73,10 +114,6 @@ impl Joiner {
             Some(open) => open,
             None if only_continues => return,
             None => {
-                if state.open.len() >= MAX_OPEN {
-                    state.open.remove(0);
-                    self.evicted += 1;
-                }
                 state.open.push(Open {
                     key,
                     tcp,
@@ -88,7 +125,6 @@ impl Joiner {
                     join,
                     last: observation.at,
                 });
-                self.due.push(Reverse((observation.at.after(QUIET), id)));
                 state.open.last_mut().unwrap_or_else(|| unreachable!("pushed just now"))
             }
         };
@@ -99,6 +135,15 @@ impl Joiner {
             Place::Hook(hook) => open.hops.push(Hop { at: observation.at, hook, ttl: observation.ttl }),
             Place::Drop(_) if reached => open.reached = true,
             Place::Drop(drop) => open.dropped = Some(Dropped { drop, ttl: observation.ttl }),
+        }
+        while state.open.len() > MAX_OPEN {
+            state.open.remove(0);
+            self.evicted += 1;
+        }
+        if state.scheduled.is_none() {
+            let due = observation.at.after(QUIET);
+            state.scheduled = Some(due);
+            self.due.push(Reverse((due, id)));
         }
     }
 
@@ -115,10 +160,15 @@ impl Joiner {
             }
             self.due.pop();
             let Some(state) = self.connections.get_mut(id) else { continue };
+            // One entry a connection: what is not the one it is scheduled for is left from a half that was merged.
+            if state.scheduled != Some(due) {
+                continue;
+            }
             let (over, open): (Vec<Open>, Vec<Open>) =
                 std::mem::take(&mut state.open).into_iter().partition(|open| open.last.after(QUIET) <= now);
             state.open = open;
-            if let Some(next) = state.open.iter().map(|open| open.last.after(QUIET)).min() {
+            state.scheduled = state.open.iter().map(|open| open.last.after(QUIET)).min();
+            if let Some(next) = state.scheduled {
                 self.due.push(Reverse((next, id)));
             }
             for open in over {

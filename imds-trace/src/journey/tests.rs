@@ -183,3 +183,30 @@ fn a_flood_of_connections_stays_bounded_and_is_counted() {
     }
     assert_eq!(joiner.take_evicted(), 100_000 - 65_536);
 }
+
+#[test]
+fn one_forged_number_under_many_addresses_is_many_connections_and_costs_no_more() {
+    let mut joiner = Joiner::new(Netns(1));
+    let mut ended = 0;
+    for n in 0..60_000u64 {
+        let client = format!("172.17.0.2:{}", 1 + n);
+        let observation = observe(n / 10, hook("docker0", Ingress), &client, 64, &syn());
+        joiner.advance(observation.at, &mut |_| ended += 1);
+        joiner.push(observation);
+        assert!(joiner.due.len() < 10_000, "one entry a connection that is under way");
+    }
+    joiner.advance(Timestamp(u64::MAX), &mut |_| ended += 1);
+    assert_eq!((ended, joiner.take_evicted()), (60_000, 0));
+}
+
+#[test]
+fn an_answer_that_comes_in_from_the_clients_side_is_none() {
+    let mut joiner = Joiner::new(Netns(1));
+    let uplink = "ens5".bytes().map(u32::from).sum();
+    joiner.uplinks(&[Ifindex(uplink)]);
+    joiner.push(observe(1, hook("docker0", Ingress), CLIENT, 1, &data()));
+    joiner.push(observe(1, drop_at("ip_forward", "IP_INHDR"), CLIENT, 1, &data()));
+    let mut journeys = Vec::new();
+    joiner.advance(Timestamp(u64::MAX), &mut |journey| journeys.push(journey));
+    assert_eq!(journeys, []);
+}

@@ -24,6 +24,8 @@ pub(super) struct Follower<'a> {
     pub(super) changes: mpsc::Receiver<Change>,
     links: BTreeMap<Ifindex, Link>,
     routes: BTreeSet<Ifindex>,
+    /// The uplinks that were told last.
+    told: Vec<Ifindex>,
     /// Interfaces that cannot be listened on, each told once.
     failed: BTreeMap<String, Missing>,
     config: &'a Watch,
@@ -32,7 +34,15 @@ pub(super) struct Follower<'a> {
 impl<'a> Follower<'a> {
     /// Knows nothing yet.
     pub(super) fn new(interfaces: Interfaces, changes: mpsc::Receiver<Change>, config: &'a Watch) -> Self {
-        Self { interfaces, changes, links: BTreeMap::new(), routes: BTreeSet::new(), failed: BTreeMap::new(), config }
+        Self {
+            interfaces,
+            changes,
+            links: BTreeMap::new(),
+            routes: BTreeSet::new(),
+            told: Vec::new(),
+            failed: BTreeMap::new(),
+            config,
+        }
     }
 
     /// Attaches to what is there. An error if an interface that was asked for is not, or if nothing can be attached.
@@ -81,6 +91,15 @@ impl<'a> Follower<'a> {
                 self.failed.insert(missing.hook.clone(), missing);
             }
         }
+    }
+
+    /// The interfaces towards IMDS, if that has changed since it was asked.
+    pub(super) fn new_uplinks(&mut self) -> Option<Vec<Ifindex>> {
+        let uplinks: Vec<Ifindex> = self.routes.iter().copied().collect();
+        (self.told != uplinks).then(|| {
+            self.told.clone_from(&uplinks);
+            uplinks
+        })
     }
 
     /// Everything that could not be attached so far.

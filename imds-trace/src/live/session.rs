@@ -15,7 +15,7 @@ use crate::identity::procfs::Procfs;
 use crate::input::{self, Input, Record};
 use crate::kernel::attach::Tracer;
 use crate::kernel::ring::{self, MachineNames, Records};
-use crate::net::Timestamp;
+use crate::net::{Ifindex, Timestamp};
 use crate::output::Outputs;
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
@@ -31,6 +31,8 @@ pub(super) struct Session {
     pub(super) outputs: Outputs,
     recording: Option<recording::Writer<BufWriter<fs::File>>>,
     procfs: Procfs,
+    /// Why there is no recording any more.
+    stopped: Option<std::io::Error>,
     lost: u64,
     unreadable: u64,
 }
@@ -72,6 +74,7 @@ impl Session {
             outputs,
             recording: recording.transpose()?,
             procfs: Procfs::default(),
+            stopped: None,
             lost: 0,
             unreadable: 0,
         })
@@ -80,7 +83,9 @@ impl Session {
     /// Gives an input to the recording and to the pipeline, in this order: what is told was recorded before.
     fn push(&mut self, input: Input) -> anyhow::Result<()> {
         if let Some(recording) = &mut self.recording {
-            recording.write(&input).context("write the recording")?;
+            if let Err(error) = recording.write(&input) {
+                self.stop_recording(error);
+            }
         }
         let mut result = Ok(());
         let outputs = &mut self.outputs;
@@ -94,6 +99,11 @@ impl Session {
 
     pub(super) fn fact(&mut self, said: Said) -> anyhow::Result<()> {
         self.push(Input::Fact(Fact { at: now()?, said }))
+    }
+
+    /// Tells that the routes to the endpoints have changed, if they have.
+    pub(super) fn uplinks(&mut self, changed: Option<Vec<Ifindex>>) -> anyhow::Result<()> {
+        changed.map_or(Ok(()), |interfaces| self.fact(Said::Uplinks { interfaces }))
     }
 
     pub(super) fn news(&mut self, told: News) -> anyhow::Result<()> {
@@ -155,9 +165,22 @@ impl Session {
         }
         self.outputs.flush()?;
         if let Some(recording) = &mut self.recording {
-            recording.flush().context("write the recording")?;
+            if let Err(error) = recording.flush() {
+                self.stop_recording(error);
+            }
         }
         Ok(())
+    }
+
+    /// A full disk, mostly: the run ends, and what was seen so far is told.
+    fn stop_recording(&mut self, error: std::io::Error) {
+        self.recording = None;
+        self.stopped.get_or_insert(error);
+    }
+
+    /// Must the run end?
+    pub(super) fn must_end(&self) -> bool {
+        self.stopped.is_some()
     }
 
     fn note_lost(&mut self, lost: u64, at: Timestamp) -> anyhow::Result<()> {
@@ -178,7 +201,9 @@ impl Session {
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
         if let Some(recording) = &mut self.recording {
-            recording.flush().context("write the recording")?;
+            if let Err(error) = recording.flush() {
+                self.stop_recording(error);
+            }
         }
         let mut result = Ok(());
         let outputs = &mut self.outputs;
@@ -189,7 +214,10 @@ impl Session {
         });
         result?;
         self.outputs.flush()?;
-        Ok(!self.outputs.failed())
+        match self.stopped {
+            Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),
+            None => Ok(!self.outputs.failed()),
+        }
     }
 }
 

@@ -126,26 +126,32 @@ fn text(value: &[u8], limit: usize) -> String {
     bounded(&masked, limit).to_owned()
 }
 
-/// The path without query, each segment masked by shape. A role name may be long and mixed, so behind `security-credentials/`
-/// only what ends in `=` (as tokens do, and IAM names hardly ever) or is too long for IAM is masked.
+/// The path without query. IMDS names its categories in lower case; capital letters belong to what an account names itself, roles
+/// and tags, and nowhere else: a segment with them in another place, or one that looks like a secret, is masked with all that
+/// follows it, for a secret may hold slashes.
 fn path(path: &str) -> String {
     let path = path.split(['?', '#']).next().unwrap_or_default();
-    let mut below_credentials = false;
-    let segments: Vec<String> = path
+    let mut named_by_account = false;
+    let mut masked = false;
+    let segments: Vec<&str> = path
         .split('/')
         .map(|segment| {
-            let is_role = std::mem::replace(&mut below_credentials, segment.starts_with("security-credentials"));
-            if is_role && segment.len() <= MAX_SEGMENT && !segment.ends_with('=') {
-                segment.to_owned()
-            } else if segment.len() > MAX_SEGMENT {
-                MASK.to_owned()
-            } else {
-                mask(segment)
-            }
+            let names = std::mem::replace(&mut named_by_account, NAMED_BY_ACCOUNT.contains(&segment));
+            let fits = segment.len() <= MAX_SEGMENT
+                && if names {
+                    !segment.ends_with('=')
+                } else {
+                    !segment.bytes().any(|byte| byte.is_ascii_uppercase()) && mask(segment) == segment
+                };
+            masked |= !fits;
+            if masked { MASK } else { segment }
         })
         .collect();
     bounded(&segments.join("/"), MAX_PATH).to_owned()
 }
+
+/// Behind these a role's name or a tag's key stands.
+const NAMED_BY_ACCOUNT: [&str; 3] = ["security-credentials", "security-credentials-extended", "instance"];
 
 #[cfg(test)]
 mod tests {

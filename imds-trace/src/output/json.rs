@@ -14,6 +14,7 @@ use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::{Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
+use crate::printable::json_safe;
 use crate::report::Report;
 
 /// The kind.
@@ -44,7 +45,7 @@ impl Output for Json {
             Event::Report(when, report) => Line::Report(report_line(at(when), report)),
         };
         self.line.clear();
-        serde_json::to_writer((&mut self.line).writer(), &line)?;
+        self.line.put(json_safe(&serde_json::to_string(&line)?).as_bytes());
         self.line.put_u8(b'\n');
         self.stream.write_all(&self.line)
     }

@@ -14,7 +14,7 @@ use crate::config::Telling;
 use crate::event::Event;
 use crate::finding::Severity;
 use crate::net::BootTime;
-use crate::report::Tallies;
+use crate::report::{Report, Tallies};
 
 /// One way of telling.
 pub trait Output {
@@ -42,14 +42,14 @@ pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND];
 #[derive(Debug, Error)]
 pub enum Error {
     /// A file could not be made.
-    #[error("--output {kind}={path}: {source}")]
+    #[error("--output {kind}={path}: {error}")]
     Open {
         /// Kind of output.
         kind: String,
         /// The file.
         path: String,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// Writing failed.
     #[error("write output: {0}")]
@@ -72,6 +72,7 @@ pub struct Outputs {
     errors: u64,
     /// Of what is shown, where not everything is.
     tallies: Tallies,
+    hidden: u64,
 }
 
 impl Outputs {
@@ -84,17 +85,17 @@ impl Outputs {
                 // Colour only on a terminal and never with NO_COLOR: anstream looks.
                 None => Box::new(BufWriter::new(AutoStream::auto(io::stdout()))),
                 Some(path) => {
-                    let file = File::create(path).map_err(|source| Error::Open {
+                    let file = File::create(path).map_err(|error| Error::Open {
                         kind: spec.kind.clone(),
                         path: path.display().to_string(),
-                        source,
+                        error,
                     })?;
                     Box::new(BufWriter::new(AutoStream::never(file)))
                 }
             };
             outputs.push((kind.open)(stream, boot_time));
         }
-        Ok(Self { outputs, telling: telling.clone(), errors: 0, tallies: Tallies::default() })
+        Ok(Self { outputs, telling: telling.clone(), errors: 0, tallies: Tallies::default(), hidden: 0 })
     }
 
     /// Tells an event to all, if it is to be shown.
@@ -104,14 +105,18 @@ impl Outputs {
         let event = match event {
             _ if filter.is_empty() => event,
             Event::Report(at, report) => {
-                narrowed = Event::Report(*at, self.tallies.finish(report.lost, report.spent));
+                let shown = self.tallies.finish(report.lost, report.spent);
+                narrowed = Event::Report(*at, Report { hidden: self.hidden, ..shown });
                 &narrowed
             }
             event if filter.shows(event) => {
                 self.tallies.absorb(event);
                 event
             }
-            _ => return Ok(()),
+            event => {
+                self.hidden += u64::from(matches!(event, Event::Exchange(_)));
+                return Ok(());
+            }
         };
         if let Event::Finding(_, finding) = event {
             self.errors += u64::from(finding.severity == Severity::Error);

@@ -88,7 +88,7 @@ impl Text {
         let exchange = &event.exchange;
         let what = match &exchange.request {
             Some(request) => format!("{} {}", printable(&request.method, 16), printable(&request.path, MAX_PATH)),
-            None => "connection without a request that was seen".to_owned(),
+            None => "connection".to_owned(),
         };
         format!("{}  {}  {what}  {}", self.time(exchange.opened), who(&event.who), outcome(exchange))
     }
@@ -100,7 +100,14 @@ impl Text {
             let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", lost_sentence(report.lost));
         }
         if report.subjects.is_empty() {
-            let _ = writeln!(out, "No packet to or from IMDS was seen.");
+            let _ = match report.hidden {
+                0 => writeln!(out, "No packet to or from IMDS was seen."),
+                hidden => writeln!(
+                    out,
+                    "Nothing of what was asked for; {} of others, not shown.",
+                    counted(hidden, "exchange")
+                ),
+            };
         }
         for finding in &report.findings {
             let _ = writeln!(out);

@@ -27,7 +27,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
         "output",
         &["net", "observation", "journey", "exchange", "identity", "finding", "event", "report", "config", "printable"],
     ),
-    ("recording", &["net", "input", "event"]),
+    ("recording", &["net", "input", "event", "printable"]),
     // What is typed, and what it means.
     ("cli", &["config", "output::OUTPUTS", "finding::RULES"]),
     ("config", &[]),
