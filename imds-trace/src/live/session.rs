@@ -24,12 +24,14 @@ use crate::recording::{self, Header};
 /// On Nitro instances the board's asset tag is the instance's id.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
 
+type Recording = recording::Writer<BufWriter<fs::File>>;
+
 /// The pipeline with everything that feeds it and everything that hears it.
 pub(super) struct Session {
     pub(super) names: MachineNames,
     pipeline: Pipeline,
     pub(super) outputs: Outputs,
-    recording: Option<recording::Writer<BufWriter<fs::File>>>,
+    recording: Option<Recording>,
     procfs: Procfs,
     /// Why there is no recording any more.
     stopped: Option<std::io::Error>,
@@ -82,11 +84,7 @@ impl Session {
 
     /// Gives an input to the recording and to the pipeline, in this order: what is told was recorded before.
     fn push(&mut self, input: Input) -> anyhow::Result<()> {
-        if let Some(recording) = &mut self.recording {
-            if let Err(error) = recording.write(&input) {
-                self.stop_recording(error);
-            }
-        }
+        self.to_recording(|recording| recording.write(&input));
         let mut result = Ok(());
         let outputs = &mut self.outputs;
         self.pipeline.push(input, &mut |event| {
@@ -164,18 +162,16 @@ impl Session {
             self.push(Input::Tick { at })?;
         }
         self.outputs.flush()?;
-        if let Some(recording) = &mut self.recording {
-            if let Err(error) = recording.flush() {
-                self.stop_recording(error);
-            }
-        }
+        self.to_recording(recording::Writer::flush);
         Ok(())
     }
 
-    /// A full disk, mostly: the run ends, and what was seen so far is told.
-    fn stop_recording(&mut self, error: std::io::Error) {
-        self.recording = None;
-        self.stopped.get_or_insert(error);
+    /// Writes to the recording, if there is one. An error, a full disk mostly, ends it and the run; what was seen so far is told.
+    fn to_recording(&mut self, write: impl FnOnce(&mut Recording) -> std::io::Result<()>) {
+        if let Some(Err(error)) = self.recording.as_mut().map(write) {
+            self.recording = None;
+            self.stopped = Some(error);
+        }
     }
 
     /// Must the run end?
@@ -200,11 +196,7 @@ impl Session {
         let at = now()?;
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
-        if let Some(recording) = &mut self.recording {
-            if let Err(error) = recording.flush() {
-                self.stop_recording(error);
-            }
-        }
+        self.to_recording(recording::Writer::flush);
         let mut result = Ok(());
         let outputs = &mut self.outputs;
         self.pipeline.finish(&mut |event| {
