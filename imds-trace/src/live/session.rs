@@ -84,7 +84,7 @@ impl Session {
 
     /// Gives an input to the recording and to the pipeline, in this order: what is told was recorded before.
     fn push(&mut self, input: Input) -> anyhow::Result<()> {
-        self.to_recording(|recording| recording.write(&input));
+        self.keep(|recording| recording.write(&input));
         let mut result = Ok(());
         let outputs = &mut self.outputs;
         self.pipeline.push(input, &mut |event| {
@@ -162,12 +162,12 @@ impl Session {
             self.push(Input::Tick { at })?;
         }
         self.outputs.flush()?;
-        self.to_recording(recording::Writer::flush);
+        self.keep(recording::Writer::flush);
         Ok(())
     }
 
     /// Writes to the recording, if there is one. An error, a full disk mostly, ends it and the run; what was seen so far is told.
-    fn to_recording(&mut self, write: impl FnOnce(&mut Recording) -> std::io::Result<()>) {
+    fn keep(&mut self, write: impl FnOnce(&mut Recording) -> std::io::Result<()>) {
         if let Some(Err(error)) = self.recording.as_mut().map(write) {
             self.recording = None;
             self.stopped = Some(error);
@@ -196,7 +196,7 @@ impl Session {
         let at = now()?;
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
-        self.to_recording(recording::Writer::flush);
+        self.keep(recording::Writer::flush);
         let mut result = Ok(());
         let outputs = &mut self.outputs;
         self.pipeline.finish(&mut |event| {
