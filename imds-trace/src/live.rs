@@ -145,8 +145,9 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
     }
     // The lost ones are asked for while there is somebody to ask; then nothing new comes, and what has come is read.
     let lost = tracer.lost();
-    let errors_after = procfs::in_hdr_errors();
     drop(tracer);
+    // The kernel's counters are read before the hooks are there and after they are gone: they never show less than was seen.
+    let errors_after = procfs::in_hdr_errors();
     session.drain(records.get_mut(), usize::MAX, Timestamp(u64::MAX))?;
     session.header_errors(errors_after)?;
     session.finish(lost)
