@@ -141,9 +141,7 @@ impl Pipeline {
         // Each doubling is told, not each record: a storm must not make a storm.
         if self.lost.sum() > 2 * self.told_lost.sum() {
             self.told_lost = self.lost;
-            let event = Event::Loss(self.now, self.lost);
-            self.interpreter.tallies.absorb(&event);
-            sink(&event);
+            sink(&Event::Loss(self.now, self.lost));
         }
     }
 }

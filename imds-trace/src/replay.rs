@@ -42,26 +42,20 @@ fn run(mut reader: Reader<impl BufRead>, outputs: &mut Outputs) -> Result<(), St
     let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
     outputs.tell(&Event::Ready(header.at, header.ready)).map_err(Stopped::Output)?;
     let mut last = header.at;
-    let mut result = Ok(());
-    let mut tell = |event: &Event| {
-        if result.is_ok() {
-            result = outputs.tell(event);
-        }
-    };
     for input in &mut reader {
         match input {
             Ok(input) => {
                 last = last.max(input.at());
-                pipeline.push(input, &mut tell);
+                outputs.told(|tell| pipeline.push(input, tell)).map_err(Stopped::Output)?;
             }
             // The writer was killed: everything before this line is whole, and what is missing is said.
             Err(error @ recording::Error::CutShort { .. }) => {
                 eprintln!("imds-trace: {}; what came after it is missing", printable(&error.to_string(), 512));
-                pipeline.push(Input::Lost { at: last, ring_buffer: 0, unreadable: 1 }, &mut tell);
+                let lost = Input::Lost { at: last, ring_buffer: 0, unreadable: 1 };
+                outputs.told(|tell| pipeline.push(lost, tell)).map_err(Stopped::Output)?;
             }
             Err(error) => return Err(Stopped::Recording(error)),
         }
     }
-    pipeline.finish(&mut tell);
-    result.and_then(|()| outputs.flush()).map_err(Stopped::Output)
+    outputs.told(|tell| pipeline.finish(tell)).and_then(|()| outputs.flush()).map_err(Stopped::Output)
 }

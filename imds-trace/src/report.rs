@@ -107,8 +107,8 @@ impl Tallies {
                     None => self.over += 1,
                 }
             }
-            Event::Loss(_, lost) => self.report.lost = *lost,
-            Event::Ready(..) | Event::Report(..) => {}
+            // What was lost is given to `finish`, whole.
+            Event::Ready(..) | Event::Loss(..) | Event::Report(..) => {}
         }
     }
 

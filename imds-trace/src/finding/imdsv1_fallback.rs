@@ -1,6 +1,6 @@
 //! Did a client ask without a token because its token request brought nothing?
 
-use super::{Case, Rule, Severity, Verdict};
+use super::{Case, Rule, Severity, Verdict, capitalised};
 use crate::exchange::Imds;
 
 /// The rule.
@@ -35,15 +35,4 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                        openly instead of falling back."
             .to_owned();
     Some(verdict)
-}
-
-/// A sentence begins with a capital letter, unless a name stands there.
-pub(super) fn capitalised(sentence: String) -> String {
-    match sentence.strip_prefix("container ") {
-        Some(rest) => format!("Container {rest}"),
-        None => match sentence.strip_prefix("the client ") {
-            Some(rest) => format!("The client {rest}"),
-            None => sentence,
-        },
-    }
 }

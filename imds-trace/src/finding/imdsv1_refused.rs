@@ -2,8 +2,7 @@
 //!
 //! Told apart from a fallback, where it did ask and the answer was lost.
 
-use super::imdsv1_fallback::capitalised;
-use super::{Case, Rule, Severity, Verdict};
+use super::{Case, Rule, Severity, Verdict, capitalised};
 use crate::exchange::Imds;
 
 /// The rule.

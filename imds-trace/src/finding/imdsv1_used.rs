@@ -1,7 +1,6 @@
 //! Did a client read without a token, and get what it asked for?
 
-use super::imdsv1_fallback::capitalised;
-use super::{Case, Rule, Severity, Verdict};
+use super::{Case, Rule, Severity, Verdict, capitalised};
 use crate::exchange::Imds;
 
 /// The rule.

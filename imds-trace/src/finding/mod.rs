@@ -180,6 +180,17 @@ impl<'a> Case<'a> {
     }
 }
 
+/// A sentence begins with a capital letter, unless a name stands there.
+fn capitalised(sentence: String) -> String {
+    match sentence.strip_prefix("container ") {
+        Some(rest) => format!("Container {rest}"),
+        None => match sentence.strip_prefix("the client ") {
+            Some(rest) => format!("The client {rest}"),
+            None => sentence,
+        },
+    }
+}
+
 /// What a rule concludes from one case.
 #[derive(Clone, Debug)]
 pub struct Verdict {

@@ -136,7 +136,10 @@ impl Directory {
     pub fn learn(&mut self, fact: &Fact) -> u64 {
         match &fact.said {
             Said::Connecting(connecting) => self.sockets.connecting(fact.at, connecting),
-            Said::Connected(connected) => self.sockets.connected(fact.at, connected),
+            Said::Connected(connected) => {
+                self.sockets.connected(connected);
+                0
+            }
             Said::Process(detail) => {
                 if let (Some(id), Some((netns, cgroup))) = (&detail.container, self.sockets.place_of(detail.pid)) {
                     let netns = (netns != self.host_netns).then_some(netns);

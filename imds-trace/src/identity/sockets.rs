@@ -113,12 +113,11 @@ impl Sockets {
     }
 
     /// A socket got its port.
-    pub fn connected(&mut self, _at: Timestamp, socket: &Connected) -> u64 {
+    pub fn connected(&mut self, socket: &Connected) {
         if let Some(number) = self.connecting.remove(&socket.socket) {
             self.by_isn.insert((socket.isn, socket.destination), number);
             self.by_flow.insert((socket.source, socket.destination), number);
         }
-        0
     }
 
     /// Where a process that connects stands: namespace and cgroup, of its latest socket.

@@ -100,11 +100,10 @@ impl<Open> Default for Connections<Open> {
 }
 
 impl<Open> Connections<Open> {
-    /// The connection of a packet. One that is new is entered if it `may_enter`, else there is none.
-    pub fn of(&mut self, observation: &Observation, tcp: Tcp, may_enter: bool) -> Option<Found> {
+    /// The connection of a packet with the numbers `key`. One that is new is entered if it `may_enter`, else there is none.
+    pub fn of(&mut self, observation: &Observation, tcp: Tcp, key: PacketKey, may_enter: bool) -> Option<Found> {
         let leg = leg(observation);
         let at = observation.at;
-        let key = PacketKey::new(observation, tcp);
         let found = match self.find(observation, tcp, leg, key) {
             Some(found) => found,
             None if may_enter => Found { id: self.enter(observation, tcp, leg), join: Join::Exact },

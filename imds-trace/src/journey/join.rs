@@ -97,18 +97,18 @@ impl Joiner {
         {
             return;
         }
-        if self.is_forged(&observation, PacketKey::new(&observation, tcp)) {
+        let key = PacketKey::new(&observation, tcp);
+        if self.is_forged(&observation, key) {
             return;
         }
         let reached = matches!(&observation.place, Place::Drop(drop) if is_receivers_own(drop));
         // What a TCP discards of itself, with no journey that brought it there, says nothing of the network. And kfree_skb speaks
         // for every namespace: a response dropped in another one that never came in here is none of this host's.
         let only_continues = reached || self.is_foreign(&observation);
-        let Some(Found { id, join }) = self.connections.of(&observation, tcp, !only_continues) else { return };
+        let Some(Found { id, join }) = self.connections.of(&observation, tcp, key, !only_continues) else { return };
         self.evicted += self.connections.take_evicted();
         let Some(state) = self.connections.get_mut(id) else { return };
         note_ack(state, observation.heading, tcp);
-        let key = PacketKey::new(&observation, tcp);
         let continued = state.open.iter_mut().rev().find(|open| open.key == key && open.goes_on_at(&observation.place));
         let open = match continued {
             Some(open) => open,

@@ -223,9 +223,8 @@ fn prepare_clsact(interface: &str, kind: TcAttachType, program: &str) -> Result<
         Err(error) if is_there_already(&error) => {}
         Err(error) => return Err(causes(&error)),
     }
-    let stale = std::ffi::CString::new(program).map_err(|error| error.to_string())?;
     // Fails where there is none.
-    let _ = tc::qdisc_detach_program(interface, kind, &stale.to_string_lossy());
+    let _ = tc::qdisc_detach_program(interface, kind, program);
     Ok(())
 }
 

@@ -85,14 +85,7 @@ impl Session {
     /// Gives an input to the recording and to the pipeline, in this order: what is told was recorded before.
     fn push(&mut self, input: Input) -> anyhow::Result<()> {
         self.keep(|recording| recording.write(&input));
-        let mut result = Ok(());
-        let outputs = &mut self.outputs;
-        self.pipeline.push(input, &mut |event| {
-            if result.is_ok() {
-                result = outputs.tell(event);
-            }
-        });
-        Ok(result?)
+        Ok(self.outputs.told(|tell| self.pipeline.push(input, tell))?)
     }
 
     pub(super) fn fact(&mut self, said: Said) -> anyhow::Result<()> {
@@ -197,14 +190,7 @@ impl Session {
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
         self.keep(recording::Writer::flush);
-        let mut result = Ok(());
-        let outputs = &mut self.outputs;
-        self.pipeline.finish(&mut |event| {
-            if result.is_ok() {
-                result = outputs.tell(event);
-            }
-        });
-        result?;
+        self.outputs.told(|tell| self.pipeline.finish(tell))?;
         self.outputs.flush()?;
         match self.stopped {
             Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),

@@ -127,6 +127,17 @@ impl Outputs {
         Ok(())
     }
 
+    /// Tells what `run` says, until something cannot be told.
+    pub fn told(&mut self, run: impl FnOnce(&mut dyn FnMut(&Event))) -> Result<(), Error> {
+        let mut result = Ok(());
+        run(&mut |event| {
+            if result.is_ok() {
+                result = self.tell(event);
+            }
+        });
+        result
+    }
+
     /// Hands everything told so far to the system.
     pub fn flush(&mut self) -> Result<(), Error> {
         for output in &mut self.outputs {
