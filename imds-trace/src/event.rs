@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::Exchange;
-use crate::finding::{Finding, HopLimit};
+use crate::finding::{Finding, HopLimit, TokenUse};
 use crate::identity::Attribution;
 use crate::net::Timestamp;
 use crate::report::Report;
@@ -54,6 +54,11 @@ pub enum Attached {
         /// e.g. `skb:kfree_skb`.
         name: String,
     },
+    /// On the root cgroup.
+    Cgroup {
+        /// `connect4` or `connect6`.
+        name: String,
+    },
 }
 
 /// How a program hangs on an interface.
@@ -84,6 +89,8 @@ pub struct ExchangeEvent {
     pub who: Attribution,
     /// Hop limit observed and needed.
     pub hop_limit: HopLimit,
+    /// The token it used, if that was issued while tracing.
+    pub token: Option<TokenUse>,
 }
 
 /// What could not be kept.

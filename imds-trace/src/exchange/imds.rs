@@ -19,7 +19,7 @@ pub enum Imds {
 }
 
 /// Where tokens are asked for, below any version.
-const TOKEN_PATH: &str = "/api/token";
+pub const TOKEN_PATH: &str = "/api/token";
 
 /// Beginnings of paths that other clouds' clients ask on the same address (cloud-init's sources): no IMDSv1 use of EC2.
 const FOREIGN: &[&str] = &["/computeMetadata/", "/metadata/", "/opc/", "/hetzner/", "/openstack/", "/v1.json", "/v1/"];

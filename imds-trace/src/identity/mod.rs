@@ -83,6 +83,9 @@ pub struct Attribution {
     /// The TTL its packets started with, from its socket.
     #[serde(skip)]
     pub initial_ttl: Option<Ttl>,
+    /// The network namespace of its socket.
+    #[serde(skip)]
+    pub netns: Option<Netns>,
 }
 
 /// For whom things are counted together.
@@ -116,6 +119,8 @@ pub struct Query {
     pub endpoint: Endpoint,
     /// The connection's first sequence number, if its SYN was seen.
     pub isn: Option<u32>,
+    /// The number of an attempt that found no route; then nothing else counts.
+    pub attempt: Option<u64>,
 }
 
 /// Everything the sources said, by time.
@@ -135,6 +140,7 @@ impl Directory {
     /// Takes in a fact. Gives how many old entries had to go for it.
     pub fn learn(&mut self, fact: &Fact) -> u64 {
         match &fact.said {
+            Said::Attempting(attempt) => self.sockets.attempting(fact.at, attempt),
             Said::Connecting(connecting) => self.sockets.connecting(fact.at, connecting),
             Said::Connected(connected) => {
                 self.sockets.connected(connected);
@@ -158,23 +164,47 @@ impl Directory {
                 self.containers.gone(fact.at, id);
                 0
             }
-            Said::Uplinks { .. } | Said::InHdrErrors { .. } => 0,
+            Said::Uplinks { .. } | Said::InHdrErrors { .. } | Said::LinkLocalExceeded { .. } => 0,
         }
+    }
+
+    /// When [`Self::failed`] may have something to tell.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.sockets.due()
+    }
+
+    /// The next connect that has failed by `now` without a SYN: its number, when it was made, and where to.
+    pub fn failed(&mut self, now: Timestamp) -> Option<(u64, Timestamp, Endpoint)> {
+        self.sockets.failed(now)
     }
 
     /// To whom a connection belonged at a moment.
     pub fn who(&self, query: Query, at: Timestamp) -> Attribution {
+        let mut attribution = self.attribute(query, at);
+        if query.attempt.is_some()
+            && let Some(container) = &attribution.container
+        {
+            // Nothing of it was seen that bears an address: the container's own, if it has one.
+            let address = self.containers.address_of(&container.id, query.endpoint.address.is_ipv4());
+            attribution.address = address.unwrap_or(attribution.address);
+        }
+        attribution
+    }
+
+    fn attribute(&self, query: Query, at: Timestamp) -> Attribution {
         let mut attribution = Attribution {
             container: None,
             process: None,
             by: Key::Unknown,
             address: query.client.address,
             initial_ttl: None,
+            netns: None,
         };
         let socket = self.sockets.find(query, at);
         if let Some(socket) = socket {
             attribution.process = Some(socket.process());
             attribution.initial_ttl = socket.ttl();
+            attribution.netns = Some(socket.netns());
             let id = socket
                 .container()
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))

@@ -46,6 +46,8 @@ impl Layout {
             dev_name: must("net_device.name")?,
             dev_net: may("net_device.nd_net.net"),
             net_inum: must("net.ns.inum")?,
+            task_nsproxy: may("task_struct.nsproxy"),
+            nsproxy_net_ns: may("nsproxy.net_ns"),
             net_default_ttl: may("net.ipv4.sysctl_ip_default_ttl"),
             net_v6_devconf_all: may("net.ipv6.devconf_all"),
             v6_devconf_hop_limit: may("ipv6_devconf.hop_limit"),

@@ -159,6 +159,10 @@ impl Text {
             let label = if number == 0 { "Run" } else { "   " };
             let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
         }
+        if !finding.lasting.is_empty() {
+            let first = format!("  {DIM}Keep{DIM:#} ");
+            let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.lasting, usize::MAX)));
+        }
         if !finding.caution.is_empty() {
             let first = format!("  {DIM}But{DIM:#}  ");
             let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.caution, usize::MAX)));
@@ -210,9 +214,13 @@ fn tally_line(tally: &Tally) -> String {
 
 fn outcome(exchange: &Exchange) -> String {
     let took = exchange.duration().map(|duration| milliseconds(duration.as_secs_f64())).unwrap_or_default();
+    if exchange.attempt.is_some() {
+        return format!("{RED}never left{RED:#}: no SYN followed its connect()");
+    }
     if let Some(status) = exchange.status() {
         let style = if status < 400 { Style::new() } else { YELLOW };
-        return format!("{style}{status}{style:#} in {took}");
+        let late = if exchange.is_late() { format!(", {YELLOW}too late{YELLOW:#}") } else { String::new() };
+        return format!("{style}{status}{style:#} in {took}{late}");
     }
     if exchange.answered.is_some() {
         return format!("answered in {took}");
@@ -237,6 +245,7 @@ fn outcome(exchange: &Exchange) -> String {
         (None, None, Some(travel)) if exchange.responded && travel.fate == Fate::Unresolved => {
             format!("{RED}response not seen again{RED:#} after it came in (gave up after {took})")
         }
+        _ if exchange.refusal.is_some() => format!("{RED}refused{RED:#} after {took}"),
         (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
         _ => format!("{RED}no answer{RED:#} in {took}"),
     }
