@@ -144,7 +144,7 @@ fn a_later_fragment_has_no_ports(lab: &Lab) -> Outcome {
     let found = observed(lab, &frames)?;
     let fragment = found.first().context("two frames")?;
     expect_equal("its TCP header", &fragment["tcp"], &Value::Null)?;
-    expect_equal("its payload", fragment.get("head"), None)?;
+    expect_equal("its payload", fragment.get("heads"), None)?;
     expect_equal("the whole packet", found.get(1).and_then(path), Some("/whole"))?;
     Ok(())
 }

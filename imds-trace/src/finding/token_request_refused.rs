@@ -3,7 +3,7 @@
 //! Told apart from `imds-disabled`, where everything is refused.
 
 use super::{Case, Rule, Severity, Verdict, capitalised};
-use crate::exchange::Imds;
+use crate::exchange::{Exchange, Imds};
 use crate::exchange::imds::TOKEN_PATH;
 
 /// The rule.
@@ -19,6 +19,9 @@ pub const RULE: Rule = Rule {
 const ISSUES: &str = "/latest/api/token";
 /// Lifetimes that IMDS grants, seconds.
 const LIFETIMES: std::ops::RangeInclusive<u32> = 1..=21_600;
+
+/// What EC2's IMDS calls itself.
+const EC2: &str = "EC2ws";
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed()?;
@@ -48,7 +51,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             Some(seconds) if !LIFETIMES.contains(&seconds) => {
                 ("lifetime", format!("it asked for {seconds} s, and IMDS grants 1 to 21600"))
             }
-            Some(_) => ("unknown", "nothing in the request shows why; it may be no EC2 that answers".to_owned()),
+            Some(_) => ("unknown", format!("nothing in the request shows why{}", whose(exchange))),
         }
     };
     let subject = case.subject();
@@ -70,4 +73,13 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             .to_owned();
     }
     Some(verdict)
+}
+
+/// What the answering server calls itself, if that is not what EC2's does: other clouds' answer the same address.
+fn whose(exchange: &Exchange) -> String {
+    let server = exchange.response.as_ref().and_then(|response| response.server.as_deref());
+    match server {
+        Some(server) if server != EC2 => format!(", and the server calls itself {server}: this may be no EC2 instance"),
+        _ => String::new(),
+    }
 }
