@@ -27,6 +27,7 @@ pub mod house;
 mod image;
 pub mod imds;
 pub mod netns;
+pub mod pieces;
 mod plain;
 pub mod record;
 pub mod scenario;
@@ -34,6 +35,6 @@ pub mod tracer;
 
 pub use container::{Container, ContainerSpec, Network, NetworkSpec};
 pub use host::{Engine, HostOptions, RunnerHost};
-pub use imds::{Behaviour, FakeImds, LimitScope, Tokens};
+pub use imds::{Behaviour, FakeImds, ForcedOn, LimitScope, Tokens};
 pub use netns::Namespace;
 pub use tracer::{Outcome, Tracer};
