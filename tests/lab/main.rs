@@ -7,6 +7,7 @@
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
 mod kit;
+mod kit_obstacles;
 mod kit_wire;
 mod trace;
 mod trace_drops;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     let tables = [
         ("kit", kit::TESTS),
         ("kit_wire", kit_wire::TESTS),
+        ("kit_obstacles", kit_obstacles::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),

@@ -139,11 +139,14 @@ pub(crate) struct DockerNetwork {
 
 impl DockerNetwork {
     pub(crate) fn create(engine: &Arc<DockerEngine>, spec: &NetworkSpec) -> Result<DockerNetwork> {
-        let NetworkSpec { name, ipv6, extra } = spec;
+        let NetworkSpec { name, ipv6, unmasqueraded, extra } = spec;
         let mut command = engine.docker();
         command.args(["network", "create"]);
         if *ipv6 {
             command.args(["--ipv6", "--subnet"]).arg(format!("fd00:d0c:{:x}::/64", next()));
+        }
+        if *unmasqueraded {
+            command.args(["--opt", "com.docker.network.bridge.enable_ip_masquerade=false"]);
         }
         command.args(extra).arg(name);
         let id = children::output(command)?.trim().to_owned();

@@ -27,14 +27,17 @@ pub mod house;
 mod image;
 pub mod imds;
 pub mod netns;
+pub mod obstacle;
 pub mod pieces;
 mod plain;
 pub mod record;
 pub mod scenario;
+pub mod topology;
 pub mod tracer;
 
 pub use container::{Container, ContainerSpec, Network, NetworkSpec};
 pub use host::{Engine, HostOptions, RunnerHost};
 pub use imds::{Behaviour, FakeImds, ForcedOn, LimitScope, Tokens};
 pub use netns::Namespace;
+pub use obstacle::Obstacle;
 pub use tracer::{Outcome, Tracer};

@@ -139,6 +139,12 @@ impl Namespace {
             .with_context(|| format!("set {key}={value} in namespace {}", self.name()))
     }
 
+    /// A sysctl of the namespace, without the line's end.
+    pub fn sysctl_value(&self, key: &str) -> Result<String> {
+        let text = self.run_inside(|| std::fs::read_to_string(Path::new("/proc/sys").join(key)))?;
+        Ok(text.with_context(|| format!("read {key} in namespace {}", self.name()))?.trim_end().to_owned())
+    }
+
     /// Reads a file below `/proc/net` as this namespace shows it, e.g. `snmp`.
     pub fn proc_net(&self, file: &str) -> Result<String> {
         self.run_inside(|| std::fs::read_to_string(Path::new("/proc/thread-self/net").join(file)))?

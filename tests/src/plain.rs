@@ -31,7 +31,7 @@ pub(crate) struct PlainNetwork {
 
 impl PlainNetwork {
     pub(crate) fn docker0(runner: &Namespace, ipv6: bool) -> Result<PlainNetwork> {
-        PlainNetwork::make(runner, "docker0".into(), 17, ipv6)
+        PlainNetwork::make(runner, "docker0".into(), 17, ipv6, true)
     }
 
     pub(crate) fn create(runner: &Namespace, spec: &NetworkSpec) -> Result<PlainNetwork> {
@@ -39,10 +39,10 @@ impl PlainNetwork {
             bail!("network {}: there is no engine to take the options {:?}", spec.name, spec.extra);
         }
         let number = next();
-        PlainNetwork::make(runner, format!("br-{number:012x}"), 17 + number % 200, spec.ipv6)
+        PlainNetwork::make(runner, format!("br-{number:012x}"), 17 + number % 200, spec.ipv6, !spec.unmasqueraded)
     }
 
-    fn make(runner: &Namespace, bridge: String, number: u32, ipv6: bool) -> Result<PlainNetwork> {
+    fn make(runner: &Namespace, bridge: String, number: u32, ipv6: bool, masqueraded: bool) -> Result<PlainNetwork> {
         let network = PlainNetwork { runner: runner.clone(), bridge, number, ipv6, given: Mutex::new(1) };
         let bridge = &network.bridge;
         runner.ip(&format!("link add {bridge} type bridge"))?;
@@ -51,7 +51,9 @@ impl PlainNetwork {
             runner.ip(&format!("addr add {}/64 dev {bridge} nodad", network.address6(1)))?;
         }
         runner.ip(&format!("link set {bridge} up"))?;
-        network.masquerade("-A")?;
+        if masqueraded {
+            network.masquerade("-A")?;
+        }
         Ok(network)
     }
 
