@@ -8,6 +8,7 @@
 
 mod kit;
 mod kit_obstacles;
+mod kit_programs;
 mod kit_wire;
 mod trace;
 mod trace_drops;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         ("kit", kit::TESTS),
         ("kit_wire", kit_wire::TESTS),
         ("kit_obstacles", kit_obstacles::TESTS),
+        ("kit_programs", kit_programs::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),

@@ -29,7 +29,10 @@ pub struct ContainerSpec {
     pub foreground: bool,
     /// The engine forgets it as soon as it ends (`--rm`).
     pub remove: bool,
-    /// Append `--wait-file FILE` to the arguments, so that `imds-client` begins only at [`Container::go`].
+    /// The machine's own programs, read-only, in place of the image's: see [`real`](crate::real).
+    pub userland: bool,
+    /// Append `--wait-file FILE` to the arguments, so that the program begins only at [`Container::go`]: `imds-client` does,
+    /// and those of [`real`](crate::real).
     pub wait_for_go: bool,
     /// More options for `docker run`; without an engine they are an error.
     pub extra: Vec<String>,

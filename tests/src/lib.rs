@@ -30,6 +30,7 @@ pub mod netns;
 pub mod obstacle;
 pub mod pieces;
 mod plain;
+pub mod real;
 pub mod record;
 pub mod scenario;
 pub mod topology;

@@ -18,6 +18,7 @@ use crate::container::{ContainerSpec, NetworkSpec, Ran};
 use crate::docker::next;
 use crate::image;
 use crate::netns::Namespace;
+use crate::real;
 
 /// A bridge with its addresses; dropping it removes it.
 pub(crate) struct PlainNetwork {
@@ -118,7 +119,18 @@ impl PlainContainer {
         spec: &ContainerSpec,
         go: &Path,
     ) -> Result<PlainContainer> {
-        let ContainerSpec { name, network: _, args, labels: _, env, foreground, remove: _, wait_for_go, extra } = spec;
+        let ContainerSpec {
+            name,
+            network: _,
+            args,
+            labels: _,
+            env,
+            foreground,
+            remove: _,
+            userland,
+            wait_for_go,
+            extra,
+        } = spec;
         if !extra.is_empty() {
             bail!("container {name}: there is no engine to take the options {extra:?}");
         }
@@ -148,7 +160,7 @@ impl PlainContainer {
             }
         };
         let output = dir.join(format!("{name}.out"));
-        let mut command = in_image(&namespace, args)?;
+        let mut command = if *userland { on_the_machine(&namespace, args)? } else { in_image(&namespace, args)? };
         if *wait_for_go {
             command.arg("--wait-file").arg(go);
         }
@@ -192,6 +204,18 @@ impl Drop for PlainContainer {
             let _ = runner.ip(&format!("link del {link}"));
         }
     }
+}
+
+/// A command of the machine itself.
+fn on_the_machine(namespace: &Namespace, args: &[String]) -> Result<Command> {
+    real::check_userland()?;
+    let Some((program, rest)) = args.split_first() else { bail!("a container needs a program to run") };
+    let mut command = match program.as_str() {
+        real::SDK_CLIENT => namespace.command(image::beside("sdk-client", "IMDS_LAB_SDK_CLIENT")?),
+        other => namespace.command(other),
+    };
+    command.args(rest);
+    Ok(command)
 }
 
 /// A command that means here what it would mean in the image.
