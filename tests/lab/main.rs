@@ -7,6 +7,9 @@
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
 mod kit;
+mod kit_obstacles;
+mod kit_programs;
+mod kit_wire;
 mod trace;
 mod trace_drops;
 mod trace_frames;
@@ -66,6 +69,9 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let tables = [
         ("kit", kit::TESTS),
+        ("kit_wire", kit_wire::TESTS),
+        ("kit_obstacles", kit_obstacles::TESTS),
+        ("kit_programs", kit_programs::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),

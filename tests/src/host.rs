@@ -185,11 +185,7 @@ impl RunnerHost {
 
     /// IPv4 packets the runner namespace discarded for their header, a spent TTL above all (`Ip: InHdrErrors`).
     pub fn ip_in_hdr_errors(&self) -> Result<u64> {
-        let text = self.runner.proc_net("snmp")?;
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
-        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-        let at = names.split(' ').position(|name| name == "InHdrErrors").context("InHdrErrors in /proc/net/snmp")?;
-        values.split(' ').nth(at).and_then(|value| value.parse().ok()).context("a number for InHdrErrors")
+        self.runner.counter("Ip", "InHdrErrors")
     }
 
     /// The same for IPv6 (`Ip6InHdrErrors`).
