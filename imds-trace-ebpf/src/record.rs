@@ -132,6 +132,8 @@ pub struct Offsets {
     pub skc_net: u32,
     /// `sock.sk_protocol`
     pub sk_protocol: u32,
+    /// `sock.sk_err`
+    pub sk_err: u32,
     /// `inet_sock.inet_sport`
     pub inet_sport: u32,
     /// `inet_sock.uc_ttl`
@@ -183,6 +185,7 @@ impl Offsets {
             skc_dport: A,
             skc_net: A,
             sk_protocol: A,
+            sk_err: A,
             inet_sport: A,
             inet_uc_ttl: A,
             inet_pinet6: A,
@@ -369,6 +372,6 @@ pub struct Connected {
     pub version: u8,
     /// 1 if the connection was established, 0 if it was given up.
     pub established: u8,
-    /// Always 0.
-    pub reserved: [u8; 2],
+    /// The error that the socket was told, as in `errno.h`; 0 if none, or not known.
+    pub error: u16,
 }

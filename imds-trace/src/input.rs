@@ -154,6 +154,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 isn: connected.isn,
                 netns: Netns(connected.netns),
                 established: connected.established == 1,
+                error: (connected.error != 0).then_some(connected.error),
             }),
         ),
     }

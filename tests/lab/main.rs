@@ -11,6 +11,7 @@ mod kit_obstacles;
 mod kit_programs;
 mod kit_wire;
 mod trace;
+mod trace_causes;
 mod trace_drops;
 mod trace_frames;
 mod trace_guest;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         ("trace_identity", trace_identity::TESTS),
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
+        ("trace_causes", trace_causes::TESTS),
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
     ];

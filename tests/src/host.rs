@@ -269,6 +269,8 @@ fn lab_name() -> String {
 
 fn lay_cable(imds: &Namespace, runner: &Namespace, ipv6: bool) -> Result<()> {
     imds.ip(&format!("link add eth0 type veth peer name {UPLINK} netns {}", runner.name()))?;
+    // A SYN whose answer is lost is forgotten after three seconds instead of a minute: who waits for rest need not wait so long.
+    imds.sysctl("net/ipv4/tcp_synack_retries", "1")?;
     imds.ip("addr add 10.77.0.1/24 dev eth0")?;
     imds.ip(&format!("addr add {ENDPOINT}/32 dev eth0"))?;
     runner.ip(&format!("addr add {RUNNER}/24 dev {UPLINK}"))?;

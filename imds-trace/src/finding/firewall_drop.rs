@@ -3,6 +3,7 @@
 //! Told apart from `refused`, where the rule sends an answer. Cannot know which rule it was: the kernel does not say.
 
 use super::drops::{Cause, failed, plain};
+use super::refused::is_refused;
 use super::{Case, Rule, Severity, Verdict};
 use crate::journey::Dropped;
 use crate::net::Heading;
@@ -16,7 +17,10 @@ pub const RULE: Rule = Rule {
 };
 
 /// Functions that call netfilter's hooks, and the hook's name as iptables and nftables have it. By prefix.
-const HOOKS: [(&str, &str); 16] = [
+const HOOKS: [(&str, &str); 19] = [
+    ("br_nf_pre_routing", "PREROUTING"),
+    ("br_nf_forward", "FORWARD"),
+    ("br_nf_post_routing", "POSTROUTING"),
     ("ip_rcv", "PREROUTING"),
     ("ip_sublist_rcv", "PREROUTING"),
     ("ip_list_rcv", "PREROUTING"),
@@ -32,7 +36,7 @@ const HOOKS: [(&str, &str); 16] = [
     ("ip6_xmit", "OUTPUT"),
     ("ip_output", "POSTROUTING"),
     ("ip6_output", "POSTROUTING"),
-    ("br_", "the bridge's own"),
+    ("br_", "a bridge"),
 ];
 
 /// The netfilter hook at which a packet was dropped, from the functions that led there; `None` if they do not say.
@@ -70,7 +74,7 @@ pub(super) fn commands(case: &Case<'_>, dropped: &Dropped) -> Vec<String> {
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let failed = failed(case).filter(|failed| failed.cause == Cause::Netfilter)?;
     let drop = &failed.dropped.drop;
-    if failed.heading == Heading::ToImds && case.exchange.refusal.is_some() {
+    if failed.heading == Heading::ToImds && (case.exchange.refusal.is_some() || is_refused(case)) {
         return None;
     }
     let at = match hook(failed.dropped) {

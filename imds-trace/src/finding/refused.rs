@@ -18,11 +18,32 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
+/// Errors that a socket is told when it is refused (`errno.h`): EACCES, ENETUNREACH, ECONNRESET, ECONNREFUSED, EHOSTUNREACH. A
+/// time-out (110) is none: it is what a socket tells itself.
+const REFUSED: [(u16, &str); 5] = [
+    (13, "permission denied"),
+    (101, "network unreachable"),
+    (104, "connection reset"),
+    (111, "connection refused"),
+    (113, "host unreachable"),
+];
+
+/// Was the client's socket told no, by a packet that passed no hook?
+pub(super) fn is_refused(case: &Case<'_>) -> bool {
+    told(case).is_some()
+}
+
+fn told(case: &Case<'_>) -> Option<&'static str> {
+    REFUSED.iter().find(|(error, _)| case.who.error == Some(*error)).map(|(_, words)| *words)
+}
+
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let exchange = case.closed()?;
-    let refusal = exchange.refusal.filter(|_| exchange.answered.is_none() && !exchange.responded)?;
-    // The client had left of its own accord: a reset is what it gets for that.
-    if exchange.left.is_some_and(|left| left < refusal.at) {
+    let exchange = case.closed().filter(|exchange| exchange.answered.is_none() && !exchange.responded)?;
+    // A client that had left of its own accord gets a reset for that.
+    let has_left = |at| exchange.left.is_some_and(|left| left < at);
+    let refusal = exchange.refusal.filter(|refusal| !has_left(refusal.at));
+    let told = told(case).filter(|_| exchange.refusal.is_none() && exchange.attempt.is_none());
+    if refusal.is_none() && told.is_none() {
         return None;
     }
     let dropped = exchange.request_drop();
@@ -36,42 +57,49 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         (None, true) => format!("The connection of {subject}"),
         (None, false) => format!("The connection attempt of {subject}"),
     };
-    let (form, sender) = match refusal.how {
-        Refused::Reset => ("a TCP reset".to_owned(), None),
-        Refused::Icmp(icmp) => (format!("ICMP {}", meaning(&icmp)), Some(icmp.sender)),
+    let form = match (refusal.map(|refusal| refusal.how), told) {
+        (Some(Refused::Icmp(icmp)), _) => format!("ICMP {} sent by {}", meaning(&icmp), icmp.sender),
+        (None, Some(words)) => format!("`{words}`, by a packet that passed none of the hooks"),
+        (Some(Refused::Reset), _) | (None, None) => "a TCP reset".to_owned(),
     };
-    let whence = match (refusal.from_outside, by_firewall.map(hook)) {
+    let from_outside = refusal.is_some_and(|refusal| refusal.from_outside);
+    let whence = match (from_outside, by_firewall) {
         (true, _) => "from beyond this host".to_owned(),
-        (false, Some(Some(hook))) => format!("from this host: a firewall rule rejects it at netfilter's {hook} hook"),
-        (false, Some(None)) => "from this host: a firewall rule rejects it".to_owned(),
+        (false, Some(dropped)) => {
+            let at = hook(dropped).map(|hook| format!(" at netfilter's {hook} hook")).unwrap_or_default();
+            let own = case.enter(dropped.drop.netns).is_empty();
+            let where_ = if own { "this host" } else { "the client's own network namespace" };
+            format!("from {where_}: a firewall rule rejects it{at}")
+        }
         (false, None) => "from this host: it never came in from outside".to_owned(),
     };
-    let by = sender.map(|sender| format!(" sent by {sender}")).unwrap_or_default();
+    let kind = match refusal.map(|refusal| refusal.how) {
+        Some(Refused::Icmp(icmp)) => format!("icmp {} {}", icmp.kind, icmp.code),
+        Some(Refused::Reset) => "reset".to_owned(),
+        None => "told".to_owned(),
+    };
     let mut verdict = Verdict::certain(
-        format!("{form} {} {}", refusal.from_outside, by_firewall.is_some()),
-        format!("{what} was refused with {form}{by}, {whence}."),
+        format!("{kind} {from_outside} {}", by_firewall.is_some()),
+        format!("{what} was refused with {form}, {whence}."),
     );
     verdict.drop = by_firewall.cloned();
     verdict.path = case.path(None);
-    match by_firewall {
-        Some(dropped) => {
-            verdict.remedy = commands(case, dropped);
-            verdict.caution = "The rule may be there on purpose, to keep containers off the instance's role. Then leave it, and \
-                               give the job a role of its own (OIDC, ECS task role, EKS Pod Identity)."
-                .to_owned();
+    let Some(dropped) = by_firewall else {
+        verdict.remedy = vec![format!("ip route get {}", exchange.connection.endpoint.address)];
+        verdict.caution = "EC2's IMDS does not refuse connections: with its endpoint disabled it answers 403. Something on the way \
+                           does: a firewall, a network policy, or a proxy in the place of IMDS that does not run."
+            .to_owned();
+        if !from_outside {
+            let iptables = if exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
+            verdict.remedy.push(format!("{iptables} -t nat -vnL PREROUTING --line-numbers"));
+            verdict.remedy.push("nft -a list ruleset".to_owned());
         }
-        None => {
-            verdict.remedy = vec![format!("ip route get {}", exchange.connection.endpoint.address)];
-            verdict.caution = "EC2's IMDS does not refuse connections: with its endpoint disabled it answers 403. Something on the \
-                               way does, a firewall, a network policy, or a proxy in the place of IMDS that does not run."
-                .to_owned();
-            if !refusal.from_outside {
-                let iptables = if exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
-                verdict.remedy.push(format!("{iptables} -t nat -vnL PREROUTING --line-numbers"));
-                verdict.remedy.push("nft -a list ruleset".to_owned());
-            }
-        }
-    }
+        return Some(verdict);
+    };
+    verdict.remedy = commands(case, dropped);
+    verdict.caution = "The rule may be there on purpose, to keep containers off the instance's role. Then leave it, and give the job \
+                       a role of its own (OIDC, ECS task role, EKS Pod Identity)."
+        .to_owned();
     Some(verdict)
 }
 

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::refused::is_refused;
 use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::exchange::Exchange;
 use crate::journey::{Fate, Hop};
@@ -40,7 +41,7 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     }
     // Opened and closed without a question; or refused, which is an answer.
     let has_left = exchange.refusal.is_some_and(|refusal| exchange.left.is_some_and(|left| left < refusal.at));
-    if exchange.handshake && exchange.asked.is_none() || exchange.refusal.is_some() && !has_left {
+    if exchange.handshake && exchange.asked.is_none() || exchange.refusal.is_some() && !has_left || is_refused(case) {
         return None;
     }
     let last = outward.hops.last()?;

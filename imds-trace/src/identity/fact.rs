@@ -106,6 +106,9 @@ pub struct Connected {
     pub netns: Netns,
     /// Was the connection established, or given up?
     pub established: bool,
+    /// The error that the socket was told, a number of `errno.h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<u16>,
 }
 
 /// An ancestor of a process.

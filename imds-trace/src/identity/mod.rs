@@ -86,6 +86,9 @@ pub struct Attribution {
     /// The network namespace of its socket.
     #[serde(skip)]
     pub netns: Option<Netns>,
+    /// The error with which its connect failed, a number of `errno.h`.
+    #[serde(skip)]
+    pub error: Option<u16>,
 }
 
 /// For whom things are counted together.
@@ -199,12 +202,14 @@ impl Directory {
             address: query.client.address,
             initial_ttl: None,
             netns: None,
+            error: None,
         };
         let socket = self.sockets.find(query, at);
         if let Some(socket) = socket {
             attribution.process = Some(socket.process());
             attribution.initial_ttl = socket.ttl();
             attribution.netns = Some(socket.netns());
+            attribution.error = socket.error();
             let id = socket
                 .container()
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))

@@ -26,6 +26,8 @@ pub struct Socket {
     at: Timestamp,
     task: Connecting,
     detail: Option<Rc<ProcessDetail>>,
+    /// What it was told when the connection failed.
+    error: Option<u16>,
 }
 
 impl Socket {
@@ -66,6 +68,11 @@ impl Socket {
     /// Its task's version 2 cgroup.
     pub fn cgroup(&self) -> u64 {
         self.task.cgroup
+    }
+
+    /// The error with which its connect failed, a number of `errno.h`.
+    pub fn error(&self) -> Option<u16> {
+        self.error
     }
 
     /// TTL its packets start with.
@@ -130,7 +137,7 @@ impl Sockets {
         self.next += 1;
         // A process says what is new about it right after its connect; silence means that what is known still holds.
         let detail = self.processes.get(&task.pid).map(|(_, detail)| Rc::clone(detail));
-        self.all.insert(number, Socket { at, task: task.clone(), detail });
+        self.all.insert(number, Socket { at, task: task.clone(), detail, error: None });
         self.order.push_back(number);
         let mut evicted = 0;
         while self.order.len() > MAX_SOCKETS {
@@ -171,6 +178,9 @@ impl Sockets {
     /// A socket got its port.
     pub fn connected(&mut self, socket: &Connected) {
         if let Some(number) = self.connecting.remove(&socket.socket) {
+            if let Some(known) = self.all.get_mut(&number) {
+                known.error = socket.error;
+            }
             self.by_isn.insert((socket.isn, socket.destination), number);
             self.by_flow.insert((socket.source, socket.destination), number);
         }

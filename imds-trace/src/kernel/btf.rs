@@ -59,6 +59,7 @@ impl Layout {
             skc_dport: must("sock_common.skc_dport")?,
             skc_net: may("sock_common.skc_net.net"),
             sk_protocol: must("sock.sk_protocol")?,
+            sk_err: may("sock.sk_err"),
             inet_sport: must("inet_sock.inet_sport")?,
             inet_uc_ttl: may("inet_sock.uc_ttl"),
             inet_pinet6: may("inet_sock.pinet6"),

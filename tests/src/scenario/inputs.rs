@@ -133,7 +133,15 @@ impl Scenario {
             cgroup: connect.cgroup.unwrap_or(1),
             ttl: Some(Ttl(connect.ttl.unwrap_or(64))),
         });
-        let connected = Said::Connected(Connected { socket, source, destination, isn, netns, established: true });
+        let connected = Said::Connected(Connected {
+            socket,
+            source,
+            destination,
+            isn,
+            netns,
+            established: connect.error.is_none(),
+            error: connect.error,
+        });
         let known = connect.known_ms.unwrap_or(connect.ms + 1);
         Ok([fact(connect.ms, connecting), fact(known, connected)])
     }

@@ -130,6 +130,8 @@ pub struct Connect {
     pub ttl: Option<u8>,
     /// When the task was seen before the kernel looked for a route; absent: it was not.
     pub attempt_ms: Option<i64>,
+    /// The error with which it fails, a number of `errno.h`.
+    pub error: Option<u16>,
     /// When the port is told; absent: a millisecond later. The kernel tells it when the connection is made or given up.
     pub known_ms: Option<i64>,
 }
