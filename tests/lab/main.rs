@@ -18,6 +18,7 @@ mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
 mod trace_network;
+mod trace_programs;
 mod trace_tokens;
 
 use std::path::Path;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
         ("trace_causes", trace_causes::TESTS),
+        ("trace_programs", trace_programs::TESTS),
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
     ];

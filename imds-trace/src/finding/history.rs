@@ -27,8 +27,13 @@ const GIVES_UP_AFTER: Duration = Duration::from_millis(400);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Client {
     Process(u32),
+    /// The processes that one process started: a script with `curl` in it is one client.
+    ChildrenOf(u32),
     Address(IpAddr),
 }
+
+/// Processes that start others which have nothing to do with each other, by the beginnings of their names.
+const STARTERS: [&str; 8] = ["systemd", "init", "containerd", "docker", "runc", "conmon", "crio", "tini"];
 
 #[derive(Clone, Copy, Debug)]
 struct TokenRequest {
@@ -85,42 +90,47 @@ impl History {
         }
         self.note_token(exchange);
         let Some(asked) = exchange.asked else { return };
-        let client = client(who);
-        match moment {
-            Moment::Asked => {
-                if !self.requests.contains_key(&client) {
-                    self.order.push_back(client);
-                }
-                let requests = self.requests.entry(client).or_default();
-                if requests.len() == MAX_REQUESTS {
-                    requests.pop_front();
-                }
-                requests.push_back(TokenRequest { exchange: exchange.id, asked, answered: None });
-                while self.order.len() > MAX_CLIENTS {
-                    if let Some(oldest) = self.order.pop_front() {
-                        self.requests.remove(&oldest);
+        for client in clients(who).into_iter().flatten() {
+            match moment {
+                Moment::Asked => self.enter(client, TokenRequest { exchange: exchange.id, asked, answered: None }),
+                Moment::Answered | Moment::Closed => {
+                    let requests = self.requests.get_mut(&client).into_iter().flatten();
+                    for request in requests.filter(|request| request.exchange == exchange.id) {
+                        request.answered = exchange.answered;
                     }
                 }
+                Moment::Lost(_) | Moment::Settled => {}
             }
-            Moment::Answered | Moment::Closed => {
-                let requests = self.requests.get_mut(&client).into_iter().flatten();
-                for request in requests.filter(|request| request.exchange == exchange.id) {
-                    request.answered = exchange.answered;
-                }
-            }
-            Moment::Lost(_) | Moment::Settled => {}
         }
     }
 
     /// The token request that this client gave up before it asked without one in `exchange`.
     pub fn forsaken(&self, exchange: &Exchange, who: &Attribution) -> Option<Forsaken> {
         let asked = exchange.asked?;
-        let requests = self.requests.get(&client(who))?;
-        let last = requests.iter().rev().find(|request| request.asked < asked)?;
+        // Its own requests, else those of its siblings.
+        let last = clients(who).into_iter().flatten().find_map(|client| {
+            self.requests.get(&client)?.iter().rev().find(|request| request.asked < asked)
+        })?;
         let waited = asked.since(last.asked);
         // An answer that came when the client had gone on is none.
         let answered = last.answered.is_some_and(|answered| answered < asked);
         (!answered && (GIVES_UP_AFTER..FALLS_BACK_WITHIN).contains(&waited)).then_some(Forsaken { waited })
+    }
+
+    fn enter(&mut self, client: Client, request: TokenRequest) {
+        if !self.requests.contains_key(&client) {
+            self.order.push_back(client);
+        }
+        let requests = self.requests.entry(client).or_default();
+        if requests.len() == MAX_REQUESTS {
+            requests.pop_front();
+        }
+        requests.push_back(request);
+        while self.order.len() > MAX_CLIENTS {
+            if let Some(oldest) = self.order.pop_front() {
+                self.requests.remove(&oldest);
+            }
+        }
     }
 
     fn note_token(&mut self, exchange: &Exchange) {
@@ -151,9 +161,11 @@ impl History {
     }
 }
 
-fn client(who: &Attribution) -> Client {
-    match &who.process {
-        Some(process) => Client::Process(process.pid),
-        None => Client::Address(who.address),
-    }
+/// As whom a process is remembered: as itself, and as one of its parent's.
+fn clients(who: &Attribution) -> [Option<Client>; 2] {
+    let Some(process) = &who.process else { return [Some(Client::Address(who.address)), None] };
+    let parent = process.ancestors.first().filter(|parent| {
+        parent.pid > 1 && !STARTERS.iter().any(|starter| parent.comm.starts_with(starter))
+    });
+    [Some(Client::Process(process.pid)), parent.map(|parent| Client::ChildrenOf(parent.pid))]
 }
