@@ -6,6 +6,7 @@
 //! It needs root and says so; it never skips. `cargo test --test lab -- NAME` runs some; `--list` lists without root.
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
+mod doctor;
 mod kit;
 mod trace;
 mod trace_drops;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let tables = [
         ("kit", kit::TESTS),
+        ("doctor", doctor::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),

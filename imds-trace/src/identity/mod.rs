@@ -8,6 +8,7 @@
 
 pub mod docker;
 pub mod fact;
+pub mod listing;
 pub mod procfs;
 
 mod containers;
