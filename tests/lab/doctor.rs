@@ -25,6 +25,7 @@ crate::tests![
     a_container_whose_route_is_prohibited_is_broken,
     an_endpoint_that_is_a_local_address_is_a_warning,
     a_strict_interface_with_the_way_back_elsewhere_is_broken,
+    a_strict_interface_that_only_containers_leave_by_is_broken,
     a_network_without_masquerading_is_named,
     a_switch_that_turns_sdks_away_is_broken_and_a_proxy_never_told,
     the_hop_limit_needed_follows_the_network_mode,
@@ -130,18 +131,14 @@ fn sysctl<'a>(namespace: &'a Namespace, key: &'a str, to: &str, back: &'a str) -
     }))
 }
 
-/// Whatever shows that something was changed.
+/// Whatever shows that something was changed. Of IPv6 not the addresses: link-local ones settle by themselves.
 fn state(lab: &Lab) -> Result<Vec<String>> {
     let runner = lab.host.runner();
     // Counters of packets aside.
     let rules = runner.run("nft", &["-s", "list", "ruleset"])?;
-    Ok(vec![
-        rules,
-        runner.ip("addr")?,
-        runner.ip("route show table all")?,
-        runner.ip("rule")?,
-        runner.run("tc", &["qdisc"])?,
-    ])
+    let routes = runner.ip("-4 route show table all")?;
+    let qdiscs = runner.run("tc", &["qdisc"])?;
+    Ok(vec![rules, runner.ip("-4 addr")?, routes, runner.ip("rule")?, qdiscs])
 }
 
 fn with_engine(lab: &Lab) -> bool {
@@ -269,7 +266,7 @@ fn a_rule_that_sends_requests_to_a_local_listener_is_a_warning(lab: &Lab) -> Out
 fn a_legacy_rule_is_read_too(lab: &Lab) -> Outcome {
     // In a namespace of its own: tables of the older kind stay, once they are there.
     let namespace = Namespace::create(&format!("imdslab-{}-legacy", std::process::id()))?;
-    namespace.ip("link add ens5 type dummy")?;
+    namespace.ip("link add ens5 type bridge")?;
     namespace.ip("addr add 10.0.0.10/24 dev ens5")?;
     namespace.ip("link set ens5 up")?;
     namespace.ip("route add default via 10.0.0.1")?;
@@ -320,10 +317,10 @@ fn an_endpoint_that_is_a_local_address_is_a_warning(lab: &Lab) -> Outcome {
 
 fn a_strict_interface_with_the_way_back_elsewhere_is_broken(lab: &Lab) -> Outcome {
     let runner = lab.host.runner();
-    let _other = changed(runner, "ip", "link add ens6 type dummy", "link del ens6")?;
+    let _other = changed(runner, "ip", "link add ens6 type veth peer name beyond", "link del ens6")?;
     runner.ip("addr add 10.88.0.10/24 dev ens6")?;
     runner.ip("link set ens6 up")?;
-    runner.sysctl("net/ipv4/conf/ens6/rp_filter", "1")?;
+    runner.ip("link set beyond up")?;
     let _strict = sysctl(runner, "net/ipv4/conf/ens5/rp_filter", "1", "0")?;
     expect(&doctor(lab, &[])?, "rp-filter", "ens5", "ok", &["strict"])?;
     // Out by ens6, under the address of ens5: that is where answers come in.
@@ -331,6 +328,26 @@ fn a_strict_interface_with_the_way_back_elsewhere_is_broken(lab: &Lab) -> Outcom
     let _route = changed(runner, "ip", to, "route del 169.254.169.254 dev ens6")?;
     let answer = doctor(lab, &[])?;
     expect(&answer, "rp-filter", "ens5", "broken", &["rp_filter is 1", "strict", "by ens6"])?;
+    Ok(())
+}
+
+fn a_strict_interface_that_only_containers_leave_by_is_broken(lab: &Lab) -> Outcome {
+    if !with_engine(lab) {
+        return expect_engine_is_missed(lab);
+    }
+    let runner = lab.host.runner();
+    let _job = waiting(lab, "job-17")?;
+    let _other = changed(runner, "ip", "link add ens6 type veth peer name beyond", "link del ens6")?;
+    for words in ["addr add 10.88.0.10/24 dev ens6", "link set ens6 up", "link set beyond up"] {
+        runner.ip(words)?;
+    }
+    runner.ip("route add 169.254.169.254 dev ens6 table 100")?;
+    let _rule = changed(runner, "ip", "rule add iif docker0 lookup 100", "rule del iif docker0 lookup 100")?;
+    expect_nothing_broken(&doctor(lab, &[])?)?;
+    runner.sysctl("net/ipv4/conf/ens6/rp_filter", "1")?;
+    let answers = doctor(lab, &[])?;
+    expect(&answers, "rp-filter", "ens6", "broken", &["rp_filter is 1", "by ens5"])?;
+    expect(&answers, "rp-filter", "ens5", "ok", &[])?;
     Ok(())
 }
 
@@ -380,7 +397,7 @@ fn the_hop_limit_needed_follows_the_network_mode(lab: &Lab) -> Outcome {
     let on = |name: &str, network: &str| lab.host.run(ContainerSpec::new(name, &["sleep", "1000"]).network(network));
     let _bridged = waiting(lab, "bridged")?;
     let _network = lab.host.network_create(NetworkSpec::new("ci"))?;
-    let _others =
+    let others =
         [on("host-mode", "host")?, on("alone", "none")?, on("sharer", "container:bridged")?, on("in-ci", "ci")?];
     let answers = doctor(lab, &[])?;
     expect_nothing_broken(&answers)?;
@@ -394,6 +411,12 @@ fn the_hop_limit_needed_follows_the_network_mode(lab: &Lab) -> Outcome {
         expect(&answers, "hop-limit", name, "ok", &[part, "mode"])?;
     }
     expect(&answers, "route", "alone", "warning", &["no network"])?;
+    // As a CNI plugin would: the engine does not know of it.
+    let alone = lab.host.runner();
+    let namespace = others[1].namespace()?;
+    alone.ip(&format!("link add given type veth peer name eth0 netns {}", others[1].pid()?))?;
+    namespace.ip("link set eth0 up")?;
+    expect(&doctor(lab, &[])?, "hop-limit", "alone", "unknown", &["awsvpc"])?;
     Ok(())
 }
 
@@ -410,14 +433,31 @@ fn without_root_it_says_what_is_needed(lab: &Lab) -> Outcome {
     for path in [&folder, &copy] {
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
     }
-    let mut nobody = lab.host.in_runner("setpriv");
-    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"]).arg(&copy);
-    nobody.args(["doctor", "--output", "json"]);
-    let answers = read(&run(nobody)?, 0)?;
+    let as_nobody = || {
+        let mut nobody = lab.host.in_runner("setpriv");
+        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"]).arg(&copy);
+        nobody.args(["doctor", "--output", "json"]);
+        read(&run(nobody)?, 0)
+    };
+    let answers = as_nobody()?;
     expect_nothing_broken(&answers)?;
     expect(&answers, "kernel", "capabilities", "warning", &["CAP_BPF", "CAP_NET_ADMIN"])?;
     expect(&answers, "firewall", "host", "unknown", &["iptables", "nft", "needs root"])?;
     expect(&answers, "engine", "host", "unknown", &["root"])?;
     expect(&answers, "route", "host", "ok", &["169.254.169.254", "ens5"])?;
+    if with_engine(lab) {
+        // Somebody who may ask the engine, as the group docker may, and is not root.
+        let url = lab.host.docker_host_url();
+        let socket = url.trim_start_matches("unix://");
+        let before = std::fs::metadata(socket)?.permissions();
+        let _closed = Undo(|| {
+            let _ = std::fs::set_permissions(socket, before.clone());
+        });
+        std::fs::set_permissions(socket, PermissionsExt::from_mode(0o666))?;
+        let answers = as_nobody()?;
+        expect(&answers, "route", "job-17", "unknown", &["needs root"])?;
+        expect(&answers, "firewall", "job-17", "unknown", &["needs root"])?;
+        expect(&answers, "hop-limit", "job-17", "ok", &["hop limit of 2"])?;
+    }
     Ok(())
 }

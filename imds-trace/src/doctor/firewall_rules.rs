@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::firewall::rules::{Hit, Verdict, walk};
 use super::firewall::{Client, Firewall, Heading};
 use super::sight::Sight;
-use super::{Answer, Check, Status, Subject, some_of};
+use super::{Answer, Check, Status, Subject, shell_word, some_of};
 
 /// The check.
 pub const CHECK: Check =
@@ -104,9 +104,10 @@ fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> 
     let Found { hit, heading, endpoints, who } = found;
     let chain = hit.chain;
     let place = format!("chain {} of table {} ({})", chain.name, chain.table, tool(chain.tool, &chain.family));
+    let (table, name) = (shell_word(&chain.table), shell_word(&chain.name));
     let look = match chain.tool {
-        "nft" => format!("nft -a list chain {} {} {}", chain.family, chain.table, chain.name),
-        tool => format!("{tool} -t {} -nvL {}", chain.table, chain.name),
+        "nft" => format!("nft -a list chain {} {table} {name}", chain.family),
+        tool => format!("{tool} -t {table} -nvL {name}"),
     };
     let traffic = match heading {
         Heading::Request => "requests to",

@@ -37,6 +37,12 @@ fn examine(sight: &Sight) -> Vec<Answer> {
                     "It needs a hop limit of {least} or more, by network mode ({how}); one more for each bridge inside it."
                 ),
             ),
+            Need::None if is_wired(sight, &container.name) => (
+                Status::Unknown,
+                "Its network mode is none, and yet it has a network, of which the engine does not know (as ECS gives it with \
+                 awsvpc): the hop limit it needs is not known, watch measures it."
+                    .to_owned(),
+            ),
             Need::None => {
                 (Status::Ok, "It has no network by its mode (none), so no hop limit lets it reach IMDS.".to_owned())
             }
@@ -48,6 +54,13 @@ fn examine(sight: &Sight) -> Vec<Answer> {
         Answer::new(Subject::Container(container.name.clone()), status, summary).look(look)
     };
     listing.containers.iter().map(answer).collect()
+}
+
+/// Has a container's namespace more than loopback?
+fn is_wired(sight: &Sight, container: &str) -> bool {
+    let inside = sight.inside.iter().find(|inside| inside.containers.iter().any(|name| name == container));
+    let network = inside.and_then(|inside| inside.view.as_ref().ok()).and_then(|view| view.network.as_ref().ok());
+    network.is_some_and(|network| network.links.values().any(|link| link.name != "lo"))
 }
 
 fn need(container: &Running, all: &[Running], networks: &[Network], depth: usize) -> Need {

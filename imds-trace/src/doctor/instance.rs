@@ -56,8 +56,7 @@ fn examine(read: &dyn Fn(&str) -> Result<String, std::io::ErrorKind>) -> Answer 
 /// EC2's uuids begin with `ec2`; where the first group is little-endian, the bytes stand the other way round.
 fn is_ec2(uuid: &str) -> bool {
     let uuid = uuid.to_ascii_lowercase();
-    let swapped = uuid.get(4..6) == Some("2e") || uuid.get(6..8) == Some("ec") && uuid.get(4..5) == Some("2");
-    uuid.starts_with("ec2") || (uuid.get(6..8) == Some("ec") && swapped && uuid.get(4..5) == Some("2"))
+    uuid.starts_with("ec2") || (uuid.get(6..8) == Some("ec") && uuid.get(4..5) == Some("2"))
 }
 
 #[cfg(test)]

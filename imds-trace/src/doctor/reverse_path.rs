@@ -77,7 +77,8 @@ fn parts(network: &Snapshot, endpoint: IpAddr) -> Vec<(Ifindex, Part)> {
 
 fn judge(name: &str, part: Part, endpoint: IpAddr, network: &Snapshot, read: &dyn Fn(&str) -> Option<u8>) -> Answer {
     let about = Subject::Interface(name.to_owned());
-    let look = format!("cat /proc/sys/net/ipv4/conf/{{all,{name}}}/rp_filter; ip route get {endpoint}");
+    let word = super::shell_word(name);
+    let look = format!("sysctl net/ipv4/conf/all/rp_filter net/ipv4/conf/{word}/rp_filter; ip route get {endpoint}");
     let (Some(all), Some(own)) = (read("all"), read(name)) else {
         return Answer::new(about, Status::Unknown, "Its rp_filter could not be read: is /proc/sys hidden?").look(look);
     };
@@ -105,7 +106,7 @@ fn judge(name: &str, part: Part, endpoint: IpAddr, network: &Snapshot, read: &dy
         _ => (Status::Ok, "answers are not dropped for the way they come".to_owned()),
     };
     let answer = Answer::new(about, status, format!("{values}: {what}.")).look(look);
-    if status == Status::Ok { answer } else { answer.mend(format!("sysctl -w net/ipv4/conf/{name}/rp_filter=2")) }
+    if status == Status::Ok { answer } else { answer.mend(format!("sysctl -w net/ipv4/conf/{word}/rp_filter=2")) }
 }
 
 #[cfg(test)]

@@ -71,13 +71,13 @@ fn judge(
             }
             Some(Way::Nowhere { why, answer: said }) => {
                 let kind = if *why == "no route" { "no route".to_owned() } else { format!("a route of type {why}") };
-                let mend = if *why == "no route" {
-                    format!("{family} route add {endpoint} via <gateway>")
+                let said = answer(Status::Broken, format!("There is {kind} to {endpoint}: programs get \"{said}\"."));
+                if *why == "no route" {
+                    said.mend(command(&format!("{family} route add {endpoint} via <gateway>")))
                 } else {
-                    format!("{family} route del {why} {endpoint}")
-                };
-                answer(Status::Broken, format!("There is {kind} to {endpoint}: programs get \"{said}\"."))
-                    .mend(command(&mend))
+                    // It may be a route to a wider prefix.
+                    said.look(command(&format!("{family} route show table all type {why}")))
+                }
             }
             Some(Way::Unknown(why)) => {
                 answer(Status::Unknown, format!("The kernel would not say how {endpoint} is reached: {why}."))

@@ -134,11 +134,13 @@ impl Sight {
             });
             clients.extend(own);
             for bridge in self.bridges.iter().filter(|bridge| !bridge.internal && bridge.speaks(*endpoint)) {
+                // Without a way out, the rules on it do not matter.
+                let Some(uplink) = self.uplink(Some(bridge), *endpoint) else { continue };
                 let client = |name: String, address| Client {
                     name,
                     address,
                     bridge: Some(bridge.name.clone()),
-                    uplink: self.uplink(Some(bridge), *endpoint),
+                    uplink: Some(uplink.clone()),
                     endpoint: *endpoint,
                 };
                 for (container, addresses) in &bridge.containers {

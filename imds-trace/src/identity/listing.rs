@@ -14,7 +14,7 @@ use super::docker::DEFAULT_HOST;
 use crate::printable::causes;
 
 /// How long the engine may take for all answers together.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Option by which an engine is told the name of a network's bridge.
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 /// Digits of a network's id in its bridge's name.

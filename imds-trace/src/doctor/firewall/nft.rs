@@ -218,6 +218,8 @@ fn matched<'a>(
                 _ => What::Undecided,
             },
             (_, Some("state")) => words_as(What::State),
+            // Who is redirected is told as such; nobody else's address was changed.
+            (_, Some("status")) if words().is_some_and(|words| words == ["dnat"]) => What::State(Vec::new()),
             _ if left["fib"]["result"] == "type" && left["fib"]["flags"] == serde_json::json!(["daddr"]) => {
                 match words().as_deref() {
                     Some([one]) if one == "local" => What::ToThisHost,
