@@ -52,6 +52,7 @@ fn judge(
         let rules: usize = firewall.chains.iter().map(|chain| chain.rules.len()).sum();
         let summary = match clients {
             [] => "Nobody's way to IMDS passes its rules.".to_owned(),
+            _ if rules == 0 => "There are no firewall rules.".to_owned(),
             _ => format!(
                 "None of {} ({}) drops, rejects or redirects IMDS traffic.",
                 super::counted(rules, "firewall rule"),

@@ -47,8 +47,8 @@ fn judge(
     };
     let names: Vec<String> = bridges.iter().map(|bridge| bridge.name.clone()).collect();
     if value == "0" {
-        let running = bridges.iter().any(|bridge| !bridge.containers.is_empty());
-        let (status, what) = match (names.is_empty(), running || sight.engine.is_err()) {
+        let running = bridges.iter().any(|bridge| bridge.used || !bridge.containers.is_empty());
+        let (status, what) = match (names.is_empty(), running) {
             (true, _) => (Status::Ok, "there is no container bridge that would need it".to_owned()),
             (false, true) => {
                 (Status::Broken, format!("no container on {} can reach IMDS, or anything else", super::some_of(&names)))
@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn bridge(containers: Vec<(String, Vec<IpAddr>)>) -> Bridge {
-        Bridge { name: "docker0".into(), network: None, subnets: Vec::new(), internal: false, containers }
+        Bridge { name: "docker0".into(), network: None, subnets: Vec::new(), internal: false, containers, used: false }
     }
 
     fn statuses(bridges: &[&Bridge], read: &dyn Fn(&str) -> Option<String>) -> Vec<Status> {

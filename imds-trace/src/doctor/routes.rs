@@ -10,10 +10,10 @@ use crate::interfaces::snapshot::{Snapshot, Way};
 pub const CHECK: Check = Check { id: "route", explain: "whether routes to the endpoints lead out", examine };
 
 fn examine(sight: &Sight) -> Vec<Answer> {
-    let v4_works = sight.endpoints.iter().any(IpAddr::is_ipv4);
+    let v4_asked = sight.endpoints.iter().any(IpAddr::is_ipv4);
     let plain = |command: &str| command.to_owned();
     let mut answers = match &sight.host.network {
-        Ok(network) => judge(network, &sight.endpoints, v4_works, &|| Subject::Host, &plain),
+        Ok(network) => judge(network, &sight.endpoints, v4_asked, &|| Subject::Host, &plain),
         Err(why) => vec![Answer::new(Subject::Host, Status::Unknown, format!("The routes could not be read: {why}."))],
     };
     for inside in &sight.inside {
@@ -25,7 +25,7 @@ fn examine(sight: &Sight) -> Vec<Answer> {
             }
             Ok(Ok(network)) => {
                 let command = |command: &str| inside.command(command);
-                answers.extend(judge(network, &sight.endpoints, v4_works, &about, &command));
+                answers.extend(judge(network, &sight.endpoints, v4_asked, &about, &command));
             }
             Ok(Err(why)) => {
                 answers.push(Answer::new(about(), Status::Unknown, format!("Its routes could not be read: {why}.")))
@@ -42,7 +42,7 @@ fn examine(sight: &Sight) -> Vec<Answer> {
 fn judge(
     network: &Snapshot,
     endpoints: &[IpAddr],
-    v4_works: bool,
+    v4_asked: bool,
     about: &dyn Fn() -> Subject,
     command: &dyn Fn(&str) -> String,
 ) -> Vec<Answer> {
@@ -66,8 +66,8 @@ fn judge(
                     "{endpoint} is an address of this very namespace (a local route): it would be answered locally, not by IMDS."
                 ),
             ),
-            Some(Way::Nowhere { why: "no route", answer: said }) if endpoint.is_ipv6() && v4_works => {
-                answer(Status::Ok, format!("{endpoint} has no route ({said}): only IPv4 leads to IMDS, as is usual."))
+            Some(Way::Nowhere { why: "no route", answer: said }) if endpoint.is_ipv6() && v4_asked => {
+                answer(Status::Ok, format!("{endpoint} has no route ({said}), as is usual where only IPv4 is used."))
             }
             Some(Way::Nowhere { why, answer: said }) => {
                 let kind = if *why == "no route" { "no route".to_owned() } else { format!("a route of type {why}") };

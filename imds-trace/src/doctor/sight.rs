@@ -55,6 +55,8 @@ pub struct Bridge {
     pub internal: bool,
     /// Running containers on it, with their addresses.
     pub containers: Vec<(String, Vec<IpAddr>)>,
+    /// Is a veth pair's end a port of it? Then there is somebody on it, whatever the engine knows.
+    pub used: bool,
 }
 
 /// Everything gathered.
@@ -233,6 +235,7 @@ fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> 
             subnets: described.subnets.clone(),
             internal: described.internal,
             containers: on_it.collect(),
+            used: false,
         };
         found.insert(name.clone(), bridge);
     }
@@ -246,12 +249,26 @@ fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> 
         }
         let own =
             network.addresses.iter().filter(|(index, address, _)| *index == link.index && !is_link_local(*address));
-        let subnets = own.map(|(_, address, length)| (*address, *length)).collect();
-        let bridge =
-            Bridge { name: link.name.clone(), network: None, subnets, internal: false, containers: Vec::new() };
+        let subnets = own.filter_map(|(_, address, length)| {
+            let (first, _) = firewall::rules::range(&format!("{address}/{length}"))?;
+            Some((first, *length))
+        });
+        let subnets = subnets.collect();
+        let bridge = Bridge {
+            name: link.name.clone(),
+            network: None,
+            subnets,
+            internal: false,
+            containers: Vec::new(),
+            used: false,
+        };
         found.insert(link.name.clone(), bridge);
     }
-    found.into_values().collect()
+    let ports = |bridge: &str| {
+        let index = network.links.values().find(|link| link.name == bridge).map(|link| link.index);
+        network.links.values().any(|link| link.veth && link.master.is_some() && link.master == index)
+    };
+    found.into_values().map(|bridge| Bridge { used: ports(&bridge.name), ..bridge }).collect()
 }
 
 fn is_link_local(address: IpAddr) -> bool {

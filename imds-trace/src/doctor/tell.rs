@@ -119,7 +119,9 @@ impl Teller {
             .filter(|status| count(*status) > 0)
             .map(|status| {
                 let (style, word) = shown(status);
-                format!("{style}{} {}{style:#}", count(status), word.trim().to_lowercase())
+                let (count, word) = (count(status), word.trim().to_lowercase());
+                let many = if status == Status::Warning && count > 1 { "s" } else { "" };
+                format!("{style}{count} {word}{many}{style:#}")
             })
             .collect();
         let whole = counted(self.told.len(), "answer");
