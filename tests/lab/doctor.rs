@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
+use imds_trace::ethtool;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::{Container, ContainerSpec, Engine, Namespace, NetworkSpec, children, tracer};
 use libtest_mimic::Failed;
@@ -22,6 +23,7 @@ crate::tests![
     a_rule_that_sends_requests_to_a_local_listener_is_a_warning,
     a_legacy_rule_is_read_too,
     a_rule_about_others_is_not_told,
+    a_drivers_counter_is_read_by_its_name,
     a_container_whose_route_is_prohibited_is_broken,
     an_endpoint_that_is_a_local_address_is_a_warning,
     a_strict_interface_with_the_way_back_elsewhere_is_broken,
@@ -274,7 +276,22 @@ fn a_legacy_rule_is_read_too(lab: &Lab) -> Outcome {
     let mut command = namespace.command(tracer::program()?);
     command.args(["doctor", "--output", "json", "--docker-host"]).arg(lab.host.dir().join("no-engine.sock"));
     let answers = read(&run(command)?, 0)?;
-    expect(&answers, "firewall", "host", "broken", &["-A OUTPUT -d 169.254.169.254/32 -j REJECT", "the host's own"])?;
+    expect(
+        &answers,
+        "firewall",
+        "host",
+        "broken",
+        &["-A OUTPUT -d 169.254.169.254/32 -j REJECT", "iptables-legacy", "the host's own"],
+    )?;
+    Ok(())
+}
+
+fn a_drivers_counter_is_read_by_its_name(lab: &Lab) -> Outcome {
+    let read = |name: &'static str| lab.host.runner().run_inside(move || ethtool::counter("ens5", name));
+    // What a veth's driver counts is little, and the other end's number is never 0.
+    let peer = read("peer_ifindex")??;
+    expect_that("the counter of a veth", peer.is_some_and(|index| index > 0), peer)?;
+    expect_equal("a counter it does not have", read("linklocal_allowance_exceeded")??, None)?;
     Ok(())
 }
 

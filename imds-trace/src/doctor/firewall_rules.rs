@@ -44,7 +44,7 @@ fn judge(
     command: &dyn Fn(&str) -> String,
 ) -> Vec<Answer> {
     let found = all(firewall, clients);
-    let mut answers: Vec<Answer> = found.iter().filter_map(|found| answer(found, about, command)).collect();
+    let mut answers: Vec<Answer> = found.iter().map(|found| answer(found, about, command)).collect();
     if let Some(why) = firewall.unread() {
         answers.push(Answer::new(about(), Status::Unknown, format!("Not all firewall rules are known: {why}.")));
     }
@@ -101,7 +101,7 @@ fn all<'a>(firewall: &'a Firewall, clients: &[Client]) -> Vec<Found<'a>> {
     found
 }
 
-fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> String) -> Option<Answer> {
+fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> String) -> Answer {
     let Found { hit, heading, endpoints, who } = found;
     let chain = hit.chain;
     let place = format!("chain {} of table {} ({})", chain.name, chain.table, tool(chain.tool, &chain.family));
@@ -120,13 +120,17 @@ fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> 
     let Some(rule) = hit.rule else {
         // Docker sets it, and lets its own through. Here nothing was found that does.
         let summary = format!("The policy of {place} is to drop, and no rule was found that lets {traffic} through.");
-        return Some(answer(Status::Warning, summary));
+        return answer(Status::Warning, summary);
     };
     let does = match &rule.verdict {
         Verdict::Drop => "drops",
         Verdict::Reject => "rejects",
         Verdict::Redirect(_) => "redirects",
-        _ => return None,
+        _ => {
+            let summary =
+                format!("Whether {place} lets {traffic} through cannot be decided: too many rules lead to each other.");
+            return answer(Status::Unknown, summary);
+        }
     };
     let to = match &rule.verdict {
         Verdict::Redirect(to) => format!(" to {to}, so that they are answered locally and not by IMDS"),
@@ -154,9 +158,9 @@ fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> 
     let harmless = |c: char| c.is_ascii_alphanumeric() || " ./:,_=-!".contains(c);
     match rule.text.strip_prefix("-A ") {
         Some(words) if words.chars().all(harmless) => {
-            Some(answer.mend(command(&format!("{} -t {} -D {words}", chain.tool, chain.table))))
+            answer.mend(command(&format!("{} -t {} -D {words}", chain.tool, chain.table)))
         }
-        _ => Some(answer),
+        _ => answer,
     }
 }
 

@@ -28,6 +28,13 @@ fn examine(sight: &Sight) -> Vec<Answer> {
         "aws ec2 describe-instances --instance-ids <instance-id> --query 'Reservations[].Instances[].MetadataOptions'";
     let answer = |container: &Running| {
         let (status, summary) = match need(container, &listing.containers, &listing.networks, 0) {
+            Need::Least(2.., how) if listing.rootless => (
+                Status::Ok,
+                format!(
+                    "It needs a hop limit of 1, which every instance has: its network mode ({how}) would need 2, but its engine \
+                     runs without root, and what it sends begins anew on the host."
+                ),
+            ),
             Need::Least(1, how) => {
                 (Status::Ok, format!("It needs a hop limit of 1, which every instance has, by network mode ({how})."))
             }

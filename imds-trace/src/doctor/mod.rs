@@ -140,7 +140,11 @@ pub fn doctor(config: Doctor) -> anyhow::Result<bool> {
     let mut broken = false;
     for check in CHECKS {
         log::debug!("check {}: {}", check.id, check.explain);
-        for answer in (check.examine)(&sight) {
+        for mut answer in (check.examine)(&sight) {
+            if answer.status == Status::Ok {
+                // There is nothing to mend.
+                answer.mend = None;
+            }
             broken |= answer.status == Status::Broken;
             match teller.tell(at, check.id, &answer) {
                 // Whoever read it went away: no error, but the end.

@@ -38,6 +38,8 @@ pub struct Listing {
     pub containers: Vec<Running>,
     /// Networks.
     pub networks: Vec<Network>,
+    /// Does the engine run without root? Then what its containers send ends in user space and begins anew.
+    pub rootless: bool,
 }
 
 /// A running container.
@@ -90,6 +92,8 @@ pub fn ask(host: Option<&str>) -> Result<Listing, String> {
 async fn list(host: &str) -> Result<Listing, bollard::errors::Error> {
     let docker = Docker::connect_with_host(host)?.negotiate_version().await?;
     let mut listing = Listing::default();
+    let options = docker.info().await?.security_options.unwrap_or_default();
+    listing.rootless = options.iter().any(|option| option.contains("name=rootless"));
     let running = docker.list_containers(None::<ListContainersOptions>).await?;
     for id in running.into_iter().filter_map(|container| container.id) {
         // Gone since: then it does not run.

@@ -32,7 +32,7 @@ const GOES_ON: &[&str] = &[
     "ULOG",
 ];
 
-/// The chains of a save file. `tool` is `iptables` or `ip6tables`.
+/// The chains of a save file. `tool` is `iptables`, `ip6tables` or either with `-legacy`.
 pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
     let mut chains: Vec<Chain> = Vec::new();
     let mut table = String::new();
@@ -44,7 +44,7 @@ pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
             let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or("-"));
             chains.push(Chain {
                 tool,
-                family: if tool == "ip6tables" { "ip6" } else { "ip" }.to_owned(),
+                family: if tool.starts_with("ip6") { "ip6" } else { "ip" }.to_owned(),
                 table: table.clone(),
                 name: name.to_owned(),
                 hook: (policy != "-").then(|| hook(name)).flatten(),
@@ -52,7 +52,7 @@ pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
                 drops_the_rest: policy == "DROP",
                 rules: Vec::new(),
             });
-        } else if let Some(begin) = line.find("-A ") {
+        } else if let Some(begin) = line.find("-A ").filter(|_| line.starts_with(['-', '['])) {
             // Counters may stand before, with -c.
             let text = &line[begin..];
             let words = words(text);

@@ -7,6 +7,7 @@ pub mod rules;
 #[cfg(test)]
 mod tests;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,6 +15,8 @@ use rules::{Chain, Hook, Packet, Side};
 
 /// Where the tools are if `PATH` does not say: users' often lacks the second half.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+/// Bytes of rules that are read of one namespace at most; a host with ten thousand has about two million.
+const MAX_SAID: u64 = 32 << 20;
 /// Ports a client's connections come from; the kernel's default begins at 32768, and nobody sets it below 1024.
 const CLIENT_PORTS: (u16, u16) = (1024, 65535);
 /// IMDS.
@@ -44,19 +47,17 @@ impl Firewall {
         (!self.unread.is_empty()).then(|| parts.collect::<Vec<_>>().join("; "))
     }
 
-    fn iptables(&mut self, name: &'static str, tool: &'static str, path: &Path, theirs: &mut Vec<(&str, String)>) {
+    /// Reads what `name`, a tool's saving half, says of the rules that `tool` shows.
+    fn iptables(&mut self, name: &'static str, tool: &'static str, path: &Path, theirs: &mut Vec<(String, String)>) {
         match run(path, &[]) {
             Ok(said) => {
                 let incompatible = iptables::incompatible(&said);
                 let chains = iptables::read(&said, tool).into_iter();
                 for chain in chains.filter(|chain| !incompatible.contains(&chain.table)) {
                     if !name.contains("legacy") {
-                        theirs.push((if tool == "iptables" { "ip" } else { "ip6" }, chain.table.clone()));
+                        theirs.push((chain.family.clone(), chain.table.clone()));
                     }
-                    // Where both variants are one program, it says everything twice.
-                    if !self.chains.contains(&chain) {
-                        self.chains.push(chain);
-                    }
+                    self.chains.push(chain);
                 }
                 if !self.read_by.contains(&tool) {
                     self.read_by.push(tool);
@@ -68,9 +69,13 @@ impl Firewall {
 }
 
 /// Names of one family's tools: with the kernel's nf_tables, with its older tables, and where there is only one.
-const SAVERS: [(&str, [&str; 3]); 2] = [
-    ("iptables", ["iptables-nft-save", "iptables-legacy-save", "iptables-save"]),
-    ("ip6tables", ["ip6tables-nft-save", "ip6tables-legacy-save", "ip6tables-save"]),
+const SAVERS: [[(&str, &str); 3]; 2] = [
+    [("iptables-nft-save", "iptables"), ("iptables-legacy-save", "iptables-legacy"), ("iptables-save", "iptables")],
+    [
+        ("ip6tables-nft-save", "ip6tables"),
+        ("ip6tables-legacy-save", "ip6tables-legacy"),
+        ("ip6tables-save", "ip6tables"),
+    ],
 ];
 
 /// Reads the rules of the calling thread's network namespace.
@@ -78,17 +83,19 @@ pub fn read() -> Firewall {
     let mut firewall = Firewall::default();
     let mut theirs = Vec::new();
     let nf_tables = nf_tables_is_there();
-    for (tool, [nft, legacy, either]) in SAVERS {
-        let old = legacy_tables(tool);
-        let (with_nft, with_legacy) = (find(nft).filter(|_| nf_tables), find(legacy).filter(|_| old));
-        let neither = find(nft).is_none() && find(legacy).is_none();
-        for (name, path) in [(nft, with_nft), (legacy, with_legacy), (either, find(either).filter(|_| neither))] {
+    for savers in SAVERS {
+        let [nft, legacy, either] = savers.map(|(name, _)| find(name));
+        let old = legacy_tables(savers[0].1);
+        let neither = nft.is_none() && legacy.is_none();
+        if old && legacy.is_none() && either.is_none() {
+            let why = "is not there to read rules that are: install the package iptables";
+            firewall.unread.push((savers[2].0, why.into()));
+        }
+        let wanted = [nft.filter(|_| nf_tables), legacy.filter(|_| old), either.filter(|_| neither)];
+        for ((name, tool), path) in savers.into_iter().zip(wanted) {
             if let Some(path) = path {
                 firewall.iptables(name, tool, &path, &mut theirs);
             }
-        }
-        if old && find(legacy).or(find(either)).is_none() {
-            firewall.unread.push((either, "is not there to read rules that are: install the package iptables".into()));
         }
     }
     let nft = find("nft").filter(|_| nf_tables);
@@ -96,9 +103,7 @@ pub fn read() -> Firewall {
         Some((Ok(json), wording)) => match nft::read(&json, &wording.unwrap_or_default()) {
             Ok(chains) => {
                 // Tables that iptables keeps are told in its own words, which hold more.
-                let iptables_told = |chain: &Chain| {
-                    theirs.iter().any(|(family, table)| *family == chain.family && *table == chain.table)
-                };
+                let iptables_told = |chain: &Chain| theirs.contains(&(chain.family.clone(), chain.table.clone()));
                 firewall.chains.extend(chains.into_iter().filter(|chain| !iptables_told(chain)));
                 firewall.read_by.push("nftables");
             }
@@ -134,14 +139,25 @@ fn find(name: &str) -> Option<PathBuf> {
     folders.chain(FOLDERS.iter().map(PathBuf::from)).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-/// What a tool says; the error is what it complains of.
+/// What a tool says; the error is what it complains of. Who owns a container's namespace decides how much there is to say.
 fn run(path: &Path, words: &[&str]) -> Result<String, String> {
     log::debug!("running {} {}", path.display(), words.join(" "));
-    let output = Command::new(path).args(words).env("LC_ALL", "C").stdin(Stdio::null()).output();
-    let output = output.map_err(|error| error.to_string())?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complained = String::from_utf8_lossy(&output.stderr).into_owned();
-    if output.status.success() {
+    let mut command = Command::new(path);
+    command.args(words).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (said, complained) = std::thread::scope(|scope| {
+        // Both pipes at once: a tool that finds one full would wait.
+        let complained = scope.spawn(|| bounded(stderr));
+        (bounded(stdout), complained.join().unwrap_or_default())
+    });
+    if said.len() as u64 > MAX_SAID {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(format!("they are more than {} MiB", MAX_SAID >> 20));
+    }
+    let status = child.wait().map_err(|error| error.to_string())?;
+    if status.success() {
         // iptables-nft-save says there which tables it cannot show in full.
         let incompatible = complained.lines().filter(|line| line.contains("incompatible"));
         return Ok(incompatible.fold(said, |said, line| said + "# " + line + "\n"));
@@ -150,8 +166,17 @@ fn run(path: &Path, words: &[&str]) -> Result<String, String> {
     match complained.lines().next() {
         _ if denied => Err("needs root".into()),
         Some(line) => Err(line.to_owned()),
-        None => Err(output.status.to_string()),
+        None => Err(status.to_string()),
     }
+}
+
+/// One byte more than may be, at most: that tells that there was more.
+fn bounded(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        let _ = pipe.take(MAX_SAID + 1).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A client whose packets the rules are asked about.

@@ -7,6 +7,10 @@ use std::net::IpAddr;
 /// Chains jumped into at most; the kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
 const MAX_DEPTH: usize = 32;
 
+/// Rules asked about one packet at one hook at most. Chains that jump to each other twice are a walk without an end, and who owns a
+/// container's namespace may write some; nobody's real rules come near.
+const MAX_STEPS: u32 = 100_000;
+
 /// Does a condition hold?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Holds {
@@ -198,7 +202,7 @@ enum End {
 
 /// Everything that would or may happen to a packet at a hook, acceptance included.
 pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &Packet) -> Vec<Hit<'a>> {
-    let mut hits = Vec::new();
+    let mut hits = Hits { found: Vec::new(), steps: 0 };
     let bases = chains.iter().filter(|chain| chain.hook == Some(hook) && chain.concerns(packet));
     for base in bases.filter(|chain| !chain.nat || packet.state == "new") {
         // Which packets come by a bridge's or a card's own chain is not known from here.
@@ -207,10 +211,16 @@ pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &Packet) -> Vec<Hit<'a>
         if let End::Through { sure: true } = end
             && base.drops_the_rest
         {
-            hits.push(Hit { chain: base, rule: None, sure, named: false });
+            hits.found.push(Hit { chain: base, rule: None, sure, named: false });
         }
     }
-    hits
+    hits.found
+}
+
+/// What was found, and how many rules were asked.
+struct Hits<'a> {
+    found: Vec<Hit<'a>>,
+    steps: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -225,11 +235,19 @@ fn through<'a>(
     packet: &Packet,
     mut way: Certainty,
     depth: usize,
-    hits: &mut Vec<Hit<'a>>,
+    hits: &mut Hits<'a>,
 ) -> End {
     // Nothing on the way may have let it through for good.
     let mut not_accepted = true;
     for rule in &chain.rules {
+        hits.steps += 1;
+        if hits.steps > MAX_STEPS {
+            if hits.steps == MAX_STEPS + 1 {
+                // Told as a hit by a rule that decides nothing: what comes behind it is not known.
+                hits.found.push(Hit { chain, rule: Some(rule), sure: false, named: false });
+            }
+            return End::Through { sure: false };
+        }
         let holds = rule.holds(packet);
         if holds == Holds::No {
             continue;
@@ -257,7 +275,7 @@ fn through<'a>(
                 }
             }
             verdict => {
-                hits.push(Hit { chain, rule: Some(rule), sure: here.sure, named: here.named });
+                hits.found.push(Hit { chain, rule: Some(rule), sure: here.sure, named: here.named });
                 let accepted = !matches!(verdict, Verdict::Drop | Verdict::Reject);
                 if certain {
                     return End::Decided { accepted };

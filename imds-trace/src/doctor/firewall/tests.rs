@@ -173,6 +173,21 @@ fn nothing_that_is_no_rule_makes_it_stumble() {
 }
 
 #[test]
+fn chains_that_fork_at_each_step_come_to_an_end() {
+    let mut text = String::from("*filter\n:FORWARD ACCEPT [0:0]\n");
+    for number in 0..30 {
+        text += &format!(":C{number} - [0:0]\n");
+    }
+    text += "-A FORWARD -j C0\n";
+    for number in 0..29 {
+        let jump = format!("-A C{number} -m mark --mark 0x1 -j C{}\n", number + 1);
+        text += &jump.repeat(2);
+    }
+    let found = hits(&iptables::read(&text, "iptables"), &container("169.254.169.254"));
+    assert!(!found.is_empty() && found.iter().all(|hit| hit.starts_with("maybe ")), "silence is not health: {found:?}");
+}
+
+#[test]
 fn tables_that_only_nft_can_show_are_known() {
     let said = "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them.\n# Table `nat' is incompatible, use 'nft' tool.\n*mangle\n";
     assert_eq!(iptables::incompatible(said).into_iter().collect::<Vec<_>>(), ["filter", "nat"]);
