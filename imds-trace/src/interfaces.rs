@@ -1,5 +1,7 @@
 //! Which interfaces are there, which do the routes to the endpoints use, and what comes and goes? Asked of rtnetlink.
 
+pub mod snapshot;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -3,6 +3,7 @@
 //! The built program, from outside: `$IMDS_TRACE_BIN`, else the one beside this test. No root needed; what only root can try is
 //! marked as not run for others.
 
+mod doctoring;
 mod hostile;
 mod program;
 mod replaying;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         ("replaying", replaying::TESTS, false),
         ("hostile", hostile::TESTS, false),
         ("terminal", terminal::TESTS, false),
+        ("doctoring", doctoring::TESTS, false),
         ("watching", watching::TESTS, false),
         ("watching", watching::TESTS_OF_ROOT, true),
     ];

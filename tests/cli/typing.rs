@@ -18,7 +18,9 @@ crate::tests![
 ];
 
 fn help_and_version_go_to_stdout() -> Outcome {
-    for words in [&["--help"][..], &["-h"], &["help"], &["watch", "--help"], &["replay", "--help"]] {
+    for words in
+        [&["--help"][..], &["-h"], &["help"], &["watch", "--help"], &["replay", "--help"], &["doctor", "--help"]]
+    {
         let ran = run(words)?;
         ran.expect_quiet()?;
         if !ran.stdout.contains("Usage: imds-trace") {

@@ -6,6 +6,7 @@
 //! It needs root and says so; it never skips. `cargo test --test lab -- NAME` runs some; `--list` lists without root.
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
+mod doctor;
 mod kit;
 mod kit_obstacles;
 mod kit_programs;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         ("kit_wire", kit_wire::TESTS),
         ("kit_obstacles", kit_obstacles::TESTS),
         ("kit_programs", kit_programs::TESTS),
+        ("doctor", doctor::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),

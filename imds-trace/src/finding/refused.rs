@@ -3,6 +3,8 @@
 //! Told apart from `firewall-drop`, where nothing comes back, from `no-route`, where this host's want of a route is why, and from a
 //! reset that only ends what was lost before.
 
+use std::time::Duration;
+
 use super::drops::{Cause, cause};
 use super::firewall_drop::{commands, hook};
 use super::{Case, Rule, Severity, Verdict};
@@ -28,13 +30,20 @@ const REFUSED: [(u16, &str); 5] = [
     (113, "host unreachable"),
 ];
 
+/// No client gives up its own connect so soon.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
 /// Was the client's socket told no, by a packet that passed no hook?
 pub(super) fn is_refused(case: &Case<'_>) -> bool {
     told(case).is_some()
 }
 
 fn told(case: &Case<'_>) -> Option<&'static str> {
-    REFUSED.iter().find(|(error, _)| case.who.error == Some(*error)).map(|(_, words)| *words)
+    match case.who.error {
+        Some(error) => REFUSED.iter().find(|(known, _)| error == *known).map(|(_, words)| *words),
+        // What is rejected while it is sent comes back as the result of connect() itself.
+        None => case.who.failed_after.filter(|after| *after < AT_ONCE).map(|_| "an error at once"),
+    }
 }
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
@@ -59,7 +68,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let form = match (refusal.map(|refusal| refusal.how), told) {
         (Some(Refused::Icmp(icmp)), _) => format!("ICMP {} sent by {}", meaning(&icmp), icmp.sender),
-        (None, Some(words)) => format!("`{words}`, by a packet that passed none of the hooks"),
+        (None, Some(words)) => format!("`{words}`, which its socket was told by no packet that passed a hook"),
         (Some(Refused::Reset), _) | (None, None) => "a TCP reset".to_owned(),
     };
     let from_outside = refusal.is_some_and(|refusal| refusal.from_outside);

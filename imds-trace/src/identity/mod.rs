@@ -8,6 +8,7 @@
 
 pub mod docker;
 pub mod fact;
+pub mod listing;
 pub mod procfs;
 
 mod containers;
@@ -89,6 +90,9 @@ pub struct Attribution {
     /// The error with which its connect failed, a number of `errno.h`.
     #[serde(skip)]
     pub error: Option<u16>,
+    /// How long its connect took to fail, if it did.
+    #[serde(skip)]
+    pub failed_after: Option<std::time::Duration>,
 }
 
 /// For whom things are counted together.
@@ -146,7 +150,7 @@ impl Directory {
             Said::Attempting(attempt) => self.sockets.attempting(fact.at, attempt),
             Said::Connecting(connecting) => self.sockets.connecting(fact.at, connecting),
             Said::Connected(connected) => {
-                self.sockets.connected(connected);
+                self.sockets.connected(fact.at, connected);
                 0
             }
             Said::Process(detail) => {
@@ -203,6 +207,7 @@ impl Directory {
             initial_ttl: None,
             netns: None,
             error: None,
+            failed_after: None,
         };
         let socket = self.sockets.find(query, at);
         if let Some(socket) = socket {
@@ -210,6 +215,7 @@ impl Directory {
             attribution.initial_ttl = socket.ttl();
             attribution.netns = Some(socket.netns());
             attribution.error = socket.error();
+            attribution.failed_after = socket.failed_after();
             let id = socket
                 .container()
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))

@@ -28,6 +28,8 @@ pub struct Socket {
     detail: Option<Rc<ProcessDetail>>,
     /// What it was told when the connection failed.
     error: Option<u16>,
+    /// How long the connect took to fail.
+    failed_after: Option<Duration>,
 }
 
 impl Socket {
@@ -73,6 +75,11 @@ impl Socket {
     /// The error with which its connect failed, a number of `errno.h`.
     pub fn error(&self) -> Option<u16> {
         self.error
+    }
+
+    /// How long its connect took to fail; `None` if it did not, or has not yet.
+    pub fn failed_after(&self) -> Option<Duration> {
+        self.failed_after
     }
 
     /// TTL its packets start with.
@@ -137,7 +144,7 @@ impl Sockets {
         self.next += 1;
         // A process says what is new about it right after its connect; silence means that what is known still holds.
         let detail = self.processes.get(&task.pid).map(|(_, detail)| Rc::clone(detail));
-        self.all.insert(number, Socket { at, task: task.clone(), detail, error: None });
+        self.all.insert(number, Socket { at, task: task.clone(), detail, error: None, failed_after: None });
         self.order.push_back(number);
         let mut evicted = 0;
         while self.order.len() > MAX_SOCKETS {
@@ -176,10 +183,11 @@ impl Sockets {
     }
 
     /// A socket got its port.
-    pub fn connected(&mut self, socket: &Connected) {
+    pub fn connected(&mut self, at: Timestamp, socket: &Connected) {
         if let Some(number) = self.connecting.remove(&socket.socket) {
             if let Some(known) = self.all.get_mut(&number) {
                 known.error = socket.error;
+                known.failed_after = (!socket.established).then(|| at.since(known.at));
             }
             self.by_isn.insert((socket.isn, socket.destination), number);
             self.by_flow.insert((socket.source, socket.destination), number);

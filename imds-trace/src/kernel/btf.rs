@@ -85,6 +85,11 @@ impl Layout {
         names
     }
 
+    /// Is there a type of this name? A structure is there where the code is that uses it.
+    pub fn has_type(&self, name: &str) -> bool {
+        self.btf.resolve_types_by_name(name).is_ok_and(|found| !found.is_empty())
+    }
+
     /// Does the tracepoint hand a reason to its programs? (skb, location, reason) behind the context.
     fn kfree_skb_has_reason(&self) -> bool {
         let arguments = || {
