@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Refusal, Refused, Travel};
-use crate::journey::{Connection, ConnectionId, Fate, Journey};
+use crate::journey::{Connection, ConnectionId, Fate, Hop, Journey};
 use crate::net::{Direction, Endpoint, Heading, Timestamp, Ttl};
 use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
 
@@ -37,6 +37,8 @@ struct Live {
     exchange: Exchange,
     request_at: Option<Position>,
     response_at: Option<Position>,
+    /// Sequence number of the packet that answered it.
+    answered_by: Option<u32>,
     settled: bool,
     /// Worth telling: something besides the end of an older connection was seen.
     told: bool,
@@ -215,7 +217,7 @@ fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> Exchange {
 
 impl Live {
     fn new(exchange: Exchange) -> Self {
-        Self { exchange, request_at: None, response_at: None, settled: false, told: false }
+        Self { exchange, request_at: None, response_at: None, answered_by: None, settled: false, told: false }
     }
 
     /// Is an answer still to come?
@@ -420,8 +422,20 @@ impl Live {
     }
 
     fn inward(&mut self, journey: &Journey, answers: Option<&ResponseHead>, sink: &mut Sink<'_>) {
+        let doomed;
+        let journey = if self.is_doomed(journey) {
+            doomed = Journey { fate: Fate::Unresolved, ..journey.clone() };
+            &doomed
+        } else {
+            journey
+        };
         let exchange = &mut self.exchange;
         let has_payload = journey.tcp.len > 0;
+        let lost = matches!(journey.fate, Fate::Dropped(_)) && self.answered_by == Some(journey.tcp.seq);
+        if has_payload && lost && exchange.closed.is_none() {
+            // A copy of what seemed to have arrived was dropped, and nobody acknowledged any: it was dropped then as well, unseen.
+            (exchange.answered, exchange.inward, self.answered_by) = (None, None, None);
+        }
         exchange.handshake |= journey.tcp.flags.has(TcpFlags::SYN);
         self.told |= answers.is_some() || journey.fate != Fate::Delivered;
         if has_payload && !exchange.responded {
@@ -448,6 +462,7 @@ impl Live {
         let answered = has_payload && journey.fate == Fate::Delivered && exchange.answered.is_none();
         if answered {
             exchange.answered = Some(journey.hops.last().map_or(journey.at, |hop| hop.at));
+            self.answered_by = (!journey.acked).then_some(journey.tcp.seq);
         }
         travelled(&mut exchange.inward, journey, exchange.closed.is_some());
         if answered {
@@ -456,6 +471,18 @@ impl Live {
         if journey.fate != Fate::Delivered {
             sink(exchange, Moment::Lost(journey));
         }
+    }
+}
+
+impl Live {
+    /// Does it only seem to have arrived? A copy before it was dropped behind the same hook, where it had the same TTL, and nobody
+    /// acknowledged this one: that its drop was not seen does not mean that there was none.
+    fn is_doomed(&self, journey: &Journey) -> bool {
+        let Some(before) = &self.exchange.inward else { return false };
+        let Fate::Dropped(dropped) = &before.fate else { return false };
+        let same = |(hop, last): (&Hop, &Hop)| hop.hook == last.hook && hop.ttl == last.ttl;
+        let last = journey.hops.last().zip(before.hops.last());
+        !journey.acked && journey.fate == Fate::Delivered && dropped.ttl.0 <= 1 && last.is_some_and(same)
     }
 }
 

@@ -148,6 +148,15 @@ impl History {
         }
     }
 
+    /// Did this client ask for a token shortly before, whatever came of it?
+    pub fn asked_for_token(&self, exchange: &Exchange, who: &Attribution) -> bool {
+        let before = |request: &TokenRequest| {
+            exchange.asked.is_some_and(|asked| request.asked < asked && asked.since(request.asked) < FALLS_BACK_WITHIN)
+        };
+        let mut asked = clients(who).into_iter().flatten().filter_map(|client| self.requests.get(&client));
+        asked.any(|requests| requests.iter().any(before))
+    }
+
     /// The token that an exchange's request carried, if it was issued while tracing.
     pub fn token_use(&self, exchange: &Exchange) -> Option<TokenUse> {
         let issued = self.tokens.get(&exchange.request.as_ref()?.mark?)?;
