@@ -121,9 +121,9 @@ impl Sockets {
     pub fn connecting(&mut self, at: Timestamp, task: &Connecting) -> u64 {
         let attempt = self.attempting.get(&task.tid).copied();
         let same = |number: &u64| {
-            self.all.get(number).is_some_and(|socket| {
-                (socket.task.pid, socket.task.destination) == (task.pid, task.destination)
-            })
+            self.all
+                .get(number)
+                .is_some_and(|socket| (socket.task.pid, socket.task.destination) == (task.pid, task.destination))
         };
         let (number, evicted) = match attempt.filter(same) {
             Some(number) => {

@@ -172,7 +172,10 @@ impl Text {
 
 /// Text in lines that fit a terminal. Commands are not broken: they are to be copied.
 fn paragraph(first: &str, further: &str, text: &str) -> String {
-    textwrap::fill(text, textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(further).break_words(false))
+    textwrap::fill(
+        text,
+        textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(further).break_words(false),
+    )
 }
 
 /// How much there was, and how much of it is wrong.
