@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, ExchangeId};
 use crate::finding::{Finding, HopLimit, TokenUse};
 use crate::identity::Attribution;
+use crate::journey::Journey;
 use crate::net::Timestamp;
 use crate::report::Report;
 
@@ -13,6 +14,8 @@ use crate::report::Report;
 pub enum Event {
     /// Everything is attached; what and what not.
     Ready(Timestamp, Ready),
+    /// A packet's journey is over. Told only if somebody wants packets.
+    Packet(Box<PacketEvent>),
     /// An exchange is over.
     Exchange(Box<ExchangeEvent>),
     /// A finding holds, or its count has changed since it was told.
@@ -78,6 +81,19 @@ pub struct Missing {
     pub hook: String,
     /// Why.
     pub why: String,
+}
+
+/// A packet followed to its end, and to whom it belongs.
+#[derive(Clone, Debug)]
+pub struct PacketEvent {
+    /// Numbers packets within one run, in the order in which their journeys ended.
+    pub number: u64,
+    /// Its journey.
+    pub journey: Journey,
+    /// The latest exchange of its connection; `None` if there is none any more.
+    pub exchange: Option<ExchangeId>,
+    /// To whom it belongs, as far as was known then.
+    pub who: Attribution,
 }
 
 /// An exchange, and to whom it belongs.

@@ -2,12 +2,12 @@
 //!
 //! Pure: no clock, no lookup. The same inputs in the same order give the same events, so a recording replays to what was seen live.
 
-use crate::event::{Event, ExchangeEvent, Lost};
+use crate::event::{Event, ExchangeEvent, Lost, PacketEvent};
 use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
 use crate::identity::{Directory, Query, Said};
 use crate::input::Input;
-use crate::journey::Joiner;
+use crate::journey::{Connection, Joiner, Journey};
 use crate::net::{Netns, Timestamp};
 use crate::report::{Reconciled, Tallies};
 
@@ -44,6 +44,9 @@ struct Interpreter {
     lossy: bool,
     /// The host namespace's counters when they were first read.
     counters: Option<u64>,
+    /// Does anybody want packets? They are numbered from 1.
+    tells_packets: bool,
+    packets: u64,
 }
 
 /// Takes events.
@@ -64,11 +67,18 @@ impl Pipeline {
                 spent: Reconciled::default(),
                 lossy: false,
                 counters: None,
+                tells_packets: false,
+                packets: 0,
             },
             now: Timestamp(0),
             lost: Lost::default(),
             told_lost: Lost::default(),
         }
+    }
+
+    /// Tells every packet from now on, if that is wanted: it costs a copy of each journey.
+    pub fn tell_packets(&mut self, wanted: bool) {
+        self.interpreter.tells_packets = wanted;
     }
 
     /// Takes in one input; what it leads to goes to `sink`.
@@ -104,9 +114,7 @@ impl Pipeline {
     pub fn finish(&mut self, sink: &mut Sink<'_>) {
         let end = self.now;
         let (assembler, interpreter) = (&mut self.assembler, &mut self.interpreter);
-        self.joiner.advance(Timestamp(u64::MAX), &mut |journey| {
-            assembler.push(journey, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
-        });
+        self.joiner.advance(Timestamp(u64::MAX), &mut |journey| interpreter.follow(journey, assembler, end, sink));
         interpreter.tell_failed(assembler, Timestamp(u64::MAX), end, sink);
         assembler.finish(end, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
         self.tell_losses(sink);
@@ -128,9 +136,7 @@ impl Pipeline {
             } else if assembler.due().is_some_and(|exchange| exchange <= due) {
                 assembler.advance(due, &mut |exchange, moment| interpreter.interpret(exchange, moment, due, sink));
             } else {
-                self.joiner.advance(due, &mut |journey| {
-                    assembler.push(journey, &mut |exchange, moment| interpreter.interpret(exchange, moment, due, sink));
-                });
+                self.joiner.advance(due, &mut |journey| interpreter.follow(journey, assembler, due, sink));
             }
         }
     }
@@ -147,15 +153,21 @@ impl Pipeline {
 }
 
 impl Interpreter {
+    /// Takes in a journey that is over.
+    fn follow(&mut self, journey: Journey, assembler: &mut Assembler, now: Timestamp, sink: &mut Sink<'_>) {
+        let packet = self.tells_packets.then(|| journey.clone());
+        assembler.push(journey, &mut |exchange, moment| self.interpret(exchange, moment, now, sink));
+        let Some(journey) = packet else { return };
+        let exchange = assembler.latest(journey.connection.id);
+        let (attempt, opened) = exchange.map_or((None, journey.at), |exchange| (exchange.attempt, exchange.opened));
+        let who = self.directory.who(query(&journey.connection, attempt), opened);
+        self.packets += 1;
+        let exchange = exchange.map(|exchange| exchange.id);
+        sink(&Event::Packet(Box::new(PacketEvent { number: self.packets, journey, exchange, who })));
+    }
+
     fn interpret(&mut self, exchange: &Exchange, moment: Moment<'_>, now: Timestamp, sink: &mut Sink<'_>) {
-        let connection = &exchange.connection;
-        let query = Query {
-            client: connection.client,
-            endpoint: connection.endpoint,
-            isn: connection.isn,
-            attempt: exchange.attempt,
-        };
-        let who = self.directory.who(query, exchange.opened);
+        let who = self.directory.who(query(&exchange.connection, exchange.attempt), exchange.opened);
         let seen = HopLimit { observed: exchange.hop_limit, needed: exchange.decrements.needed(who.initial_ttl) };
         let hop_limit = self.ledger.hop_limit(&who.subject(), seen);
         if let Moment::Lost(journey) = moment {
@@ -216,6 +228,10 @@ impl Interpreter {
             _ => {}
         }
     }
+}
+
+fn query(connection: &Connection, attempt: Option<u64>) -> Query {
+    Query { client: connection.client, endpoint: connection.endpoint, isn: connection.isn, attempt }
 }
 
 fn tell_finding(finding: &Finding, at: Timestamp, tallies: &mut Tallies, sink: &mut Sink<'_>) {

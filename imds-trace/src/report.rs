@@ -108,7 +108,7 @@ impl Tallies {
                 }
             }
             // What was lost is given to `finish`, whole.
-            Event::Ready(..) | Event::Loss(..) | Event::Report(..) => {}
+            Event::Ready(..) | Event::Packet(_) | Event::Loss(..) | Event::Report(..) => {}
         }
     }
 

@@ -89,6 +89,11 @@ impl Assembler {
         }
     }
 
+    /// The latest exchange of a connection, unless it is forgotten.
+    pub fn latest(&self, connection: ConnectionId) -> Option<&Exchange> {
+        self.entries.get(&connection)?.live.back().map(|live| &live.exchange)
+    }
+
     /// A connect that failed before a packet was made: an exchange of which there is nothing but that.
     pub fn failed(&mut self, attempt: u64, at: Timestamp, endpoint: Endpoint, sink: &mut Sink<'_>) {
         self.next += 1;

@@ -28,7 +28,8 @@ struct Leg {
 pub struct PacketKey {
     heading: Heading,
     tcp: Tcp,
-    ip_id: u16,
+    /// IPv4 identification; 0 on IPv6.
+    pub ip_id: u16,
     icmp: Option<Icmp>,
 }
 

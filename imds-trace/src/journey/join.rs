@@ -144,7 +144,9 @@ impl Joiner {
         match observation.place {
             Place::Hook(hook) => open.hops.push(Hop { at: observation.at, hook, ttl: observation.ttl, client }),
             Place::Drop(_) if reached => open.reached = true,
-            Place::Drop(drop) => open.dropped = Some(Dropped { drop, ttl: observation.ttl }),
+            Place::Drop(drop) => {
+                open.dropped = Some(Dropped { at: observation.at, drop, ttl: observation.ttl, client });
+            }
         }
         while state.open.len() > MAX_OPEN {
             state.open.remove(0);
@@ -222,6 +224,7 @@ fn finish(open: Open, state: &State<Open>) -> Journey {
         connection: state.connection.clone(),
         heading: open.heading,
         tcp: open.tcp,
+        ip_id: open.key.ip_id,
         heads: open.heads,
         icmp: open.icmp,
         hops: open.hops,

@@ -71,10 +71,14 @@ pub enum Fate {
 /// A drop, and the packet's TTL there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
+    /// When.
+    pub at: Timestamp,
     /// The kernel's word.
     pub drop: Drop,
     /// TTL at that point.
     pub ttl: Ttl,
+    /// The client's address and port as they stood in the packet there.
+    pub client: Endpoint,
 }
 
 impl Journey {
@@ -93,6 +97,8 @@ pub struct Journey {
     pub heading: Heading,
     /// Its TCP header.
     pub tcp: Tcp,
+    /// IPv4 identification; 0 on IPv6.
+    pub ip_id: u16,
     /// What its payload says of HTTP messages.
     pub heads: Vec<Head>,
     /// Set if it is an ICMP error about a packet of the client's: then `tcp` has that one's sequence number.

@@ -16,6 +16,7 @@ impl Filter {
     /// Is an event shown? A report is made anew, of what was.
     pub fn shows(&self, event: &Event) -> bool {
         match event {
+            Event::Packet(packet) => self.shows_one(&packet.who),
             Event::Exchange(exchange) => self.shows_one(&exchange.who),
             Event::Finding(_, finding) => self.shows_one(&finding.who),
             Event::Ready(..) | Event::Loss(..) | Event::Report(..) => true,

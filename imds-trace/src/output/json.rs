@@ -21,6 +21,8 @@ use crate::report::Report;
 pub const KIND: Kind = Kind {
     name: "json",
     explain: "JSON Lines, for programs",
+    needs_path: false,
+    packets: false,
     open: |stream, boot_time| Box::new(Json { stream, boot_time, line: BytesMut::new() }),
 };
 
@@ -35,6 +37,7 @@ impl Output for Json {
         let at = |at: &Timestamp| rfc3339(*at, self.boot_time);
         let line = match event {
             Event::Ready(when, ready) => Line::Ready { at: at(when), ready },
+            Event::Packet(_) => return Ok(()),
             Event::Exchange(event) => Line::Exchange(Box::new(exchange(at(&event.exchange.opened), event))),
             Event::Finding(when, finding) => Line::Finding(Box::new(FindingLine {
                 first: at(&finding.first),

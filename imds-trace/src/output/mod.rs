@@ -2,15 +2,18 @@
 
 mod filter;
 mod json;
+mod pcapng;
 mod text;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 
 use anstream::AutoStream;
 use thiserror::Error;
 
-use crate::config::Telling;
+use crate::config::{OutputSpec, Telling};
 use crate::event::Event;
 use crate::finding::Severity;
 use crate::net::BootTime;
@@ -31,12 +34,16 @@ pub struct Kind {
     pub name: &'static str,
     /// For whom it is.
     pub explain: &'static str,
+    /// Must it go to a file?
+    pub needs_path: bool,
+    /// Does it tell packets? Then it is bytes, not text, and its file is for its owner alone.
+    pub packets: bool,
     /// Begins one that writes to a stream, times told by this boot time.
     pub open: fn(Box<dyn Write>, BootTime) -> Box<dyn Output>,
 }
 
 /// All kinds.
-pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND];
+pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND, pcapng::KIND];
 
 /// Why something could not be told.
 #[derive(Debug, Error)]
@@ -85,17 +92,27 @@ impl Outputs {
                 // Colour only on a terminal and never with NO_COLOR: anstream looks.
                 None => Box::new(BufWriter::new(AutoStream::auto(io::stdout()))),
                 Some(path) => {
-                    let file = File::create(path).map_err(|error| Error::Open {
+                    let file = create(kind, path).map_err(|error| Error::Open {
                         kind: spec.kind.clone(),
                         path: path.display().to_string(),
                         error,
                     })?;
-                    Box::new(BufWriter::new(AutoStream::never(file)))
+                    if kind.packets {
+                        Box::new(BufWriter::new(file))
+                    } else {
+                        Box::new(BufWriter::new(AutoStream::never(file)))
+                    }
                 }
             };
             outputs.push((kind.open)(stream, boot_time));
         }
         Ok(Self { outputs, telling: telling.clone(), errors: 0, tallies: Tallies::default(), hidden: 0 })
+    }
+
+    /// Does any of them tell packets?
+    pub fn want_packets(&self) -> bool {
+        let told = |spec: &OutputSpec| OUTPUTS.iter().any(|kind| kind.packets && kind.name == spec.kind);
+        self.telling.outputs.iter().any(told)
     }
 
     /// Tells an event to all, if it is to be shown.
@@ -150,4 +167,17 @@ impl Outputs {
     pub fn failed(&self) -> bool {
         self.telling.exit_code && self.errors > 0
     }
+}
+
+/// Makes the file of an output.
+fn create(kind: &Kind, path: &Path) -> io::Result<File> {
+    if !kind.packets {
+        return File::create(path);
+    }
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // One that was there before may be open to others.
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }

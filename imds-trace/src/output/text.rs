@@ -19,8 +19,13 @@ use crate::printable::printable;
 use crate::report::{Report, Tally};
 
 /// The kind.
-pub const KIND: Kind =
-    Kind { name: "text", explain: "for people", open: |stream, boot_time| Box::new(Text { stream, boot_time }) };
+pub const KIND: Kind = Kind {
+    name: "text",
+    explain: "for people",
+    needs_path: false,
+    packets: false,
+    open: |stream, boot_time| Box::new(Text { stream, boot_time }),
+};
 
 const RED: Style = AnsiColor::Red.on_default().bold();
 const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
@@ -45,8 +50,8 @@ struct Text {
 impl Output for Text {
     fn tell(&mut self, event: &Event) -> io::Result<()> {
         match event {
-            // stderr says what is attached.
-            Event::Ready(..) => Ok(()),
+            // stderr says what is attached; packets are for others.
+            Event::Ready(..) | Event::Packet(_) => Ok(()),
             Event::Exchange(event) => {
                 let line = self.exchange(event);
                 writeln!(self.stream, "{line}")
