@@ -81,6 +81,10 @@ struct TellingArgs {
     /// Exit 1 when a finding of severity `error` was reported
     #[arg(long)]
     exit_code: bool,
+    /// Exit 1, and say why, when this did not hold (repeatable): `reachable`, `blocked` (neither a token nor credentials arrive) or
+    /// `v2-only` (nobody asks without a token), of all clients or of one container, or of `host`
+    #[arg(long = "expect", value_name = "CLAIM[:CONTAINER]")]
+    expectations: Vec<String>,
 }
 
 fn output_help() -> String {
@@ -100,6 +104,7 @@ impl TellingArgs {
             outputs: config::outputs(&self.outputs, &kinds)?,
             filter: Filter { containers: self.containers, pids: self.pids },
             exit_code: self.exit_code,
+            expectations: self.expectations.iter().map(|text| config::expectation(text)).collect::<Result<_, _>>()?,
         })
     }
 }

@@ -21,6 +21,31 @@ pub struct OutputSpec {
     pub path: Option<PathBuf>,
 }
 
+/// What is asserted of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// They get what they ask IMDS for.
+    Reachable,
+    /// No token and no credentials reach them.
+    Blocked,
+    /// They never ask without a token.
+    V2Only,
+}
+
+/// One `--expect`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expectation {
+    /// As typed.
+    pub text: String,
+    /// What is asserted.
+    pub claim: Claim,
+    /// Of whom: a container's name, id or the beginning of one, or [`HOST`]; `None` is everybody.
+    pub who: Option<String>,
+}
+
+/// The host's own processes, where a container could be named.
+pub const HOST: &str = "host";
+
 /// What is shown. Empty lists show everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -39,6 +64,8 @@ pub struct Telling {
     pub filter: Filter,
     /// Is a finding of severity error a failure?
     pub exit_code: bool,
+    /// What is asserted.
+    pub expectations: Vec<Expectation>,
 }
 
 /// What `watch` is asked to do.
@@ -80,6 +107,9 @@ pub enum Error {
     /// Two outputs to the same place.
     #[error("--output: two outputs go to {0}; give one of them a file, e.g. json=events.jsonl")]
     Twice(String),
+    /// Nothing that can be asserted.
+    #[error("--expect {0:?}: not reachable, blocked or v2-only, alone or with a container behind it, e.g. blocked:web")]
+    Expect(String),
     /// Not a place for a recording.
     #[error("--record {0}: {1}")]
     Record(String, &'static str),
@@ -126,6 +156,24 @@ pub fn interface(text: &str) -> Result<String, Error> {
         return Err(Error::Interface(text.to_owned()));
     }
     Ok(text.to_owned())
+}
+
+/// Reads `--expect`.
+pub fn expectation(text: &str) -> Result<Expectation, Error> {
+    let (claim, who) = match text.split_once(':') {
+        Some((claim, who)) => (claim, Some(who)),
+        None => (text, None),
+    };
+    let claim = match claim {
+        "reachable" => Claim::Reachable,
+        "blocked" => Claim::Blocked,
+        "v2-only" => Claim::V2Only,
+        _ => return Err(Error::Expect(text.to_owned())),
+    };
+    if who == Some("") {
+        return Err(Error::Expect(text.to_owned()));
+    }
+    Ok(Expectation { text: text.to_owned(), claim, who: who.map(str::to_owned) })
 }
 
 /// Reads `--record`, beside the outputs.
@@ -201,6 +249,16 @@ mod tests {
         assert!(matches!(read(&["json="]), Err(Error::Output(..))));
         assert_eq!(read(&["text", "json"]), Err(Error::Twice("stdout".into())));
         assert_eq!(read(&["text=a", "json=a"]), Err(Error::Twice("a".into())));
+    }
+
+    #[test]
+    fn an_expectation_is_a_claim_and_perhaps_a_container() {
+        assert_eq!(expectation("blocked").unwrap().who, None);
+        let of_web = expectation("v2-only:web").unwrap();
+        assert_eq!((of_web.claim, of_web.who.as_deref()), (Claim::V2Only, Some("web")));
+        for wrong in ["", "blocked:", "Blocked", "unreachable", ":web"] {
+            assert_eq!(expectation(wrong), Err(Error::Expect(wrong.into())), "{wrong}");
+        }
     }
 
     #[test]

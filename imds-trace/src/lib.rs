@@ -28,6 +28,7 @@ pub mod cli;
 pub mod config;
 pub mod event;
 pub mod exchange;
+pub mod expect;
 pub mod finding;
 pub mod identity;
 pub mod input;

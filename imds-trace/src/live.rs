@@ -45,8 +45,8 @@ const BACKLOG: usize = 1024;
 /// Bytes of a message on stderr.
 const MAX_SHOWN: usize = 2048;
 
-/// Traces until told to stop. Gives whether what was asserted held.
-pub fn watch(config: Watch) -> anyhow::Result<bool> {
+/// Traces until told to stop. Gives the exit code: 0, or 1 if what was asserted failed.
+pub fn watch(config: Watch) -> anyhow::Result<u8> {
     let missing = features::missing_capabilities();
     if !missing.is_empty() {
         bail!("watch needs {}: run it as root", missing.join(", "));
@@ -56,13 +56,13 @@ pub fn watch(config: Watch) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
         match run(config).await {
-            Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(true),
+            Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
             result => result,
         }
     })
 }
 
-async fn run(config: Watch) -> anyhow::Result<bool> {
+async fn run(config: Watch) -> anyhow::Result<u8> {
     // From here on a signal ends the run in order, even while it starts.
     let mut interrupted = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminated = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

@@ -19,8 +19,7 @@ fn main() -> ExitCode {
         }
     };
     match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             // A file name, an argument or a damaged line may hold anything.
             eprintln!("imds-trace: {}", printable(&format!("{error:#}"), MAX_SENTENCE));

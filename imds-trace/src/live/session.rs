@@ -185,7 +185,7 @@ impl Session {
         self.fact(Said::InHdrErrors { netns: self.names.netns, v4, v6 })
     }
 
-    pub(super) fn finish(mut self, lost: u64) -> anyhow::Result<bool> {
+    pub(super) fn finish(mut self, lost: u64) -> anyhow::Result<u8> {
         let at = now()?;
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
@@ -194,7 +194,7 @@ impl Session {
         self.outputs.flush()?;
         match self.stopped {
             Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),
-            None => Ok(!self.outputs.failed()),
+            None => Ok(u8::from(self.outputs.broken() || self.outputs.erred())),
         }
     }
 }

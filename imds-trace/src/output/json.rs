@@ -15,7 +15,7 @@ use crate::identity::{Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
 use crate::printable::json_safe;
-use crate::report::Report;
+use crate::report::{Asserted, Report};
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -153,6 +153,7 @@ struct ReportLine<'a> {
     containers: Vec<TallyLine<'a>>,
     lost: u64,
     spent: SpentLine,
+    expectations: &'a [Asserted],
 }
 
 #[derive(Serialize)]
@@ -267,6 +268,7 @@ fn report_line(at: String, report: &Report) -> ReportLine<'_> {
             counted_by_kernel: report.spent.counted,
             difference: report.spent.difference(),
         },
+        expectations: &report.expectations,
     }
 }
 

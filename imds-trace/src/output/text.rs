@@ -16,7 +16,7 @@ use crate::identity::{Attribution, Key};
 use crate::journey::Fate;
 use crate::net::{BootTime, Timestamp, bounded};
 use crate::printable::printable;
-use crate::report::{Report, Tally};
+use crate::report::{Asserted, Report, Tally};
 
 /// The kind.
 pub const KIND: Kind =
@@ -132,6 +132,12 @@ impl Text {
         if let Some(difference) = report.spent.difference() {
             let _ = writeln!(out, "\nNote: {difference}.");
         }
+        if !report.expectations.is_empty() {
+            let _ = writeln!(out);
+        }
+        for asserted in &report.expectations {
+            let _ = writeln!(out, "{}", expectation(asserted));
+        }
         out
     }
 
@@ -164,6 +170,12 @@ impl Text {
             let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.caution, usize::MAX)));
         }
     }
+}
+
+fn expectation(asserted: &Asserted) -> String {
+    let held = if asserted.held { "held".to_owned() } else { format!("{RED}NOT HELD{RED:#}") };
+    let (expect, why) = (printable(&asserted.expect, MAX_PATH), printable(&asserted.why, usize::MAX));
+    paragraph("", "  ", &format!("Expected {BOLD}{expect}{BOLD:#}: {held}. {why}"))
 }
 
 /// Text in lines that fit a terminal. Commands are not broken: they are to be copied.
