@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{self, Filter, Telling, Watch};
 use crate::finding::RULES;
-use crate::output::OUTPUTS;
+use crate::output::{Kind, OUTPUTS};
 
 /// Finds out why containers on EC2 cannot get credentials: follows every packet to and from the instance metadata service (IMDS)
 /// through this host, with its TTL at every hop and every drop by the kernel, and says whose it was and what to do.
@@ -88,7 +88,9 @@ struct TellingArgs {
 }
 
 fn output_help() -> String {
-    let kinds: Vec<String> = OUTPUTS.iter().map(|kind| format!("{}: {}", kind.name, kind.explain)).collect();
+    let place = |needs_path| if needs_path { "=PATH" } else { "" };
+    let kind = |kind: &Kind| format!("{}{}: {}", kind.name, place(kind.needs_path), kind.explain);
+    let kinds: Vec<String> = OUTPUTS.iter().map(kind).collect();
     format!("How to tell it (repeatable), on stdout or in a file; {} [default: text]", kinds.join("; "))
 }
 
@@ -99,7 +101,7 @@ fn rules_help() -> String {
 
 impl TellingArgs {
     fn mean(self) -> Result<Telling, config::Error> {
-        let kinds: Vec<&str> = OUTPUTS.iter().map(|kind| kind.name).collect();
+        let kinds: Vec<(&str, bool)> = OUTPUTS.iter().map(|kind| (kind.name, kind.needs_path)).collect();
         Ok(Telling {
             outputs: config::outputs(&self.outputs, &kinds)?,
             filter: Filter { containers: self.containers, pids: self.pids },

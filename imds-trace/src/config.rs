@@ -188,8 +188,9 @@ pub fn record(path: Option<PathBuf>, outputs: &[OutputSpec]) -> Result<Option<Pa
     }
 }
 
-/// Reads `--output`, `KIND` or `KIND=PATH`; without any, text on stdout. `known` are the kinds there are.
-pub fn outputs(given: &[String], known: &[&str]) -> Result<Vec<OutputSpec>, Error> {
+/// Reads `--output`, `KIND` or `KIND=PATH`; without any, text on stdout. `known` are the kinds there are, and whether each must go
+/// to a file.
+pub fn outputs(given: &[String], known: &[(&str, bool)]) -> Result<Vec<OutputSpec>, Error> {
     let mut outputs = Vec::new();
     for text in given {
         let (kind, path) = match text.split_once('=') {
@@ -197,13 +198,17 @@ pub fn outputs(given: &[String], known: &[&str]) -> Result<Vec<OutputSpec>, Erro
             None => (text.as_str(), None),
         };
         let wrong = |why: &str| Error::Output(text.clone(), why.to_owned());
-        if !known.contains(&kind) {
-            return Err(wrong(&format!("no such output (there are {})", known.join(", "))));
-        }
+        let Some((_, needs_path)) = known.iter().find(|(name, _)| *name == kind) else {
+            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+            return Err(wrong(&format!("no such output (there are {})", names.join(", "))));
+        };
         if path == Some("") {
             return Err(wrong("the path is empty"));
         }
         let path = path.filter(|path| *path != "-").map(PathBuf::from);
+        if *needs_path && path.is_none() {
+            return Err(wrong(&format!("it goes to a file: {kind}=PATH")));
+        }
         let place = path.as_ref().map_or("stdout".to_owned(), |path| path.display().to_string());
         if outputs.iter().any(|other: &OutputSpec| other.path == path) {
             return Err(Error::Twice(place));
@@ -241,12 +246,15 @@ mod tests {
 
     #[test]
     fn outputs_are_known_and_go_to_places_of_their_own() {
-        let known = ["text", "json"];
+        let known = [("text", false), ("json", false), ("junit", true)];
         let read = |given: &[&str]| outputs(&given.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>(), &known);
         assert_eq!(read(&[]).unwrap()[0].kind, "text");
         assert_eq!(read(&["text", "json=x"]).unwrap().len(), 2);
         assert!(matches!(read(&["yaml"]), Err(Error::Output(..))));
         assert!(matches!(read(&["json="]), Err(Error::Output(..))));
+        assert!(matches!(read(&["junit"]), Err(Error::Output(..))));
+        assert!(matches!(read(&["junit=-"]), Err(Error::Output(..))));
+        assert_eq!(read(&["junit=x.xml"]).unwrap().len(), 1);
         assert_eq!(read(&["text", "json"]), Err(Error::Twice("stdout".into())));
         assert_eq!(read(&["text=a", "json=a"]), Err(Error::Twice("a".into())));
     }

@@ -93,6 +93,9 @@ fn two_outputs_do_not_go_to_the_same_place() -> Outcome {
 
 fn an_output_goes_to_a_path_that_has_a_name() -> Outcome {
     run(["replay", "-", "--output", "json="])?.expect_sentence(&["--output", "json="])?;
+    for junit in ["junit", "junit=-"] {
+        run(["replay", "-", "--output", junit])?.expect_sentence(&["--output", junit, "junit=PATH"])?;
+    }
     let folder = Folder::new()?;
     let file = folder.file("it.jsonl", recorded("hop-limit-too-low")?)?;
     for path in ["/no/such/folder/x", "/", folder.path().to_str().unwrap_or_default()] {

@@ -21,6 +21,7 @@ use crate::report::{Asserted, Report};
 pub const KIND: Kind = Kind {
     name: "json",
     explain: "JSON Lines, for programs",
+    needs_path: false,
     open: |stream, boot_time| Box::new(Json { stream, boot_time, line: BytesMut::new() }),
 };
 

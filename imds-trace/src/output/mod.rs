@@ -2,6 +2,7 @@
 
 mod filter;
 mod json;
+mod junit;
 mod text;
 
 use std::fs::File;
@@ -36,12 +37,14 @@ pub struct Kind {
     pub name: &'static str,
     /// For whom it is.
     pub explain: &'static str,
+    /// Must it go to a file?
+    pub needs_path: bool,
     /// Begins one that writes to a stream, times told by this boot time.
     pub open: fn(Box<dyn Write>, BootTime) -> Box<dyn Output>,
 }
 
 /// All kinds.
-pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND];
+pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND, junit::KIND];
 
 /// Why something could not be told.
 #[derive(Debug, Error)]

@@ -19,8 +19,12 @@ use crate::printable::printable;
 use crate::report::{Asserted, Report, Tally};
 
 /// The kind.
-pub const KIND: Kind =
-    Kind { name: "text", explain: "for people", open: |stream, boot_time| Box::new(Text { stream, boot_time }) };
+pub const KIND: Kind = Kind {
+    name: "text",
+    explain: "for people",
+    needs_path: false,
+    open: |stream, boot_time| Box::new(Text { stream, boot_time }),
+};
 
 const RED: Style = AnsiColor::Red.on_default().bold();
 const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
@@ -78,10 +82,8 @@ impl Output for Text {
 }
 
 impl Text {
-    /// Wall-clock time of day to the millisecond, UTC.
     fn time(&self, at: Timestamp) -> String {
-        // 2026-01-31T12:34:56.123456789Z
-        rfc3339(at, self.boot_time).get(11..23).unwrap_or("--:--:--.---").to_owned()
+        time(at, self.boot_time)
     }
 
     fn exchange(&self, event: &ExchangeEvent) -> String {
@@ -109,9 +111,9 @@ impl Text {
                 ),
             };
         }
-        for finding in &report.findings {
+        for found in &report.findings {
             let _ = writeln!(out);
-            self.finding(&mut out, finding);
+            finding(&mut out, found, self.boot_time);
         }
         if !report.subjects.is_empty() {
             let _ = writeln!(out, "\n{BOLD}Who asked{BOLD:#}");
@@ -140,35 +142,42 @@ impl Text {
         }
         out
     }
+}
 
-    fn finding(&self, out: &mut String, finding: &Finding) {
-        let style = style(finding.severity);
-        let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
-        let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.summary, usize::MAX)));
-        if let Some(path) = &finding.path {
-            let _ = writeln!(out);
-            ladder::draw(out, path, finding);
-            let _ = writeln!(out);
-        }
-        let basis = match finding.confidence {
-            Confidence::Certain => "certain: seen in the kernel",
-            Confidence::Likely => "likely: inferred",
-        };
-        let (first, last) = (self.time(finding.first), self.time(finding.last));
-        let when = if finding.count == 1 {
-            format!("once, at {first}")
-        } else {
-            format!("{} times, {first} to {last}", finding.count)
-        };
-        let _ = writeln!(out, "  {}Seen {when} UTC ({basis}).", hop_limit(finding.hop_limit));
-        for (number, command) in finding.remedy.iter().enumerate() {
-            let label = if number == 0 { "Run" } else { "   " };
-            let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
-        }
-        if !finding.caution.is_empty() {
-            let first = format!("  {DIM}But{DIM:#}  ");
-            let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.caution, usize::MAX)));
-        }
+/// Wall-clock time of day to the millisecond, UTC.
+fn time(at: Timestamp, boot_time: BootTime) -> String {
+    // 2026-01-31T12:34:56.123456789Z
+    rfc3339(at, boot_time).get(11..23).unwrap_or("--:--:--.---").to_owned()
+}
+
+/// A finding in full: what, where, how sure, and what to do.
+pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime) {
+    let style = style(finding.severity);
+    let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
+    let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.summary, usize::MAX)));
+    if let Some(path) = &finding.path {
+        let _ = writeln!(out);
+        ladder::draw(out, path, finding);
+        let _ = writeln!(out);
+    }
+    let basis = match finding.confidence {
+        Confidence::Certain => "certain: seen in the kernel",
+        Confidence::Likely => "likely: inferred",
+    };
+    let (first, last) = (time(finding.first, boot_time), time(finding.last, boot_time));
+    let when = if finding.count == 1 {
+        format!("once, at {first}")
+    } else {
+        format!("{} times, {first} to {last}", finding.count)
+    };
+    let _ = writeln!(out, "  {}Seen {when} UTC ({basis}).", hop_limit(finding.hop_limit));
+    for (number, command) in finding.remedy.iter().enumerate() {
+        let label = if number == 0 { "Run" } else { "   " };
+        let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
+    }
+    if !finding.caution.is_empty() {
+        let first = format!("  {DIM}But{DIM:#}  ");
+        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.caution, usize::MAX)));
     }
 }
 
@@ -275,7 +284,7 @@ fn who(who: &Attribution) -> String {
     format!("{}{process}", subject(who))
 }
 
-fn subject(who: &Attribution) -> String {
+pub(super) fn subject(who: &Attribution) -> String {
     match (&who.container, who.by) {
         (Some(container), by) => {
             let name = container.name.as_deref().unwrap_or(bounded(&container.id, SHORT_ID));
@@ -288,7 +297,7 @@ fn subject(who: &Attribution) -> String {
     }
 }
 
-fn lost_sentence(lost: Lost) -> String {
+pub(super) fn lost_sentence(lost: Lost) -> String {
     let Lost { ring_buffer, unreadable, state_evicted } = lost;
     format!(
         "{ring_buffer} records found no room, {unreadable} could not be read, {state_evicted} connections or the like had to be \

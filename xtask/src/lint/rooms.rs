@@ -42,7 +42,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("recording", &["net", "input", "event", "printable"]),
     // What is typed, and what it means.
-    ("cli", &["config", "output::OUTPUTS", "finding::RULES"]),
+    ("cli", &["config", "output::OUTPUTS", "output::Kind", "finding::RULES"]),
     ("config", &[]),
     // The machine.
     ("interfaces", &["net"]),
