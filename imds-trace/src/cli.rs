@@ -1,10 +1,11 @@
 //! What was typed? Turned into [`crate::config`] at once; nothing else knows clap.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::config::{self, Filter, Telling, Watch};
+use crate::config::{self, Filter, Run, Telling, Tracing, Watch};
 use crate::finding::RULES;
 use crate::output::{Kind, OUTPUTS};
 
@@ -25,6 +26,11 @@ pub enum Command {
     ///
     /// Needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (and CAP_SYS_PTRACE for other users' processes).
     Watch(WatchArgs),
+    /// Trace while a command runs, then report; the command's exit status is passed on unless an --expect failed
+    ///
+    /// Needs what `watch` needs. SIGTERM is passed on to the command. Exits 128+N when signal N ended it, and 1 when it ended well
+    /// but --exit-code found an error.
+    Run(RunArgs),
     /// Draw the same conclusions from a recording
     Replay(ReplayArgs),
 }
@@ -32,6 +38,25 @@ pub enum Command {
 /// What `watch` takes.
 #[derive(Debug, Args)]
 pub struct WatchArgs {
+    #[command(flatten)]
+    tracing: TracingArgs,
+    /// Stop after this time, e.g. 30s or 5m
+    #[arg(long = "for", value_name = "DURATION")]
+    duration: Option<String>,
+}
+
+/// What `run` takes.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    tracing: TracingArgs,
+    /// The command and its arguments
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct TracingArgs {
     #[command(flatten)]
     telling: TellingArgs,
     /// Also write the recording: every packet's headers and every fact, without tokens and credentials; see `replay`
@@ -44,9 +69,6 @@ pub struct WatchArgs {
     /// Watch this address (repeatable) instead of 169.254.169.254 and fd00:ec2::254
     #[arg(long = "endpoint", value_name = "ADDR")]
     endpoints: Vec<String>,
-    /// Stop after this time, e.g. 30s or 5m
-    #[arg(long = "for", value_name = "DURATION")]
-    duration: Option<String>,
     /// Make this file once everything is attached
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
@@ -111,20 +133,33 @@ impl TellingArgs {
     }
 }
 
-impl WatchArgs {
-    /// What it means.
-    pub fn mean(self) -> Result<Watch, config::Error> {
+impl TracingArgs {
+    fn mean(self) -> Result<Tracing, config::Error> {
         let telling = self.telling.mean()?;
-        Ok(Watch {
+        Ok(Tracing {
             record: config::record(self.record, &telling.outputs)?,
             telling,
             interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
             endpoints: config::endpoints(&self.endpoints)?,
-            duration: self.duration.as_deref().map(config::duration).transpose()?,
             ready_file: self.ready_file,
             docker_host: self.docker_host,
             verbosity: self.verbose,
         })
+    }
+}
+
+impl WatchArgs {
+    /// What it means.
+    pub fn mean(self) -> Result<Watch, config::Error> {
+        let duration = self.duration.as_deref().map(|text| config::duration("--for", text)).transpose()?;
+        Ok(Watch { tracing: self.tracing.mean()?, duration })
+    }
+}
+
+impl RunArgs {
+    /// What it means.
+    pub fn mean(self) -> Result<Run, config::Error> {
+        Ok(Run { tracing: self.tracing.mean()?, command: self.command })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What does the user want? Plain values, checked; no clap and no I/O here.
 
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -68,9 +69,9 @@ pub struct Telling {
     pub expectations: Vec<Expectation>,
 }
 
-/// What `watch` is asked to do.
+/// What every command that traces live is asked to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Watch {
+pub struct Tracing {
     /// How it is told.
     pub telling: Telling,
     /// Where the recording goes.
@@ -79,14 +80,30 @@ pub struct Watch {
     pub interfaces: Vec<String>,
     /// Watched addresses.
     pub endpoints: Vec<IpAddr>,
-    /// Stop after so long.
-    pub duration: Option<Duration>,
     /// Made once everything is attached.
     pub ready_file: Option<PathBuf>,
     /// URL of the engine.
     pub docker_host: Option<String>,
     /// 1: more on stderr; 2: the probes' own log.
     pub verbosity: u8,
+}
+
+/// What `watch` is asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// How it traces.
+    pub tracing: Tracing,
+    /// Stop after so long.
+    pub duration: Option<Duration>,
+}
+
+/// What `run` is asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// How it traces.
+    pub tracing: Tracing,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
 }
 
 /// Why what was asked for cannot be done.
@@ -99,8 +116,8 @@ pub enum Error {
     #[error("--endpoint: more than {MAX_ENDPOINTS} addresses of one family")]
     TooManyEndpoints,
     /// Not a duration.
-    #[error("--for {0}: not a duration (try 30s, 5m or 1h30m)")]
-    Duration(String),
+    #[error("{0} {1}: not a duration (try 30s, 5m or 1h30m)")]
+    Duration(&'static str, String),
     /// Unknown kind of output, or one without what it needs.
     #[error("--output {0}: {1}")]
     Output(String, String),
@@ -140,9 +157,9 @@ pub fn endpoints(given: &[String]) -> Result<Vec<IpAddr>, Error> {
     if v4.max(endpoints.len() - v4) > MAX_ENDPOINTS { Err(Error::TooManyEndpoints) } else { Ok(endpoints) }
 }
 
-/// Reads `--for`.
-pub fn duration(text: &str) -> Result<Duration, Error> {
-    let wrong = || Error::Duration(text.to_owned());
+/// Reads a duration, given by this option.
+pub fn duration(option: &'static str, text: &str) -> Result<Duration, Error> {
+    let wrong = || Error::Duration(option, text.to_owned());
     let parsed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
     Duration::try_from(parsed).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
 }
@@ -237,10 +254,10 @@ mod tests {
 
     #[test]
     fn durations_have_units_and_are_not_zero() {
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("--for", "30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("--for", "1h30m"), Ok(Duration::from_secs(5400)));
         for text in ["", "30", "0s", "-1s", "soon", "1month"] {
-            assert_eq!(duration(text), Err(Error::Duration(text.into())), "{text}");
+            assert_eq!(duration("--for", text), Err(Error::Duration("--for", text.into())), "{text}");
         }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::config::{Claim, Expectation, HOST};
-use crate::event::{Event, ExchangeEvent, Lost};
+use crate::event::{Attached, Event, ExchangeEvent, Lost};
 use crate::exchange::{Exchange, Imds};
 use crate::finding::Severity;
 use crate::identity::{Attribution, Key, Subject};
@@ -32,6 +32,8 @@ pub struct Expectations {
     subjects: HashMap<Subject, usize>,
     seen: Vec<Seen>,
     over: u64,
+    /// There was no interface to listen on when it began.
+    deaf: bool,
 }
 
 /// How often, and what it was the first time.
@@ -100,8 +102,11 @@ impl Expectations {
                     seen.errors.note(|| finding.summary.clone());
                 }
             }
+            Event::Ready(_, ready) => {
+                self.deaf = !ready.hooks.iter().any(|hook| matches!(hook, Attached::Tc { .. }));
+            }
             // What was lost is given to `judge`, whole.
-            Event::Ready(..) | Event::Finding(..) | Event::Loss(..) | Event::Report(..) => {}
+            Event::Finding(..) | Event::Loss(..) | Event::Report(..) => {}
         }
     }
 
@@ -109,7 +114,7 @@ impl Expectations {
     pub fn judge(&self, lost: Lost) -> Vec<Asserted> {
         let lost = lost.sum() + self.over;
         let judged = self.asked.iter().map(|asked| {
-            let scope = Scope::of(asked, &self.seen);
+            let scope = Scope::of(asked, &self.seen, self.deaf);
             let verdict = match asked.claim {
                 Claim::Reachable => reachable(&scope),
                 Claim::Blocked => blocked(&scope, lost),
@@ -155,10 +160,11 @@ struct Scope<'a> {
     within: Vec<&'a Seen>,
     /// Whom nobody could name: anybody, perhaps.
     unknown: Vec<&'a Seen>,
+    deaf: bool,
 }
 
 impl<'a> Scope<'a> {
-    fn of(asked: &'a Expectation, seen: &'a [Seen]) -> Self {
+    fn of(asked: &'a Expectation, seen: &'a [Seen], deaf: bool) -> Self {
         let named = asked.who.as_deref();
         let (within, others): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|seen| match (named, &seen.who) {
             (None, _) => true,
@@ -166,7 +172,7 @@ impl<'a> Scope<'a> {
             (Some(name), who) => name == HOST && who.subject() == Subject::Host,
         });
         let unknown = others.into_iter().filter(|seen| seen.who.by == Key::Unknown).collect();
-        Self { named, within, unknown }
+        Self { named, within, unknown, deaf }
     }
 
     /// Of whom something was noted; of somebody unknown, if of nobody else.
@@ -195,6 +201,7 @@ impl<'a> Scope<'a> {
     /// Of everybody silence is what was asked for; of one it shows nothing.
     fn silence(&self, shows_nothing: &str) -> Verdict {
         match self.named {
+            None if self.deaf => Err(format!("{}, but no interface was listened on when it began", self.nothing())),
             None => Ok(self.nothing()),
             Some(_) => Err(format!("{}, so nothing shows that {shows_nothing}", self.nothing())),
         }

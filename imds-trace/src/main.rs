@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     // Prints help and exits 0, or says what is wrong with the arguments and exits 2.
     let result = match Cli::parse().command {
         Command::Watch(args) => args.mean().map_err(anyhow::Error::from).and_then(live::watch),
+        Command::Run(args) => args.mean().map_err(anyhow::Error::from).and_then(live::run),
         Command::Replay(args) => {
             args.mean().map_err(anyhow::Error::from).and_then(|(telling, file)| replay::replay(&telling, &file))
         }

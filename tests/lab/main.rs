@@ -14,6 +14,7 @@ mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
 mod trace_network;
+mod trace_run;
 mod trace_tokens;
 
 use std::path::Path;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         ("trace_drops", trace_drops::TESTS),
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
+        ("trace_run", trace_run::TESTS),
     ];
     if arguments.list {
         let trials = tables.iter().flat_map(|(file, tests)| tests.iter().map(move |(claim, _)| (file, claim)));

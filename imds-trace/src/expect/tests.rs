@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::config::expectation;
+use crate::event::Ready;
 use crate::exchange::{ExchangeId, Travel};
 use crate::finding::{Confidence, Finding, HopLimit};
 use crate::identity::Container;
@@ -218,6 +219,12 @@ fn what_cannot_be_told_is_not_blocked() {
         "172.17.0.9, whom nobody could name,",
     );
     holds("blocked:web", &[lost(&web), exchange(&host(), Some(TOKEN), Some(200))], "web");
+}
+
+#[test]
+fn who_listens_nowhere_hears_nothing() {
+    let ready = Ready { version: String::new(), kernel: String::new(), hooks: Vec::new(), missing: Vec::new() };
+    fails("blocked", &[Event::Ready(Timestamp(0), ready)], "no interface was listened on");
 }
 
 #[test]

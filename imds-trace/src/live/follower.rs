@@ -6,7 +6,7 @@ use anyhow::bail;
 use tokio::sync::mpsc;
 
 use super::MAX_SHOWN;
-use crate::config::Watch;
+use crate::config::Tracing;
 use crate::event::{Attached, Missing};
 use crate::interfaces::{Change, Interfaces, Link};
 use crate::kernel::attach::Tracer;
@@ -28,12 +28,12 @@ pub(super) struct Follower<'a> {
     told: Vec<Ifindex>,
     /// Interfaces that cannot be listened on, each told once.
     failed: BTreeMap<String, Missing>,
-    config: &'a Watch,
+    config: &'a Tracing,
 }
 
 impl<'a> Follower<'a> {
     /// Knows nothing yet.
-    pub(super) fn new(interfaces: Interfaces, changes: mpsc::Receiver<Change>, config: &'a Watch) -> Self {
+    pub(super) fn new(interfaces: Interfaces, changes: mpsc::Receiver<Change>, config: &'a Tracing) -> Self {
         Self {
             interfaces,
             changes,

@@ -3,11 +3,12 @@
 use std::fs::{self, OpenOptions};
 use std::io::BufWriter;
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::{MAX_SHOWN, boot_time, now};
-use crate::config::Watch;
+use crate::config::Tracing;
 use crate::event::{Attached, Event, Missing, Ready};
 use crate::identity::docker::News;
 use crate::identity::fact::{Fact, Said};
@@ -24,7 +25,26 @@ use crate::recording::{self, Header};
 /// On Nitro instances the board's asset tag is the instance's id.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
 
+/// What takes longer is not waited for at the end: the end of an exchange that nobody closed, or forgetting one.
+const MOMENT: Duration = Duration::from_secs(1);
+
 type Recording = recording::Writer<BufWriter<fs::File>>;
+
+/// What came of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judged {
+    /// Something that was expected did not hold.
+    pub(super) broken: bool,
+    /// An error was found, and that is a failure.
+    pub(super) erred: bool,
+}
+
+impl Judged {
+    /// The exit code, if nothing else is to be said.
+    pub(super) fn code(self) -> u8 {
+        u8::from(self.broken || self.erred)
+    }
+}
 
 /// The pipeline with everything that feeds it and everything that hears it.
 pub(super) struct Session {
@@ -41,10 +61,11 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn begin(
-        config: &Watch,
+        config: &Tracing,
         tracer: &Tracer,
         names: MachineNames,
         missing: Vec<Missing>,
+        until: &str,
     ) -> anyhow::Result<Self> {
         let ready = Ready {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -67,7 +88,7 @@ impl Session {
                 .with_context(|| format!("--record {}", path.display()))
         });
         let mut outputs = Outputs::open(&config.telling, header.boot_time)?;
-        tell_what_is_watched(&ready);
+        tell_what_is_watched(&ready, until);
         outputs.tell(&Event::Ready(header.at, ready))?;
         let pipeline = Pipeline::new(Host { netns: names.netns, instance: header.instance.clone() });
         Ok(Self {
@@ -167,6 +188,11 @@ impl Session {
         }
     }
 
+    /// Will nothing of what was seen so far lead to anything within a moment?
+    pub(super) fn is_at_rest(&self, at: Timestamp) -> bool {
+        self.pipeline.due().is_none_or(|due| due > at.after(MOMENT))
+    }
+
     /// Must the run end?
     pub(super) fn must_end(&self) -> bool {
         self.stopped.is_some()
@@ -185,7 +211,8 @@ impl Session {
         self.fact(Said::InHdrErrors { netns: self.names.netns, v4, v6 })
     }
 
-    pub(super) fn finish(mut self, lost: u64) -> anyhow::Result<u8> {
+    /// Ends it: closes what is open and tells the report.
+    pub(super) fn finish(mut self, lost: u64) -> anyhow::Result<Judged> {
         let at = now()?;
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
@@ -194,12 +221,12 @@ impl Session {
         self.outputs.flush()?;
         match self.stopped {
             Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),
-            None => Ok(u8::from(self.outputs.broken() || self.outputs.erred())),
+            None => Ok(Judged { broken: self.outputs.broken(), erred: self.outputs.erred() }),
         }
     }
 }
 
-fn tell_what_is_watched(ready: &Ready) {
+fn tell_what_is_watched(ready: &Ready, until: &str) {
     let mut interfaces: Vec<&str> = Vec::new();
     let mut tracepoints: Vec<&str> = Vec::new();
     for hook in &ready.hooks {
@@ -211,7 +238,7 @@ fn tell_what_is_watched(ready: &Ready) {
     }
     let interfaces = if interfaces.is_empty() { "no interface yet".to_owned() } else { interfaces.join(", ") };
     let interfaces = printable(&interfaces, MAX_SHOWN);
-    eprintln!("imds-trace: watching {interfaces} and {}; Ctrl-C ends with the report", tracepoints.join(", "));
+    eprintln!("imds-trace: watching {interfaces} and {}{until}", tracepoints.join(", "));
     for missing in &ready.missing {
         eprintln!("imds-trace: warning: without {}: {}", missing.hook, printable(&missing.why, MAX_SHOWN));
     }
