@@ -1,5 +1,6 @@
 //! Does `run` trace what a command does, pass on how it ended, and fail when what was expected did not hold?
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
