@@ -106,6 +106,28 @@ pub struct Run {
     pub command: Vec<OsString>,
 }
 
+/// Whose network a probe asks from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A container's, by name, id or the beginning of one.
+    Container(String),
+    /// A process's.
+    Pid(u32),
+    /// A network namespace, by a file that stands for it.
+    Path(PathBuf),
+}
+
+/// What `probe` is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// How it traces. Its one endpoint is the one that is asked.
+    pub tracing: Tracing,
+    /// From where it asks.
+    pub target: Target,
+    /// How long each of its requests may take.
+    pub timeout: Duration,
+}
+
 /// Why what was asked for cannot be done.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
@@ -118,6 +140,9 @@ pub enum Error {
     /// Not a duration.
     #[error("{0} {1}: not a duration (try 30s, 5m or 1h30m)")]
     Duration(&'static str, String),
+    /// Nothing that can be probed.
+    #[error("probe {0:?}: not a container, pid:N or the path of a network namespace")]
+    Target(String),
     /// Unknown kind of output, or one without what it needs.
     #[error("--output {0}: {1}")]
     Output(String, String),
@@ -191,6 +216,26 @@ pub fn expectation(text: &str) -> Result<Expectation, Error> {
         return Err(Error::Expect(text.to_owned()));
     }
     Ok(Expectation { text: text.to_owned(), claim, who: who.map(str::to_owned) })
+}
+
+/// Reads what to probe. Names of containers have no slash and no colon.
+pub fn target(text: &str) -> Result<Target, Error> {
+    let wrong = || Error::Target(text.to_owned());
+    if let Some(pid) = text.strip_prefix("pid:") {
+        // What the kernel takes for a process id: a signed number above 0.
+        return pid
+            .parse::<i32>()
+            .ok()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .filter(|pid| *pid > 0)
+            .map(Target::Pid)
+            .ok_or_else(wrong);
+    }
+    match text {
+        "" => Err(wrong()),
+        path if path.contains('/') => Ok(Target::Path(PathBuf::from(path))),
+        name => Ok(Target::Container(name.to_owned())),
+    }
 }
 
 /// Reads `--record`, beside the outputs.
@@ -283,6 +328,16 @@ mod tests {
         assert_eq!((of_web.claim, of_web.who.as_deref()), (Claim::V2Only, Some("web")));
         for wrong in ["", "blocked:", "Blocked", "unreachable", ":web"] {
             assert_eq!(expectation(wrong), Err(Error::Expect(wrong.into())), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_a_container_a_process_or_a_path() {
+        assert_eq!(target("web"), Ok(Target::Container("web".into())));
+        assert_eq!(target("pid:17"), Ok(Target::Pid(17)));
+        assert_eq!(target("/run/netns/x"), Ok(Target::Path("/run/netns/x".into())));
+        for wrong in ["", "pid:", "pid:0", "pid:-1", "pid:x", "pid:4294967295"] {
+            assert_eq!(target(wrong), Err(Error::Target(wrong.into())), "{wrong}");
         }
     }
 

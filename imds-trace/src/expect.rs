@@ -106,7 +106,7 @@ impl Expectations {
                 self.deaf = !ready.hooks.iter().any(|hook| matches!(hook, Attached::Tc { .. }));
             }
             // What was lost is given to `judge`, whole.
-            Event::Finding(..) | Event::Loss(..) | Event::Report(..) => {}
+            Event::Finding(..) | Event::Loss(..) | Event::Probed(..) | Event::Report(..) => {}
         }
     }
 

@@ -41,6 +41,7 @@ pub mod observation;
 pub mod output;
 pub mod pipeline;
 pub mod printable;
+pub mod probe;
 pub mod recording;
 pub mod replay;
 pub mod report;

@@ -3,6 +3,7 @@
 mod command;
 mod errand;
 mod follower;
+mod probe;
 mod session;
 
 use std::cell::RefCell;
@@ -18,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::config::{Run, Tracing, Watch};
+use crate::config::{Probe, Run, Tracing, Watch};
 use crate::identity::docker::{self, News};
 use crate::identity::fact::Said;
 use crate::identity::procfs;
@@ -74,6 +75,20 @@ pub fn run(config: Run) -> anyhow::Result<u8> {
     })
 }
 
+/// Asks for a token from inside a container and traces that. Gives the exit code: 0, or 1 if what was asserted failed.
+pub fn probe(config: Probe) -> anyhow::Result<u8> {
+    start("probe", &config.tracing, async {
+        let mut signals = Signals::listen()?;
+        let mut probe = probe::Errand::enter(&config, &engine(&config.tracing)).await?;
+        let judged = trace(&config.tracing, &mut probe, &mut signals).await;
+        match judged {
+            Ok(_) if !probe.is_answered() => bail!("probe: a signal came before it was done"),
+            Ok(judged) => Ok(judged.code()),
+            Err(error) => quietly(0)(error),
+        }
+    })
+}
+
 /// Does the work of a command that traces, if it may.
 fn start(name: &str, config: &Tracing, work: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
     let missing = features::missing_capabilities();
@@ -122,10 +137,13 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     tokio::spawn(docker::follow(engine(config), news_sender));
     let introduced = introductions(&mut news).await;
 
-    let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand.announce())?;
+    let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand)?;
     session.header_errors(errors_before)?;
     session.uplinks(follower.new_uplinks())?;
     for said in introduced {
+        session.fact(said)?;
+    }
+    if let Some(said) = errand.asks_for().and_then(|own| own.introduction()) {
         session.fact(said)?;
     }
     session.outputs.flush()?;
@@ -187,7 +205,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     let errors_after = procfs::in_hdr_errors();
     session.drain(records.get_mut(), usize::MAX, Timestamp(u64::MAX))?;
     session.header_errors(errors_after)?;
-    session.finish(lost)
+    session.finish(lost, errand.answers())
 }
 
 /// Where the engine listens.

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Watch(args) => args.mean().map_err(anyhow::Error::from).and_then(live::watch),
         Command::Run(args) => args.mean().map_err(anyhow::Error::from).and_then(live::run),
+        Command::Probe(args) => args.mean().map_err(anyhow::Error::from).and_then(live::probe),
         Command::Replay(args) => {
             args.mean().map_err(anyhow::Error::from).and_then(|(telling, file)| replay::replay(&telling, &file))
         }

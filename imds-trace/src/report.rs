@@ -123,7 +123,7 @@ impl Tallies {
                 }
             }
             // What was lost is given to `finish`, whole.
-            Event::Ready(..) | Event::Loss(..) | Event::Report(..) => {}
+            Event::Ready(..) | Event::Loss(..) | Event::Probed(..) | Event::Report(..) => {}
         }
     }
 

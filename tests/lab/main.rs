@@ -14,6 +14,7 @@ mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
 mod trace_network;
+mod trace_probe;
 mod trace_run;
 mod trace_tokens;
 
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
         ("trace_run", trace_run::TESTS),
+        ("trace_probe", trace_probe::TESTS),
     ];
     if arguments.list {
         let trials = tables.iter().flat_map(|(file, tests)| tests.iter().map(move |(claim, _)| (file, claim)));

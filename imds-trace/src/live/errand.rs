@@ -7,6 +7,8 @@ use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use crate::probe::{Answers, Own};
+
 /// What a trace is for.
 pub(super) trait Errand {
     /// What is said behind the list of what is watched.
@@ -19,6 +21,16 @@ pub(super) trait Errand {
     fn leaves_something(&self) -> bool;
     /// A signal has come. Does the trace end by it?
     fn ends_by(&mut self, signal: Signal) -> bool;
+
+    /// For whom it asks IMDS itself, if it does: then only what it asked is told.
+    fn asks_for(&self) -> Option<Own> {
+        None
+    }
+
+    /// What it was answered, if it asked.
+    fn answers(&mut self) -> Option<Answers> {
+        None
+    }
 }
 
 /// `watch`: nothing is done, until told to stop or for a while.

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::errand::Errand;
 use super::{MAX_SHOWN, boot_time, now};
 use crate::config::Tracing;
 use crate::event::{Attached, Event, Missing, Ready};
 use crate::identity::docker::News;
-use crate::identity::fact::{Fact, Said};
+use crate::identity::fact::{Fact, ProcessDetail, Said};
 use crate::identity::procfs::Procfs;
 use crate::input::{self, Input, Record};
 use crate::kernel::attach::Tracer;
@@ -20,6 +21,7 @@ use crate::net::{Ifindex, Timestamp};
 use crate::output::Outputs;
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
+use crate::probe::{Answers, Own};
 use crate::recording::{self, Header};
 
 /// On Nitro instances the board's asset tag is the instance's id.
@@ -51,6 +53,8 @@ pub(super) struct Session {
     pub(super) names: MachineNames,
     pipeline: Pipeline,
     pub(super) outputs: Outputs,
+    /// What we ask ourselves, where only that is told.
+    own: Option<Own>,
     recording: Option<Recording>,
     procfs: Procfs,
     /// Why there is no recording any more.
@@ -65,7 +69,7 @@ impl Session {
         tracer: &Tracer,
         names: MachineNames,
         missing: Vec<Missing>,
-        until: &str,
+        errand: &impl Errand,
     ) -> anyhow::Result<Self> {
         let ready = Ready {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -88,13 +92,14 @@ impl Session {
                 .with_context(|| format!("--record {}", path.display()))
         });
         let mut outputs = Outputs::open(&config.telling, header.boot_time)?;
-        tell_what_is_watched(&ready, until);
+        tell_what_is_watched(&ready, errand.announce());
         outputs.tell(&Event::Ready(header.at, ready))?;
         let pipeline = Pipeline::new(Host { netns: names.netns, instance: header.instance.clone() });
         Ok(Self {
             names,
             pipeline,
             outputs,
+            own: errand.asks_for(),
             recording: recording.transpose()?,
             procfs: Procfs::default(),
             stopped: None,
@@ -106,7 +111,17 @@ impl Session {
     /// Gives an input to the recording and to the pipeline, in this order: what is told was recorded before.
     fn push(&mut self, input: Input) -> anyhow::Result<()> {
         self.keep(|recording| recording.write(&input));
-        Ok(self.outputs.told(|tell| self.pipeline.push(input, tell))?)
+        self.tell(|pipeline, tell| pipeline.push(input, tell))
+    }
+
+    /// Tells what the pipeline says; only what is our own, at the end, where we ask ourselves.
+    fn tell(&mut self, run: impl FnOnce(&mut Pipeline, &mut dyn FnMut(&Event))) -> anyhow::Result<()> {
+        let pipeline = &mut self.pipeline;
+        match &mut self.own {
+            Some(own) => run(pipeline, &mut |event| own.hear(event)),
+            None => self.outputs.told(|tell| run(pipeline, tell))?,
+        }
+        Ok(())
     }
 
     pub(super) fn fact(&mut self, said: Said) -> anyhow::Result<()> {
@@ -155,7 +170,7 @@ impl Session {
             let at = input.at();
             self.push(input)?;
             // At once: the process may not live long.
-            if let Some(detail) = connecting.and_then(|pid| self.procfs.describe(pid)) {
+            if let Some(detail) = connecting.and_then(|pid| self.describe(pid)) {
                 self.push(Input::Fact(Fact { at, said: Said::Process(detail) }))?;
             }
             if at > until {
@@ -166,6 +181,17 @@ impl Session {
             self.outputs.flush()?;
         }
         Ok(taken)
+    }
+
+    /// What /proc says of a process. Where we ask for a container, our own cgroup is not the one that counts.
+    fn describe(&mut self, pid: u32) -> Option<ProcessDetail> {
+        match &self.own {
+            Some(own) if own.is_ours(pid) && own.container().is_some() => None,
+            Some(own) if own.is_ours(pid) => {
+                self.procfs.describe(pid).map(|detail| ProcessDetail { container: None, ..detail })
+            }
+            _ => self.procfs.describe(pid),
+        }
     }
 
     /// Lets time pass: closes what has gone quiet, says what was lost.
@@ -211,13 +237,16 @@ impl Session {
         self.fact(Said::InHdrErrors { netns: self.names.netns, v4, v6 })
     }
 
-    /// Ends it: closes what is open and tells the report.
-    pub(super) fn finish(mut self, lost: u64) -> anyhow::Result<Judged> {
+    /// Ends it: closes what is open and tells the report, and before it what we were answered, if we asked.
+    pub(super) fn finish(mut self, lost: u64, answers: Option<Answers>) -> anyhow::Result<Judged> {
         let at = now()?;
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
         self.keep(recording::Writer::flush);
-        self.outputs.told(|tell| self.pipeline.finish(tell))?;
+        self.tell(|pipeline, tell| pipeline.finish(tell))?;
+        if let Some(own) = self.own.take() {
+            self.outputs.told(|tell| own.tell(answers.as_ref(), tell))?;
+        }
         self.outputs.flush()?;
         match self.stopped {
             Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),

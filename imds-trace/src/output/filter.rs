@@ -15,7 +15,7 @@ impl Filter {
         match event {
             Event::Exchange(exchange) => self.shows_one(&exchange.who),
             Event::Finding(_, finding) => self.shows_one(&finding.who),
-            Event::Ready(..) | Event::Loss(..) | Event::Report(..) => true,
+            Event::Ready(..) | Event::Loss(..) | Event::Probed(..) | Event::Report(..) => true,
         }
     }
 

@@ -43,6 +43,15 @@ impl Output for Json {
                 ..finding_line(at(when), finding)
             })),
             Event::Loss(when, lost) => Line::Loss { at: at(when), lost },
+            Event::Probed(when, probed) => Line::Probe {
+                at: at(when),
+                target: &probed.target,
+                reached: probed.reached,
+                token: probed.token,
+                read: probed.read,
+                hop_limit: probed.hop_limit,
+                summary: &probed.summary,
+            },
             Event::Report(when, report) => Line::Report(report_line(at(when), report)),
         };
         self.line.clear();
@@ -77,6 +86,15 @@ enum Line<'a> {
     Loss {
         at: String,
         lost: &'a Lost,
+    },
+    Probe {
+        at: String,
+        target: &'a str,
+        reached: bool,
+        token: Option<u16>,
+        read: Option<u16>,
+        hop_limit: HopLimit,
+        summary: &'a str,
     },
     Report(ReportLine<'a>),
 }

@@ -18,7 +18,7 @@ pub const KIND: Kind = Kind {
     name: "junit",
     explain: "JUnit XML, for CI servers",
     needs_path: true,
-    open: |stream, boot_time| Box::new(Junit { stream, boot_time }),
+    open: |stream, boot_time| Box::new(Junit { stream, boot_time, probed: None }),
 };
 
 /// What the suite is called, and the class names of its cases begin with.
@@ -27,13 +27,24 @@ const SUITE: &str = "imds-trace";
 struct Junit {
     stream: Box<dyn Write>,
     boot_time: BootTime,
+    /// What came of a probe.
+    probed: Option<String>,
 }
 
 impl Output for Junit {
     fn tell(&mut self, event: &Event) -> io::Result<()> {
+        if let Event::Probed(_, probed) = event {
+            self.probed = Some(printable(&probed.summary, usize::MAX));
+        }
         let Event::Report(_, report) = event else { return Ok(()) };
+        let mut suite = suite(report, self.boot_time);
+        let lost = (report.lost.sum() > 0).then(|| format!("Incomplete: {}", text::lost_sentence(report.lost)));
+        let said: Vec<String> = self.probed.take().into_iter().chain(lost).collect();
+        if !said.is_empty() {
+            suite.set_system_out(said.join("\n"));
+        }
         let mut whole = quick_junit::Report::new(SUITE);
-        whole.add_test_suite(suite(report, self.boot_time));
+        whole.add_test_suite(suite);
         whole.serialize(&mut self.stream).map_err(io::Error::other)
     }
 
@@ -46,9 +57,6 @@ fn suite(report: &Report, boot_time: BootTime) -> TestSuite {
     let mut suite = TestSuite::new(SUITE);
     suite.add_test_cases(report.expectations.iter().map(expectation));
     suite.add_test_cases(report.subjects.iter().map(|tally| client(tally, report, boot_time)));
-    if report.lost.sum() > 0 {
-        suite.set_system_out(format!("Incomplete: {}", text::lost_sentence(report.lost)));
-    }
     suite
 }
 
@@ -73,7 +81,7 @@ fn client(tally: &Tally, report: &Report, boot_time: BootTime) -> TestCase {
     let told = |findings: &[&Finding]| {
         let mut text = String::new();
         for finding in findings {
-            text::finding(&mut text, finding, boot_time);
+            text::finding(&mut text, finding, boot_time, true);
             let exchanges: Vec<String> = finding.evidence.iter().map(|id| id.0.to_string()).collect();
             text += &format!("  Evidence: exchange {}\n\n", exchanges.join(", "));
         }

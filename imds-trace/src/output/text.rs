@@ -9,7 +9,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::json::rfc3339;
 use super::{Kind, Output};
-use crate::event::{Event, ExchangeEvent, Lost};
+use crate::event::{Event, ExchangeEvent, Lost, Probed};
 use crate::exchange::Exchange;
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::{Attribution, Key};
@@ -23,7 +23,7 @@ pub const KIND: Kind = Kind {
     name: "text",
     explain: "for people",
     needs_path: false,
-    open: |stream, boot_time| Box::new(Text { stream, boot_time }),
+    open: |stream, boot_time| Box::new(Text { stream, boot_time, probed: false }),
 };
 
 const RED: Style = AnsiColor::Red.on_default().bold();
@@ -44,6 +44,8 @@ const SHORT_ID: usize = 12;
 struct Text {
     stream: Box<dyn Write>,
     boot_time: BootTime,
+    /// What came of a probe has been told: what follows only says why, and what to do.
+    probed: bool,
 }
 
 impl Output for Text {
@@ -51,6 +53,7 @@ impl Output for Text {
         match event {
             // stderr says what is attached.
             Event::Ready(..) => Ok(()),
+            Event::Exchange(_) | Event::Finding(..) if self.probed => Ok(()),
             Event::Exchange(event) => {
                 let line = self.exchange(event);
                 writeln!(self.stream, "{line}")
@@ -68,6 +71,10 @@ impl Output for Text {
             }
             Event::Loss(at, lost) => {
                 writeln!(self.stream, "{}  {RED}lost{RED:#}: {}", self.time(*at), lost_sentence(*lost))
+            }
+            Event::Probed(_, probed) => {
+                self.probed = true;
+                self.stream.write_all(tell_probed(probed).as_bytes())
             }
             Event::Report(_, report) => {
                 let text = self.report(report);
@@ -97,11 +104,13 @@ impl Text {
 
     fn report(&self, report: &Report) -> String {
         let mut out = String::new();
-        let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));
+        if !self.probed {
+            let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));
+        }
         if report.lost.sum() > 0 {
             let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", lost_sentence(report.lost));
         }
-        if report.subjects.is_empty() {
+        if report.subjects.is_empty() && !self.probed {
             let _ = match report.hidden {
                 0 => writeln!(out, "No packet to or from IMDS was seen."),
                 hidden => writeln!(
@@ -113,9 +122,9 @@ impl Text {
         }
         for found in &report.findings {
             let _ = writeln!(out);
-            finding(&mut out, found, self.boot_time);
+            finding(&mut out, found, self.boot_time, !self.probed);
         }
-        if !report.subjects.is_empty() {
+        if !report.subjects.is_empty() && !self.probed {
             let _ = writeln!(out, "\n{BOLD}Who asked{BOLD:#}");
             for tally in &report.subjects {
                 let _ = writeln!(out, "  {}", tally_line(tally));
@@ -150,14 +159,26 @@ fn time(at: Timestamp, boot_time: BootTime) -> String {
     rfc3339(at, boot_time).get(11..23).unwrap_or("--:--:--.---").to_owned()
 }
 
-/// A finding in full: what, where, how sure, and what to do.
-pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime) {
+/// What came of a probe: the sentence, then the way.
+fn tell_probed(probed: &Probed) -> String {
+    let style = if probed.reached { BOLD } else { RED };
+    let summary = printable(&probed.summary, usize::MAX);
+    let mut out = paragraph("", "  ", &format!("{style}{summary}{style:#}")) + "\n";
+    if let Some(path) = &probed.path {
+        out.push('\n');
+        ladder::draw(&mut out, path, probed.copies);
+    }
+    out
+}
+
+/// A finding in full: what, where (if the way is to be drawn), how sure, and what to do.
+pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime, draws: bool) {
     let style = style(finding.severity);
     let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
     let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.summary, usize::MAX)));
-    if let Some(path) = &finding.path {
+    if let Some(path) = finding.path.as_ref().filter(|_| draws) {
         let _ = writeln!(out);
-        ladder::draw(out, path, finding);
+        ladder::draw(out, path, finding.count);
         let _ = writeln!(out);
     }
     let basis = match finding.confidence {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::RED;
-use crate::finding::{Finding, Path};
+use crate::finding::Path;
 use crate::journey::{Dropped, Fate, Hop};
 use crate::net::Direction;
 use crate::printable::printable;
@@ -18,12 +18,12 @@ struct Rung {
     remark: String,
 }
 
-/// Draws both ways under each other.
-pub fn draw(out: &mut String, path: &Path, finding: &Finding) {
+/// Draws both ways under each other; so many copies were dropped.
+pub fn draw(out: &mut String, path: &Path, copies: u64) {
     let mut outward = rungs(&path.outward.hops);
     let mut inward = rungs(&path.inward.hops);
     match &path.outward.fate {
-        Fate::Dropped(dropped) => outward.push(dropped_at(dropped, finding.count)),
+        Fate::Dropped(dropped) => outward.push(dropped_at(dropped, copies)),
         Fate::Delivered | Fate::Unresolved => {
             if let (Some(rung), Some(hop)) = (outward.last_mut(), path.outward.hops.last())
                 && hop.hook.direction == Direction::Egress
@@ -38,7 +38,7 @@ pub fn draw(out: &mut String, path: &Path, finding: &Finding) {
         rung.remark = "← IMDS".to_owned();
     }
     if let Fate::Dropped(dropped) = &path.inward.fate {
-        inward.push(dropped_at(dropped, finding.count));
+        inward.push(dropped_at(dropped, copies));
     }
     if path.inward.fate != Fate::Delivered && !matches!(path.outward.fate, Fate::Dropped(_)) {
         inward.extend(missed(path));
