@@ -7,6 +7,7 @@
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
 mod kit;
+mod samples;
 mod trace;
 mod trace_drops;
 mod trace_frames;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         ("trace_guest", trace_guest::TESTS),
         ("trace_run", trace_run::TESTS),
         ("trace_probe", trace_probe::TESTS),
+        ("samples", samples::TESTS),
     ];
     if arguments.list {
         let trials = tables.iter().flat_map(|(file, tests)| tests.iter().map(move |(claim, _)| (file, claim)));

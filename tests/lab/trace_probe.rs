@@ -133,9 +133,6 @@ fn over_ipv6_it_asks_the_address_it_is_told(lab: &Lab) -> Told {
 }
 
 fn a_firewall_in_its_way_is_named(lab: &Lab) -> Told {
-    if lab.host.engine() != Engine::Docker {
-        return Ok(()); // No engine, no DOCKER-USER.
-    }
     lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
     let rule = "DOCKER-USER -d 169.254.169.254 -p tcp --dport 80 -j DROP";
     let _firewall = Firewall::insert(lab.host.runner(), "filter", rule)?;
@@ -171,9 +168,6 @@ fn host_networking_is_probed_for_the_container_that_was_asked_for(lab: &Lab) -> 
 }
 
 fn a_shared_network_is_probed_for_the_container_that_was_asked_for(lab: &Lab) -> Told {
-    if lab.host.engine() != Engine::Docker {
-        return Ok(()); // Nobody who would know one from the other.
-    }
     let owner = idle(lab, "owner")?;
     let guest =
         lab.host.run(ContainerSpec::new("guest", &["imds-client", "linger", "600"]).network("container:owner"))?;

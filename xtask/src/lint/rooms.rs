@@ -21,7 +21,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     // An event carries the report, and the report absorbs events: two files of one thing.
     ("event", &["net", "observation", "input", "journey", "exchange", "identity", "finding", "report"]),
     ("report", &["net", "event", "exchange", "finding", "identity"]),
-    ("expect", &["net", "event", "exchange", "finding", "identity", "report", "config"]),
+    ("expect", &["net", "event", "exchange", "journey", "finding", "identity", "report", "config"]),
     ("probe", &["net", "exchange", "finding", "identity::fact", "journey", "event", "report"]),
     ("pipeline", &["net", "input", "observation", "journey", "exchange", "identity", "finding", "event", "report"]),
     // What is written and read. An output reads what an event carries: never the pipeline, the kernel or a source.
