@@ -52,8 +52,12 @@ struct Seen {
     served: bool,
     /// It did not.
     refused: Noted,
+    /// Was a socket of it seen?
+    known: bool,
     /// Findings of severity error.
     errors: Noted,
+    /// Those that rest on its address alone: an answer to whoever had the address before may be sent again for two minutes.
+    errors_by_address: Noted,
     /// A token or credentials reached it.
     granted: Noted,
     /// Something reached it that may have been a token or credentials.
@@ -99,7 +103,9 @@ impl Expectations {
             }
             Event::Finding(_, finding) if finding.severity == Severity::Error => {
                 if let Some(seen) = self.of(&finding.who) {
-                    seen.errors.note(|| finding.summary.clone());
+                    let by_address = finding.who.by == Key::Address;
+                    let noted = if by_address { &mut seen.errors_by_address } else { &mut seen.errors };
+                    noted.note(|| finding.summary.clone());
                 }
             }
             Event::Ready(_, ready) => {
@@ -216,8 +222,9 @@ fn reachable(scope: &Scope<'_>) -> Verdict {
         return Err(scope.nothing());
     }
     for seen in &scope.within {
-        if seen.errors.count > 0 {
-            return Err(format!("{} did not get through: {}", name(&seen.who), seen.errors.first));
+        let errors = seen.errors();
+        if errors.count > 0 {
+            return Err(format!("{} did not get through: {}", name(&seen.who), errors.first));
         }
         if !seen.served {
             let what = if seen.refused.count > 0 { &seen.refused.first } else { "nothing it asked was answered" };
@@ -245,7 +252,7 @@ fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
     }
     let mut reasons: Vec<&str> = Vec::new();
     for seen in &scope.within {
-        let stopped = [&seen.errors, &seen.stopped, &seen.refused].into_iter().find(|noted| noted.count > 0);
+        let stopped = [seen.errors(), &seen.stopped, &seen.refused].into_iter().find(|noted| noted.count > 0);
         let reason = stopped.map(|noted| noted.first.trim_end_matches('.'));
         reasons.extend(reason.filter(|reason| !reasons.contains(reason)));
     }
@@ -302,7 +309,9 @@ impl Seen {
             exchanges: 0,
             served: false,
             refused: Noted::default(),
+            known: false,
             errors: Noted::default(),
+            errors_by_address: Noted::default(),
             granted: Noted::default(),
             unclear: Noted::default(),
             stopped: Noted::default(),
@@ -312,9 +321,15 @@ impl Seen {
         }
     }
 
+    /// Its errors, as sure as its own sockets make them.
+    fn errors(&self) -> &Noted {
+        if self.known || self.errors.count > 0 { &self.errors } else { &self.errors_by_address }
+    }
+
     fn note(&mut self, event: &ExchangeEvent) {
         let exchange = &event.exchange;
         self.exchanges += 1;
+        self.known |= event.who.by != Key::Address;
         let answered = exchange.answered.is_some();
         let status = exchange.status();
         let asks = asks(exchange);

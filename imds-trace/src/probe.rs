@@ -166,8 +166,10 @@ impl Own {
                 outward: way(exchange.outward.as_ref()),
                 inward: way(exchange.response_travel()),
             }),
+            // Of copies that came after the exchange was told, only the finding knows.
             copies: decides
-                .map_or(0, |exchange| copies(exchange.response_travel()).max(copies(exchange.outward.as_ref()))),
+                .map_or(0, |exchange| copies(exchange.response_travel()).max(copies(exchange.outward.as_ref())))
+                .max(error.filter(|finding| finding.drop.is_some()).map_or(0, |finding| finding.count)),
         }
     }
 }
@@ -202,4 +204,56 @@ fn in_a_sentence(sentence: &str) -> String {
 /// So long was waited in vain, e.g. `no answer within 2 s`.
 pub fn waited(what: &str, timeout: Duration) -> Answer {
     Answer::None(format!("{what} within {} s", timeout.as_secs_f64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SILENCE: Duration = Duration::from_millis(1500);
+
+    /// The sentence about a probe of `web` none of whose packets was seen.
+    fn summary(token: Answer, read: Option<Answer>) -> String {
+        let mut told = Vec::new();
+        Own::new(7, "web".into(), None).tell(Some(&Answers { token, read }), &mut |event| told.push(event.clone()));
+        match &told[..] {
+            [Event::Probed(_, probed), Event::Report(..)] => {
+                probed.summary.replace("; none of its packets was seen at an interface that is watched", " (unseen)")
+            }
+            _ => format!("{told:?}"),
+        }
+    }
+
+    #[test]
+    fn a_sentence_says_how_far_it_got() {
+        let status = Answer::Status;
+        assert_eq!(summary(status(200), Some(status(200))), "web reaches IMDS: token and read answered 200 (unseen)");
+        assert_eq!(summary(status(200), Some(status(404))), "web reaches IMDS: token answered 200, read 404 (unseen)");
+        assert_eq!(
+            summary(status(200), Some(status(401))),
+            "web gets a token, but cannot read with it: it was answered with 401 (unseen)"
+        );
+        assert_eq!(
+            summary(status(200), Some(waited("no answer", SILENCE))),
+            "web gets a token, but cannot read with it: no answer within 1.5 s (unseen)"
+        );
+        assert_eq!(summary(status(403), None), "web cannot get a token: it was answered with 403 (unseen)");
+        assert_eq!(
+            summary(waited("no connection", SILENCE), None),
+            "web cannot get a token: no connection within 1.5 s (unseen)"
+        );
+    }
+
+    #[test]
+    fn only_for_a_container_something_is_said_of_us() {
+        assert_eq!(Own::new(7, "pid:9".into(), None).introduction(), None);
+        let said = Own::new(7, "web".into(), Some("ab".into())).introduction();
+        assert!(matches!(said, Some(Said::Container(ContainerDetail { pid: Some(7), .. }))), "{said:?}");
+    }
+
+    #[test]
+    fn a_summary_becomes_the_second_part_of_a_sentence() {
+        assert_eq!(in_a_sentence("The response was dropped."), "the response was dropped");
+        assert_eq!(in_a_sentence("python3 (pid 7) asked."), "python3 (pid 7) asked");
+    }
 }

@@ -166,6 +166,16 @@ fn who_got_none_is_not_and_it_says_what_happened() {
 }
 
 #[test]
+fn what_rests_on_an_address_alone_does_not_blame_who_has_it_now() {
+    let web = container("web");
+    let had_it_before = Attribution { by: Key::Address, ..web.clone() };
+    let late = [lost(&had_it_before), error(&had_it_before, "It was dropped in x.")];
+    fails("reachable:web", &late, "It was dropped in x.");
+    let [first, second] = late;
+    holds("reachable:web", &[first, second, exchange(&web, Some(TOKEN), Some(200))], "web");
+}
+
+#[test]
 fn who_got_neither_token_nor_credentials_is_blocked_and_it_says_by_what() {
     let web = container("web");
     holds("blocked:web", &[lost(&web)], "dropped in ip_forward");
