@@ -55,7 +55,11 @@ pub fn watch(config: Watch) -> anyhow::Result<u8> {
     start("watch", &config.tracing, async {
         let mut signals = Signals::listen()?;
         let judged = trace(&config.tracing, &mut Watching::new(config.duration), &mut signals).await;
-        judged.map(Judged::code).or_else(quietly(0))
+        match judged {
+            // Nobody reads stdout any more: no error, but the end.
+            Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
+            judged => judged.map(Judged::code),
+        }
     })
 }
 
@@ -70,7 +74,7 @@ pub fn run(config: Run) -> anyhow::Result<u8> {
             (Ok(judged), Some(0)) => Ok(judged.code()),
             (Ok(judged), Some(code)) => Ok(if judged.broken { 1 } else { code }),
             (Ok(_), None) => bail!("run: a signal came before the command was started"),
-            (Err(error), code) => quietly(code.unwrap_or(0))(error),
+            (Err(error), _) => Err(error),
         }
     })
 }
@@ -81,11 +85,11 @@ pub fn probe(config: Probe) -> anyhow::Result<u8> {
         let mut signals = Signals::listen()?;
         let mut probe = probe::Errand::enter(&config, &engine(&config.tracing)).await?;
         let judged = trace(&config.tracing, &mut probe, &mut signals).await;
-        match judged {
-            Ok(_) if !probe.is_answered() => bail!("probe: a signal came before it was done"),
-            Ok(judged) => Ok(judged.code()),
-            Err(error) => quietly(0)(error),
+        if !probe.is_answered() {
+            judged?;
+            bail!("probe: a signal came before it was done");
         }
+        judged.map(Judged::code)
     })
 }
 
@@ -99,14 +103,6 @@ fn start(name: &str, config: &Tracing, work: impl Future<Output = anyhow::Result
     env_logger::Builder::new().filter(Some("imds_trace"), level).format_timestamp(None).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(work)
-}
-
-/// Nobody reads stdout any more: no error, but the end.
-fn quietly(code: u8) -> impl Fn(anyhow::Error) -> anyhow::Result<u8> {
-    move |error| match error.downcast_ref() {
-        Some(output::Error::Closed) => Ok(code),
-        _ => Err(error),
-    }
 }
 
 /// Attaches, traces while the errand is done, and reports.

@@ -23,6 +23,7 @@ crate::tests![
     a_loss_after_the_command_ended_is_seen,
     sigterm_ends_the_command_and_then_the_trace,
     sigint_is_the_commands_own_affair,
+    nobody_to_read_is_no_reason_to_stop,
 ];
 
 type Told = Result<(), Failed>;
@@ -198,5 +199,22 @@ fn sigint_is_the_commands_own_affair(lab: &Lab) -> Told {
     let outcome = tracer.finish(SOON)?;
     expect_equal("the command's own code", outcome.status.code(), Some(4))?;
     left_nothing(lab, &outcome)?;
+    Ok(())
+}
+
+fn nobody_to_read_is_no_reason_to_stop(lab: &Lab) -> Told {
+    let container = idle(lab, "unread")?;
+    let client = inside(&container, "put-only --timeout-ms 300")?.join(" ");
+    let mut run = lab.host.runner().command(imds_trace_tests::tracer::program()?);
+    run.args(["run", "--output", "json", "--docker-host", &lab.host.docker_host_url()]);
+    run.args(["--expect", &claimed(lab, "reachable", &container), "--", "sh", "-c"]);
+    run.arg(format!("{client} > /dev/null; exit 6"));
+    run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = run.spawn().context("start imds-trace")?;
+    drop(child.stdout.take());
+    let ended = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    expect_equal("what was expected is judged all the same", ended.status.code(), Some(1)).context(said.clone())?;
+    expect_that("from what was seen", said.contains("NOT HELD") && said.contains("ip_forward"), &said)?;
     Ok(())
 }

@@ -19,6 +19,10 @@ pub(super) trait Errand {
     async fn done(&mut self);
     /// Does it leave something under way that is to be seen to its end?
     fn leaves_something(&self) -> bool;
+    /// Is it over when nobody reads stdout any more?
+    fn needs_reader(&self) -> bool {
+        false
+    }
     /// A signal has come. Does the trace end by it?
     fn ends_by(&mut self, signal: Signal) -> bool;
 
@@ -64,6 +68,10 @@ impl Errand for Watching {
 
     fn leaves_something(&self) -> bool {
         false
+    }
+
+    fn needs_reader(&self) -> bool {
+        true
     }
 
     fn ends_by(&mut self, _: Signal) -> bool {

@@ -92,6 +92,9 @@ impl Session {
                 .with_context(|| format!("--record {}", path.display()))
         });
         let mut outputs = Outputs::open(&config.telling, header.boot_time)?;
+        if !errand.needs_reader() {
+            outputs.outlive_reader();
+        }
         tell_what_is_watched(&ready, errand.announce());
         outputs.tell(&Event::Ready(header.at, ready))?;
         let pipeline = Pipeline::new(Host { netns: names.netns, instance: header.instance.clone() });

@@ -85,6 +85,8 @@ pub struct Outputs {
     /// Of what is shown, where not everything is.
     tallies: Tallies,
     hidden: u64,
+    /// Does telling go on when whoever read stdout went away?
+    outlives_reader: bool,
 }
 
 impl Outputs {
@@ -115,6 +117,7 @@ impl Outputs {
             broken: false,
             tallies: Tallies::default(),
             hidden: 0,
+            outlives_reader: false,
         })
     }
 
@@ -148,8 +151,22 @@ impl Outputs {
         if let Event::Finding(_, finding) = event {
             self.errors += u64::from(finding.severity == Severity::Error);
         }
-        for output in &mut self.outputs {
-            output.tell(event)?;
+        self.each(|output| output.tell(event))
+    }
+
+    /// From now on, that nobody reads stdout any more ends only what went there.
+    pub fn outlive_reader(&mut self) {
+        self.outlives_reader = true;
+    }
+
+    fn each(&mut self, mut act: impl FnMut(&mut dyn Output) -> io::Result<()>) -> Result<(), Error> {
+        let mut number = 0;
+        while let Some(output) = self.outputs.get_mut(number) {
+            match act(output.as_mut()).map_err(Error::from) {
+                Err(Error::Closed) if self.outlives_reader => drop(self.outputs.remove(number)),
+                Err(error) => return Err(error),
+                Ok(()) => number += 1,
+            }
         }
         Ok(())
     }
@@ -179,10 +196,7 @@ impl Outputs {
 
     /// Hands everything told so far to the system.
     pub fn flush(&mut self) -> Result<(), Error> {
-        for output in &mut self.outputs {
-            output.flush()?;
-        }
-        Ok(())
+        self.each(|output| output.flush())
     }
 
     /// Did something that was asserted (`--expect`) not hold?
