@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::config::{Claim, Expectation, HOST};
-use crate::event::{Attached, Event, ExchangeEvent, Lost};
+use crate::event::{Attached, Event, ExchangeEvent, Lost, Probed};
 use crate::exchange::{Exchange, Imds};
 use crate::finding::Severity;
 use crate::identity::{Attribution, Key, Subject};
@@ -34,6 +34,8 @@ pub struct Expectations {
     over: u64,
     /// There was no interface to listen on when it began.
     deaf: bool,
+    /// What a probe was answered, which it knows whether its packets were seen or not.
+    probed: Option<Probed>,
 }
 
 /// How often, and what it was the first time.
@@ -111,8 +113,9 @@ impl Expectations {
             Event::Ready(_, ready) => {
                 self.deaf = !ready.hooks.iter().any(|hook| matches!(hook, Attached::Tc { .. }));
             }
+            Event::Probed(_, probed) => self.probed = Some((**probed).clone()),
             // What was lost is given to `judge`, whole.
-            Event::Finding(..) | Event::Loss(..) | Event::Probed(..) | Event::Report(..) => {}
+            Event::Finding(..) | Event::Loss(..) | Event::Report(..) => {}
         }
     }
 
@@ -120,7 +123,7 @@ impl Expectations {
     pub fn judge(&self, lost: Lost) -> Vec<Asserted> {
         let lost = lost.sum() + self.over;
         let judged = self.asked.iter().map(|asked| {
-            let scope = Scope::of(asked, &self.seen, self.deaf);
+            let scope = self.scope(asked);
             let verdict = match asked.claim {
                 Claim::Reachable => reachable(&scope),
                 Claim::Blocked => blocked(&scope, lost),
@@ -133,6 +136,18 @@ impl Expectations {
             Asserted { expect: asked.text.clone(), held, why: sentence(why) }
         });
         judged.collect()
+    }
+
+    fn scope<'a>(&'a self, asked: &'a Expectation) -> Scope<'a> {
+        let named = asked.who.as_deref();
+        let (within, others): (Vec<&Seen>, Vec<&Seen>) = self.seen.iter().partition(|seen| match (named, &seen.who) {
+            (None, _) => true,
+            (Some(name), Attribution { container: Some(container), .. }) => container.is_called(name),
+            (Some(name), who) => name == HOST && who.subject() == Subject::Host,
+        });
+        let unknown = others.into_iter().filter(|seen| seen.who.by == Key::Unknown).collect();
+        let probed = self.probed.as_ref().filter(|probed| named.is_none_or(|name| name == probed.target));
+        Scope { named, within, unknown, deaf: self.deaf, probed }
     }
 
     fn of(&mut self, who: &Attribution) -> Option<&mut Seen> {
@@ -167,20 +182,10 @@ struct Scope<'a> {
     /// Whom nobody could name: anybody, perhaps.
     unknown: Vec<&'a Seen>,
     deaf: bool,
+    probed: Option<&'a Probed>,
 }
 
 impl<'a> Scope<'a> {
-    fn of(asked: &'a Expectation, seen: &'a [Seen], deaf: bool) -> Self {
-        let named = asked.who.as_deref();
-        let (within, others): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|seen| match (named, &seen.who) {
-            (None, _) => true,
-            (Some(name), Attribution { container: Some(container), .. }) => container.is_called(name),
-            (Some(name), who) => name == HOST && who.subject() == Subject::Host,
-        });
-        let unknown = others.into_iter().filter(|seen| seen.who.by == Key::Unknown).collect();
-        Self { named, within, unknown, deaf }
-    }
-
     /// Of whom something was noted; of somebody unknown, if of nobody else.
     fn which(&self, noted: fn(&Seen) -> &Noted) -> Option<(String, &'a Noted)> {
         let found = |all: &[&'a Seen]| -> Option<(String, &'a Noted)> {
@@ -218,8 +223,11 @@ impl<'a> Scope<'a> {
 type Verdict = Result<String, String>;
 
 fn reachable(scope: &Scope<'_>) -> Verdict {
-    if scope.exchanges() == 0 {
-        return Err(scope.nothing());
+    match scope.probed {
+        Some(probed) if scope.exchanges() == 0 && probed.reached => return Ok(probed.summary.clone()),
+        Some(probed) if scope.exchanges() == 0 => return Err(probed.summary.clone()),
+        None if scope.exchanges() == 0 => return Err(scope.nothing()),
+        Some(_) | None => {}
     }
     for seen in &scope.within {
         let errors = seen.errors();
@@ -238,6 +246,9 @@ fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
     if let Some((who, granted)) = scope.which(|seen| &seen.granted) {
         return Err(format!("{who} was given a token or credentials: {}{}", granted.first, times(granted.count)));
     }
+    if let Some(probed) = scope.probed.filter(|probed| probed.token == Some(200)) {
+        return Err(format!("the probe was given a token: {}", probed.summary));
+    }
     if let Some((who, unclear)) = scope.which(|seen| &seen.unclear) {
         return Err(format!("{who} was answered, and it cannot be told with what: {}", unclear.first));
     }
@@ -247,8 +258,11 @@ fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
             counted_were(lost, "record")
         ));
     }
-    if scope.exchanges() == 0 {
-        return scope.silence("it is kept out");
+    match scope.probed {
+        // The probe itself got nothing: for that, nothing need have been seen.
+        Some(probed) if scope.exchanges() == 0 => return Ok(probed.summary.clone()),
+        None if scope.exchanges() == 0 => return scope.silence("it is kept out"),
+        Some(_) | None => {}
     }
     let mut reasons: Vec<&str> = Vec::new();
     for seen in &scope.within {

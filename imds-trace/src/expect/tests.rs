@@ -238,6 +238,30 @@ fn who_listens_nowhere_hears_nothing() {
 }
 
 #[test]
+fn a_probe_knows_what_it_was_answered_whether_it_was_seen_or_not() {
+    let probed = |token| {
+        let probed = Probed {
+            target: "web".into(),
+            reached: token == Some(200),
+            token,
+            read: token,
+            hop_limit: HopLimit::default(),
+            summary: "what came of it".into(),
+            path: None,
+            copies: 0,
+        };
+        [Event::Probed(Timestamp(1), Box::new(probed))]
+    };
+    for scope in ["", ":web"] {
+        fails(&format!("blocked{scope}"), &probed(Some(200)), "The probe was given a token: what came of it.");
+        holds(&format!("blocked{scope}"), &probed(None), "What came of it.");
+        holds(&format!("reachable{scope}"), &probed(Some(200)), "What came of it.");
+        fails(&format!("reachable{scope}"), &probed(None), "What came of it.");
+    }
+    fails("blocked:db", &probed(None), "No request of db was seen");
+}
+
+#[test]
 fn losses_show_nothing() {
     let web = container("web");
     for claim in ["blocked", "blocked:web", "v2-only"] {
