@@ -2,8 +2,12 @@
 
 use core::ptr::addr_of_mut;
 
-use aya_ebpf::{helpers::bpf_probe_read_kernel, programs::RawTracePointContext};
-use imds_trace_ebpf::record::{Drop, kind};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_probe_read_kernel, generated::bpf_get_stack},
+    programs::RawTracePointContext,
+};
+use imds_trace_ebpf::record::{CALLERS, Drop, kind};
 
 use crate::{
     emit,
@@ -29,6 +33,10 @@ fn record(ctx: &RawTracePointContext) -> Option<()> {
     let network_header: u16 = read(skb, offset!(skb_network_header)?)?;
     let mut parsed = Parsed::default();
     packet::parse(&Kernel(head.wrapping_add(network_header as usize)), ethertype, &mut parsed)?;
+    // That an error about a packet was lost says nothing of the packet.
+    if parsed.icmp_type != 0 {
+        return None;
+    }
 
     let dev = device(skb);
     let mut entry = emit::reserve::<Drop>()?;
@@ -44,6 +52,9 @@ fn record(ctx: &RawTracePointContext) -> Option<()> {
         addr_of_mut!((*to).ifindex).write(dev.and_then(|dev| read(dev, offset!(dev_ifindex)?)).unwrap_or(0));
         addr_of_mut!((*to).reserved).write(0);
         addr_of_mut!((*to).ifname).write(dev.and_then(|dev| read(dev, offset!(dev_name)?)).unwrap_or([0; 16]));
+        addr_of_mut!((*to).callers).write([0; CALLERS]);
+        // Without callers where the kernel cannot unwind its stack: they stay 0.
+        bpf_get_stack(ctx.as_ptr(), addr_of_mut!((*to).callers).cast(), size_of::<[u64; CALLERS]>() as u32, 0);
     }
     entry.submit(0);
     Some(())

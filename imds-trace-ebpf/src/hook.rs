@@ -4,7 +4,7 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use imds_trace_ebpf::record::{Packet, SNAP, kind};
+use imds_trace_ebpf::record::{IcmpError, Packet, SNAP, kind};
 
 use crate::{
     emit,
@@ -40,7 +40,9 @@ pub fn observe(ctx: &TcContext, direction: u8) -> i32 {
         parsed.network.tcp_flags,
         parsed.network.payload_len
     );
-    if parsed.network.payload_len == 0 {
+    if parsed.icmp_type != 0 {
+        icmp_error(&parsed, ifindex, direction);
+    } else if parsed.network.payload_len == 0 {
         plain(&parsed, ifindex, direction);
     } else {
         with_payload(&Skb(skb), &parsed, ifindex, direction);
@@ -55,6 +57,26 @@ fn plain(parsed: &Parsed, ifindex: u32, direction: u8) {
     };
     // SAFETY: the entry has room for one `Packet`.
     unsafe { write(emit::place(&mut entry), parsed, kind::PACKET, 0, ifindex, direction) };
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn icmp_error(parsed: &Parsed, ifindex: u32, direction: u8) {
+    let Some(mut entry) = emit::reserve::<IcmpError>() else {
+        return;
+    };
+    let to = emit::place(&mut entry);
+    // SAFETY: the entry has room for one `IcmpError`.
+    unsafe {
+        addr_of_mut!((*to).header).write(emit::header(kind::ICMP_ERROR, size_of::<IcmpError>()));
+        addr_of_mut!((*to).network).write(parsed.network);
+        addr_of_mut!((*to).sender).write(parsed.sender);
+        addr_of_mut!((*to).ifindex).write(ifindex);
+        addr_of_mut!((*to).direction).write(direction);
+        addr_of_mut!((*to).icmp_type).write(parsed.icmp_type);
+        addr_of_mut!((*to).icmp_code).write(parsed.icmp_code);
+        addr_of_mut!((*to).reserved).write(0);
+    }
     entry.submit(0);
 }
 

@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 
+mod attempt;
 mod drop;
 mod emit;
 mod global;
@@ -11,8 +12,8 @@ mod socket;
 
 mod programs {
     use aya_ebpf::{
-        macros::{classifier, raw_tracepoint},
-        programs::{RawTracePointContext, TcContext},
+        macros::{cgroup_sock_addr, classifier, raw_tracepoint},
+        programs::{RawTracePointContext, SockAddrContext, TcContext},
     };
     use imds_trace_ebpf::record::direction;
 
@@ -38,6 +39,18 @@ mod programs {
     #[raw_tracepoint]
     pub fn imds_set_state(ctx: RawTracePointContext) -> i32 {
         crate::socket::observe(&ctx)
+    }
+
+    /// connect() to an IPv4 address.
+    #[cgroup_sock_addr(connect4)]
+    pub fn imds_connect4(ctx: SockAddrContext) -> i32 {
+        crate::attempt::observe_v4(&ctx)
+    }
+
+    /// connect() to an IPv6 address.
+    #[cgroup_sock_addr(connect6)]
+    pub fn imds_connect6(ctx: SockAddrContext) -> i32 {
+        crate::attempt::observe_v6(&ctx)
     }
 }
 

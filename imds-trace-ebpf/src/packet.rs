@@ -19,15 +19,25 @@ const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 
 const IPPROTO_HOPOPTS: u8 = 0;
+const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ROUTING: u8 = 43;
 const IPPROTO_FRAGMENT: u8 = 44;
 const IPPROTO_AH: u8 = 51;
+const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_DSTOPTS: u8 = 60;
 
 /// Where sequence and acknowledgement number stand in a TCP header.
 const TCP_NUMBERS: u32 = 4;
+/// ICMP types that say that a packet went no further: destination unreachable and time exceeded (RFC 792, RFC 4443).
+const ICMP_UNREACHABLE: u8 = 3;
+const ICMP_TIME_EXCEEDED: u8 = 11;
+const ICMPV6_UNREACHABLE: u8 = 1;
+const ICMPV6_TIME_EXCEEDED: u8 = 3;
+/// An ICMP header, behind which the packet it is about is quoted.
+const ICMP_HEADER: u32 = 8;
+
 /// Most VLAN tags in the payload; the outermost is in the skb's metadata. 802.1ad allows two.
 const MAX_VLAN_TAGS: u32 = 2;
 /// Most IPv6 extension headers followed. RFC 8200 lists seven kinds, four of which can stand in a packet we can read.
@@ -112,6 +122,12 @@ pub struct Parsed {
     pub transport_offset: u32,
     /// Where the payload begins.
     pub payload_offset: u32,
+    /// Who sent the ICMP error that quotes `network`; for such an error alone.
+    pub sender: [u8; 16],
+    /// ICMP type; 0 if this is no ICMP error (the type 0 is none).
+    pub icmp_type: u8,
+    /// ICMP code.
+    pub icmp_code: u8,
 }
 
 /// Reads `bytes` into `parsed` if it is a packet to or from a watched endpoint, else `None`. `ethertype` in host order. Leaves
@@ -167,7 +183,7 @@ fn parse_v4(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
     let mut ip = [0u8; 20];
     bytes.read(start, &mut ip)?;
     if !global::is_endpoint_v4(word(&ip, 16)) && !global::is_endpoint_v4(word(&ip, 12)) {
-        return None;
+        return if ip[9] == IPPROTO_ICMP { error_v4(bytes, start, &ip, parsed) } else { None };
     }
     if ip[0] >> 4 != 4 || ip[0] & 0xf < 5 {
         return None;
@@ -193,7 +209,7 @@ fn parse_v6(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
     let source = [word(&ip, 8), word(&ip, 12), word(&ip, 16), word(&ip, 20)];
     let destination = [word(&ip, 24), word(&ip, 28), word(&ip, 32), word(&ip, 36)];
     if !global::is_endpoint_v6(&destination) && !global::is_endpoint_v6(&source) {
-        return None;
+        return if ip[6] == IPPROTO_ICMPV6 { error_v6(bytes, start, &ip, parsed) } else { None };
     }
     if ip[0] >> 4 != 6 {
         return None;
@@ -235,6 +251,77 @@ fn parse_v6(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
     }
     network.protocol = next;
     transport(bytes, parsed, start, offset, total_len);
+    Some(())
+}
+
+/// An ICMP error that quotes a packet to a watched endpoint.
+#[inline(always)]
+fn error_v4(bytes: &impl Bytes, start: u32, ip: &[u8; 20], parsed: &mut Parsed) -> Option<()> {
+    let icmp = start + u32::from(ip[0] & 0xf) * 4;
+    error(bytes, icmp, ICMP_UNREACHABLE, ICMP_TIME_EXCEEDED, parsed)?;
+    let mut quoted = [0u8; 20];
+    bytes.read(icmp + ICMP_HEADER, &mut quoted)?;
+    if !global::is_endpoint_v4(word(&quoted, 16)) {
+        return None;
+    }
+    parsed.sender[..4].copy_from_slice(&ip[12..16]);
+    let network = &mut parsed.network;
+    network.version = 4;
+    network.ttl = ip[8];
+    network.ip_id = u16::from_be_bytes([ip[4], ip[5]]);
+    network.protocol = quoted[9];
+    network.source[..4].copy_from_slice(&quoted[12..16]);
+    network.destination[..4].copy_from_slice(&quoted[16..20]);
+    quoted_ports(bytes, icmp + ICMP_HEADER + u32::from(quoted[0] & 0xf) * 4, parsed)
+}
+
+/// The same for IPv6.
+#[inline(always)]
+fn error_v6(bytes: &impl Bytes, start: u32, ip: &[u8; 40], parsed: &mut Parsed) -> Option<()> {
+    let icmp = start + 40;
+    error(bytes, icmp, ICMPV6_UNREACHABLE, ICMPV6_TIME_EXCEEDED, parsed)?;
+    parsed.sender.copy_from_slice(&ip[8..24]);
+    let network = &mut parsed.network;
+    network.version = 6;
+    network.ttl = ip[7];
+    let mut next = [0u8; 1];
+    bytes.read(icmp + ICMP_HEADER + 6, &mut next)?;
+    network.protocol = next[0];
+    bytes.read(icmp + ICMP_HEADER + 8, &mut network.source)?;
+    let mut destination = [0u8; 16];
+    bytes.read(icmp + ICMP_HEADER + 24, &mut destination)?;
+    let words = [word(&destination, 0), word(&destination, 4), word(&destination, 8), word(&destination, 12)];
+    if !global::is_endpoint_v6(&words) {
+        return None;
+    }
+    network.destination = destination;
+    quoted_ports(bytes, icmp + ICMP_HEADER + 40, parsed)
+}
+
+/// Type and code, if the type is one of these two.
+#[inline(always)]
+fn error(bytes: &impl Bytes, icmp: u32, one: u8, other: u8, parsed: &mut Parsed) -> Option<()> {
+    let mut head = [0u8; 2];
+    bytes.read(icmp, &mut head)?;
+    if head[0] != one && head[0] != other {
+        return None;
+    }
+    parsed.icmp_type = head[0];
+    parsed.icmp_code = head[1];
+    Some(())
+}
+
+/// Ports and sequence number: all that RFC 792 has an error quote of TCP.
+#[inline(always)]
+fn quoted_ports(bytes: &impl Bytes, at: u32, parsed: &mut Parsed) -> Option<()> {
+    let mut ports = [0u8; 8];
+    bytes.read(at, &mut ports)?;
+    let network = &mut parsed.network;
+    network.source_port = u16::from_be_bytes([ports[0], ports[1]]);
+    network.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+    if network.protocol == IPPROTO_TCP {
+        network.seq = u32::from_be(word(&ports, 4));
+    }
     Some(())
 }
 

@@ -21,6 +21,10 @@ pub mod kind {
     pub const CONNECT: u32 = 4;
     /// A [`super::Connected`].
     pub const CONNECTED: u32 = 5;
+    /// A [`super::IcmpError`].
+    pub const ICMP_ERROR: u32 = 6;
+    /// A [`super::Connect`] of a task that is about to connect: no route was asked for yet, so its socket and TTL are 0.
+    pub const ATTEMPT: u32 = 7;
 }
 
 /// Values of [`Packet::direction`], relative to the interface.
@@ -45,6 +49,10 @@ pub mod name {
     pub const KFREE_SKB: &str = "imds_kfree_skb";
     /// Raw tracepoint program on `sock:inet_sock_set_state`.
     pub const SET_STATE: &str = "imds_set_state";
+    /// cgroup program on connect() to an IPv4 address.
+    pub const CONNECT4: &str = "imds_connect4";
+    /// cgroup program on connect() to an IPv6 address.
+    pub const CONNECT6: &str = "imds_connect6";
     /// Global: [`super::Endpoints`].
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Global: [`super::Offsets`].
@@ -98,6 +106,10 @@ pub struct Offsets {
     pub dev_net: u32,
     /// `net.ns.inum`
     pub net_inum: u32,
+    /// `task_struct.nsproxy`
+    pub task_nsproxy: u32,
+    /// `nsproxy.net_ns`
+    pub nsproxy_net_ns: u32,
     /// `net.ipv4.sysctl_ip_default_ttl`
     pub net_default_ttl: u32,
     /// `net.ipv6.devconf_all`
@@ -120,6 +132,8 @@ pub struct Offsets {
     pub skc_net: u32,
     /// `sock.sk_protocol`
     pub sk_protocol: u32,
+    /// `sock.sk_err`
+    pub sk_err: u32,
     /// `inet_sock.inet_sport`
     pub inet_sport: u32,
     /// `inet_sock.uc_ttl`
@@ -158,6 +172,8 @@ impl Offsets {
             dev_name: A,
             dev_net: A,
             net_inum: A,
+            task_nsproxy: A,
+            nsproxy_net_ns: A,
             net_default_ttl: A,
             net_v6_devconf_all: A,
             v6_devconf_hop_limit: A,
@@ -169,6 +185,7 @@ impl Offsets {
             skc_dport: A,
             skc_net: A,
             sk_protocol: A,
+            sk_err: A,
             inet_sport: A,
             inet_uc_ttl: A,
             inet_pinet6: A,
@@ -264,6 +281,36 @@ pub struct Drop {
     pub reserved: u32,
     /// Interface name, NUL-padded.
     pub ifname: [u8; 16],
+    /// Return addresses in the kernel's text, innermost first, those of the tracing itself included; 0 behind the last.
+    pub callers: [u64; CALLERS],
+}
+
+/// Return addresses kept of a drop. Tracing takes the first six or seven, the rest reaches from netfilter's function to the one that
+/// called the hook.
+pub const CALLERS: usize = 16;
+
+/// An ICMP error about a packet to a watched endpoint, at one tc hook ([`kind::ICMP_ERROR`]). Nothing of the quoted packet but its
+/// headers is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IcmpError {
+    /// Kind and time.
+    pub header: Header,
+    /// What the quoted packet's headers said: addresses, ports and sequence number. `ttl` and `ip_id` are those of the ICMP packet
+    /// itself, which tell its copies at several hooks together.
+    pub network: Network,
+    /// Who sent the ICMP packet, network order; IPv4 in the first four bytes.
+    pub sender: [u8; 16],
+    /// As in [`Packet::ifindex`].
+    pub ifindex: u32,
+    /// As in [`Packet::direction`].
+    pub direction: u8,
+    /// ICMP or ICMPv6 type.
+    pub icmp_type: u8,
+    /// Its code.
+    pub icmp_code: u8,
+    /// Always 0.
+    pub reserved: u8,
 }
 
 /// A task began to connect to a watched endpoint ([`kind::CONNECT`]): the socket went from CLOSE to SYN_SENT.
@@ -325,6 +372,6 @@ pub struct Connected {
     pub version: u8,
     /// 1 if the connection was established, 0 if it was given up.
     pub established: u8,
-    /// Always 0.
-    pub reserved: [u8; 2],
+    /// The error that the socket was told, as in `errno.h`; 0 if none, or not known.
+    pub error: u16,
 }

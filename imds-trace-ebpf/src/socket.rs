@@ -154,7 +154,7 @@ fn connected(sk: *const u8, new: u32) -> Option<()> {
         netns: offset!(net_inum).and_then(|at| read(net, at)).unwrap_or(0),
         version: ends.version,
         established: u8::from(new == TCP_ESTABLISHED),
-        reserved: [0; 2],
+        error: offset!(sk_err).and_then(|at| read::<u32>(sk, at)).unwrap_or(0) as u16,
     };
     // SAFETY: the entry has room for one `Connected`.
     unsafe { emit::place(&mut entry).write(connected) };

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::config::{self, Filter, Probe, Run, Telling, Tracing, Watch};
+use crate::config::{self, Doctor, Filter, Probe, Run, Telling, Tracing, Watch};
+use crate::doctor::KINDS;
 use crate::finding::RULES;
 use crate::output::{Kind, OUTPUTS};
 
@@ -38,6 +39,10 @@ pub enum Command {
     Probe(ProbeArgs),
     /// Draw the same conclusions from a recording
     Replay(ReplayArgs),
+    /// Say what this kernel and this host allow, and what on the host would break IMDS now
+    ///
+    /// Changes nothing and sends nothing to IMDS. Works without root, and knows more with it.
+    Doctor(DoctorArgs),
 }
 
 /// What `watch` takes.
@@ -117,6 +122,26 @@ pub struct ReplayArgs {
     /// The recording; - is stdin
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+}
+
+/// What `doctor` takes.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// How to tell it (repeatable), on stdout or in a file; text: for people; json: JSON Lines, for programs [default: text]
+    #[arg(long = "output", value_name = "KIND[=PATH]")]
+    outputs: Vec<String>,
+    /// Look for the ways to this address (repeatable) instead of 169.254.169.254 and fd00:ec2::254
+    #[arg(long = "endpoint", value_name = "ADDR")]
+    endpoints: Vec<String>,
+    /// Exit 1 when something is broken
+    #[arg(long)]
+    exit_code: bool,
+    /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is an answer, not an error
+    #[arg(long, value_name = "URL")]
+    docker_host: Option<String>,
+    /// More on stderr
+    #[arg(short, action = ArgAction::Count)]
+    verbose: u8,
 }
 
 #[derive(Debug, Args)]
@@ -226,5 +251,18 @@ impl ReplayArgs {
     /// What it means: how to tell it, and of which file.
     pub fn mean(self) -> Result<(Telling, PathBuf), config::Error> {
         Ok((self.telling.mean()?, self.file))
+    }
+}
+
+impl DoctorArgs {
+    /// What it means.
+    pub fn mean(self) -> Result<Doctor, config::Error> {
+        Ok(Doctor {
+            outputs: config::outputs(&self.outputs, KINDS)?,
+            endpoints: config::endpoints(&self.endpoints)?,
+            docker_host: self.docker_host,
+            exit_code: self.exit_code,
+            verbosity: self.verbose,
+        })
     }
 }

@@ -128,6 +128,21 @@ pub struct Probe {
     pub timeout: Duration,
 }
 
+/// What `doctor` is asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doctor {
+    /// How it is told.
+    pub outputs: Vec<OutputSpec>,
+    /// Addresses of IMDS.
+    pub endpoints: Vec<IpAddr>,
+    /// URL of the engine.
+    pub docker_host: Option<String>,
+    /// Is something broken a failure?
+    pub exit_code: bool,
+    /// 1: more on stderr.
+    pub verbosity: u8,
+}
+
 /// Why what was asked for cannot be done.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::Exchange;
-use crate::finding::{Finding, HopLimit, Path};
+use crate::finding::{Finding, HopLimit, Path, TokenUse};
 use crate::identity::Attribution;
-use crate::net::Timestamp;
+use crate::net::{Timestamp, Ttl};
 use crate::report::Report;
 
 /// One thing that is said.
@@ -56,6 +56,11 @@ pub enum Attached {
         /// e.g. `skb:kfree_skb`.
         name: String,
     },
+    /// On the root cgroup.
+    Cgroup {
+        /// `connect4` or `connect6`.
+        name: String,
+    },
 }
 
 /// How a program hangs on an interface.
@@ -86,6 +91,8 @@ pub struct ExchangeEvent {
     pub who: Attribution,
     /// Hop limit observed and needed.
     pub hop_limit: HopLimit,
+    /// The token it used, if that was issued while tracing.
+    pub token: Option<TokenUse>,
 }
 
 /// What came of a probe.
@@ -105,6 +112,8 @@ pub struct Probed {
     pub summary: String,
     /// The way of the request that decides; `None` if it was not seen.
     pub path: Option<Path>,
+    /// The TTL its packets started with, from its socket.
+    pub initial_ttl: Option<Ttl>,
     /// Copies of it that were lost.
     pub copies: u64,
 }

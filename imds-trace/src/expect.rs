@@ -375,6 +375,7 @@ impl Seen {
 /// Did the client get an answer of use? A 404 to a read is one: IMDS let it in.
 fn serves(exchange: &Exchange) -> bool {
     match exchange.status() {
+        _ if exchange.is_late() => false,
         Some(200..=299) => true,
         Some(404) => matches!(exchange.imds(), Some(Imds::V1 | Imds::V2)),
         _ => false,
@@ -407,7 +408,8 @@ fn happened(exchange: &Exchange) -> String {
         None => "a connection".to_owned(),
     };
     if let Some(status) = exchange.status() {
-        return format!("{asked} was answered with {status}");
+        let late = if exchange.is_late() { ", after the client had given up" } else { "" };
+        return format!("{asked} was answered with {status}{late}");
     }
     if exchange.answered.is_some() {
         return format!("{asked} was answered");
@@ -421,7 +423,7 @@ fn happened(exchange: &Exchange) -> String {
     match (exchange.response_drop(), exchange.request_drop()) {
         (Some(drop), _) => dropped(&format!("the answer to {asked}"), drop),
         (None, Some(drop)) => dropped(&asked, drop),
-        (None, None) if exchange.reset => format!("{asked} was reset"),
+        (None, None) if exchange.refusal.is_some() => format!("{asked} was refused"),
         (None, None) => format!("{asked} got no answer"),
     }
 }

@@ -4,8 +4,11 @@ use imds_trace_ebpf::record;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::fact::{Connected, Connecting, Fact, Said};
-use crate::net::{Endpoint, Ifindex, Interface, Netns, Timestamp, Ttl, address};
-use crate::observation::{self, Drop, Head, Hook, Observation, Place, redact};
+use crate::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, address};
+use crate::observation::{self, Drop, Hook, Icmp, Observation, Place, Streams, Tcp, TcpFlags};
+
+/// Functions kept of those that led to a drop: netfilter's own and the one whose hook it was.
+const MAX_CALLERS: usize = 6;
 
 /// One thing that the pipeline is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +52,10 @@ pub enum Record<'a> {
     Packet(&'a record::Packet, &'a [u8]),
     /// A drop.
     Drop(&'a record::Drop),
+    /// An ICMP error.
+    IcmpError(&'a record::IcmpError),
+    /// A task is about to connect.
+    Attempt(&'a record::Connect),
     /// A connect.
     Connect(&'a record::Connect),
     /// The port of one.
@@ -69,29 +76,44 @@ pub trait Names {
     fn is_endpoint(&self, address: std::net::IpAddr) -> bool;
 }
 
-/// The record's meaning.
-pub fn from_record(record: Record<'_>, names: &impl Names) -> Input {
+/// The record's meaning. `streams` keeps what HTTP messages have begun, and all that is ever kept of payload.
+pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams) -> Input {
     match record {
         Record::Packet(packet, payload) => {
             let (heading, flow, tcp) = observation::headers(&packet.network, |address| names.is_endpoint(address));
-            let index = Ifindex(packet.ifindex);
-            let name = names.interface(index).unwrap_or_else(|| format!("if{}", index.0));
-            let direction = if packet.direction == record::direction::INGRESS {
-                crate::net::Direction::Ingress
-            } else {
-                crate::net::Direction::Egress
-            };
-            let interface = Interface { netns: names.host_netns(), index, name };
+            let hook = hook(packet.ifindex, packet.direction, names);
+            let heads = tcp.map(|tcp| streams.heads(&hook, flow, tcp, payload)).unwrap_or_default();
             Input::Observation(Observation {
                 at: Timestamp(packet.header.at),
-                place: Place::Hook(Hook { interface, direction }),
+                place: Place::Hook(hook),
                 heading,
                 flow,
                 ttl: Ttl(packet.network.ttl),
                 ip_id: packet.network.ip_id,
                 protocol: packet.network.protocol,
                 tcp,
-                head: tcp.and_then(|_| head(payload)),
+                heads,
+                icmp: None,
+            })
+        }
+        Record::IcmpError(error) => {
+            let (_, quoted, tcp) = observation::headers(&error.network, |address| names.is_endpoint(address));
+            Input::Observation(Observation {
+                at: Timestamp(error.header.at),
+                place: Place::Hook(hook(error.ifindex, error.direction, names)),
+                heading: Heading::FromImds,
+                flow: Flow { source: quoted.destination, destination: quoted.source },
+                ttl: Ttl(error.network.ttl),
+                ip_id: error.network.ip_id,
+                protocol: error.network.protocol,
+                // Of the quoted header only the sequence number is sure to be there.
+                tcp: tcp.map(|tcp| Tcp { seq: tcp.seq, ack: 0, flags: TcpFlags(0), len: 0 }),
+                heads: Vec::new(),
+                icmp: Some(Icmp {
+                    kind: error.icmp_type,
+                    code: error.icmp_code,
+                    sender: address(error.network.version, error.sender),
+                }),
             })
         }
         Record::Drop(drop) => {
@@ -109,6 +131,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names) -> Input {
                     reason: names.reason(drop.reason),
                     interface,
                     netns,
+                    callers: callers(drop, names),
                 }),
                 heading,
                 flow,
@@ -116,24 +139,12 @@ pub fn from_record(record: Record<'_>, names: &impl Names) -> Input {
                 ip_id: drop.network.ip_id,
                 protocol: drop.network.protocol,
                 tcp,
-                head: None,
+                heads: Vec::new(),
+                icmp: None,
             })
         }
-        Record::Connect(connect) => fact(
-            connect.header.at,
-            Said::Connecting(Connecting {
-                socket: connect.socket,
-                destination: end(connect.version, connect.destination, connect.destination_port),
-                netns: Netns(connect.netns),
-                pid: connect.tgid,
-                tid: connect.tid,
-                uid: connect.uid,
-                gid: connect.gid,
-                comm: text(&connect.comm),
-                cgroup: connect.cgroup,
-                ttl: (connect.ttl != 0).then_some(Ttl(connect.ttl)),
-            }),
-        ),
+        Record::Attempt(attempt) => fact(attempt.header.at, Said::Attempting(connecting(attempt))),
+        Record::Connect(connect) => fact(connect.header.at, Said::Connecting(connecting(connect))),
         Record::Connected(connected) => fact(
             connected.header.at,
             Said::Connected(Connected {
@@ -143,6 +154,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names) -> Input {
                 isn: connected.isn,
                 netns: Netns(connected.netns),
                 established: connected.established == 1,
+                error: (connected.error != 0).then_some(connected.error),
             }),
         ),
     }
@@ -152,8 +164,35 @@ fn fact(at: u64, said: Said) -> Input {
     Input::Fact(Fact { at: Timestamp(at), said })
 }
 
-fn head(payload: &[u8]) -> Option<Head> {
-    redact::head(payload)
+fn hook(index: u32, direction: u8, names: &impl Names) -> Hook {
+    let index = Ifindex(index);
+    let name = names.interface(index).unwrap_or_else(|| format!("if{}", index.0));
+    let ingress = direction == record::direction::INGRESS;
+    let direction = if ingress { Direction::Ingress } else { Direction::Egress };
+    Hook { interface: Interface { netns: names.host_netns(), index, name }, direction }
+}
+
+/// Functions that led to a drop, from the caller of the one that dropped on. What lies before it is the tracing itself, and the
+/// function that frees.
+fn callers(drop: &record::Drop, names: &impl Names) -> Vec<String> {
+    let location = names.symbol(drop.location);
+    let stack = drop.callers.iter().take_while(|address| **address != 0).map(|address| names.symbol(*address));
+    stack.skip_while(|function| *function != location).skip(1).take(MAX_CALLERS).collect()
+}
+
+fn connecting(connect: &record::Connect) -> Connecting {
+    Connecting {
+        socket: connect.socket,
+        destination: end(connect.version, connect.destination, connect.destination_port),
+        netns: Netns(connect.netns),
+        pid: connect.tgid,
+        tid: connect.tid,
+        uid: connect.uid,
+        gid: connect.gid,
+        comm: text(&connect.comm),
+        cgroup: connect.cgroup,
+        ttl: (connect.ttl != 0).then_some(Ttl(connect.ttl)),
+    }
 }
 
 fn end(version: u8, bytes: [u8; 16], port: u16) -> Endpoint {

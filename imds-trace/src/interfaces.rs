@@ -1,10 +1,13 @@
 //! Which interfaces are there, which do the routes to the endpoints use, and what comes and goes? Asked of rtnetlink.
 
+pub mod snapshot;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_core::NetlinkPayload;
@@ -38,6 +41,8 @@ pub enum Change {
     Gone(Ifindex),
     /// Routes changed: ask again which interfaces they use.
     Routes,
+    /// Addresses changed: ask again which there are.
+    Addresses,
 }
 
 /// Why the kernel could not be asked.
@@ -60,9 +65,18 @@ pub struct Interfaces {
 /// Changes that wait to be taken at most; a host with more at once has them listed anew.
 const BACKLOG: usize = 1024;
 
+/// Addresses of this host that are remembered; a node of many pods has some hundred.
+const MAX_ADDRESSES: usize = 4096;
+
 /// Opens the line. Changes are told from now on.
 pub fn open() -> Result<(Interfaces, mpsc::Receiver<Change>), Error> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+    ];
     let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups).map_err(Error::Open)?;
     tokio::spawn(connection);
     let (sender, receiver) = mpsc::channel(BACKLOG);
@@ -73,6 +87,7 @@ pub fn open() -> Result<(Interfaces, mpsc::Receiver<Change>), Error> {
                 RouteNetlinkMessage::NewLink(link) => Change::Link(read(&link)),
                 RouteNetlinkMessage::DelLink(link) => Change::Gone(Ifindex(link.header.index)),
                 RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => Change::Routes,
+                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Change::Addresses,
                 _ => continue,
             };
             if sender.send(change).await.is_err() {
@@ -87,6 +102,26 @@ impl Interfaces {
     /// All interfaces of our namespace.
     pub async fn list(&self) -> Result<Vec<Link>, Error> {
         self.handle.link().get().execute().map_ok(|message| read(&message)).try_collect().await.map_err(Error::Ask)
+    }
+
+    /// Addresses of this namespace, on whatever interface; the first [`MAX_ADDRESSES`].
+    pub async fn addresses(&self) -> BTreeSet<IpAddr> {
+        let mut found = BTreeSet::new();
+        let mut addresses = std::pin::pin!(self.handle.address().get().execute());
+        while let Ok(Some(message)) = addresses.try_next().await {
+            let own = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            };
+            let any = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            };
+            // On a point-to-point link `Address` is the other end's; IPv6 has nothing else.
+            let address = message.attributes.iter().find_map(own).or(message.attributes.iter().find_map(any));
+            found.extend(address.filter(|_| found.len() < MAX_ADDRESSES));
+        }
+        found
     }
 
     /// The interfaces by which the endpoints are reached now. An endpoint without a route has none.

@@ -26,6 +26,8 @@
 
 pub mod cli;
 pub mod config;
+pub mod doctor;
+pub mod ethtool;
 pub mod event;
 pub mod exchange;
 pub mod expect;

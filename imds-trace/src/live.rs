@@ -135,7 +135,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
 
     let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand)?;
     session.header_errors(errors_before)?;
-    session.uplinks(follower.new_uplinks())?;
+    session.surroundings(follower.surroundings(&tracer))?;
     for said in introduced {
         session.fact(said)?;
     }
@@ -172,12 +172,12 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             Some(told) = news.recv() => session.news(told)?,
             Some(change) = follower.changes.recv() => {
                 follower.change(change, &mut tracer, &mut session.names).await;
-                session.uplinks(follower.new_uplinks())?;
+                session.surroundings(follower.surroundings(&tracer))?;
             }
             () = read_probe_log(&mut probe_log), if probe_log.is_some() => {}
             _ = look_again.tick() => {
                 follower.look_again(&mut tracer, &mut session.names).await;
-                session.uplinks(follower.new_uplinks())?;
+                session.surroundings(follower.surroundings(&tracer))?;
             }
             _ = tick.tick() => {
                 // The time first: what the ring buffer holds now is not later.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use imds_trace::cli::{Cli, Command};
 use imds_trace::printable::printable;
-use imds_trace::{live, replay};
+use imds_trace::{doctor, live, replay};
 
 /// The verifier's last lines can be long.
 const MAX_SENTENCE: usize = 4096;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Command::Watch(args) => args.mean().map_err(anyhow::Error::from).and_then(live::watch),
         Command::Run(args) => args.mean().map_err(anyhow::Error::from).and_then(live::run),
         Command::Probe(args) => args.mean().map_err(anyhow::Error::from).and_then(live::probe),
+        Command::Doctor(args) => args.mean().map_err(anyhow::Error::from).and_then(doctor::doctor),
         Command::Replay(args) => {
             args.mean().map_err(anyhow::Error::from).and_then(|(telling, file)| replay::replay(&telling, &file))
         }

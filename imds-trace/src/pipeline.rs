@@ -4,7 +4,7 @@
 
 use crate::event::{Event, ExchangeEvent, Lost};
 use crate::exchange::{Assembler, Exchange, Moment};
-use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, spent};
+use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
 use crate::identity::{Directory, Query, Said};
 use crate::input::Input;
 use crate::journey::Joiner;
@@ -34,7 +34,7 @@ pub struct Pipeline {
 /// The stages behind the exchanges.
 #[derive(Debug)]
 struct Interpreter {
-    host: Host,
+    surroundings: Surroundings,
     directory: Directory,
     history: History,
     ledger: Ledger,
@@ -57,7 +57,7 @@ impl Pipeline {
             assembler: Assembler::default(),
             interpreter: Interpreter {
                 directory: Directory::new(host.netns),
-                host,
+                surroundings: Surroundings::new(host.netns, host.instance),
                 history: History::default(),
                 ledger: Ledger::default(),
                 tallies: Tallies::default(),
@@ -80,10 +80,10 @@ impl Pipeline {
                 self.joiner.push(observation);
             }
             Input::Fact(fact) => {
-                if let Said::Uplinks { interfaces } = &fact.said {
+                if let Said::Uplinks { interfaces, .. } = &fact.said {
                     self.joiner.uplinks(interfaces);
                 }
-                self.interpreter.note_counters(&fact.said);
+                self.interpreter.note(&fact.said);
                 self.lost.state_evicted += self.interpreter.directory.learn(&fact);
             }
             Input::Tick { at } => self.advance(at, sink),
@@ -97,10 +97,7 @@ impl Pipeline {
 
     /// When a [`Input::Tick`] will lead to something, if nothing else comes.
     pub fn due(&self) -> Option<Timestamp> {
-        match (self.joiner.due(), self.assembler.due()) {
-            (Some(journey), Some(exchange)) => Some(journey.min(exchange)),
-            (journey, exchange) => journey.or(exchange),
-        }
+        [self.joiner.due(), self.assembler.due(), self.interpreter.directory.due()].into_iter().flatten().min()
     }
 
     /// Ends the run: closes what is open and gives the report.
@@ -110,6 +107,7 @@ impl Pipeline {
         self.joiner.advance(Timestamp(u64::MAX), &mut |journey| {
             assembler.push(journey, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
         });
+        interpreter.tell_failed(assembler, Timestamp(u64::MAX), end, sink);
         assembler.finish(end, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
         self.tell_losses(sink);
         let interpreter = &mut self.interpreter;
@@ -125,7 +123,9 @@ impl Pipeline {
         // In the order in which things fall due, however much time has passed at once: a tick more or less must not show.
         while let Some(due) = self.due().filter(|due| *due <= self.now) {
             let (assembler, interpreter) = (&mut self.assembler, &mut self.interpreter);
-            if assembler.due().is_some_and(|exchange| exchange <= due) {
+            if interpreter.directory.due().is_some_and(|attempt| attempt <= due) {
+                interpreter.tell_failed(assembler, due, due, sink);
+            } else if assembler.due().is_some_and(|exchange| exchange <= due) {
                 assembler.advance(due, &mut |exchange, moment| interpreter.interpret(exchange, moment, due, sink));
             } else {
                 self.joiner.advance(due, &mut |journey| {
@@ -149,13 +149,18 @@ impl Pipeline {
 impl Interpreter {
     fn interpret(&mut self, exchange: &Exchange, moment: Moment<'_>, now: Timestamp, sink: &mut Sink<'_>) {
         let connection = &exchange.connection;
-        let query = Query { client: connection.client, endpoint: connection.endpoint, isn: connection.isn };
+        let query = Query {
+            client: connection.client,
+            endpoint: connection.endpoint,
+            isn: connection.isn,
+            attempt: exchange.attempt,
+        };
         let who = self.directory.who(query, exchange.opened);
         let seen = HopLimit { observed: exchange.hop_limit, needed: exchange.decrements.needed(who.initial_ttl) };
         let hop_limit = self.ledger.hop_limit(&who.subject(), seen);
         if let Moment::Lost(journey) = moment {
             match spent(journey) {
-                Some(Spent::Dropped(dropped)) if dropped.drop.netns == self.host.netns => self.spent.seen += 1,
+                Some(Spent::Dropped(dropped)) if dropped.drop.netns == self.surroundings.netns => self.spent.seen += 1,
                 Some(Spent::Vanished) => self.spent.inferred += 1,
                 Some(Spent::Dropped(_)) | None => {}
             }
@@ -165,30 +170,50 @@ impl Interpreter {
                 exchange: exchange.clone(),
                 who: who.clone(),
                 hop_limit: seen,
+                token: self.history.token_use(exchange),
             }));
             self.tallies.absorb(&event);
             sink(&event);
         }
-        let instance = self.host.instance.as_deref();
-        let complete = !self.lossy;
-        let case = Case { exchange, moment, who: &who, hop_limit, history: &self.history, instance, complete };
+        let (history, host, complete) = (&self.history, &self.surroundings, !self.lossy);
+        let case = Case { exchange, moment, who: &who, hop_limit, history, host, complete };
         let tallies = &mut self.tallies;
         let when = match moment {
             Moment::Lost(journey) => journey.at,
-            Moment::Asked | Moment::Answered | Moment::Closed => exchange.asked.unwrap_or(exchange.opened),
+            Moment::Asked | Moment::Answered | Moment::Closed | Moment::Settled => {
+                exchange.asked.unwrap_or(exchange.opened)
+            }
         };
         self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, tallies, sink));
         self.history.note(exchange, moment, &who);
     }
 
-    fn note_counters(&mut self, said: &Said) {
-        let Said::InHdrErrors { netns, v4, v6 } = said else { return };
-        if *netns == self.host.netns {
-            let now = v4 + v6;
-            match self.counters {
-                None => self.counters = Some(now),
-                Some(before) => self.spent.counted = Some(now.saturating_sub(before)),
+    /// Tells of connects that failed before a packet was made.
+    fn tell_failed(&mut self, assembler: &mut Assembler, due: Timestamp, now: Timestamp, sink: &mut Sink<'_>) {
+        while let Some((attempt, at, endpoint)) = self.directory.failed(due) {
+            assembler.failed(attempt, at, endpoint, &mut |exchange, moment| {
+                self.interpret(exchange, moment, now, sink);
+            });
+        }
+    }
+
+    /// Takes in what a source said of this host.
+    fn note(&mut self, said: &Said) {
+        match said {
+            Said::InHdrErrors { netns, v4, v6 } if *netns == self.surroundings.netns => {
+                let now = v4 + v6;
+                match self.counters {
+                    None => self.counters = Some(now),
+                    Some(before) => self.spent.counted = Some(now.saturating_sub(before)),
+                }
             }
+            Said::Uplinks { interfaces, addresses, watched } => {
+                self.surroundings.uplinks.clone_from(interfaces);
+                self.surroundings.addresses.clone_from(addresses);
+                self.surroundings.watched = *watched;
+            }
+            Said::LinkLocalExceeded { interface, packets } => self.surroundings.exceeded(interface, *packets),
+            _ => {}
         }
     }
 }

@@ -153,7 +153,11 @@ impl Own {
         }
         let kind = if granted && !reached { Imds::V2 } else { Imds::Token };
         let decides = self.exchanges.iter().find(|event| event.exchange.imds() == Some(kind));
-        let decides = decides.or(self.exchanges.first()).map(|event| &event.exchange);
+        let decides = decides.or(self.exchanges.first());
+        let initial_ttl = decides.and_then(|event| event.who.initial_ttl);
+        let decides = decides.map(|event| &event.exchange);
+        let path = decides
+            .map(|exchange| Path { outward: way(exchange.outward.as_ref()), inward: way(exchange.response_travel()) });
         let copies = |travel: Option<&Travel>| travel.map_or(0, |travel| travel.copies);
         Probed {
             target: target.clone(),
@@ -162,10 +166,8 @@ impl Own {
             read,
             hop_limit,
             summary,
-            path: decides.map(|exchange| Path {
-                outward: way(exchange.outward.as_ref()),
-                inward: way(exchange.response_travel()),
-            }),
+            path: path.filter(|path| !path.outward.hops.is_empty() || !path.inward.hops.is_empty()),
+            initial_ttl,
             // Of copies that came after the exchange was told, only the finding knows.
             copies: decides
                 .map_or(0, |exchange| copies(exchange.response_travel()).max(copies(exchange.outward.as_ref())))

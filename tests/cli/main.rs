@@ -3,6 +3,7 @@
 //! The built program, from outside: `$IMDS_TRACE_BIN`, else the one beside this test. No root needed; what only root can try is
 //! marked as not run for others.
 
+mod doctoring;
 mod expecting;
 mod hostile;
 mod program;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         ("expecting", expecting::TESTS, false),
         ("hostile", hostile::TESTS, false),
         ("terminal", terminal::TESTS, false),
+        ("doctoring", doctoring::TESTS, false),
         ("watching", watching::TESTS, false),
         ("watching", watching::TESTS_OF_ROOT, true),
     ];

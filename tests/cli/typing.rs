@@ -28,6 +28,7 @@ fn help_and_version_go_to_stdout() -> Outcome {
         &["run", "--help"],
         &["probe", "--help"],
         &["replay", "--help"],
+        &["doctor", "--help"],
     ] {
         let ran = run(words)?;
         ran.expect_quiet()?;

@@ -46,16 +46,19 @@ crate::tests![
     a_tracer_that_cannot_start_says_why,
 ];
 
-type Outcome = Result<(), Failed>;
+/// What a test returns.
+pub type Outcome = Result<(), Failed>;
 
-const SOON: Duration = Duration::from_secs(20);
+/// The longest a test waits for anything.
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// Runs `imds-client` with these words in a container to its end.
-fn client(lab: &Lab, words: &str) -> anyhow::Result<(Container, i32, Vec<Value>)> {
+pub fn client(lab: &Lab, words: &str) -> anyhow::Result<(Container, i32, Vec<Value>)> {
     client_on(lab, None, words)
 }
 
-fn client_on(lab: &Lab, network: Option<&str>, words: &str) -> anyhow::Result<(Container, i32, Vec<Value>)> {
+/// The same on a network: `host`, `none` or a name.
+pub fn client_on(lab: &Lab, network: Option<&str>, words: &str) -> anyhow::Result<(Container, i32, Vec<Value>)> {
     let args: Vec<_> = std::iter::once("imds-client").chain(words.split_whitespace()).collect();
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let name = format!("client-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -68,7 +71,7 @@ fn client_on(lab: &Lab, network: Option<&str>, words: &str) -> anyhow::Result<(C
 }
 
 /// `put 200`, `get read timeout`, ...
-fn told(attempts: &[Value]) -> Vec<String> {
+pub fn told(attempts: &[Value]) -> Vec<String> {
     let one = |attempt: &Value| {
         let answer = attempt["status"].as_u64().map(|status| status.to_string());
         let answer = answer.or_else(|| attempt["error"].as_str().map(str::to_owned)).unwrap_or_default();
@@ -77,7 +80,8 @@ fn told(attempts: &[Value]) -> Vec<String> {
     attempts.iter().map(one).collect()
 }
 
-fn expect_told(claim: &str, attempts: &[Value], expected: &[&str]) -> anyhow::Result<()> {
+/// All attempts in their order, each as [`told`] says it.
+pub fn expect_told(claim: &str, attempts: &[Value], expected: &[&str]) -> anyhow::Result<()> {
     expect_equal(claim, told(attempts), expected.iter().map(|word| (*word).to_owned()).collect())
 }
 

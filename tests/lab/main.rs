@@ -6,9 +6,14 @@
 //! It needs root and says so; it never skips. `cargo test --test lab -- NAME` runs some; `--list` lists without root.
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
+mod doctor;
 mod kit;
+mod kit_obstacles;
+mod kit_programs;
+mod kit_wire;
 mod samples;
 mod trace;
+mod trace_causes;
 mod trace_drops;
 mod trace_frames;
 mod trace_guest;
@@ -16,6 +21,7 @@ mod trace_hop_limit;
 mod trace_identity;
 mod trace_network;
 mod trace_probe;
+mod trace_programs;
 mod trace_run;
 mod trace_tokens;
 
@@ -69,11 +75,17 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let tables = [
         ("kit", kit::TESTS),
+        ("kit_wire", kit_wire::TESTS),
+        ("kit_obstacles", kit_obstacles::TESTS),
+        ("kit_programs", kit_programs::TESTS),
+        ("doctor", doctor::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
+        ("trace_causes", trace_causes::TESTS),
+        ("trace_programs", trace_programs::TESTS),
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
         ("trace_run", trace_run::TESTS),

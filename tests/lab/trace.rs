@@ -180,7 +180,10 @@ impl Seen {
         let finding = self.only(container, "hop-limit-too-low")?;
         let expected_drop =
             json!({"location": location, "reason": "IP_INHDR", "ttl": 1, "interface": "ens5", "netns": self.runner});
-        expect_equal("where it was dropped", &finding["drop"], &expected_drop)?;
+        let mut drop = finding["drop"].clone();
+        // Which functions led there is the kernel's affair.
+        drop.as_object_mut().map(|drop| drop.remove("callers"));
+        expect_equal("where it was dropped", &drop, &expected_drop)?;
         expect_equal("what it says of the limit", &finding["hop_limit"], &json!({"observed": 1, "needed": needed}))?;
         expect_equal("how sure it is", finding["confidence"].as_str(), Some("certain"))?;
         expect_equal("how bad it is", finding["severity"].as_str(), Some("error"))?;

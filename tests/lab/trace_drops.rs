@@ -48,10 +48,11 @@ fn a_firewall_on_the_way_out_is_named(lab: &Lab) -> Outcome {
     let _firewall = Firewall::insert(lab.host.runner(), "filter", rule)?;
     let (seen, containers) =
         watched(lab, &[], |_| run_all(lab, vec![client("fenced", "put-only --count 2 --timeout-ms 400")]))?;
-    seen.expect_rules(&containers[0], &["kernel-drop"])?;
-    let finding = seen.only(&containers[0], "kernel-drop")?;
+    seen.expect_rules(&containers[0], &["firewall-drop"])?;
+    let finding = seen.only(&containers[0], "firewall-drop")?;
     expect_equal("why", finding["drop"]["reason"].as_str(), Some("NETFILTER_DROP"))?;
-    expect_that("where", finding["drop"]["location"].as_str().is_some_and(|place| place.starts_with("nf")), finding)?;
+    let summary = finding["summary"].as_str().unwrap_or_default();
+    expect_that("at which hook", summary.contains("netfilter's FORWARD hook"), finding)?;
     expect_equal("in whose namespace", &finding["drop"]["netns"], &json!(seen.runner))?;
     expect_equal("each SYN that was dropped", &finding["count"], &json!(2))?;
     expect_equal("the server heard nothing", lab.host.imds().requests().len(), 0)?;
@@ -65,8 +66,8 @@ fn a_firewall_on_the_way_back_is_named(lab: &Lab) -> Outcome {
     let _firewall = Firewall::insert(lab.host.runner(), "filter", rule)?;
     let (seen, containers) =
         watched(lab, &[], |_| run_all(lab, vec![client("fenced-in", "put-only --timeout-ms 400")]))?;
-    seen.expect_rules(&containers[0], &["kernel-drop"])?;
-    let finding = seen.only(&containers[0], "kernel-drop")?;
+    seen.expect_rules(&containers[0], &["firewall-drop"])?;
+    let finding = seen.only(&containers[0], "firewall-drop")?;
     expect_equal("why", finding["drop"]["reason"].as_str(), Some("NETFILTER_DROP"))?;
     expect_equal("the limit was enough", &finding["hop_limit"], &json!({"observed": 2, "needed": 2}))?;
     expect_equal("the kernel blames no header", seen.header_errors, 0)?;

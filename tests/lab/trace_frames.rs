@@ -70,7 +70,7 @@ fn observed_by(
 }
 
 fn path(observation: &Value) -> Option<&str> {
-    observation["head"]["request"]["path"].as_str()
+    observation["heads"][0]["request"]["path"].as_str()
 }
 
 fn a_request_is_read_behind_vlan_tags(lab: &Lab) -> Outcome {
@@ -98,7 +98,7 @@ fn a_response_is_read_behind_a_vlan_tag(lab: &Lab) -> Outcome {
     let frames = [(50_011, ethernet(&[CUSTOMER_TAG], &ipv4(IMDS, HOST, 1, &[], 0, &tcp(80, 50_011, &[], answer))))];
     let found = observed_by(lab, lab.host.imds_ns(), "eth0", "/flow/destination/port", &frames)?;
     let observation = found.first().context("one frame")?;
-    expect_equal("its server", &observation["head"]["response"]["server"], &Value::from("tagged"))?;
+    expect_equal("its server", &observation["heads"][0]["response"]["server"], &Value::from("tagged"))?;
     expect_equal("its TTL", &observation["ttl"], &Value::from(1))?;
     expect_equal("where", &observation["place"]["hook"]["direction"], &Value::from("ingress"))?;
     Ok(())
@@ -144,7 +144,7 @@ fn a_later_fragment_has_no_ports(lab: &Lab) -> Outcome {
     let found = observed(lab, &frames)?;
     let fragment = found.first().context("two frames")?;
     expect_equal("its TCP header", &fragment["tcp"], &Value::Null)?;
-    expect_equal("its payload", fragment.get("head"), None)?;
+    expect_equal("its payload", fragment.get("heads"), None)?;
     expect_equal("the whole packet", found.get(1).and_then(path), Some("/whole"))?;
     Ok(())
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
-use imds_trace_tests::{Container, ContainerSpec, NetworkSpec};
+use imds_trace_tests::topology::Nested;
+use imds_trace_tests::{Container, NetworkSpec};
 use libtest_mimic::Failed;
 use serde_json::json;
 
@@ -154,58 +155,21 @@ fn a_packet_with_ip_options_is_read(lab: &Lab) -> Outcome {
     Ok(())
 }
 
-/// A namespace within a container, on a bridge of its own with masquerading: Docker in Docker, without its weight.
-fn nest(lab: &Lab) -> anyhow::Result<Container> {
-    let words = "unshare -n sh -c 'while [ ! -e /sys/class/net/eth0 ]; do busybox usleep 2000; done; \
-                 imds-client put-only --count 2 --timeout-ms 300 --wait-file /go'";
-    let spec = ContainerSpec::new("outer", &["sh", "-c", &format!("busybox {words}; exec imds-client linger 600")]);
-    let extra = ["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"].map(str::to_owned);
-    let outer = lab.host.run(ContainerSpec { extra: extra.into(), ..spec })?;
-    let (outside, pid) = (outer.namespace()?, outer.pid()?);
-    let inner = wait_until("the inner namespace", SOON, || {
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        let child: u32 = children.split_whitespace().next()?.parse().ok()?;
-        let namespace = imds_trace_tests::Namespace::of_process(child).ok()?;
-        (namespace.inum() != outside.inum()).then_some((namespace, child))
-    });
-    let (inside, child) = inner?;
-    for words in [
-        "link add br0 type bridge",
-        "addr add 192.168.99.1/24 dev br0",
-        "link set br0 up",
-        &format!("link add veth0 type veth peer name eth0 netns {child}"),
-        "link set veth0 master br0 up",
-    ] {
-        outside.ip(words)?;
-    }
-    outside.sysctl("net/ipv4/ip_forward", "1")?;
-    outside.run(
-        "iptables",
-        &["-t", "nat", "-A", "POSTROUTING", "-s", "192.168.99.0/24", "!", "-o", "br0", "-j", "MASQUERADE"],
-    )?;
-    for words in [
-        "link set lo up",
-        "addr add 192.168.99.2/24 dev eth0",
-        "link set eth0 up",
-        "route add default via 192.168.99.1",
-    ] {
-        inside.ip(words)?;
-    }
-    std::fs::write(format!("/proc/{pid}/root/go"), "go")?;
-    wait_until("the inner client to give up", SOON, || outer.attempts().ok().filter(|attempts| attempts.len() == 2))?;
-    Ok(outer)
-}
-
 fn a_nested_bridge_needs_one_hop_more(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.give_up) = (2, Duration::from_millis(500)));
-    let (seen, outer) = watched(lab, &[], |_| nest(lab))?;
-    let finding = seen.only(&outer, "hop-limit-too-low")?;
+    let (seen, nested) = watched(lab, &[], |_| {
+        let nested = Nested::start(&lab.host, "outer")?;
+        nested.asks("put-only --count 2 --timeout-ms 300")?;
+        Ok(nested)
+    })?;
+    let outer = nested.outer();
+    let finding = seen.only(outer, "hop-limit-too-low")?;
     expect_equal("what it says of the limit", &finding["hop_limit"], &json!({"observed": 2, "needed": 3}))?;
     let drop = &finding["drop"];
     expect_equal("it died in the container's namespace", &drop["netns"], &json!(outer.netns_inum()?))?;
     expect_equal("where that forwards", drop["location"].as_str(), Some("ip_forward"))?;
     expect_equal("on the container's interface", drop["interface"].as_str(), Some("eth0"))?;
     expect_equal("nothing died on the host", seen.header_errors, 0)?;
-    seen.expect_rules(&outer, &["hop-limit-too-low"])?;
+    seen.expect_rules(outer, &["hop-limit-too-low"])?;
     Ok(())
 }

@@ -29,7 +29,10 @@ pub struct ContainerSpec {
     pub foreground: bool,
     /// The engine forgets it as soon as it ends (`--rm`).
     pub remove: bool,
-    /// Append `--wait-file FILE` to the arguments, so that `imds-client` begins only at [`Container::go`].
+    /// The machine's own programs, read-only, in place of the image's: see [`real`](crate::real).
+    pub userland: bool,
+    /// Append `--wait-file FILE` to the arguments, so that the program begins only at [`Container::go`]: `imds-client` does,
+    /// and those of [`real`](crate::real).
     pub wait_for_go: bool,
     /// More options for `docker run`; without an engine they are an error.
     pub extra: Vec<String>,
@@ -76,6 +79,17 @@ pub struct Ran {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
+}
+
+impl Ran {
+    /// What an `imds-client` reported: one object per attempt.
+    pub fn attempts(&self) -> Vec<Value> {
+        attempts(&self.stdout)
+    }
+}
+
+fn attempts(text: &str) -> Vec<Value> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// A container; dropping it removes it.
@@ -149,6 +163,12 @@ impl Container {
         }
     }
 
+    /// Runs one more `imds-client` in it with these words, e.g. `fallback --timeout-ms 300`, to its end; what it reported.
+    pub fn asks(&self, words: &str) -> Result<Vec<Value>> {
+        let args: Vec<_> = std::iter::once("imds-client").chain(words.split_whitespace()).collect();
+        Ok(self.exec(&args)?.attempts())
+    }
+
     /// Lets an `imds-client` started with `wait_for_go` begin.
     pub fn go(&self) -> Result<()> {
         let Some(file) = &self.go else { bail!("container {} was not told to wait", self.name) };
@@ -179,7 +199,7 @@ impl Container {
 
     /// What its `imds-client` reported so far: one object per attempt.
     pub fn attempts(&self) -> Result<Vec<Value>> {
-        Ok(self.logs()?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+        Ok(attempts(&self.logs()?))
     }
 }
 
@@ -190,8 +210,9 @@ pub struct NetworkSpec {
     pub name: String,
     /// Give it IPv6 too.
     pub ipv6: bool,
-    /// More options for `docker network create`, e.g. `--opt com.docker.network.bridge.enable_ip_masquerade=false`;
-    /// without an engine they are an error.
+    /// Leave its containers' addresses as they are on packets that leave the host.
+    pub unmasqueraded: bool,
+    /// More options for `docker network create`; without an engine they are an error.
     pub extra: Vec<String>,
 }
 
@@ -199,6 +220,12 @@ impl NetworkSpec {
     /// A bridge network with masquerading.
     pub fn new(name: &str) -> NetworkSpec {
         NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() }
+    }
+
+    /// Without masquerading.
+    pub fn unmasqueraded(mut self) -> NetworkSpec {
+        self.unmasqueraded = true;
+        self
     }
 }
 

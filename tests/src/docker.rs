@@ -1,6 +1,7 @@
 //! How do tests speak to the private engine? By its own command line client.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, atomic::AtomicU32, atomic::Ordering};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use crate::children::{self, MARK};
 use crate::container::{ContainerSpec, NetworkSpec, Ran};
 use crate::engine::DockerEngine;
 use crate::image;
+use crate::real;
 
 /// Where a container looks for the file that lets it begin.
 pub(crate) const GO: &str = "/go";
@@ -26,7 +28,7 @@ pub(crate) struct DockerContainer {
 
 impl DockerContainer {
     pub(crate) fn run(engine: &Arc<DockerEngine>, spec: &ContainerSpec) -> Result<DockerContainer> {
-        let ContainerSpec { name, network, args, labels, env, foreground, remove, wait_for_go, extra } = spec;
+        let ContainerSpec { name, network, args, labels, env, foreground, remove, userland, wait_for_go, extra } = spec;
         let mut command = engine.docker();
         // The client as the container's first process would ignore SIGTERM, and stopping would take ten seconds.
         command.args(["run", "--stop-signal", "SIGKILL", "--name", name]);
@@ -49,7 +51,21 @@ impl DockerContainer {
         } else {
             command.arg("--detach");
         }
-        command.args(extra).arg(image::NAME).args(args);
+        command.args(extra);
+        if *userland {
+            engine.import_userland()?;
+            for folder in real::MOUNTS.into_iter().filter(|folder| Path::new(folder).exists()) {
+                command.args(["--volume", &format!("{folder}:{folder}:ro")]);
+            }
+            if args.first().is_some_and(|program| program == real::SDK_CLIENT) {
+                let program = image::beside("sdk-client", "IMDS_LAB_SDK_CLIENT")?;
+                command.args(["--volume", &format!("{}:{}:ro", program.display(), real::SDK_CLIENT)]);
+            }
+            command.arg(image::USERLAND);
+        } else {
+            command.arg(image::NAME);
+        }
+        command.args(args);
         if *wait_for_go {
             command.args(["--wait-file", GO]);
         }
@@ -139,11 +155,14 @@ pub(crate) struct DockerNetwork {
 
 impl DockerNetwork {
     pub(crate) fn create(engine: &Arc<DockerEngine>, spec: &NetworkSpec) -> Result<DockerNetwork> {
-        let NetworkSpec { name, ipv6, extra } = spec;
+        let NetworkSpec { name, ipv6, unmasqueraded, extra } = spec;
         let mut command = engine.docker();
         command.args(["network", "create"]);
         if *ipv6 {
             command.args(["--ipv6", "--subnet"]).arg(format!("fd00:d0c:{:x}::/64", next()));
+        }
+        if *unmasqueraded {
+            command.args(["--opt", "com.docker.network.bridge.enable_ip_masquerade=false"]);
         }
         command.args(extra).arg(name);
         let id = children::output(command)?.trim().to_owned();

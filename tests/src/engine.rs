@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,7 @@ use crate::children;
 use crate::expect::wait_until;
 use crate::image::{self, in_path};
 use crate::netns::Namespace;
+use crate::real;
 
 /// dockerd is up in a third of a second here; an emulated machine is slower.
 const START: Duration = Duration::from_secs(60);
@@ -27,6 +29,8 @@ pub(crate) struct DockerEngine {
     dir: PathBuf,
     containerd: Child,
     dockerd: Child,
+    /// Whether the image for the machine's own programs is there.
+    userland: Mutex<bool>,
 }
 
 /// In one sentence why no engine can be started here.
@@ -66,8 +70,8 @@ impl DockerEngine {
                 return Err(error);
             }
         };
-        let engine = DockerEngine { dir: dir.to_owned(), containerd, dockerd };
-        engine.import_image()?;
+        let engine = DockerEngine { dir: dir.to_owned(), containerd, dockerd, userland: Mutex::default() };
+        engine.import(image::NAME, &image::archive()?)?;
         Ok(engine)
     }
 
@@ -89,13 +93,24 @@ impl DockerEngine {
         command
     }
 
-    fn import_image(&self) -> Result<()> {
-        let archive = self.dir.join("image.tar");
-        std::fs::write(&archive, image::archive()?)?;
+    fn import(&self, name: &str, archive: &[u8]) -> Result<()> {
+        let file = self.dir.join("image.tar");
+        std::fs::write(&file, archive)?;
         let mut command = self.docker();
-        command.args(["import", "--change", "ENV PATH=/bin"]).arg(&archive).arg(image::NAME);
+        command.args(["import", "--change", "ENV PATH=/bin"]).arg(&file).arg(name);
         children::output(command)?;
-        std::fs::remove_file(archive)?;
+        std::fs::remove_file(file)?;
+        Ok(())
+    }
+
+    /// Imports the image for the machine's own programs when it is first wanted.
+    pub(crate) fn import_userland(&self) -> Result<()> {
+        let mut imported = self.userland.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !*imported {
+            real::check_userland()?;
+            self.import(image::USERLAND, &image::userland_archive()?)?;
+            *imported = true;
+        }
         Ok(())
     }
 }

@@ -9,9 +9,12 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::AccessFlags;
 
 use crate::children;
+use crate::real;
 
 /// The image's name in the private engine.
 pub(crate) const NAME: &str = "imdslab";
+/// The name of the image whose programs are the machine's, mounted.
+pub(crate) const USERLAND: &str = "imdslab-userland";
 
 /// Applets that get a name of their own in /bin.
 const APPLETS: [&str; 12] = ["sh", "cat", "echo", "env", "ip", "kill", "ls", "nc", "ps", "sleep", "touch", "true"];
@@ -34,12 +37,30 @@ pub(crate) fn archive() -> Result<Vec<u8>> {
         file(&mut tar, &target, &library)?;
     }
     for applet in APPLETS {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_size(0);
-        tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
+        link(&mut tar, &format!("bin/{applet}"), "busybox")?;
     }
     Ok(tar.into_inner()?)
+}
+
+/// The root of the image for the machine's own programs: places for what is mounted, and links into that.
+pub(crate) fn userland_archive() -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut folders = BTreeSet::new();
+    for folder in ["usr", "etc/alternatives", "etc/ssl", "lab", "proc", "sys", "dev", "tmp", "root", "var"] {
+        folder_and_parents(&mut tar, &mut folders, Path::new(folder))?;
+    }
+    for name in real::LINKS {
+        link(&mut tar, name, &format!("usr/{name}"))?;
+    }
+    Ok(tar.into_inner()?)
+}
+
+fn link(tar: &mut tar::Builder<Vec<u8>>, name: &str, target: &str) -> Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    tar.append_link(&mut header, name, target)?;
+    Ok(())
 }
 
 fn folder_and_parents(tar: &mut tar::Builder<Vec<u8>>, done: &mut BTreeSet<PathBuf>, folder: &Path) -> Result<()> {

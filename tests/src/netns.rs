@@ -139,10 +139,27 @@ impl Namespace {
             .with_context(|| format!("set {key}={value} in namespace {}", self.name()))
     }
 
+    /// A sysctl of the namespace, without the line's end.
+    pub fn sysctl_value(&self, key: &str) -> Result<String> {
+        let text = self.run_inside(|| std::fs::read_to_string(Path::new("/proc/sys").join(key)))?;
+        Ok(text.with_context(|| format!("read {key} in namespace {}", self.name()))?.trim_end().to_owned())
+    }
+
     /// Reads a file below `/proc/net` as this namespace shows it, e.g. `snmp`.
     pub fn proc_net(&self, file: &str) -> Result<String> {
         self.run_inside(|| std::fs::read_to_string(Path::new("/proc/thread-self/net").join(file)))?
             .with_context(|| format!("read /proc/net/{file} in namespace {}", self.name()))
+    }
+
+    /// A counter of `/proc/net/snmp` or `/proc/net/netstat` by its group and name, e.g. `("Ip", "InHdrErrors")`.
+    pub fn counter(&self, group: &str, name: &str) -> Result<u64> {
+        let text = self.proc_net("snmp")? + &self.proc_net("netstat")?;
+        // Each group has two lines: the names and the numbers, in the same order.
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(group)?.strip_prefix(": "));
+        let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let at = names.split(' ').position(|known| known == name);
+        at.and_then(|at| numbers.split(' ').nth(at)?.parse().ok())
+            .with_context(|| format!("namespace {} has no counter {group} {name}", self.name()))
     }
 }
 

@@ -18,6 +18,7 @@ use crate::container::{ContainerSpec, NetworkSpec, Ran};
 use crate::docker::next;
 use crate::image;
 use crate::netns::Namespace;
+use crate::real;
 
 /// A bridge with its addresses; dropping it removes it.
 pub(crate) struct PlainNetwork {
@@ -31,7 +32,7 @@ pub(crate) struct PlainNetwork {
 
 impl PlainNetwork {
     pub(crate) fn docker0(runner: &Namespace, ipv6: bool) -> Result<PlainNetwork> {
-        PlainNetwork::make(runner, "docker0".into(), 17, ipv6)
+        PlainNetwork::make(runner, "docker0".into(), 17, ipv6, true)
     }
 
     pub(crate) fn create(runner: &Namespace, spec: &NetworkSpec) -> Result<PlainNetwork> {
@@ -39,10 +40,10 @@ impl PlainNetwork {
             bail!("network {}: there is no engine to take the options {:?}", spec.name, spec.extra);
         }
         let number = next();
-        PlainNetwork::make(runner, format!("br-{number:012x}"), 17 + number % 200, spec.ipv6)
+        PlainNetwork::make(runner, format!("br-{number:012x}"), 17 + number % 200, spec.ipv6, !spec.unmasqueraded)
     }
 
-    fn make(runner: &Namespace, bridge: String, number: u32, ipv6: bool) -> Result<PlainNetwork> {
+    fn make(runner: &Namespace, bridge: String, number: u32, ipv6: bool, masqueraded: bool) -> Result<PlainNetwork> {
         let network = PlainNetwork { runner: runner.clone(), bridge, number, ipv6, given: Mutex::new(1) };
         let bridge = &network.bridge;
         runner.ip(&format!("link add {bridge} type bridge"))?;
@@ -51,7 +52,9 @@ impl PlainNetwork {
             runner.ip(&format!("addr add {}/64 dev {bridge} nodad", network.address6(1)))?;
         }
         runner.ip(&format!("link set {bridge} up"))?;
-        network.masquerade("-A")?;
+        if masqueraded {
+            network.masquerade("-A")?;
+        }
         Ok(network)
     }
 
@@ -116,7 +119,18 @@ impl PlainContainer {
         spec: &ContainerSpec,
         go: &Path,
     ) -> Result<PlainContainer> {
-        let ContainerSpec { name, network: _, args, labels: _, env, foreground, remove: _, wait_for_go, extra } = spec;
+        let ContainerSpec {
+            name,
+            network: _,
+            args,
+            labels: _,
+            env,
+            foreground,
+            remove: _,
+            userland,
+            wait_for_go,
+            extra,
+        } = spec;
         if !extra.is_empty() {
             bail!("container {name}: there is no engine to take the options {extra:?}");
         }
@@ -146,7 +160,7 @@ impl PlainContainer {
             }
         };
         let output = dir.join(format!("{name}.out"));
-        let mut command = in_image(&namespace, args)?;
+        let mut command = if *userland { on_the_machine(&namespace, args)? } else { in_image(&namespace, args)? };
         if *wait_for_go {
             command.arg("--wait-file").arg(go);
         }
@@ -190,6 +204,18 @@ impl Drop for PlainContainer {
             let _ = runner.ip(&format!("link del {link}"));
         }
     }
+}
+
+/// A command of the machine itself.
+fn on_the_machine(namespace: &Namespace, args: &[String]) -> Result<Command> {
+    real::check_userland()?;
+    let Some((program, rest)) = args.split_first() else { bail!("a container needs a program to run") };
+    let mut command = match program.as_str() {
+        real::SDK_CLIENT => namespace.command(image::beside("sdk-client", "IMDS_LAB_SDK_CLIENT")?),
+        other => namespace.command(other),
+    };
+    command.args(rest);
+    Ok(command)
 }
 
 /// A command that means here what it would mean in the image.

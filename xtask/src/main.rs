@@ -28,7 +28,7 @@ struct Cli {
 enum Task {
     /// Find what building the kernel half takes; install what is missing, where that can be done
     Setup {
-        /// What the lab takes, too: a Docker engine, busybox, iptables, nft, ip
+        /// What the lab takes, too: a Docker engine, busybox, iptables, nft, ip, boto3, aws-cli, curl
         #[arg(long)]
         lab: bool,
     },

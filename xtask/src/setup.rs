@@ -24,6 +24,11 @@ const LAB_PROGRAMS: &[(&str, &str)] = &[
     ("iptables", "iptables"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    // Debian's own, which containers get to see with the rest of /usr: others of the same name in PATH will not do.
+    ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3/dist-packages/boto3/__init__.py", "python3-boto3"),
+    ("/usr/bin/aws", "awscli"),
+    ("/usr/bin/curl", "curl"),
 ];
 
 pub fn setup(lab: bool) -> Result<ExitCode> {

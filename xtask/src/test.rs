@@ -125,6 +125,7 @@ impl Part {
                 if let Some(why) = no_lab()? {
                     return Ok(Some(why));
                 }
+                workspace::run(&mut workspace::cargo(["build", "--package=sdk-client"]))?;
                 libtest(&["--package=imds-trace-tests", "--test=lab"], filter, deadline, tally)
             }
             Self::Demo => {

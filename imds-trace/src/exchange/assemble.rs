@@ -1,34 +1,56 @@
 //! Which exchange does this journey belong to, and is that one over?
+//!
+//! A connection may carry several, one after the other or before the answer to the one before: the answers come in the order of
+//! the requests (RFC 9112 section 9.3.2). A head that is seen again at the same sequence number is one that was sent again.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::{Decrements, Exchange, ExchangeId, Moment, Travel};
-use crate::journey::{ConnectionId, Fate, Journey};
-use crate::net::{Direction, Heading, Timestamp, Ttl};
-use crate::observation::{Head, TcpFlags};
+use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Refusal, Refused, Travel};
+use crate::journey::{Connection, ConnectionId, Fate, Journey};
+use crate::net::{Direction, Endpoint, Heading, Timestamp, Ttl};
+use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
 
 /// An exchange in which nothing moves for so long is over. SDKs wait 0.5 to 5 s for an answer; a SYN is repeated after 1, 2 and
 /// 4 s.
 pub const QUIET: Duration = Duration::from_secs(5);
 /// An exchange that ends is told so much later: a client that closed its side may still listen for its answer, and another that
-/// ended before it is told first. An answer that takes longer to come finds nobody, most likely.
+/// ended before it is told first.
 pub const LINGER: Duration = Duration::from_millis(500);
+/// An exchange without an answer is settled so long after its end: until then the answer may come, too late for the client.
+pub const SETTLE: Duration = Duration::from_secs(5);
 /// A closed exchange is remembered so long for copies that are lost afterwards: a server repeats an unacknowledged segment with
 /// growing gaps of up to 120 s (RFC 6298; Linux TCP_RTO_MAX).
 const REMEMBER: Duration = Duration::from_secs(125);
-/// Exchanges remembered at most.
-const MAX_EXCHANGES: usize = 65_536;
+/// Connections remembered at most.
+const MAX_CONNECTIONS: usize = 65_536;
+/// Exchanges remembered of one connection at most.
+const MAX_EXCHANGES: usize = 256;
+
+/// Where a head was: sequence number of the segment, and its place among the heads there.
+type Position = (u32, usize);
+
+#[derive(Debug)]
+struct Live {
+    exchange: Exchange,
+    request_at: Option<Position>,
+    response_at: Option<Position>,
+    settled: bool,
+    /// Worth telling: something besides the end of an older connection was seen.
+    told: bool,
+}
 
 #[derive(Debug)]
 struct Entry {
-    exchange: Exchange,
+    /// In the order of their requests; never empty.
+    live: VecDeque<Live>,
     last: Timestamp,
     /// When one side said that this is the end.
     ending: Option<Timestamp>,
-    /// Worth telling: something besides the end of an older connection was seen.
-    told: bool,
+    /// When all of it was over.
+    closed: Option<Timestamp>,
 }
 
 /// Makes exchanges of journeys.
@@ -48,41 +70,51 @@ impl Assembler {
     /// Takes in a journey.
     pub fn push(&mut self, journey: Journey, sink: &mut Sink<'_>) {
         let id = journey.connection.id;
-        if let Some(Head::Request(_)) = &journey.head
-            && let Some(entry) = self.entries.get_mut(&id)
-            && entry.exchange.answered.is_some()
-        {
-            // Another request on a connection that was kept alive.
-            close(entry, journey.at, sink);
-            self.entries.remove(&id);
-        }
         if !self.entries.contains_key(&id) {
             self.enter(&journey);
         }
+        let next = &mut self.next;
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.last = entry.last.max(journey.at);
-        entry.exchange.connection = journey.connection.clone();
-        let asked_before = entry.exchange.asked.is_some();
-        let answered_before = entry.exchange.answered.is_some();
+        for live in entry.live.iter_mut().filter(|live| live.exchange.closed.is_none()) {
+            live.exchange.connection = journey.connection.clone();
+        }
+        let was_closed = entry.closed.is_some();
         match journey.heading {
-            Heading::ToImds => outward(entry, &journey),
-            Heading::FromImds => inward(entry, &journey),
+            Heading::ToImds => entry.outward(&journey, next, sink),
+            Heading::FromImds if journey.icmp.is_some() => entry.refused(&journey),
+            Heading::FromImds => entry.inward(&journey, sink),
         }
-        if !asked_before && entry.exchange.asked.is_some() {
-            sink(&entry.exchange, Moment::Asked);
+        if was_closed && entry.closed.is_none() {
+            self.due.push(Reverse((entry.due(), id)));
         }
-        if !answered_before && entry.exchange.answered.is_some() {
-            sink(&entry.exchange, Moment::Answered);
-        }
-        if journey.fate != Fate::Delivered {
-            sink(&entry.exchange, Moment::Lost(&journey));
+        while entry.live.len() > MAX_EXCHANGES {
+            let gone = entry.live.pop_front();
+            self.evicted += u64::from(gone.is_some_and(|live| live.exchange.closed.is_none()));
         }
         let flags = journey.tcp.flags;
-        let fin = flags.has(TcpFlags::FIN) && (journey.heading == Heading::ToImds || entry.exchange.answered.is_some());
-        if (fin || flags.has(TcpFlags::RST)) && entry.ending.is_none() && entry.exchange.closed.is_none() {
+        let is_open = entry.live.iter().any(Live::waits);
+        let fin = flags.has(TcpFlags::FIN) && (journey.heading == Heading::ToImds || !is_open);
+        if (fin || flags.has(TcpFlags::RST)) && entry.ending.is_none() && entry.closed.is_none() {
             entry.ending = Some(journey.at);
             self.due.push(Reverse((journey.at.after(LINGER), id)));
         }
+    }
+
+    /// A connect that failed before a packet was made: an exchange of which there is nothing but that.
+    pub fn failed(&mut self, attempt: u64, at: Timestamp, endpoint: Endpoint, sink: &mut Sink<'_>) {
+        self.next += 1;
+        let nowhere = match endpoint.address {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let client = Endpoint { address: nowhere, port: 0 };
+        let connection = Connection { id: ConnectionId(0), client, endpoint, isn: None };
+        let mut exchange = new(ExchangeId(self.next), connection, at);
+        exchange.attempt = Some(attempt);
+        exchange.closed = Some(at);
+        sink(&exchange, Moment::Closed);
+        sink(&exchange, Moment::Settled);
     }
 
     /// Closes what has gone quiet at `now` and forgets what is long over.
@@ -93,20 +125,20 @@ impl Assembler {
             }
             self.due.pop();
             let Some(entry) = self.entries.get_mut(&id) else { continue };
-            // When it is over, and when that can be said.
-            let (end, due) = match (entry.exchange.closed, entry.ending) {
-                (Some(_), _) => (entry.last, entry.last.after(REMEMBER)),
-                (None, Some(end)) => (end, end.after(LINGER)),
-                (None, None) => (entry.last.after(QUIET), entry.last.after(QUIET)),
-            };
+            let due = entry.due();
             if due > now {
                 self.due.push(Reverse((due, id)));
-            } else if entry.exchange.closed.is_none() {
-                close(entry, end, sink);
-                self.due.push(Reverse((entry.last.after(REMEMBER), id)));
-            } else {
-                self.entries.remove(&id);
+                continue;
             }
+            match entry.closed {
+                None => entry.close(entry.ending.unwrap_or(due), sink),
+                Some(_) if entry.is_settled() => {
+                    self.entries.remove(&id);
+                    continue;
+                }
+                Some(_) => entry.settle(sink),
+            }
+            self.due.push(Reverse((entry.due(), id)));
         }
     }
 
@@ -117,12 +149,16 @@ impl Assembler {
 
     /// Closes everything: the run ends `at`.
     pub fn finish(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
-        let mut open: Vec<&mut Entry> =
-            self.entries.values_mut().filter(|entry| entry.exchange.closed.is_none()).collect();
-        open.sort_by_key(|entry| entry.exchange.id);
-        for entry in open {
-            let end = entry.ending.unwrap_or(entry.last.max(at));
-            close(entry, end, sink);
+        let mut entries: Vec<&mut Entry> = self.entries.values_mut().collect();
+        entries.sort_by_key(|entry| entry.live.front().map(|live| live.exchange.id));
+        for entry in &mut entries {
+            if entry.closed.is_none() {
+                let end = entry.ending.unwrap_or(entry.last.max(at));
+                entry.close(end, sink);
+            }
+        }
+        for entry in entries {
+            entry.settle(sink);
         }
     }
 
@@ -135,27 +171,12 @@ impl Assembler {
         let id = journey.connection.id;
         self.next += 1;
         let opened = journey.hops.first().map_or(journey.at, |hop| hop.at);
-        let exchange = Exchange {
-            id: ExchangeId(self.next),
-            connection: journey.connection.clone(),
-            opened,
-            asked: None,
-            answered: None,
-            closed: None,
-            request: None,
-            response: None,
-            outward: None,
-            inward: None,
-            handshake: false,
-            responded: false,
-            reset: false,
-            hop_limit: None,
-            decrements: Default::default(),
-        };
-        self.entries.insert(id, Entry { exchange, last: journey.at, ending: None, told: false });
+        let exchange = new(ExchangeId(self.next), journey.connection.clone(), opened);
+        let live = VecDeque::from([Live::new(exchange)]);
+        self.entries.insert(id, Entry { live, last: journey.at, ending: None, closed: None });
         self.due.push(Reverse((journey.at.after(QUIET), id)));
         self.order.push_back(id);
-        while self.entries.len() > MAX_EXCHANGES {
+        while self.entries.len() > MAX_CONNECTIONS {
             match self.order.pop_front() {
                 Some(oldest) => self.evicted += u64::from(self.entries.remove(&oldest).is_some()),
                 None => break,
@@ -167,72 +188,275 @@ impl Assembler {
     }
 }
 
-fn close(entry: &mut Entry, at: Timestamp, sink: &mut Sink<'_>) {
-    entry.exchange.closed = Some(at);
-    if entry.told {
-        sink(&entry.exchange, Moment::Closed);
+fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> Exchange {
+    Exchange {
+        id,
+        connection,
+        opened,
+        asked: None,
+        answered: None,
+        closed: None,
+        request: None,
+        response: None,
+        outward: None,
+        inward: None,
+        handshake: false,
+        responded: false,
+        came: None,
+        refusal: None,
+        left: None,
+        discarded: false,
+        issued: None,
+        attempt: None,
+        hop_limit: None,
+        decrements: Decrements::default(),
     }
 }
 
-fn outward(entry: &mut Entry, journey: &Journey) {
-    let exchange = &mut entry.exchange;
-    if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last()) {
-        // Both numbers from one packet, the one that most hooks saw.
-        if last.hook.direction == Direction::Egress && journey.hops.len() > exchange.decrements.hops {
-            let seen = first.ttl.0.checked_sub(last.ttl.0);
-            exchange.decrements =
-                Decrements { seen, first: Some((first.ttl, first.hook.direction)), hops: journey.hops.len() };
+impl Live {
+    fn new(exchange: Exchange) -> Self {
+        Self { exchange, request_at: None, response_at: None, settled: false, told: false }
+    }
+
+    /// Is an answer still to come?
+    fn waits(&self) -> bool {
+        self.exchange.answered.is_none() && self.exchange.closed.is_none()
+    }
+
+    fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
+        if self.exchange.closed.is_none() {
+            self.exchange.closed = Some(at);
+            if self.told {
+                sink(&self.exchange, Moment::Closed);
+            }
         }
     }
-    let asks = match &journey.head {
-        Some(Head::Request(head)) => Some(head),
-        _ => None,
-    };
-    let opens = journey.tcp.flags.opens();
-    entry.told |= opens || asks.is_some() || journey.fate != Fate::Delivered;
-    let first_request = asks.is_some() && exchange.request.is_none();
-    if first_request {
-        exchange.request = asks.cloned();
-        exchange.asked = Some(journey.hops.first().map_or(journey.at, |hop| hop.at));
+
+    fn settle(&mut self, sink: &mut Sink<'_>) {
+        if !self.settled {
+            self.settled = true;
+            if self.told && (self.exchange.answered.is_none() || self.exchange.is_late()) {
+                sink(&self.exchange, Moment::Settled);
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// When something is to be done next.
+    fn due(&self) -> Timestamp {
+        match (self.closed, self.ending) {
+            (Some(closed), _) if !self.is_settled() => closed.max(self.last.after(SETTLE)),
+            (Some(_), _) => self.last.after(REMEMBER),
+            (None, Some(end)) => end.after(LINGER),
+            (None, None) => self.last.after(QUIET),
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.live.iter().all(|live| live.settled)
+    }
+
+    fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
+        self.closed = Some(at);
+        for live in &mut self.live {
+            live.close(at, sink);
+        }
+    }
+
+    fn settle(&mut self, sink: &mut Sink<'_>) {
+        for live in &mut self.live {
+            live.settle(sink);
+        }
+    }
+
+    fn outward(&mut self, journey: &Journey, next: &mut u64, sink: &mut Sink<'_>) {
+        let requests = journey.heads.iter().filter_map(|head| match head {
+            Head::Request(request) => Some(request),
+            Head::Response(_) | Head::Token(_) => None,
+        });
+        let mut seen = false;
+        for (number, request) in requests.enumerate() {
+            seen = true;
+            let index = self.asks(journey, request, (journey.tcp.seq, number), next, sink);
+            self.live[index].outward(journey, sink);
+        }
+        if !seen && let Some(last) = self.live.back_mut() {
+            last.outward(journey, sink);
+        }
+        let flags = journey.tcp.flags;
+        let ends = flags.has(TcpFlags::FIN) || flags.has(TcpFlags::RST);
+        for live in self.live.iter_mut().filter(|_| ends) {
+            let exchange = &mut live.exchange;
+            if exchange.answered.is_none() && exchange.left.is_none() {
+                exchange.left = Some(journey.at);
+            }
+            exchange.discarded |= flags.has(TcpFlags::RST) && exchange.responded;
+        }
+    }
+
+    /// Enters a request's head; gives the index of its exchange.
+    fn asks(
+        &mut self,
+        journey: &Journey,
+        request: &RequestHead,
+        position: Position,
+        next: &mut u64,
+        sink: &mut Sink<'_>,
+    ) -> usize {
+        if let Some(again) = self.live.iter().position(|live| live.request_at == Some(position)) {
+            return again;
+        }
+        let at = journey.hops.first().map_or(journey.at, |hop| hop.at);
+        let needs_another = self.live.back().is_none_or(|last| last.exchange.request.is_some());
+        if needs_another && let Some(last) = self.live.back_mut() {
+            if last.exchange.answered.is_some() {
+                // Another request on a connection that was kept alive.
+                last.close(journey.at, sink);
+                last.settle(sink);
+            }
+            *next += 1;
+            let mut exchange = new(ExchangeId(*next), journey.connection.clone(), at);
+            exchange.handshake = last.exchange.handshake;
+            exchange.decrements = last.exchange.decrements;
+            self.live.push_back(Live::new(exchange));
+            (self.closed, self.ending) = (None, None);
+        }
+        let index = self.live.len() - 1;
+        let live = &mut self.live[index];
+        live.request_at = Some(position);
+        live.exchange.request = Some(request.clone());
+        live.exchange.asked = Some(at);
         // What happened to the SYN matters no more: it led here.
-        exchange.outward = None;
+        live.exchange.outward = None;
+        index
     }
-    travelled(&mut exchange.outward, journey, exchange.closed.is_some());
-}
 
-fn inward(entry: &mut Entry, journey: &Journey) {
-    let exchange = &mut entry.exchange;
-    let answers = match &journey.head {
-        Some(Head::Response(head)) => Some(head),
-        _ => None,
-    };
-    let has_payload = journey.tcp.len > 0;
-    exchange.handshake |= journey.tcp.flags.has(TcpFlags::SYN);
-    exchange.reset |= journey.tcp.flags.has(TcpFlags::RST);
-    entry.told |= answers.is_some() || journey.fate != Fate::Delivered;
-    if has_payload && !exchange.responded {
-        exchange.responded = true;
-        // The handshake led here.
-        exchange.inward = None;
-    }
-    if let Some(head) = answers {
-        exchange.response.get_or_insert_with(|| head.clone());
-        let grants_token = exchange.imds() == Some(super::Imds::Token) && head.status == 200;
-        if let Some(hop) = journey.hops.first().filter(|hop| grants_token && hop.hook.direction == Direction::Ingress) {
-            exchange.hop_limit.get_or_insert(hop.ttl);
+    fn inward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
+        let mut number = 0;
+        let mut target = None;
+        for head in &journey.heads {
+            match head {
+                Head::Response(response) => {
+                    let index = self.answers(response, (journey.tcp.seq, number));
+                    number += 1;
+                    target = Some(index);
+                    self.live[index].inward(journey, Some(response), sink);
+                }
+                Head::Token(mark) => {
+                    let index = target.unwrap_or_else(|| self.goes_on());
+                    self.live[index].exchange.issued = Some(*mark);
+                }
+                Head::Request(_) => {}
+            }
+        }
+        if target.is_none() {
+            let flags = journey.tcp.flags;
+            if flags.has(TcpFlags::RST) {
+                self.refused(journey);
+            }
+            let index = self.goes_on();
+            self.live[index].inward(journey, None, sink);
         }
     }
-    if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last())
-        && first.hook.direction == Direction::Ingress
-        && last.hook.direction == Direction::Egress
-        && exchange.decrements.hops == 0
-    {
-        fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
+
+    /// The index of the exchange that a response's head belongs to.
+    fn answers(&mut self, response: &ResponseHead, position: Position) -> usize {
+        if let Some(again) = self.live.iter().position(|live| live.response_at == Some(position)) {
+            return again;
+        }
+        let last = self.live.len() - 1;
+        let index = self.live.iter().position(|live| live.response_at.is_none()).unwrap_or(last);
+        let live = &mut self.live[index];
+        live.response_at.get_or_insert(position);
+        live.exchange.response.get_or_insert_with(|| response.clone());
+        index
     }
-    if has_payload && journey.fate == Fate::Delivered && exchange.answered.is_none() {
-        exchange.answered = Some(journey.hops.last().map_or(journey.at, |hop| hop.at));
+
+    /// The index of the exchange that a packet without a head belongs to: the one whose answer has begun, else the first that waits.
+    fn goes_on(&self) -> usize {
+        match self.live.iter().position(|live| live.exchange.response.is_none()) {
+            None => self.live.len() - 1,
+            Some(first) => first.saturating_sub(1),
+        }
     }
-    travelled(&mut exchange.inward, journey, exchange.closed.is_some());
+
+    /// Somebody said no.
+    fn refused(&mut self, journey: &Journey) {
+        let how = journey.icmp.map_or(Refused::Reset, Refused::Icmp);
+        let came_in = journey.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Ingress);
+        let at = journey.hops.first().map_or(journey.at, |hop| hop.at);
+        for live in &mut self.live {
+            let exchange = &mut live.exchange;
+            if exchange.answered.is_none() && !exchange.responded && exchange.refusal.is_none() {
+                live.told |= journey.icmp.is_some();
+                exchange.refusal = Some(Refusal { at, how, from_outside: came_in });
+            }
+        }
+    }
+}
+
+impl Live {
+    fn outward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
+        let exchange = &mut self.exchange;
+        if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last()) {
+            // Both numbers from one packet, the one that most hooks saw.
+            if last.hook.direction == Direction::Egress && journey.hops.len() > exchange.decrements.hops {
+                let seen = first.ttl.0.checked_sub(last.ttl.0);
+                exchange.decrements =
+                    Decrements { seen, first: Some((first.ttl, first.hook.direction)), hops: journey.hops.len() };
+            }
+        }
+        // The exchange was asked for in this packet, and in no earlier one.
+        let asks = exchange.request.is_some() && exchange.outward.is_none();
+        self.told |= journey.tcp.flags.opens() || asks || journey.fate != Fate::Delivered;
+        travelled(&mut exchange.outward, journey, exchange.closed.is_some());
+        if asks {
+            sink(exchange, Moment::Asked);
+        }
+        if journey.fate != Fate::Delivered {
+            sink(exchange, Moment::Lost(journey));
+        }
+    }
+
+    fn inward(&mut self, journey: &Journey, answers: Option<&ResponseHead>, sink: &mut Sink<'_>) {
+        let exchange = &mut self.exchange;
+        let has_payload = journey.tcp.len > 0;
+        exchange.handshake |= journey.tcp.flags.has(TcpFlags::SYN);
+        self.told |= answers.is_some() || journey.fate != Fate::Delivered;
+        if has_payload && !exchange.responded {
+            exchange.responded = true;
+            exchange.came = Some(journey.hops.first().map_or(journey.at, |hop| hop.at));
+            // The handshake led here.
+            exchange.inward = None;
+        }
+        if let Some(head) = answers {
+            let grants_token = exchange.imds() == Some(Imds::Token) && head.status == 200;
+            if let Some(hop) =
+                journey.hops.first().filter(|hop| grants_token && hop.hook.direction == Direction::Ingress)
+            {
+                exchange.hop_limit.get_or_insert(hop.ttl);
+            }
+        }
+        if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last())
+            && first.hook.direction == Direction::Ingress
+            && last.hook.direction == Direction::Egress
+            && exchange.decrements.hops == 0
+        {
+            fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
+        }
+        let answered = has_payload && journey.fate == Fate::Delivered && exchange.answered.is_none();
+        if answered {
+            exchange.answered = Some(journey.hops.last().map_or(journey.at, |hop| hop.at));
+        }
+        travelled(&mut exchange.inward, journey, exchange.closed.is_some());
+        if answered {
+            sink(exchange, Moment::Answered);
+        }
+        if journey.fate != Fate::Delivered {
+            sink(exchange, Moment::Lost(journey));
+        }
+    }
 }
 
 /// Enters how often a TTL fell between two hooks; the most that was seen, as ways may differ.

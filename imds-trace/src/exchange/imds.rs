@@ -19,10 +19,21 @@ pub enum Imds {
 }
 
 /// Where tokens are asked for, below any version.
-const TOKEN_PATH: &str = "/api/token";
+pub const TOKEN_PATH: &str = "/api/token";
 
 /// Beginnings of paths that other clouds' clients ask on the same address (cloud-init's sources): no IMDSv1 use of EC2.
-const FOREIGN: &[&str] = &["/computeMetadata/", "/metadata/", "/opc/", "/hetzner/", "/openstack/", "/v1.json", "/v1/"];
+const FOREIGN: &[&str] = &[
+    // Google, Azure, DigitalOcean and UpCloud, Oracle, Hetzner, OpenStack.
+    "/computeMetadata/",
+    "/metadata/",
+    "/opc/",
+    "/hetzner/",
+    "/openstack/",
+    // Vultr; Akamai's, which has token requests of its own; NWCS.
+    "/v1.json",
+    "/v1/",
+    "/api/v1/",
+];
 
 /// Classifies a request by method, path and the presence of a token.
 pub fn classify(request: &RequestHead) -> Imds {

@@ -4,12 +4,14 @@
 
 mod assemble;
 pub mod imds;
+pub mod software;
 
 use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey};
 use crate::net::{Direction, Timestamp, Ttl};
-use crate::observation::{RequestHead, ResponseHead};
+use crate::observation::{Icmp, RequestHead, ResponseHead, TokenMark};
 pub use assemble::Assembler;
 pub use imds::Imds;
+pub use software::Software;
 
 /// Numbers exchanges within one run, in the order in which their first packets' journeys ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,8 +88,18 @@ pub struct Exchange {
     pub handshake: bool,
     /// Did anything with payload come back, as far as this host?
     pub responded: bool,
-    /// Did IMDS's side reset the connection?
-    pub reset: bool,
+    /// When the first of it was seen, wherever that was.
+    pub came: Option<Timestamp>,
+    /// Somebody said no, and nothing else came back.
+    pub refusal: Option<Refusal>,
+    /// When the client ended its side, if it had no answer by then.
+    pub left: Option<Timestamp>,
+    /// The client's host reset the connection when the answer came: nobody was there any more.
+    pub discarded: bool,
+    /// The token in the response.
+    pub issued: Option<TokenMark>,
+    /// Its connect failed before a packet was made: the number of the attempt. There is nothing else of such an exchange.
+    pub attempt: Option<u64>,
     /// TTL of the token response as it came in from IMDS: the instance's hop limit, read off the wire.
     pub hop_limit: Option<Ttl>,
     /// What its packets' TTLs say of the way to this client.
@@ -104,6 +116,17 @@ impl Exchange {
     pub fn status(&self) -> Option<u16> {
         self.answered?;
         self.response.as_ref().map(|response| response.status)
+    }
+
+    /// Did the answer come after the client had given up?
+    pub fn is_late(&self) -> bool {
+        let came_after = |left| self.came.is_some_and(|came| came > left);
+        self.discarded && self.left.is_some_and(came_after)
+    }
+
+    /// The client's software, as its User-Agent hints.
+    pub fn software(&self) -> Option<Software> {
+        software::of(self.request.as_ref()?.user_agent.as_deref()?)
     }
 
     /// Time from the first packet to the answer, or to the end if there was none.
@@ -135,6 +158,26 @@ fn dropped(travel: Option<&Travel>) -> Option<&Dropped> {
     }
 }
 
+/// A no in place of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// When it was first seen.
+    pub at: Timestamp,
+    /// In what form.
+    pub how: Refused,
+    /// Did it come in from outside? If not, this host said it.
+    pub from_outside: bool,
+}
+
+/// In what form a connection or a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A TCP reset in IMDS's name.
+    Reset,
+    /// An ICMP error.
+    Icmp(Icmp),
+}
+
 /// What has just happened to an exchange.
 #[derive(Clone, Copy, Debug)]
 pub enum Moment<'a> {
@@ -146,4 +189,6 @@ pub enum Moment<'a> {
     Lost(&'a Journey),
     /// It is over.
     Closed,
+    /// It has been over for so long that nothing more will come of it.
+    Settled,
 }

@@ -68,11 +68,16 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
         inward: None,
         handshake: true,
         responded: status.is_some(),
-        reset: false,
+        came: None,
+        refusal: None,
+        left: None,
+        discarded: false,
+        issued: None,
+        attempt: None,
         hop_limit: None,
         decrements: Default::default(),
     };
-    Event::Exchange(Box::new(ExchangeEvent { exchange, who: who.clone(), hop_limit: HopLimit::default() }))
+    Event::Exchange(Box::new(ExchangeEvent { exchange, who: who.clone(), hop_limit: HopLimit::default(), token: None }))
 }
 
 /// The same, its answer dropped as a spent TTL is.
@@ -83,6 +88,7 @@ fn lost(who: &Attribution) -> Event {
         reason: Some("IP_INHDR".into()),
         interface: None,
         netns: Netns::default(),
+        callers: Vec::new(),
     };
     let fate = Fate::Dropped(Dropped { drop, ttl: Ttl(1) });
     event.exchange.responded = true;
@@ -104,6 +110,7 @@ fn error(who: &Attribution, summary: &str) -> Event {
         waited: None,
         summary: summary.into(),
         remedy: Vec::new(),
+        lasting: String::new(),
         caution: String::new(),
         path: None,
         evidence: Vec::new(),
@@ -248,6 +255,7 @@ fn a_probe_knows_what_it_was_answered_whether_it_was_seen_or_not() {
             hop_limit: HopLimit::default(),
             summary: "what came of it".into(),
             path: None,
+            initial_ttl: None,
             copies: 0,
         };
         [Event::Probed(Timestamp(1), Box::new(probed))]

@@ -56,6 +56,16 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         }
     };
     let instance = case.instance();
+    let software = case.exchange.software().filter(|_| is_token);
+    let habit = software.and_then(|software| software.when_lost.map(|habit| format!(" {} {habit}.", software.label())));
+    let lasting = needed.map(|Ttl(needed)| {
+        format!(
+            "Terraform (aws_instance, aws_launch_template): metadata_options {{ http_endpoint = \"enabled\", http_tokens = \
+             \"required\", http_put_response_hop_limit = {needed} }}. Launch template: \
+             {{\"MetadataOptions\":{{\"HttpEndpoint\":\"enabled\",\"HttpTokens\":\"required\",\"HttpPutResponseHopLimit\":{needed}}}}}; \
+             it changes new instances only."
+        )
+    });
     let remedy = needed.map(|Ttl(needed)| {
         format!(
             "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-put-response-hop-limit {needed} \
@@ -71,8 +81,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         drop,
         waited: None,
         path: case.path(Some(journey)),
-        summary: format!("{what} to {subject} {how}{limits}."),
+        summary: format!("{what} to {subject} {how}{limits}.{}", habit.unwrap_or_default()),
         remedy: remedy.into_iter().collect(),
+        lasting: lasting.unwrap_or_default(),
         caution:
             "A higher hop limit lets every container that is as many forwards away reach the instance's role: use the \
                   smallest that works and keep tokens required. Without raising it: run this one container with host \

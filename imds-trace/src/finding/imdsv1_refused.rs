@@ -27,9 +27,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         )),
     );
     let instance = case.instance();
-    verdict.remedy = vec![format!(
-        "aws ec2 describe-instances --instance-ids {instance} --query 'Reservations[].Instances[].MetadataOptions'"
-    )];
+    verdict.remedy = vec![case.describe_options()];
     verdict.caution = format!(
         "The cure is a client that speaks IMDSv2: every current AWS SDK does. As a stopgap, aws ec2 \
          modify-instance-metadata-options --instance-id {instance} --http-tokens optional lets it in, and with it every process \

@@ -100,6 +100,7 @@ impl Ledger {
             }
             finding.summary = verdict.summary;
             finding.remedy = verdict.remedy;
+            finding.lasting = verdict.lasting;
             if finding.evidence.len() < MAX_EVIDENCE && !finding.evidence.contains(&case.exchange.id) {
                 finding.evidence.push(case.exchange.id);
             }
@@ -119,6 +120,7 @@ impl Ledger {
             path: verdict.path,
             summary: verdict.summary,
             remedy: verdict.remedy,
+            lasting: verdict.lasting,
             caution: verdict.caution,
             evidence: vec![case.exchange.id],
         };

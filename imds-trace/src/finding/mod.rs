@@ -2,14 +2,28 @@
 //!
 //! Refuses to repeat itself: a finding is one per rule, subject and cause, with a count. Each says what it rests on.
 
+mod answered_locally;
+mod drops;
+mod firewall_drop;
 mod history;
 mod hop_budget_spent;
 mod hop_limit_too_low;
+mod imds_disabled;
 mod imdsv1_fallback;
 mod imdsv1_refused;
 mod imdsv1_used;
 mod kernel_drop;
 mod ledger;
+mod no_role;
+mod no_route;
+mod not_masqueraded;
+mod refused;
+mod reverse_path;
+mod slow_answer;
+mod surroundings;
+mod throttled;
+mod token_refused;
+mod token_request_refused;
 mod unanswered;
 
 use std::time::Duration;
@@ -19,9 +33,11 @@ use serde::Serialize;
 use crate::exchange::{Exchange, ExchangeId, Moment, Travel};
 use crate::identity::Attribution;
 use crate::journey::{Dropped, Fate, Hop, Journey};
-use crate::net::{Direction, Heading, Timestamp, Ttl};
-pub use history::History;
+use crate::net::{Netns, Timestamp, Ttl};
+pub use drops::{Spent, spent};
+pub use history::{History, TokenUse};
 pub use ledger::Ledger;
+pub use surroundings::Surroundings;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -88,6 +104,8 @@ pub struct Finding {
     pub summary: String,
     /// Commands to run.
     pub remedy: Vec<String>,
+    /// How to say the same where instances are described, so that it lasts; empty if nowhere.
+    pub lasting: String,
     /// What the commands cost in safety, and what to do instead; empty if nothing.
     pub caution: String,
     /// The way of one exchange that shows it; `None` where the way says nothing about it.
@@ -130,8 +148,8 @@ pub struct Case<'a> {
     pub hop_limit: HopLimit,
     /// What this client did before.
     pub history: &'a History,
-    /// The EC2 instance's id, if this host knows it.
-    pub instance: Option<&'a str>,
+    /// What is known of the host.
+    pub host: &'a Surroundings,
     /// Was everything kept so far? If not, what was not seen may have been there.
     pub complete: bool,
 }
@@ -156,9 +174,44 @@ impl<'a> Case<'a> {
         (!outward.hops.is_empty() || !inward.hops.is_empty()).then_some(Path { outward, inward })
     }
 
+    /// The exchange, if it is certain now that no answer will come, or that it came too late.
+    fn settled(&self) -> Option<&'a Exchange> {
+        matches!(self.moment, Moment::Settled).then_some(self.exchange)
+    }
+
     /// The instance's id, or what to put in its place.
     fn instance(&self) -> &'a str {
-        self.instance.unwrap_or("<instance-id>")
+        self.host.instance.as_deref().unwrap_or("<instance-id>")
+    }
+
+    /// The command that shows how the instance is set.
+    fn describe_options(&self) -> String {
+        format!(
+            "aws ec2 describe-instances --instance-ids {} --query 'Reservations[].Instances[].MetadataOptions'",
+            self.instance()
+        )
+    }
+
+    /// What goes before a command that is to run in this namespace: nothing in the host's.
+    fn enter(&self, netns: Netns) -> String {
+        match &self.who.process {
+            _ if netns == self.host.netns || netns == Netns::default() => String::new(),
+            Some(process) => format!("nsenter -t {} -n ", process.pid),
+            None => "nsenter -t <pid> -n ".to_owned(),
+        }
+    }
+
+    /// What the client asked, e.g. `PUT /latest/api/token`.
+    fn request_line(&self) -> String {
+        match &self.exchange.request {
+            Some(request) => format!("{} {}", request.method, request.path),
+            None => "request".to_owned(),
+        }
+    }
+
+    /// The client's software in brackets behind a sentence's end, as a hint; empty if it did not say.
+    fn hint(&self) -> String {
+        self.exchange.software().map(|software| format!(" (it calls itself {})", software.label())).unwrap_or_default()
     }
 
     /// The subject in a sentence, e.g. `container job-17`.
@@ -212,6 +265,8 @@ pub struct Verdict {
     pub summary: String,
     /// Commands to run.
     pub remedy: Vec<String>,
+    /// The same where instances are described.
+    pub lasting: String,
     /// What they cost in safety, and the alternative.
     pub caution: String,
 }
@@ -238,6 +293,7 @@ impl Verdict {
             path: None,
             summary,
             remedy: Vec::new(),
+            lasting: String::new(),
             caution: String::new(),
         }
     }
@@ -262,42 +318,19 @@ pub const RULES: &[Rule] = &[
     imdsv1_fallback::RULE,
     imdsv1_refused::RULE,
     imdsv1_used::RULE,
+    token_refused::RULE,
+    token_request_refused::RULE,
+    imds_disabled::RULE,
+    no_role::RULE,
+    firewall_drop::RULE,
+    refused::RULE,
+    answered_locally::RULE,
+    not_masqueraded::RULE,
+    no_route::RULE,
+    reverse_path::RULE,
     kernel_drop::RULE,
     unanswered::RULE,
+    slow_answer::RULE,
+    throttled::RULE,
     hop_budget_spent::RULE,
 ];
-
-/// Functions in which the kernel drops a packet that it should forward and whose TTL is used up.
-const FORWARDS: [&str; 2] = ["ip_forward", "ip6_forward"];
-
-/// How a packet was lost to its TTL, if it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spent<'a> {
-    /// The kernel dropped it where it forwards, with a TTL of 1 or less.
-    Dropped(&'a Dropped),
-    /// It came in with a TTL of 1 or less for a client behind this host and was not seen again; no drop was seen either.
-    Vanished,
-}
-
-/// Was this response packet lost because its TTL was used up? The reason's name is no test: the kernel uses it for broken
-/// headers as well, and older kernels give none. Function and TTL decide.
-pub fn spent(journey: &Journey) -> Option<Spent<'_>> {
-    if journey.heading != Heading::FromImds {
-        return None;
-    }
-    match &journey.fate {
-        Fate::Dropped(dropped) => is_spent(dropped).then_some(Spent::Dropped(dropped)),
-        Fate::Unresolved => {
-            let last = journey.hops.last()?;
-            (last.hook.direction == Direction::Ingress && last.ttl.0 <= 1).then_some(Spent::Vanished)
-        }
-        Fate::Delivered => None,
-    }
-}
-
-/// A drop at a forward with a used-up TTL.
-fn is_spent(dropped: &Dropped) -> bool {
-    // Compilers add a suffix to clones of a function: ip_forward.isra.0.
-    let function = dropped.drop.location.split('.').next().unwrap_or_default();
-    dropped.ttl.0 <= 1 && FORWARDS.contains(&function)
-}

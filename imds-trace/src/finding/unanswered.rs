@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+use super::refused::is_refused;
 use super::{Case, Confidence, Rule, Severity, Verdict};
-use crate::journey::Fate;
+use crate::exchange::Exchange;
+use crate::journey::{Fate, Hop};
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -18,46 +20,74 @@ pub const RULE: Rule = Rule {
 /// A client that waits less has not waited for an answer: IMDS takes some milliseconds, no SDK gives up before 250 ms.
 const LEAST_WAIT: Duration = Duration::from_millis(100);
 
-fn examine(case: &Case<'_>) -> Option<Verdict> {
+/// A request that left and to which nothing came back.
+pub(super) struct Unanswered<'a> {
+    pub exchange: &'a Exchange,
+    /// Where it was last seen.
+    pub last: &'a Hop,
+    /// How long the client waited.
+    pub waited: Duration,
+    /// `The GET /latest/ of …`.
+    pub what: String,
+}
+
+/// The case's exchange, if it is one.
+pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     // That nothing came is inferred from not seeing it: where records were lost, nothing follows from that.
-    let exchange = case.closed().filter(|_| case.complete)?;
+    let exchange = case.settled().filter(|_| case.complete)?;
     let outward = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
     if exchange.answered.is_some() || exchange.responded {
         return None;
     }
-    // Opened and closed without a question; or reset, which is an answer.
-    if exchange.handshake && exchange.asked.is_none() || exchange.reset {
+    // Opened and closed without a question; or refused, which is an answer.
+    let has_left = exchange.refusal.is_some_and(|refusal| exchange.left.is_some_and(|left| left < refusal.at));
+    if exchange.handshake && exchange.asked.is_none() || exchange.refusal.is_some() && !has_left || is_refused(case) {
         return None;
     }
     let last = outward.hops.last()?;
     let asked = exchange.asked.unwrap_or(exchange.opened);
-    let waited = exchange.closed?.since(asked);
-    if waited < LEAST_WAIT {
-        return None;
-    }
-    let seconds = waited.as_secs_f64();
+    let waited = exchange.left.or(exchange.closed)?.since(asked);
     let subject = case.subject();
-    let interface = &last.hook.interface.name;
     let what = match (exchange.handshake, &exchange.request) {
         (true, Some(request)) => format!("The {} {} of {subject}", request.method, request.path),
         _ => format!("The connection attempt of {subject}"),
     };
+    (waited >= LEAST_WAIT).then_some(Unanswered { exchange, last, waited, what })
+}
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let Unanswered { exchange, last, waited, what } = unanswered(case)?;
+    if super::not_masqueraded::foreign_source(case, last).is_some() {
+        return None;
+    }
+    let seconds = waited.as_secs_f64();
+    let interface = &last.hook.interface.name;
+    let exceeded = case.host.rise_of_exceeded(interface);
+    let why = match exceeded {
+        Some(0) => {
+            "The ENA driver counted no packet over the link-local allowance meanwhile: it was not for too many of them."
+                .into()
+        }
+        Some(packets) => format!(
+            "Meanwhile the ENA driver counted {packets} packets over the allowance for link-local services \
+             (linklocal_allowance_exceeded): more than 1024 a second to IMDS, DNS and NTP together, and EC2 drops the rest."
+        ),
+        None => "The answer was lost before it reached this host, or never sent.".into(),
+    };
     let mut verdict = Verdict::certain(
         if exchange.handshake { "request" } else { "connect" },
-        format!(
-            "{what} was seen leaving by {interface} and nothing was seen coming back in {seconds:.1} s: the answer was lost \
-             before it reached this host, or never sent."
-        ),
+        format!("{what} was seen leaving by {interface} and nothing was seen coming back in {seconds:.1} s. {why}"),
     );
     // That nothing came is inferred from not seeing it.
     verdict.confidence = Confidence::Likely;
     verdict.path = case.path(None);
-    verdict.remedy = vec![
-        format!("ethtool -S {interface} | grep linklocal_allowance_exceeded"),
-        format!(
-            "aws ec2 describe-instances --instance-ids {} --query 'Reservations[].Instances[].MetadataOptions'",
-            case.instance()
-        ),
-    ];
+    verdict.remedy =
+        vec![format!("ethtool -S {interface} | grep linklocal_allowance_exceeded"), case.describe_options()];
+    if exceeded.is_some_and(|packets| packets > 0) {
+        verdict.caution =
+            "Ask less often: cache credentials and tokens (a token is good for up to six hours), and use a local DNS \
+                           cache. The allowance is per network interface and cannot be raised."
+                .to_owned();
+    }
     Some(verdict)
 }

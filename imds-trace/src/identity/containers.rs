@@ -104,6 +104,11 @@ impl Containers {
         }
     }
 
+    /// An address of a container, of one family.
+    pub fn address_of(&self, id: &str, v4: bool) -> Option<IpAddr> {
+        self.known.get(id)?.addresses.iter().copied().find(|address| address.is_ipv4() == v4)
+    }
+
     /// Whose cgroup this is.
     pub fn in_cgroup(&self, cgroup: u64) -> Option<&str> {
         self.by_cgroup.get(&cgroup).map(String::as_str)

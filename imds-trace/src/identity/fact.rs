@@ -21,7 +21,9 @@ pub struct Fact {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Said {
-    /// The kernel: a task called connect() towards a watched endpoint.
+    /// The kernel: a task called connect() towards a watched endpoint; the kernel has not looked for a route yet.
+    Attempting(Connecting),
+    /// The kernel: it found one, and the SYN is about to be sent.
     Connecting(Connecting),
     /// The kernel: that socket has a port and a first sequence number now.
     Connected(Connected),
@@ -38,6 +40,19 @@ pub enum Said {
     Uplinks {
         /// Their indices.
         interfaces: Vec<Ifindex>,
+        /// The addresses that this host has, on whatever interface; empty if nobody said.
+        #[serde(default)]
+        addresses: Vec<IpAddr>,
+        /// Are the hooks on every one of the interfaces? If not, what passes there is not seen.
+        #[serde(default)]
+        watched: bool,
+    },
+    /// The ENA driver: packets to link-local services that the instance dropped or shaped because there were too many of them.
+    LinkLocalExceeded {
+        /// The interface.
+        interface: String,
+        /// `linklocal_allowance_exceeded` of its statistics.
+        packets: u64,
     },
     /// /proc: a namespace's count of packets whose IP header was refused, spent TTLs among them.
     InHdrErrors {
@@ -54,7 +69,7 @@ pub enum Said {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connecting {
     /// The socket's address in the kernel: a name for it while it lives. Written to recordings as a number that means nothing
-    /// outside the run.
+    /// outside the run. 0 in an attempt.
     pub socket: u64,
     /// Where to.
     pub destination: Endpoint,
@@ -91,6 +106,9 @@ pub struct Connected {
     pub netns: Netns,
     /// Was the connection established, or given up?
     pub established: bool,
+    /// The error that the socket was told, a number of `errno.h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<u16>,
 }
 
 /// An ancestor of a process.

@@ -8,6 +8,7 @@
 
 pub mod docker;
 pub mod fact;
+pub mod listing;
 pub mod procfs;
 
 mod containers;
@@ -93,6 +94,15 @@ pub struct Attribution {
     /// The TTL its packets started with, from its socket.
     #[serde(skip)]
     pub initial_ttl: Option<Ttl>,
+    /// The network namespace of its socket.
+    #[serde(skip)]
+    pub netns: Option<Netns>,
+    /// The error with which its connect failed, a number of `errno.h`.
+    #[serde(skip)]
+    pub error: Option<u16>,
+    /// How long its connect took to fail, if it did.
+    #[serde(skip)]
+    pub failed_after: Option<std::time::Duration>,
 }
 
 /// For whom things are counted together.
@@ -126,6 +136,8 @@ pub struct Query {
     pub endpoint: Endpoint,
     /// The connection's first sequence number, if its SYN was seen.
     pub isn: Option<u32>,
+    /// The number of an attempt that found no route; then nothing else counts.
+    pub attempt: Option<u64>,
 }
 
 /// Everything the sources said, by time.
@@ -145,9 +157,10 @@ impl Directory {
     /// Takes in a fact. Gives how many old entries had to go for it.
     pub fn learn(&mut self, fact: &Fact) -> u64 {
         match &fact.said {
+            Said::Attempting(attempt) => self.sockets.attempting(fact.at, attempt),
             Said::Connecting(connecting) => self.sockets.connecting(fact.at, connecting),
             Said::Connected(connected) => {
-                self.sockets.connected(connected);
+                self.sockets.connected(fact.at, connected);
                 0
             }
             Said::Process(detail) => {
@@ -168,23 +181,51 @@ impl Directory {
                 self.containers.gone(fact.at, id);
                 0
             }
-            Said::Uplinks { .. } | Said::InHdrErrors { .. } => 0,
+            Said::Uplinks { .. } | Said::InHdrErrors { .. } | Said::LinkLocalExceeded { .. } => 0,
         }
+    }
+
+    /// When [`Self::failed`] may have something to tell.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.sockets.due()
+    }
+
+    /// The next connect that has failed by `now` without a SYN: its number, when it was made, and where to.
+    pub fn failed(&mut self, now: Timestamp) -> Option<(u64, Timestamp, Endpoint)> {
+        self.sockets.failed(now)
     }
 
     /// To whom a connection belonged at a moment.
     pub fn who(&self, query: Query, at: Timestamp) -> Attribution {
+        let mut attribution = self.attribute(query, at);
+        if query.attempt.is_some()
+            && let Some(container) = &attribution.container
+        {
+            // Nothing of it was seen that bears an address: the container's own, if it has one.
+            let address = self.containers.address_of(&container.id, query.endpoint.address.is_ipv4());
+            attribution.address = address.unwrap_or(attribution.address);
+        }
+        attribution
+    }
+
+    fn attribute(&self, query: Query, at: Timestamp) -> Attribution {
         let mut attribution = Attribution {
             container: None,
             process: None,
             by: Key::Unknown,
             address: query.client.address,
             initial_ttl: None,
+            netns: None,
+            error: None,
+            failed_after: None,
         };
         let socket = self.sockets.find(query, at);
         if let Some(socket) = socket {
             attribution.process = Some(socket.process());
             attribution.initial_ttl = socket.ttl();
+            attribution.netns = Some(socket.netns());
+            attribution.error = socket.error();
+            attribution.failed_after = socket.failed_after();
             let id = socket
                 .container()
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))

@@ -16,12 +16,20 @@ const MAX_PROCESSES: usize = 4_096;
 /// ports from a clock that turns over in 274 s.
 const BELIEVED: Duration = Duration::from_secs(120);
 
+/// Between a connect() and its SYN the kernel looks for a route and for a free port, in the same system call: a connect of which
+/// no more was seen after so long has failed there.
+const FAILED: Duration = Duration::from_millis(250);
+
 /// A socket that connected, or tries to.
 #[derive(Debug)]
 pub struct Socket {
     at: Timestamp,
     task: Connecting,
     detail: Option<Rc<ProcessDetail>>,
+    /// What it was told when the connection failed.
+    error: Option<u16>,
+    /// How long the connect took to fail.
+    failed_after: Option<Duration>,
 }
 
 impl Socket {
@@ -64,6 +72,16 @@ impl Socket {
         self.task.cgroup
     }
 
+    /// The error with which its connect failed, a number of `errno.h`.
+    pub fn error(&self) -> Option<u16> {
+        self.error
+    }
+
+    /// How long its connect took to fail; `None` if it did not, or has not yet.
+    pub fn failed_after(&self) -> Option<Duration> {
+        self.failed_after
+    }
+
     /// TTL its packets start with.
     pub fn ttl(&self) -> Option<Ttl> {
         self.task.ttl
@@ -77,6 +95,10 @@ pub struct Sockets {
     all: HashMap<u64, Socket>,
     order: VecDeque<u64>,
     next: u64,
+    /// Thread to number, from the attempt until its SYN is about to be sent.
+    attempting: HashMap<u32, u64>,
+    /// Attempts in the order in which they were made, until it is known what became of them.
+    attempts: VecDeque<(Timestamp, u32, u64)>,
     /// Kernel address to number, from connect until the port is known.
     connecting: HashMap<u64, u64>,
     by_isn: HashMap<(u32, Endpoint), u64>,
@@ -87,15 +109,43 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// A task connects. Gives how many old sockets had to go.
+    /// A task is about to connect. Gives how many old sockets had to go.
+    pub fn attempting(&mut self, at: Timestamp, task: &Connecting) -> u64 {
+        let (number, evicted) = self.enter(at, task);
+        self.attempting.insert(task.tid, number);
+        self.attempts.push_back((at, task.tid, number));
+        evicted
+    }
+
+    /// A task connects: a route was found. Gives how many old sockets had to go.
     pub fn connecting(&mut self, at: Timestamp, task: &Connecting) -> u64 {
+        let attempt = self.attempting.get(&task.tid).copied();
+        let same = |number: &u64| {
+            self.all
+                .get(number)
+                .is_some_and(|socket| (socket.task.pid, socket.task.destination) == (task.pid, task.destination))
+        };
+        let (number, evicted) = match attempt.filter(same) {
+            Some(number) => {
+                self.attempting.remove(&task.tid);
+                if let Some(socket) = self.all.get_mut(&number) {
+                    socket.task = task.clone();
+                }
+                (number, 0)
+            }
+            None => self.enter(at, task),
+        };
+        self.connecting.insert(task.socket, number);
+        evicted
+    }
+
+    fn enter(&mut self, at: Timestamp, task: &Connecting) -> (u64, u64) {
         let number = self.next;
         self.next += 1;
         // A process says what is new about it right after its connect; silence means that what is known still holds.
         let detail = self.processes.get(&task.pid).map(|(_, detail)| Rc::clone(detail));
-        self.all.insert(number, Socket { at, task: task.clone(), detail });
+        self.all.insert(number, Socket { at, task: task.clone(), detail, error: None, failed_after: None });
         self.order.push_back(number);
-        self.connecting.insert(task.socket, number);
         let mut evicted = 0;
         while self.order.len() > MAX_SOCKETS {
             if let Some(oldest) = self.order.pop_front() {
@@ -105,16 +155,40 @@ impl Sockets {
         }
         if evicted > 0 && self.by_flow.len() + self.by_isn.len() + self.connecting.len() > 4 * MAX_SOCKETS {
             let all = &self.all;
+            self.attempting.retain(|_, number| all.contains_key(number));
             self.connecting.retain(|_, number| all.contains_key(number));
             self.by_isn.retain(|_, number| all.contains_key(number));
             self.by_flow.retain(|_, number| all.contains_key(number));
         }
-        evicted
+        (number, evicted)
+    }
+
+    /// When [`Self::failed`] may have something to tell.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.attempts.front().map(|(at, ..)| at.after(FAILED))
+    }
+
+    /// The next attempt that has failed by `now`: its number, when it was made, and where to.
+    pub fn failed(&mut self, now: Timestamp) -> Option<(u64, Timestamp, Endpoint)> {
+        while self.due().is_some_and(|due| due <= now) {
+            let (at, tid, number) = self.attempts.pop_front()?;
+            if self.attempting.get(&tid) == Some(&number) {
+                self.attempting.remove(&tid);
+            }
+            // One that went on has its socket by now.
+            let Some(socket) = self.all.get(&number).filter(|socket| socket.task.socket == 0) else { continue };
+            return Some((number, at, socket.task.destination));
+        }
+        None
     }
 
     /// A socket got its port.
-    pub fn connected(&mut self, socket: &Connected) {
+    pub fn connected(&mut self, at: Timestamp, socket: &Connected) {
         if let Some(number) = self.connecting.remove(&socket.socket) {
+            if let Some(known) = self.all.get_mut(&number) {
+                known.error = socket.error;
+                known.failed_after = (!socket.established).then(|| at.since(known.at));
+            }
             self.by_isn.insert((socket.isn, socket.destination), number);
             self.by_flow.insert((socket.source, socket.destination), number);
         }
@@ -160,9 +234,10 @@ impl Sockets {
     /// The socket of a connection: by its first sequence number, which survives every translation. By its addresses only where
     /// the SYN was not seen: a forged packet can bear another's addresses, not its sequence number.
     pub fn find(&self, query: Query, at: Timestamp) -> Option<&Socket> {
-        let number = match query.isn {
-            Some(isn) => self.by_isn.get(&(isn, query.endpoint))?,
-            None => self.by_flow.get(&(query.client, query.endpoint))?,
+        let number = match (&query.attempt, query.isn) {
+            (Some(number), _) => number,
+            (None, Some(isn)) => self.by_isn.get(&(isn, query.endpoint))?,
+            (None, None) => self.by_flow.get(&(query.client, query.endpoint))?,
         };
         let socket = self.all.get(number)?;
         let apart = at.since(socket.at).max(socket.at.since(at));

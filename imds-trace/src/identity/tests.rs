@@ -15,7 +15,7 @@ fn end(text: &str) -> Endpoint {
 }
 
 fn query(client: &str, isn: u32) -> Query {
-    Query { client: end(client), endpoint: end("169.254.169.254:80"), isn: Some(isn) }
+    Query { client: end(client), endpoint: end("169.254.169.254:80"), isn: Some(isn), attempt: None }
 }
 
 fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &str, isn: u32) {

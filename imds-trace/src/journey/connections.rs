@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Connection, ConnectionId, Join};
 use crate::net::{Direction, Endpoint, Heading, Timestamp};
-use crate::observation::{Hook, Observation, Place, Tcp};
+use crate::observation::{Hook, Icmp, Observation, Place, Tcp};
 
 /// Connections remembered at most. IMDS closes after each answer, so this is some seconds of the fastest client seen.
 const MAX_CONNECTIONS: usize = 65_536;
@@ -29,12 +29,13 @@ pub struct PacketKey {
     heading: Heading,
     tcp: Tcp,
     ip_id: u16,
+    icmp: Option<Icmp>,
 }
 
 impl PacketKey {
     /// The numbers of `observation`, which has a TCP header `tcp`.
     pub fn new(observation: &Observation, tcp: Tcp) -> Self {
-        Self { heading: observation.heading, tcp, ip_id: observation.ip_id }
+        Self { heading: observation.heading, tcp, ip_id: observation.ip_id, icmp: observation.icmp }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::connections::{Connections, Found, PacketKey, State};
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
 use crate::net::{Direction, Heading, Ifindex, Netns, Timestamp};
-use crate::observation::{Drop, Observation, Place, Tcp, TcpFlags};
+use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};
 
 /// A journey is over when nothing more was seen of it for so long. Crossing a host takes microseconds; the rest is for the
 /// sources of identity, which may speak a little later than the packets.
@@ -28,7 +28,8 @@ struct Open {
     dropped: Option<Dropped>,
     /// The receiving host's TCP had it in hand.
     reached: bool,
-    head: Option<crate::observation::Head>,
+    heads: Vec<Head>,
+    icmp: Option<Icmp>,
     join: Join,
     last: Timestamp,
 }
@@ -104,8 +105,10 @@ impl Joiner {
         let reached = matches!(&observation.place, Place::Drop(drop) if is_receivers_own(drop));
         // What a TCP discards of itself, with no journey that brought it there, says nothing of the network. And kfree_skb speaks
         // for every namespace: a response dropped in another one that never came in here is none of this host's.
+        // Nor does an error about a packet begin a connection.
         let only_continues = reached || self.is_foreign(&observation);
-        let Some(Found { id, join }) = self.connections.of(&observation, tcp, key, !only_continues) else { return };
+        let may_enter = !only_continues && observation.icmp.is_none();
+        let Some(Found { id, join }) = self.connections.of(&observation, tcp, key, may_enter) else { return };
         self.evicted += self.connections.take_evicted();
         let Some(state) = self.connections.get_mut(id) else { return };
         note_ack(state, observation.heading, tcp);
@@ -121,7 +124,8 @@ impl Joiner {
                     hops: Vec::new(),
                     dropped: None,
                     reached: false,
-                    head: None,
+                    heads: Vec::new(),
+                    icmp: observation.icmp,
                     join,
                     last: observation.at,
                 });
@@ -130,9 +134,15 @@ impl Joiner {
         };
         open.last = open.last.max(observation.at);
         open.join = open.join.max(join);
-        open.head = open.head.take().or(observation.head);
+        if open.heads.is_empty() {
+            open.heads = observation.heads;
+        }
+        let client = match observation.heading {
+            Heading::ToImds => observation.flow.source,
+            Heading::FromImds => observation.flow.destination,
+        };
         match observation.place {
-            Place::Hook(hook) => open.hops.push(Hop { at: observation.at, hook, ttl: observation.ttl }),
+            Place::Hook(hook) => open.hops.push(Hop { at: observation.at, hook, ttl: observation.ttl, client }),
             Place::Drop(_) if reached => open.reached = true,
             Place::Drop(drop) => open.dropped = Some(Dropped { drop, ttl: observation.ttl }),
         }
@@ -211,7 +221,8 @@ fn finish(open: Open, state: &State<Open>) -> Journey {
         connection: state.connection.clone(),
         heading: open.heading,
         tcp: open.tcp,
-        head: open.head,
+        heads: open.heads,
+        icmp: open.icmp,
         hops: open.hops,
         fate,
         join: open.join,

@@ -12,7 +12,7 @@ mod join;
 use serde::Serialize;
 
 use crate::net::{Endpoint, Heading, Timestamp, Ttl};
-use crate::observation::{Drop, Head, Hook, Tcp, TcpFlags};
+use crate::observation::{Drop, Head, Hook, Icmp, Tcp, TcpFlags};
 pub use join::Joiner;
 
 /// Numbers connections within one run.
@@ -41,6 +41,8 @@ pub struct Hop {
     pub hook: Hook,
     /// With what TTL.
     pub ttl: Ttl,
+    /// The client's address and port as they stood in the packet there.
+    pub client: Endpoint,
 }
 
 /// How sure it is that the observations are one packet.
@@ -91,8 +93,10 @@ pub struct Journey {
     pub heading: Heading,
     /// Its TCP header.
     pub tcp: Tcp,
-    /// Its payload as the beginning of an HTTP message.
-    pub head: Option<Head>,
+    /// What its payload says of HTTP messages.
+    pub heads: Vec<Head>,
+    /// Set if it is an ICMP error about a packet of the client's: then `tcp` has that one's sequence number.
+    pub icmp: Option<Icmp>,
     /// Where it was seen, in order; empty if only its drop was seen.
     pub hops: Vec<Hop>,
     /// How it ended.

@@ -22,7 +22,13 @@ fn hook(name: &str, direction: Direction) -> Place {
 }
 
 fn drop_at(location: &str, reason: &str) -> Place {
-    Place::Drop(Drop { location: location.into(), reason: Some(reason.into()), interface: None, netns: Netns(1) })
+    Place::Drop(Drop {
+        location: location.into(),
+        reason: Some(reason.into()),
+        interface: None,
+        netns: Netns(1),
+        callers: Vec::new(),
+    })
 }
 
 struct Packet {
@@ -48,7 +54,8 @@ fn observe(ms: u64, place: Place, client: &str, ttl: u8, packet: &Packet) -> Obs
         ip_id: 0,
         protocol: 6,
         tcp: Some(Tcp { seq: packet.seq, ack: packet.ack, flags: TcpFlags(packet.flags), len: packet.len }),
-        head: None,
+        heads: Vec::new(),
+        icmp: None,
     }
 }
 

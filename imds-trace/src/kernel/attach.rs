@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcError};
-use aya::programs::{LinkOrder, ProgramError, RawTracePoint, SchedClassifier, TcAttachType};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, RawTracePoint, SchedClassifier, TcAttachType,
+};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use imds_trace_ebpf::record::{Endpoints, MAX_ENDPOINTS, name};
@@ -29,6 +31,9 @@ const TRACEPOINTS: [(&str, &str, &str); 2] = [
     ("sock:inet_sock_set_state", "inet_sock_set_state", name::SET_STATE),
 ];
 
+/// Kinds of connect(), and the programs on them.
+const CONNECTS: [(&str, &str); 2] = [("connect4", name::CONNECT4), ("connect6", name::CONNECT6)];
+
 /// Both directions of an interface, and the programs on them.
 const DIRECTIONS: [(Direction, TcAttachType, &str); 2] = [
     (Direction::Ingress, TcAttachType::Ingress, name::TC_INGRESS),
@@ -41,6 +46,7 @@ pub struct Tracer {
     via: Via,
     links: BTreeMap<Ifindex, (String, Vec<(Direction, SchedClassifierLinkId)>)>,
     tracepoints: Vec<&'static str>,
+    connects: Vec<&'static str>,
     missing: Vec<Missing>,
     records: Option<Records>,
     lost: PerCpuArray<MapData, u64>,
@@ -77,6 +83,13 @@ impl Tracer {
                 Err(error) => missing.push(Missing { hook: full_name.into(), why: error.to_string() }),
             }
         }
+        let mut connects = Vec::new();
+        for (connect, program) in CONNECTS {
+            match attach_connect(&mut ebpf, program) {
+                Ok(()) => connects.push(connect),
+                Err(error) => missing.push(Missing { hook: format!("cgroup {connect}"), why: error.to_string() }),
+            }
+        }
         let absent = |map: &str| Error::Load { what: format!("map {map}"), why: "not in the object".into() };
         let records = ebpf.take_map(name::RECORDS).ok_or_else(|| absent(name::RECORDS))?;
         let records = RingBuf::try_from(records)
@@ -85,7 +98,8 @@ impl Tracer {
         let lost = PerCpuArray::try_from(lost)
             .map_err(|error| Error::Load { what: name::LOST.into(), why: causes(&error) })?;
         let via = if features::has_tcx("lo") { Via::Tcx } else { Via::Clsact };
-        Ok(Self { ebpf, via, links: BTreeMap::new(), tracepoints, missing, records: Some(Records(records)), lost })
+        let links = BTreeMap::new();
+        Ok(Self { ebpf, via, links, tracepoints, connects, missing, records: Some(Records(records)), lost })
     }
 
     /// Where records come from; `None` when called again.
@@ -134,10 +148,16 @@ impl Tracer {
             })
         });
         let on_tracepoints = self.tracepoints.iter().map(|name| Attached::Tracepoint { name: (*name).to_owned() });
-        on_interfaces.chain(on_tracepoints).collect()
+        let on_cgroups = self.connects.iter().map(|name| Attached::Cgroup { name: (*name).to_owned() });
+        on_interfaces.chain(on_tracepoints).chain(on_cgroups).collect()
     }
 
-    /// Tracepoints that could not be attached.
+    /// Is it on this interface?
+    pub fn is_on(&self, index: Ifindex) -> bool {
+        self.links.contains_key(&index)
+    }
+
+    /// Tracepoints and cgroup hooks that could not be attached.
     pub fn missing(&self) -> &[Missing] {
         &self.missing
     }
@@ -251,6 +271,22 @@ fn attach_tracepoint(ebpf: &mut Ebpf, tracepoint: &str, program: &str) -> Result
     found
         .attach(tracepoint)
         .map_err(|error| Error::Attach { what: format!("tracepoint {tracepoint}"), why: causes(&error) })?;
+    Ok(())
+}
+
+/// On the root of the version 2 hierarchy: every process stands in it, whatever controllers are mounted where.
+fn attach_connect(ebpf: &mut Ebpf, program: &str) -> Result<(), Error> {
+    let absent = || Error::Load { what: program.into(), why: "not in the object".into() };
+    let fail = |why: String| Error::Attach { what: format!("{program} to the root cgroup"), why };
+    let root = features::cgroup2_root().ok_or_else(|| fail("no version 2 cgroup hierarchy is mounted".into()))?;
+    let root = std::fs::File::open(&root).map_err(|error| fail(format!("{}: {error}", root.display())))?;
+    let found: &mut CgroupSockAddr = ebpf
+        .program_mut(program)
+        .ok_or_else(absent)?
+        .try_into()
+        .map_err(|error: ProgramError| load_error(program, &error))?;
+    found.load().map_err(|error| load_error(program, &error))?;
+    found.attach(root, CgroupAttachMode::Single).map_err(|error| fail(causes(&error)))?;
     Ok(())
 }
 

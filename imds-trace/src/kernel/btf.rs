@@ -46,6 +46,8 @@ impl Layout {
             dev_name: must("net_device.name")?,
             dev_net: may("net_device.nd_net.net"),
             net_inum: must("net.ns.inum")?,
+            task_nsproxy: may("task_struct.nsproxy"),
+            nsproxy_net_ns: may("nsproxy.net_ns"),
             net_default_ttl: may("net.ipv4.sysctl_ip_default_ttl"),
             net_v6_devconf_all: may("net.ipv6.devconf_all"),
             v6_devconf_hop_limit: may("ipv6_devconf.hop_limit"),
@@ -57,6 +59,7 @@ impl Layout {
             skc_dport: must("sock_common.skc_dport")?,
             skc_net: may("sock_common.skc_net.net"),
             sk_protocol: must("sock.sk_protocol")?,
+            sk_err: may("sock.sk_err"),
             inet_sport: must("inet_sock.inet_sport")?,
             inet_uc_ttl: may("inet_sock.uc_ttl"),
             inet_pinet6: may("inet_sock.pinet6"),
@@ -80,6 +83,11 @@ impl Layout {
             }
         }
         names
+    }
+
+    /// Is there a type of this name? A structure is there where the code is that uses it.
+    pub fn has_type(&self, name: &str) -> bool {
+        self.btf.resolve_types_by_name(name).is_ok_and(|found| !found.is_empty())
     }
 
     /// Does the tracepoint hand a reason to its programs? (skb, location, reason) behind the context.

@@ -1,6 +1,7 @@
 //! What does this kernel allow, and what do we lack? Asked once.
 
 use std::fs;
+use std::path::PathBuf;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 
@@ -31,9 +32,32 @@ pub fn has_tcx(interface: &str) -> bool {
     SchedClassifier::query_tcx(interface, TcAttachType::Ingress).is_ok()
 }
 
+/// Where the root of the version 2 cgroup hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid host.
+pub fn cgroup2_root() -> Option<PathBuf> {
+    fs::read_to_string("/proc/self/mountinfo").ok().and_then(|mounts| root_of_cgroup2(&mounts))
+}
+
+/// Fields of a line: id, parent, device, root, mount point, options, optional fields, `-`, type, source, options (proc(5)).
+fn root_of_cgroup2(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (before, behind) = line.split_once(" - ")?;
+        let fields: Vec<&str> = before.split(' ').collect();
+        (behind.starts_with("cgroup2 ") && fields.get(3) == Some(&"/")).then(|| PathBuf::from(fields[4]))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_2_hierarchy_is_found_wherever_it_is_mounted() {
+        let unified = "37 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n\
+                       38 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(root_of_cgroup2(unified), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(root_of_cgroup2("38 31 0:38 /inner /mnt rw - cgroup2 cgroup2 rw\n"), None);
+        assert_eq!(root_of_cgroup2(""), None);
+    }
 
     #[test]
     fn what_is_missing_is_named() {

@@ -1,5 +1,6 @@
 //! How do we get at the kernel? The only room that names aya.
 
+pub mod ask;
 pub mod attach;
 pub mod btf;
 pub mod features;

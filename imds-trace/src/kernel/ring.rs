@@ -46,6 +46,8 @@ pub fn read(bytes: &[u8]) -> Option<Record<'_>> {
         }
         kind::DROP => Some(Record::Drop(record::Drop::ref_from_prefix(bytes).ok()?.0)),
         kind::CONNECT => Some(Record::Connect(record::Connect::ref_from_prefix(bytes).ok()?.0)),
+        kind::ATTEMPT => Some(Record::Attempt(record::Connect::ref_from_prefix(bytes).ok()?.0)),
+        kind::ICMP_ERROR => Some(Record::IcmpError(record::IcmpError::ref_from_prefix(bytes).ok()?.0)),
         kind::CONNECTED => Some(Record::Connected(record::Connected::ref_from_prefix(bytes).ok()?.0)),
         _ => None,
     }

@@ -1,6 +1,7 @@
 //! On which interfaces is the tracer, as they come and go?
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use anyhow::bail;
 use tokio::sync::mpsc;
@@ -8,6 +9,7 @@ use tokio::sync::mpsc;
 use super::MAX_SHOWN;
 use crate::config::Tracing;
 use crate::event::{Attached, Missing};
+use crate::identity::fact::Said;
 use crate::interfaces::{Change, Interfaces, Link};
 use crate::kernel::attach::Tracer;
 use crate::kernel::plan::{self, Why};
@@ -24,8 +26,9 @@ pub(super) struct Follower<'a> {
     pub(super) changes: mpsc::Receiver<Change>,
     links: BTreeMap<Ifindex, Link>,
     routes: BTreeSet<Ifindex>,
-    /// The uplinks that were told last.
-    told: Vec<Ifindex>,
+    addresses: BTreeSet<IpAddr>,
+    /// The surroundings that were told last.
+    told: Option<Said>,
     /// Interfaces that cannot be listened on, each told once.
     failed: BTreeMap<String, Missing>,
     config: &'a Tracing,
@@ -39,7 +42,8 @@ impl<'a> Follower<'a> {
             changes,
             links: BTreeMap::new(),
             routes: BTreeSet::new(),
-            told: Vec::new(),
+            addresses: BTreeSet::new(),
+            told: None,
             failed: BTreeMap::new(),
             config,
         }
@@ -54,6 +58,7 @@ impl<'a> Follower<'a> {
             }
         }
         self.routes = self.interfaces.towards(&self.config.endpoints).await;
+        self.addresses = self.interfaces.addresses().await;
         self.attach(tracer, names);
         if !tracer.attached().iter().any(|attached| matches!(attached, Attached::Tc { .. })) {
             match self.failed.values().next() {
@@ -93,12 +98,16 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// The interfaces towards IMDS, if that has changed since it was asked.
-    pub(super) fn new_uplinks(&mut self) -> Option<Vec<Ifindex>> {
-        let uplinks: Vec<Ifindex> = self.routes.iter().copied().collect();
-        (self.told != uplinks).then(|| {
-            self.told.clone_from(&uplinks);
-            uplinks
+    /// What is known of the ways to IMDS, if that has changed since it was asked.
+    pub(super) fn surroundings(&mut self, tracer: &Tracer) -> Option<Said> {
+        let said = Said::Uplinks {
+            interfaces: self.routes.iter().copied().collect(),
+            addresses: self.addresses.iter().copied().collect(),
+            watched: !self.routes.is_empty() && self.routes.iter().all(|index| tracer.is_on(*index)),
+        };
+        (self.told.as_ref() != Some(&said)).then(|| {
+            self.told = Some(said.clone());
+            said
         })
     }
 
@@ -112,24 +121,29 @@ impl<'a> Follower<'a> {
         if let Ok(links) = self.interfaces.list().await {
             self.links = links.into_iter().map(|link| (link.index, link)).collect();
             self.routes = self.interfaces.towards(&self.config.endpoints).await;
+            self.addresses = self.interfaces.addresses().await;
             self.attach(tracer, names);
         }
     }
 
     /// Takes in a change, and those that wait behind it.
     pub(super) async fn change(&mut self, change: Change, tracer: &mut Tracer, names: &mut MachineNames) {
-        let mut routes_changed = false;
+        let (mut routes_changed, mut addresses_changed) = (false, false);
         let mut next = Some(change);
         while let Some(change) = next {
             match change {
                 Change::Link(link) => drop(self.links.insert(link.index, link)),
                 Change::Gone(index) => drop(self.links.remove(&index)),
                 Change::Routes => routes_changed = true,
+                Change::Addresses => addresses_changed = true,
             }
             next = self.changes.try_recv().ok();
         }
         if routes_changed {
             self.routes = self.interfaces.towards(&self.config.endpoints).await;
+        }
+        if addresses_changed {
+            self.addresses = self.interfaces.addresses().await;
         }
         self.attach(tracer, names);
     }

@@ -17,7 +17,8 @@ use crate::identity::procfs::Procfs;
 use crate::input::{self, Input, Record};
 use crate::kernel::attach::Tracer;
 use crate::kernel::ring::{self, MachineNames, Records};
-use crate::net::{Ifindex, Timestamp};
+use crate::net::Timestamp;
+use crate::observation::Streams;
 use crate::output::Outputs;
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
@@ -57,6 +58,7 @@ pub(super) struct Session {
     own: Option<Own>,
     recording: Option<Recording>,
     procfs: Procfs,
+    streams: Streams,
     /// Why there is no recording any more.
     stopped: Option<std::io::Error>,
     lost: u64,
@@ -105,6 +107,7 @@ impl Session {
             own: errand.asks_for(),
             recording: recording.transpose()?,
             procfs: Procfs::default(),
+            streams: Streams::default(),
             stopped: None,
             lost: 0,
             unreadable: 0,
@@ -131,9 +134,9 @@ impl Session {
         self.push(Input::Fact(Fact { at: now()?, said }))
     }
 
-    /// Tells that the routes to the endpoints have changed, if they have.
-    pub(super) fn uplinks(&mut self, changed: Option<Vec<Ifindex>>) -> anyhow::Result<()> {
-        changed.map_or(Ok(()), |interfaces| self.fact(Said::Uplinks { interfaces }))
+    /// Tells what has changed of the host's surroundings, if anything has.
+    pub(super) fn surroundings(&mut self, changed: Option<Said>) -> anyhow::Result<()> {
+        changed.map_or(Ok(()), |said| self.fact(said))
     }
 
     pub(super) fn news(&mut self, told: News) -> anyhow::Result<()> {
@@ -155,14 +158,14 @@ impl Session {
     pub(super) fn drain(&mut self, records: &mut Records, limit: usize, until: Timestamp) -> anyhow::Result<usize> {
         let mut taken = 0;
         while taken < limit {
-            let names = &self.names;
+            let (names, streams) = (&self.names, &mut self.streams);
             let read = records.next(|bytes| {
                 let record = ring::read(bytes)?;
                 let connecting = match record {
-                    Record::Connect(connect) => Some(connect.tgid),
+                    Record::Attempt(connect) | Record::Connect(connect) => Some(connect.tgid),
                     _ => None,
                 };
-                Some((input::from_record(record, names), connecting))
+                Some((input::from_record(record, names, streams), connecting))
             });
             let Some(read) = read else { break };
             taken += 1;
@@ -266,6 +269,7 @@ fn tell_what_is_watched(ready: &Ready, until: &str) {
             Attached::Tc { interface, .. } if !interfaces.contains(&interface.as_str()) => interfaces.push(interface),
             Attached::Tc { .. } => {}
             Attached::Tracepoint { name } => tracepoints.push(name),
+            Attached::Cgroup { .. } => {}
         }
     }
     let interfaces = if interfaces.is_empty() { "no interface yet".to_owned() } else { interfaces.join(", ") };

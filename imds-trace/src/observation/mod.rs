@@ -1,12 +1,14 @@
 //! What was one packet at one place? Refuses payload: of HTTP only the allow-listed facts of [`redact`] are kept.
 
 pub mod redact;
+mod stream;
 
 use imds_trace_ebpf::record;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::net::{Direction, Flow, Heading, Interface, Netns, Timestamp, Ttl};
-pub use redact::{Head, RequestHead, ResponseHead};
+pub use redact::{Head, RequestHead, ResponseHead, TokenMark};
+pub use stream::Streams;
 
 /// Where we listen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,6 +30,21 @@ pub struct Drop {
     pub interface: Option<Interface>,
     /// Network namespace in which it was dropped.
     pub netns: Netns,
+    /// Functions that led there, the caller of `location` first; empty where the kernel cannot tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub callers: Vec<String>,
+}
+
+/// What an ICMP error says of the packet that it quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Icmp {
+    /// ICMP or ICMPv6 type.
+    #[serde(rename = "type")]
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// Who sent the error.
+    pub sender: std::net::IpAddr,
 }
 
 /// Where a packet was seen.
@@ -106,9 +123,27 @@ pub struct Observation {
     pub protocol: u8,
     /// The TCP header; `None` for other protocols and for later fragments.
     pub tcp: Option<Tcp>,
-    /// What its payload says as the beginning of an HTTP message.
+    /// What its payload says of HTTP messages that begin or go on in it.
+    #[serde(default, alias = "head", deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<Head>,
+    /// Set if it is an ICMP error about a packet to IMDS. `flow` and `tcp` (its sequence number, no more) are then that packet's,
+    /// turned round as an answer's would be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head: Option<Head>,
+    pub icmp: Option<Icmp>,
+}
+
+/// The first recordings had one head at most, and not as a list.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Head>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Heads {
+        Many(Vec<Head>),
+        One(Head),
+    }
+    Ok(match Heads::deserialize(deserializer)? {
+        Heads::Many(heads) => heads,
+        Heads::One(head) => vec![head],
+    })
 }
 
 /// The `record` module's protocol number for TCP.

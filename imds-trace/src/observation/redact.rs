@@ -1,7 +1,11 @@
 //! Which facts of an HTTP message may be kept? An allow-list: everything that is not named here is never copied.
 //!
-//! Refuses bodies and header values other than those listed. A request that sends its token in a place where none belongs (the
+//! Refuses bodies and header values other than those listed. Of a token a keyed hash is made, which tells within one run that two
+//! tokens are the same and nothing else; its key is made at start and never written. A request that sends its token in a place where none belongs (the
 //! path, the User-Agent) is masked by shape, see [`crate::secret`].
+
+use std::hash::{BuildHasher, RandomState};
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,14 +25,40 @@ const MAX_METHOD: usize = 7;
 /// `EC2ws` and what other clouds call theirs.
 const MAX_SERVER: usize = 64;
 
-/// The beginning of an HTTP message.
+/// Bytes that a token may have. Today's have 56; nothing promises that.
+pub const TOKEN_LENGTH: RangeInclusive<u64> = 24..=512;
+/// What a request can begin with (RFC 9110, RFC 5789).
+const METHODS: [&str; 7] = ["GET ", "PUT ", "HEAD ", "POST ", "DELETE ", "OPTIONS ", "PATCH "];
+
+/// What is kept of an HTTP message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Head {
-    /// A request's.
+    /// The beginning of a request.
     Request(RequestHead),
-    /// A response's.
+    /// The beginning of a response.
     Response(ResponseHead),
+    /// The body of the response before it was this token.
+    Token(TokenMark),
+}
+
+/// Tells within one run that two tokens are the same: a keyed hash of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenMark(pub u64);
+
+/// Makes [`TokenMark`]s. Its key is made with it, at random, and is never written.
+#[derive(Debug, Default)]
+pub struct Marker(RandomState);
+
+impl Marker {
+    /// The mark of what may be a token, one word of the letters that tokens are made of; `None` if it is no such word.
+    pub fn mark(&self, token: &[u8]) -> Option<TokenMark> {
+        let token = token.trim_ascii();
+        let fits = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'_' | b'-');
+        let is_word = TOKEN_LENGTH.contains(&(token.len() as u64)) && token.iter().all(fits);
+        is_word.then(|| TokenMark(self.0.hash_one(token)))
+    }
 }
 
 /// What is kept of a request.
@@ -40,6 +70,9 @@ pub struct RequestHead {
     pub path: String,
     /// Was there an `X-aws-ec2-metadata-token`?
     pub token: bool,
+    /// Which token it was; `None` if it cannot be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<TokenMark>,
     /// `X-aws-ec2-metadata-token-ttl-seconds`, seconds; `None` if absent or not a number.
     pub requested_ttl: Option<u32>,
     /// Was there an `X-Forwarded-For`? IMDS refuses token requests that carry one.
@@ -61,27 +94,74 @@ pub struct ResponseHead {
     pub server: Option<String>,
 }
 
-/// Reads the allow-listed facts from the first bytes of a TCP payload; `None` if it is not the beginning of an HTTP message.
-///
-/// A head that is cut short gives the facts of its whole lines.
-pub fn head(payload: &[u8]) -> Option<Head> {
-    if payload.starts_with(b"HTTP/") {
-        response(payload).map(Head::Response)
+/// A message, as far as its head was seen.
+#[derive(Debug)]
+pub enum Message {
+    /// The head is whole.
+    Whole {
+        /// What is kept of it.
+        head: Head,
+        /// Its bytes.
+        length: usize,
+        /// Bytes of the body behind it; `None` if it does not say.
+        body: Option<u64>,
+    },
+    /// More must come.
+    Partial,
+}
+
+/// Does a message begin here?
+pub fn begins(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"HTTP/1.") || METHODS.iter().any(|method| bytes.starts_with(method.as_bytes()))
+}
+
+/// Reads a message's head; `None` if it is none.
+pub fn message(bytes: &[u8], marker: &Marker) -> Option<Message> {
+    let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    if bytes.starts_with(b"HTTP/") {
+        let mut parsed = httparse::Response::new(&mut slots);
+        let httparse::Status::Complete(length) = parsed.parse(bytes).ok()? else { return Some(Message::Partial) };
+        let head = response(&parsed)?;
+        let is_chunked = parsed.headers.iter().any(|header| header.name.eq_ignore_ascii_case("transfer-encoding"));
+        // RFC 9112 section 6.3.
+        let body = match head.status {
+            100..200 | 204 | 304 => Some(0),
+            _ if is_chunked => None,
+            _ => head.content_length,
+        };
+        Some(Message::Whole { head: Head::Response(head), length, body })
     } else {
-        request(payload).map(Head::Request)
+        let mut parsed = httparse::Request::new(&mut slots);
+        let httparse::Status::Complete(length) = parsed.parse(bytes).ok()? else { return Some(Message::Partial) };
+        let mut announced = parsed.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let body = announced.next().and_then(|header| number(header.value)).unwrap_or(0);
+        Some(Message::Whole { head: Head::Request(request(&parsed, marker)?), length, body: Some(body) })
     }
 }
 
-fn request(payload: &[u8]) -> Option<RequestHead> {
+/// Reads the allow-listed facts from the first bytes of a message that is bad or was not seen whole; `None` if it is none. A head
+/// that is cut short gives the facts of its whole lines.
+pub fn head(bytes: &[u8], marker: &Marker) -> Option<Head> {
     let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut parsed = httparse::Request::new(&mut slots);
-    // Too many headers, or a bad one: what was read before it still counts, if the request line was good.
-    let _ = parsed.parse(payload);
+    // Too many headers, or a bad one: what was read before it still counts, if the first line was good.
+    if bytes.starts_with(b"HTTP/") {
+        let mut parsed = httparse::Response::new(&mut slots);
+        let _ = parsed.parse(bytes);
+        response(&parsed).map(Head::Response)
+    } else {
+        let mut parsed = httparse::Request::new(&mut slots);
+        let _ = parsed.parse(bytes);
+        request(&parsed, marker).map(Head::Request)
+    }
+}
+
+fn request(parsed: &httparse::Request<'_, '_>, marker: &Marker) -> Option<RequestHead> {
     let mut head = RequestHead { method: method(parsed.method?), path: path(parsed.path?), ..RequestHead::default() };
     for header in parsed.headers.iter().filter(|header| !header.name.is_empty()) {
         let name = header.name;
         if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token") {
             head.token = true;
+            head.mark = marker.mark(header.value);
         } else if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token-ttl-seconds") {
             head.requested_ttl = number(header.value);
         } else if name.eq_ignore_ascii_case("x-forwarded-for") {
@@ -93,10 +173,7 @@ fn request(payload: &[u8]) -> Option<RequestHead> {
     Some(head)
 }
 
-fn response(payload: &[u8]) -> Option<ResponseHead> {
-    let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut parsed = httparse::Response::new(&mut slots);
-    let _ = parsed.parse(payload);
+fn response(parsed: &httparse::Response<'_, '_>) -> Option<ResponseHead> {
     let mut head = ResponseHead { status: parsed.code?, ..ResponseHead::default() };
     for header in parsed.headers.iter().filter(|header| !header.name.is_empty()) {
         let name = header.name;
@@ -157,13 +234,17 @@ const NAMED_BY_ACCOUNT: [&str; 3] = ["security-credentials", "security-credentia
 mod tests {
     use super::*;
 
+    fn read(payload: &[u8]) -> Option<Head> {
+        head(payload, &Marker::default())
+    }
+
     const TOKEN: &str = "AQAEAEXAMPLEtokenEXAMPLEtokenEXAMPLEtoken0123456789abc==";
 
     #[test]
     fn a_token_request_keeps_method_path_lifetime_and_user_agent() {
         let payload = b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\n\
             X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 21600\r\nUser-Agent: Boto3/1.40\r\n\r\n";
-        let Some(Head::Request(head)) = head(payload) else { panic!("not a request") };
+        let Some(Head::Request(head)) = read(payload) else { panic!("not a request") };
         assert_eq!(head.method, "PUT");
         assert_eq!(head.path, "/latest/api/token");
         assert_eq!(head.requested_ttl, Some(21600));
@@ -182,22 +263,34 @@ mod tests {
             format!("{TOKEN} / HTTP/1.1\r\n\r\n"),
             format!("HTTP/1.1 200 {TOKEN}\r\n\r\n{TOKEN}"),
         ] {
-            let kept = serde_json::to_string(&head(payload.as_bytes())).unwrap();
+            let kept = serde_json::to_string(&read(payload.as_bytes())).unwrap();
             assert!(!kept.contains(&TOKEN[..8]), "{kept}");
             assert!(!kept.contains(&TOKEN[30..]), "{kept}");
         }
     }
 
     #[test]
+    fn a_mark_tells_tokens_apart_and_means_nothing_to_another_run() {
+        let (marker, another) = (Marker::default(), Marker::default());
+        let mark = marker.mark(TOKEN.as_bytes());
+        assert!(mark.is_some());
+        assert_eq!(marker.mark(format!(" {TOKEN}\r").as_bytes()), mark);
+        assert_ne!(marker.mark(TOKEN.replace('E', "F").as_bytes()), mark);
+        assert_ne!(another.mark(TOKEN.as_bytes()), mark);
+        assert_eq!(marker.mark(b"short"), None);
+        assert_eq!(marker.mark(b"two words that are together long enough"), None);
+    }
+
+    #[test]
     fn a_role_name_is_kept_and_a_query_is_not() {
         let payload = b"GET /latest/meta-data/iam/security-credentials/Ci-Runner-EXAMPLE0123456789-abcdefghijkl?x=1 HTTP/1.1\r\n\r\n";
-        let Some(Head::Request(head)) = head(payload) else { panic!("not a request") };
+        let Some(Head::Request(head)) = read(payload) else { panic!("not a request") };
         assert_eq!(head.path, "/latest/meta-data/iam/security-credentials/Ci-Runner-EXAMPLE0123456789-abcdefghijkl");
     }
 
     #[test]
     fn a_head_cut_short_gives_its_whole_lines() {
-        let Some(Head::Response(head)) = head(b"HTTP/1.0 404 Not Found\r\nServer: EC2ws\r\nContent-Le") else {
+        let Some(Head::Response(head)) = read(b"HTTP/1.0 404 Not Found\r\nServer: EC2ws\r\nContent-Le") else {
             panic!()
         };
         assert_eq!((head.status, head.server.as_deref(), head.content_length), (404, Some("EC2ws"), None));
@@ -206,7 +299,7 @@ mod tests {
     #[test]
     fn what_is_not_http_gives_nothing() {
         for payload in [&b""[..], b"\x16\x03\x01\x02\x00", b"HTTP/1.1 ", b"AccessKeyId"] {
-            assert_eq!(head(payload), None);
+            assert_eq!(read(payload), None);
         }
     }
 }

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::{Kind, Output};
 use crate::event::{Event, ExchangeEvent, Lost, Ready};
-use crate::exchange::{Imds, Travel};
-use crate::finding::{Confidence, Finding, HopLimit, Severity};
+use crate::exchange::{Imds, Refusal, Refused, Software, Travel};
+use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
 use crate::identity::{Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
@@ -110,7 +110,13 @@ struct ExchangeLine<'a> {
     answered: bool,
     duration_ms: Option<f64>,
     user_agent: Option<&'a str>,
-    client: &'a Endpoint,
+    /// What the User-Agent hints at; never an identity.
+    software: Option<Software>,
+    /// Did the answer come after the client had given up?
+    late: bool,
+    token: Option<TokenLine>,
+    refused: Option<RefusalLine>,
+    client: Option<&'a Endpoint>,
     endpoint: &'a Endpoint,
     container: &'a Option<Container>,
     process: &'a Option<Process>,
@@ -118,6 +124,23 @@ struct ExchangeLine<'a> {
     request: Option<TravelLine<'a>>,
     response: Option<TravelLine<'a>>,
     hop_limit: HopLimit,
+}
+
+/// The token that a request carried, if it was issued while tracing.
+#[derive(Serialize)]
+struct TokenLine {
+    age_ms: f64,
+    lifetime_ms: Option<f64>,
+    expired: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct RefusalLine {
+    by: &'static str,
+    sender: Option<std::net::IpAddr>,
+    icmp_type: Option<u8>,
+    icmp_code: Option<u8>,
+    from: &'static str,
 }
 
 #[derive(Serialize)]
@@ -133,6 +156,7 @@ struct TravelLine<'a> {
 struct HopLine {
     hook: String,
     ttl: Ttl,
+    client: Endpoint,
 }
 
 #[derive(Serialize)]
@@ -142,6 +166,8 @@ struct DropLine<'a> {
     ttl: Ttl,
     interface: Option<&'a str>,
     netns: Option<Netns>,
+    /// Functions that led there, nearest first.
+    callers: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -162,6 +188,7 @@ struct FindingLine<'a> {
     waited_ms: Option<f64>,
     summary: &'a str,
     remedy: &'a [String],
+    lasting: &'a str,
     caution: &'a str,
     evidence: Vec<u64>,
 }
@@ -207,7 +234,12 @@ fn exchange(at: String, event: &ExchangeEvent) -> ExchangeLine<'_> {
         answered: exchange.answered.is_some(),
         duration_ms: exchange.duration().map(milliseconds),
         user_agent: request.and_then(|request| request.user_agent.as_deref()),
-        client: &exchange.connection.client,
+        software: exchange.software(),
+        late: exchange.is_late(),
+        token: event.token.map(token),
+        refused: exchange.refusal.map(refusal),
+        // Of a connect that failed before its SYN no address is known.
+        client: exchange.attempt.is_none().then_some(&exchange.connection.client),
         endpoint: &exchange.connection.endpoint,
         container: &event.who.container,
         process: &event.who.process,
@@ -215,6 +247,28 @@ fn exchange(at: String, event: &ExchangeEvent) -> ExchangeLine<'_> {
         request: exchange.outward.as_ref().map(travel),
         response: exchange.response_travel().map(travel),
         hop_limit: event.hop_limit,
+    }
+}
+
+fn token(token: TokenUse) -> TokenLine {
+    TokenLine {
+        age_ms: milliseconds(token.age),
+        lifetime_ms: token.lifetime.map(milliseconds),
+        expired: token.lifetime.map(|lifetime| token.age >= lifetime),
+    }
+}
+
+fn refusal(refusal: Refusal) -> RefusalLine {
+    let icmp = match refusal.how {
+        Refused::Reset => None,
+        Refused::Icmp(icmp) => Some(icmp),
+    };
+    RefusalLine {
+        by: if icmp.is_some() { "icmp" } else { "reset" },
+        sender: icmp.map(|icmp| icmp.sender),
+        icmp_type: icmp.map(|icmp| icmp.kind),
+        icmp_code: icmp.map(|icmp| icmp.code),
+        from: if refusal.from_outside { "beyond" } else { "this_host" },
     }
 }
 
@@ -228,7 +282,7 @@ fn travel(travel: &Travel) -> TravelLine<'_> {
 }
 
 fn hop(hop: &Hop) -> HopLine {
-    HopLine { hook: format!("{} {}", hop.hook.interface.name, hop.hook.direction), ttl: hop.ttl }
+    HopLine { hook: format!("{} {}", hop.hook.interface.name, hop.hook.direction), ttl: hop.ttl, client: hop.client }
 }
 
 fn drop_line(dropped: &Dropped) -> DropLine<'_> {
@@ -239,6 +293,7 @@ fn drop_line(dropped: &Dropped) -> DropLine<'_> {
         ttl: dropped.ttl,
         interface: drop.interface.as_ref().map(|interface| interface.name.as_str()),
         netns: (drop.netns != Netns::default()).then_some(drop.netns),
+        callers: &drop.callers,
     }
 }
 
@@ -260,6 +315,7 @@ fn finding_line(at: String, finding: &Finding) -> FindingLine<'_> {
         waited_ms: finding.waited.map(milliseconds),
         summary: &finding.summary,
         remedy: &finding.remedy,
+        lasting: &finding.lasting,
         caution: &finding.caution,
         evidence: finding.evidence.iter().map(|id| id.0).collect(),
     }

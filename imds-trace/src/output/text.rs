@@ -166,7 +166,7 @@ fn tell_probed(probed: &Probed) -> String {
     let mut out = paragraph("", "  ", &format!("{style}{summary}{style:#}")) + "\n";
     if let Some(path) = &probed.path {
         out.push('\n');
-        ladder::draw(&mut out, path, probed.copies);
+        ladder::draw(&mut out, path, probed.initial_ttl, probed.copies);
     }
     out
 }
@@ -178,7 +178,7 @@ pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime, 
     let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.summary, usize::MAX)));
     if let Some(path) = finding.path.as_ref().filter(|_| draws) {
         let _ = writeln!(out);
-        ladder::draw(out, path, finding.count);
+        ladder::draw(out, path, finding.who.initial_ttl, finding.count);
         let _ = writeln!(out);
     }
     let basis = match finding.confidence {
@@ -195,6 +195,10 @@ pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime, 
     for (number, command) in finding.remedy.iter().enumerate() {
         let label = if number == 0 { "Run" } else { "   " };
         let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
+    }
+    if !finding.lasting.is_empty() {
+        let first = format!("  {DIM}Keep{DIM:#} ");
+        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.lasting, usize::MAX)));
     }
     if !finding.caution.is_empty() {
         let first = format!("  {DIM}But{DIM:#}  ");
@@ -252,9 +256,13 @@ fn tally_line(tally: &Tally) -> String {
 
 fn outcome(exchange: &Exchange) -> String {
     let took = exchange.duration().map(|duration| milliseconds(duration.as_secs_f64())).unwrap_or_default();
+    if exchange.attempt.is_some() {
+        return format!("{RED}never left{RED:#}: no SYN followed its connect()");
+    }
     if let Some(status) = exchange.status() {
         let style = if status < 400 { Style::new() } else { YELLOW };
-        return format!("{style}{status}{style:#} in {took}");
+        let late = if exchange.is_late() { format!(", {YELLOW}too late{YELLOW:#}") } else { String::new() };
+        return format!("{style}{status}{style:#} in {took}{late}");
     }
     if exchange.answered.is_some() {
         return format!("answered in {took}");
@@ -279,6 +287,7 @@ fn outcome(exchange: &Exchange) -> String {
         (None, None, Some(travel)) if exchange.responded && travel.fate == Fate::Unresolved => {
             format!("{RED}response not seen again{RED:#} after it came in (gave up after {took})")
         }
+        _ if exchange.refusal.is_some() => format!("{RED}refused{RED:#} after {took}"),
         (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
         _ => format!("{RED}no answer{RED:#} in {took}"),
     }

@@ -1,6 +1,16 @@
 //! What does a program in a container do when it wants something of IMDS?
 //!
-//! It runs in an image without anything. It prints one JSON line per attempt and never a token.
+//! It runs in an image without anything. It prints one JSON line per attempt, and never a token or what it was told:
+//!
+//! ```text
+//! {"pid":7,"step":"put"|"get","status":200|null,"ms":1.2,"error":null|"read timeout","port":40000|null}
+//! ```
+//!
+//! An error is the stage (`connect`, `write`, `read`) and what happened: `timeout`, `reset`, `refused`, `closed` (the server
+//! closed before the answer was whole), or the kernel's words, e.g. `host unreachable`.
+//!
+//! The exit code is 0 if every attempt was answered 200, 1 if not, 2 if the command line made no sense.
+//! `imds-client --help` lists the commands and options: [`USAGE`].
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -10,19 +20,44 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-const USAGE: &str =
-    "usage: imds-client v2|v1|fallback|put-only|burst|get-with-token TOKEN|linger SECONDS [OPTION VALUE]...
-  v2              PUT for a token, then GET with it
-  v1              GET without a token
-  fallback        like botocore: PUT; if it fails, GET without a token
-  put-only        PUT for a token
-  burst           v2, without a pause, in all threads (--count, --parallel)
-  get-with-token  GET with this token
-  linger          do nothing
-options: --path P  --count N  --parallel N  --timeout-ms MS (1000)  --interval-ms MS (0)  --endpoint ADDRESS
-  --user-agent UA  --token-ttl SECONDS (21600)  --header 'NAME: VALUE' (to the PUT)  --token-path P
-  --linger-after SECONDS  --wait-file PATH (begin when it exists)  --comm NAME
-  --ip-options COUNT (that many bytes of no-operation options in each IPv4 packet after the handshake)";
+#[path = "../pieces.rs"]
+mod pieces;
+
+const USAGE: &str = "usage: imds-client COMMAND [OPTION]...
+commands:
+  v2                    PUT for a token, then GET with it
+  v1                    GET without a token
+  fallback              like botocore: PUT; if it fails, GET without a token
+  put-only              PUT for a token
+  burst                 v2, without a pause, in all threads (--count, --parallel)
+  get-with-token TOKEN  GET with this token
+  garbage-token         GET with a token nobody issued, of a real one's length
+  linger SECONDS        do nothing
+what is asked:
+  --path P              of the GET (/latest/meta-data/instance-id)
+  --token-path P        of the token request (/latest/api/token)
+  --method-token M      the token request's method (PUT)
+  --token-ttl SECONDS   lifetime asked for (21600); `none` sends no such header
+  --header 'NAME: VALUE'  one more header in the token request
+  --forwarded-for ADDR  X-Forwarded-For in every request, as a proxy adds it
+  --user-agent UA       (imds-client/1)
+  --http10              ask in HTTP/1.0
+  --endpoint ADDRESS    IPv4 or IPv6 (169.254.169.254); always port 80
+how it is sent:
+  --split-request N     in pieces of N bytes, each in a segment of its own
+  --keep-alive          all turns of a thread on one connection, as long as the server keeps it
+  --pipeline N          each GET is N of them, sent at once on one connection; then N answers are read
+  --ip-options COUNT    that many bytes of no-operation options in each IPv4 packet after the handshake
+when, and how often:
+  --count N             turns of each thread (1; burst: 100)
+  --parallel N          threads (1; burst: 4)
+  --interval-ms MS      pause between turns (0)
+  --wait-ms MS          pause between getting a token and using it (0)
+  --timeout-ms MS       for connecting, and again for each answer (1000)
+  --wait-file PATH      begin when it exists
+  --linger-after SECONDS  live on so long after the last turn (0)
+  --comm NAME           the process's name
+  --help                this";
 
 #[derive(Clone)]
 struct Options {
@@ -30,21 +65,32 @@ struct Options {
     token: String,
     path: String,
     token_path: String,
-    count: u64,
-    parallel: u64,
-    timeout: Duration,
-    interval: Duration,
-    endpoint: IpAddr,
-    user_agent: String,
+    token_method: String,
     token_ttl: String,
     headers: Vec<String>,
-    linger: Duration,
-    wait_file: Option<String>,
-    comm: Option<String>,
+    forwarded_for: Option<String>,
+    user_agent: String,
+    http10: bool,
+    endpoint: IpAddr,
+    split: Option<usize>,
+    keep_alive: bool,
+    pipeline: usize,
     ip_options: usize,
+    count: u64,
+    parallel: u64,
+    interval: Duration,
+    wait: Duration,
+    timeout: Duration,
+    wait_file: Option<String>,
+    linger: Duration,
+    comm: Option<String>,
 }
 
 fn main() -> ExitCode {
+    if std::env::args().any(|arg| arg == "--help") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(error) => {
@@ -74,12 +120,13 @@ fn run(options: &Options) -> bool {
         .map(|_| {
             let options = options.clone();
             std::thread::spawn(move || {
+                let mut client = Client { options: &options, kept: None };
                 let mut well = true;
                 for turn in 0..options.count {
                     if turn > 0 {
                         std::thread::sleep(options.interval);
                     }
-                    well &= once(&options);
+                    well &= client.turn();
                 }
                 well
             })
@@ -89,48 +136,106 @@ fn run(options: &Options) -> bool {
     well.into_iter().all(|well| well)
 }
 
-fn once(options: &Options) -> bool {
-    match options.what.as_str() {
-        "v1" => get(options, None),
-        "get-with-token" => get(options, Some(&options.token)),
-        "put-only" => put(options).is_some(),
-        "fallback" => {
-            let token = put(options);
-            get(options, token.as_deref())
+/// One thread's view: how it asks, and the connection it still has.
+struct Client<'a> {
+    options: &'a Options,
+    kept: Option<Connection>,
+}
+
+impl Client<'_> {
+    fn turn(&mut self) -> bool {
+        match self.options.what.as_str() {
+            "v1" => self.get(None),
+            "get-with-token" => self.get(Some(&self.options.token)),
+            "garbage-token" => match garbage() {
+                Ok(token) => self.get(Some(&token)),
+                Err(_) => false,
+            },
+            "put-only" => self.put().is_some(),
+            "fallback" => {
+                let token = self.put();
+                self.get(token.as_deref())
+            }
+            _ => match self.put() {
+                Some(token) => self.get(Some(&token)),
+                None => false,
+            },
         }
-        _ => match put(options) {
-            Some(token) => get(options, Some(&token)),
-            None => false,
-        },
+    }
+
+    fn put(&mut self) -> Option<String> {
+        let options = self.options;
+        let mut headers = vec![format!("X-aws-ec2-metadata-token-ttl-seconds: {}", options.token_ttl)];
+        if options.token_ttl == "none" {
+            headers.clear();
+        }
+        headers.extend(options.headers.iter().cloned());
+        if options.token_method != "GET" {
+            headers.push("Content-Length: 0".into());
+        }
+        let request = request(options, &options.token_method, &options.token_path, &headers);
+        let token = self.exchange("put", &request, 1).pop().flatten()?;
+        std::thread::sleep(options.wait);
+        Some(token)
+    }
+
+    fn get(&mut self, token: Option<&str>) -> bool {
+        let headers: Vec<_> = token.map(|token| format!("X-aws-ec2-metadata-token: {token}")).into_iter().collect();
+        let one = request(self.options, "GET", &self.options.path, &headers);
+        let bodies = self.exchange("get", &one.repeat(self.options.pipeline), self.options.pipeline);
+        bodies.iter().all(Option::is_some)
+    }
+
+    /// Sends what are `count` requests and reads as many answers, each reported. Gives the bodies of those that are 200.
+    fn exchange(&mut self, step: &str, requests: &str, count: usize) -> Vec<Option<String>> {
+        let began = Instant::now();
+        let mut connection = match self.kept.take() {
+            Some(connection) => Ok(connection),
+            None => Connection::open(self.options),
+        };
+        if let Ok(open) = &mut connection
+            && let Err(error) = open.send(self.options, requests.as_bytes())
+        {
+            connection = Err((error, open.port));
+        }
+        let deadline = Instant::now() + self.options.timeout;
+        let mut bodies = Vec::new();
+        for _ in 0..count {
+            let result = match &mut connection {
+                Ok(open) => open.receive(deadline).map_err(|error| (error, open.port)),
+                Err(error) => Err(error.clone()),
+            };
+            let port = match &result {
+                Ok(_) => connection.as_ref().ok().and_then(|open| open.port),
+                Err((_, port)) => *port,
+            };
+            report(step, began, result.as_ref().map(|answer| answer.status).map_err(|(error, _)| error), port);
+            match result {
+                Ok(answer) => {
+                    self.kept = None;
+                    let keep = self.options.keep_alive && !answer.closes;
+                    bodies.push((answer.status == 200).then_some(answer.body));
+                    if bodies.len() == count && keep {
+                        self.kept = connection.ok();
+                        break;
+                    }
+                }
+                Err(error) => {
+                    bodies.push(None);
+                    connection = Err(error);
+                }
+            }
+        }
+        bodies
     }
 }
 
-fn put(options: &Options) -> Option<String> {
-    let mut headers = vec![format!("X-aws-ec2-metadata-token-ttl-seconds: {}", options.token_ttl)];
-    if options.token_ttl == "none" {
-        headers.clear();
-    }
-    headers.extend(options.headers.iter().cloned());
-    let (status, body) = attempt(options, "put", "PUT", &options.token_path, &headers);
-    (status == Some(200)).then_some(body)
-}
-
-fn get(options: &Options, token: Option<&str>) -> bool {
-    let headers: Vec<_> = token.map(|token| format!("X-aws-ec2-metadata-token: {token}")).into_iter().collect();
-    attempt(options, "get", "GET", &options.path, &headers).0 == Some(200)
-}
-
-/// One request on a connection of its own, reported on standard output.
-fn attempt(options: &Options, step: &str, method: &str, path: &str, headers: &[String]) -> (Option<u16>, String) {
-    let began = Instant::now();
-    let (result, port) = match ask(options, method, path, headers) {
-        Ok((status, body, port)) => (Ok((status, body)), Some(port)),
-        Err((error, port)) => (Err(error), port),
-    };
+/// One JSON line on standard output.
+fn report(step: &str, began: Instant, result: Result<u16, &String>, port: Option<u16>) {
     let ms = began.elapsed().as_secs_f64() * 1000.0;
     let (pid, port) = (std::process::id(), port.map_or("null".into(), |port| port.to_string()));
-    let (status, error) = match &result {
-        Ok((status, _)) => (status.to_string(), "null".to_owned()),
+    let (status, error) = match result {
+        Ok(status) => (status.to_string(), "null".to_owned()),
         Err(error) => ("null".to_owned(), format!("\"{error}\"")),
     };
     let line = format!(
@@ -138,62 +243,90 @@ fn attempt(options: &Options, step: &str, method: &str, path: &str, headers: &[S
     );
     // One write a line, so that threads do not mix theirs.
     let _ = std::io::stdout().lock().write_all(line.as_bytes());
-    match result {
-        Ok((status, body)) => (Some(status), body),
-        Err(_) => (None, String::new()),
-    }
 }
 
-type Failure = (String, Option<u16>);
-
-/// Status, body and own port; on failure what went wrong, and the port if there was one.
-fn ask(options: &Options, method: &str, path: &str, headers: &[String]) -> Result<(u16, String, u16), Failure> {
-    let name = |stage: &str, error: std::io::Error| match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("{stage} timeout"),
-        ErrorKind::ConnectionReset => format!("{stage} reset"),
-        ErrorKind::ConnectionRefused => format!("{stage} refused"),
-        other => format!("{stage} {other}"),
-    };
-    let address = SocketAddr::new(options.endpoint, 80);
-    let mut stream =
-        TcpStream::connect_timeout(&address, options.timeout).map_err(|error| (name("connect", error), None))?;
-    let port = stream.local_addr().ok().map(|address| address.port());
-    let failed = |stage: &str, error: std::io::Error| (name(stage, error), port);
-    if options.ip_options > 0 {
-        add_ip_options(&stream, options.ip_options).map_err(|error| failed("options", error))?;
-    }
+fn request(options: &Options, method: &str, path: &str, headers: &[String]) -> String {
     let host = match options.endpoint {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),
     };
-    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {}\r\n", options.user_agent);
+    let version = if options.http10 { "1.0" } else { "1.1" };
+    let mut request =
+        format!("{method} {path} HTTP/{version}\r\nHost: {host}\r\nUser-Agent: {}\r\n", options.user_agent);
     for header in headers {
         request += &format!("{header}\r\n");
     }
-    if method == "PUT" {
-        request += "Content-Length: 0\r\n";
+    if let Some(address) = &options.forwarded_for {
+        request += &format!("X-Forwarded-For: {address}\r\n");
     }
-    request += "Accept: */*\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).map_err(|error| failed("write", error))?;
+    // A pipeline of which the first answer closes the connection would be none.
+    let keep = options.keep_alive || options.pipeline > 1;
+    request + &format!("Accept: */*\r\nConnection: {}\r\n\r\n", if keep { "keep-alive" } else { "close" })
+}
 
-    let deadline = Instant::now() + options.timeout;
-    let mut answer = Vec::new();
-    let mut chunk = [0; 4096];
-    loop {
-        if let Some(found) = complete(&answer) {
-            return Ok((found.0, found.1, port.unwrap_or(0)));
+/// A connection, and what came on it that nobody has read yet.
+struct Connection {
+    stream: TcpStream,
+    /// Our end's.
+    port: Option<u16>,
+    unread: Vec<u8>,
+}
+
+struct Answer {
+    status: u16,
+    body: String,
+    closes: bool,
+}
+
+impl Connection {
+    /// On failure says what went wrong; there is no port then.
+    fn open(options: &Options) -> Result<Connection, (String, Option<u16>)> {
+        let address = SocketAddr::new(options.endpoint, 80);
+        let stream =
+            TcpStream::connect_timeout(&address, options.timeout).map_err(|error| (named("connect", &error), None))?;
+        let port = stream.local_addr().ok().map(|address| address.port());
+        if options.ip_options > 0 {
+            add_ip_options(&stream, options.ip_options).map_err(|error| (named("options", &error), port))?;
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(("read timeout".into(), port));
+        Ok(Connection { stream, port, unread: Vec::new() })
+    }
+
+    fn send(&mut self, options: &Options, bytes: &[u8]) -> Result<(), String> {
+        match options.split {
+            Some(size) => pieces::write(&mut self.stream, bytes, size, options.timeout),
+            None => self.stream.write_all(bytes),
         }
-        stream.set_read_timeout(Some(left)).map_err(|error| failed("read", error))?;
-        match stream.read(&mut chunk) {
-            Ok(0) => return Err(("read closed".into(), port)),
-            Ok(count) => answer.extend(&chunk[..count]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed("read", error)),
+        .map_err(|error| named("write", &error))
+    }
+
+    fn receive(&mut self, deadline: Instant) -> Result<Answer, String> {
+        let mut chunk = [0; 4096];
+        loop {
+            if let Some((answer, length)) = complete(&self.unread) {
+                self.unread.drain(..length);
+                return Ok(answer);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err("read timeout".into());
+            }
+            self.stream.set_read_timeout(Some(left)).map_err(|error| named("read", &error))?;
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err("read closed".into()),
+                Ok(count) => self.unread.extend(&chunk[..count]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(named("read", &error)),
+            }
         }
+    }
+}
+
+fn named(stage: &str, error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("{stage} timeout"),
+        ErrorKind::ConnectionReset => format!("{stage} reset"),
+        ErrorKind::ConnectionRefused => format!("{stage} refused"),
+        other => format!("{stage} {other}"),
     }
 }
 
@@ -209,16 +342,29 @@ fn add_ip_options(stream: &TcpStream, count: usize) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Status and body, once the whole answer is there.
-fn complete(answer: &[u8]) -> Option<(u16, String)> {
-    let text = String::from_utf8_lossy(answer);
-    let (head, body) = text.split_once("\r\n\r\n")?;
+/// The first answer and its length, once the whole of it is there.
+fn complete(bytes: &[u8]) -> Option<(Answer, usize)> {
+    let begin = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8_lossy(&bytes[..begin]);
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    })?;
-    (body.len() >= length).then(|| (status, body[..length].to_owned()))
+    let header = |wanted: &str| {
+        head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_ascii_lowercase())
+        })
+    };
+    let end = begin + header("content-length")?.parse::<usize>().ok()?;
+    let body = String::from_utf8_lossy(bytes.get(begin..end)?).into_owned();
+    Some((Answer { status, body, closes: header("connection").is_some_and(|value| value == "close") }, end))
+}
+
+/// 56 letters and digits that look like a token and are none.
+fn garbage() -> std::io::Result<String> {
+    let mut bytes = [0; 49];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let middle: String = bytes.iter().map(|byte| char::from(letters[usize::from(byte % 64)])).collect();
+    Ok(format!("AQAEA{middle}=="))
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -228,47 +374,81 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         token: String::new(),
         path: "/latest/meta-data/instance-id".into(),
         token_path: "/latest/api/token".into(),
-        count: if what == "burst" { 100 } else { 1 },
-        parallel: if what == "burst" { 4 } else { 1 },
-        timeout: Duration::from_secs(1),
-        interval: Duration::ZERO,
-        endpoint: IpAddr::from([169, 254, 169, 254]),
-        user_agent: "imds-client/1".into(),
+        token_method: "PUT".into(),
         token_ttl: "21600".into(),
         headers: Vec::new(),
-        linger: Duration::ZERO,
-        wait_file: None,
-        comm: None,
+        forwarded_for: None,
+        user_agent: "imds-client/1".into(),
+        http10: false,
+        endpoint: IpAddr::from([169, 254, 169, 254]),
+        split: None,
+        keep_alive: false,
+        pipeline: 1,
         ip_options: 0,
+        count: if what == "burst" { 100 } else { 1 },
+        parallel: if what == "burst" { 4 } else { 1 },
+        interval: Duration::ZERO,
+        wait: Duration::ZERO,
+        timeout: Duration::from_secs(1),
+        wait_file: None,
+        linger: Duration::ZERO,
+        comm: None,
     };
     match what.as_str() {
-        "v2" | "v1" | "fallback" | "put-only" | "burst" => {}
+        "v2" | "v1" | "fallback" | "put-only" | "burst" | "garbage-token" => {}
         "get-with-token" => options.token = args.next().ok_or("get-with-token TOKEN")?,
         "linger" => options.linger = seconds(&args.next().ok_or("linger SECONDS")?)?,
         other => return Err(format!("unknown command {other}")),
     }
     while let Some(option) = args.next() {
-        let value = args.next().ok_or(format!("{option} wants a value"))?;
-        let number = || value.parse::<u64>().map_err(|_| format!("{option} {value}: not a number"));
         match option.as_str() {
-            "--path" => options.path = value,
-            "--token-path" => options.token_path = value,
-            "--count" => options.count = number()?,
-            "--parallel" => options.parallel = number()?,
-            "--timeout-ms" => options.timeout = Duration::from_millis(number()?),
-            "--interval-ms" => options.interval = Duration::from_millis(number()?),
-            "--endpoint" => options.endpoint = value.parse().map_err(|_| format!("{value}: not an address"))?,
-            "--user-agent" => options.user_agent = value,
-            "--token-ttl" => options.token_ttl = value,
-            "--header" => options.headers.push(value),
-            "--linger-after" => options.linger = seconds(&value)?,
-            "--wait-file" => options.wait_file = Some(value),
-            "--comm" => options.comm = Some(value),
-            "--ip-options" => options.ip_options = number()? as usize,
-            other => return Err(format!("unknown option {other}")),
+            "--http10" => options.http10 = true,
+            "--keep-alive" => options.keep_alive = true,
+            _ => {
+                let value = args.next().ok_or(format!("{option} wants a value"))?;
+                options.take(&option, value)?;
+            }
         }
     }
     Ok(options)
+}
+
+impl Options {
+    /// An option that has a value.
+    fn take(&mut self, option: &str, value: String) -> Result<(), String> {
+        let number = || value.parse::<u64>().map_err(|_| format!("{option} {value}: not a number"));
+        let from_one = || match value.parse() {
+            Ok(0) | Err(_) => Err(format!("{option} {value}: not a number from 1 up")),
+            Ok(count) => Ok(count),
+        };
+        let millis = || number().map(Duration::from_millis);
+        match option {
+            "--path" => self.path = value,
+            "--token-path" => self.token_path = value,
+            "--method-token" => match value.is_empty() || value.bytes().any(|byte| !byte.is_ascii_uppercase()) {
+                true => return Err(format!("{option} {value}: not a method, such as PUT")),
+                false => self.token_method = value,
+            },
+            "--token-ttl" => self.token_ttl = value,
+            "--header" => self.headers.push(value),
+            "--forwarded-for" => self.forwarded_for = Some(value),
+            "--user-agent" => self.user_agent = value,
+            "--endpoint" => self.endpoint = value.parse().map_err(|_| format!("{value}: not an address"))?,
+            "--split-request" => self.split = Some(from_one()?),
+            "--pipeline" => self.pipeline = from_one()?,
+            "--ip-options" => self.ip_options = number()? as usize,
+            "--count" => self.count = number()?,
+            "--parallel" => self.parallel = number()?,
+            "--interval-ms" => self.interval = millis()?,
+            "--wait-ms" => self.wait = millis()?,
+            "--timeout-ms" => self.timeout = millis()?,
+            "--wait-file" => self.wait_file = Some(value),
+            "--linger-after" => self.linger = seconds(&value)?,
+            "--comm" => self.comm = Some(value),
+            other => return Err(format!("unknown option {other}")),
+        }
+        Ok(())
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::behaviour::{Behaviour, Tokens};
+use super::behaviour::{Behaviour, ForcedOn, Tokens};
 use crate::expect::base64;
 
 /// The path of token requests.
@@ -29,7 +29,7 @@ pub struct Request {
     pub token_present: bool,
     /// The `User-Agent` header.
     pub user_agent: Option<String>,
-    /// The status it was answered with; `None` when the server was told to be silent.
+    /// The status it was answered with; `None` when the server was told to be silent or to reset.
     pub status: Option<u16>,
     /// The client as the server sees it: after the runner's masquerading.
     pub peer: IpAddr,
@@ -52,6 +52,8 @@ pub struct Counts {
 pub(super) struct Head {
     pub method: String,
     pub path: String,
+    /// `HTTP/1.0`, not `HTTP/1.1`.
+    pub http10: bool,
     pub headers: Vec<(String, String)>,
 }
 
@@ -66,7 +68,16 @@ impl Head {
     }
 
     pub fn asks_to_close(&self) -> bool {
-        self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+        match self.header("connection") {
+            Some(value) if value.eq_ignore_ascii_case("close") => true,
+            // In HTTP/1.0 a connection is kept only for those who ask for it (RFC 9112 section 9.3).
+            Some(value) if value.eq_ignore_ascii_case("keep-alive") => false,
+            _ => self.http10,
+        }
+    }
+
+    pub fn asks_for_token(&self) -> bool {
+        self.method == "PUT" && self.path == TOKEN_PATH
     }
 }
 
@@ -87,14 +98,15 @@ impl Response {
     }
 
     /// The bytes on the wire.
-    pub fn bytes(&self, close: bool) -> Vec<u8> {
+    pub fn bytes(&self, http10: bool, close: bool) -> Vec<u8> {
+        let (version, ranges) = if http10 { ("HTTP/1.0", "bytes") } else { ("HTTP/1.1", "none") };
         let now = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
-        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, phrase(self.status));
+        let mut head = format!("{version} {} {}\r\n", self.status, phrase(self.status));
         for (name, value) in &self.headers {
             head += &format!("{name}: {value}\r\n");
         }
         if self.status == 200 && !self.is_token {
-            head += "Accept-Ranges: none\r\nLast-Modified: Wed, 30 Jul 2025 20:11:43 GMT\r\n";
+            head += &format!("Accept-Ranges: {ranges}\r\nLast-Modified: Wed, 30 Jul 2025 20:11:43 GMT\r\n");
         }
         head += &format!("Content-Length: {}\r\nDate: {now}\r\nServer: EC2ws\r\n", self.body.len());
         head += if close { "Connection: close\r\n" } else { "Connection: keep-alive\r\n" };
@@ -135,7 +147,7 @@ pub(super) struct Memory {
 impl Memory {
     /// Writes the request down.
     pub fn note(&mut self, head: &Head, status: Option<u16>, peer: SocketAddr) {
-        match head.method == "PUT" && head.path == TOKEN_PATH {
+        match head.asks_for_token() {
             true => self.counts.token_requests += 1,
             false => self.counts.other_requests += 1,
         }
@@ -160,12 +172,17 @@ impl Memory {
     pub fn answer(&mut self, head: &Head, behaviour: &Behaviour) -> Response {
         let mut response = self.judge(head, behaviour);
         response.head_only = head.method == "HEAD";
-        response.is_token = head.method == "PUT" && head.path == TOKEN_PATH;
+        response.is_token = head.asks_for_token();
         response
     }
 
     fn judge(&mut self, head: &Head, behaviour: &Behaviour) -> Response {
-        if let Some(status) = behaviour.forced_status {
+        let forced = match behaviour.forced_on {
+            ForcedOn::All => true,
+            ForcedOn::Token => head.asks_for_token(),
+            ForcedOn::Reads => !head.asks_for_token(),
+        };
+        if let Some(status) = behaviour.forced_status.filter(|_| forced) {
             return Response::empty(status);
         }
         if !behaviour.endpoint_enabled {

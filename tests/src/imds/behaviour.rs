@@ -22,6 +22,17 @@ pub enum LimitScope {
     AllLater,
 }
 
+/// Which requests [`Behaviour::forced_status`] holds for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForcedOn {
+    /// Every request.
+    All,
+    /// Token requests only.
+    Token,
+    /// Everything but token requests.
+    Reads,
+}
+
 /// The TTL of everything that is not limited.
 pub const ORDINARY_TTL: u8 = 64;
 
@@ -51,8 +62,16 @@ pub struct Behaviour {
     pub role: Option<String>,
     /// The user data; without it 404.
     pub user_data: Option<String>,
-    /// Answer everything with this status and an empty body.
+    /// Answer with this status and an empty body what `forced_on` says.
     pub forced_status: Option<u16>,
+    /// Which requests `forced_status` holds for.
+    pub forced_on: ForcedOn,
+    /// Write each answer in pieces of at most so many bytes, each in a TCP segment of its own.
+    pub split: Option<usize>,
+    /// Answer as `HTTP/1.0`, as was recorded of the real one in 2020 and 2023 (with `Accept-Ranges: bytes`). Always closes.
+    pub http10: bool,
+    /// Answer a request with a RST, of ordinary TTL, and nothing else.
+    pub reset_after_request: bool,
     /// Serve several requests on a connection. The real one has always been seen to close.
     pub keep_alive: bool,
     /// How long a hop-limited answer may stay unacknowledged before the connection is reset. The RST has the ordinary TTL
@@ -75,6 +94,10 @@ impl Default for Behaviour {
             role: Some("lab-runner-role".into()),
             user_data: None,
             forced_status: None,
+            forced_on: ForcedOn::All,
+            split: None,
+            http10: false,
+            reset_after_request: false,
             keep_alive: false,
             give_up: Duration::from_secs(5),
         }

@@ -40,7 +40,7 @@ pub(super) fn look_after(arrivals: &Receiver<Leaving>) {
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                leaving.iter().for_each(reset);
+                leaving.iter().for_each(give_up);
                 return;
             }
         }
@@ -55,7 +55,7 @@ pub(super) fn look_after(arrivals: &Receiver<Leaving>) {
             }
             Ok(_) if now < one.give_up_at => true,
             Ok(_) => {
-                reset(one);
+                give_up(one);
                 false
             }
             Err(_) => false,
@@ -63,13 +63,17 @@ pub(super) fn look_after(arrivals: &Receiver<Leaving>) {
     }
 }
 
-/// Makes the coming close a RST.
-fn reset(one: &Leaving) {
+fn give_up(one: &Leaving) {
     if one.restore_for_reset {
         let _ = set_ttl(&one.stream, ORDINARY_TTL);
     }
+    reset(&one.stream);
+}
+
+/// Makes the coming close a RST.
+pub(super) fn reset(stream: &TcpStream) {
     let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-    let _ = setsockopt(&one.stream, sockopt::Linger, &at_once);
+    let _ = setsockopt(stream, sockopt::Linger, &at_once);
     // Not `shutdown`, which would send a FIN first: dropping the stream sends the RST.
 }
 

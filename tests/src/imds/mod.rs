@@ -20,9 +20,10 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{Backlog, Shutdown as Half, listen, shutdown};
 
 pub use answer::{Counts, Request, TOKEN_PATH};
-pub use behaviour::{Behaviour, LimitScope, ORDINARY_TTL, Tokens};
+pub use behaviour::{Behaviour, ForcedOn, LimitScope, ORDINARY_TTL, Tokens};
 
 use crate::netns::Namespace;
+use crate::pieces;
 use answer::{Head, Memory};
 use closing::{Leaving, set_ttl};
 
@@ -41,7 +42,9 @@ const LOOK_UP: Duration = Duration::from_millis(250);
 /// A running fake IMDS. Dropping it closes the listeners and resets what is still open.
 pub struct FakeImds {
     shared: Arc<Shared>,
-    listeners: Vec<(Arc<TcpListener>, JoinHandle<()>)>,
+    namespace: Namespace,
+    addresses: Vec<SocketAddr>,
+    listeners: Mutex<Vec<(Arc<TcpListener>, JoinHandle<()>)>>,
     closing: Option<JoinHandle<()>>,
 }
 
@@ -66,23 +69,46 @@ impl FakeImds {
         });
         let closing =
             std::thread::Builder::new().name("imds-closing".into()).spawn(move || closing::look_after(&arrivals))?;
-        let mut imds = FakeImds { shared, listeners: Vec::new(), closing: Some(closing) };
-        for address in addresses {
-            let listener = namespace
+        let (namespace, addresses) = (namespace.clone(), addresses.to_vec());
+        let imds = FakeImds { shared, namespace, addresses, listeners: Mutex::default(), closing: Some(closing) };
+        imds.listen()?;
+        Ok(imds)
+    }
+
+    /// Listens at all addresses.
+    fn listen(&self) -> Result<()> {
+        let mut listeners = lock(&self.listeners);
+        for address in &self.addresses {
+            let listener = self
+                .namespace
                 .run_inside(|| -> io::Result<TcpListener> {
                     let listener = TcpListener::bind(address)?;
                     // The standard library lets 128 wait; a storm of clients is more, and their SYNs would go unanswered.
                     listen(&listener, Backlog::MAXALLOWABLE)?;
                     Ok(listener)
                 })?
-                .with_context(|| format!("listen at {address} in namespace {}", namespace.name()))?;
+                .with_context(|| format!("listen at {address} in namespace {}", self.namespace.name()))?;
             let listener = Arc::new(listener);
-            let (shared, accepting) = (Arc::clone(&imds.shared), Arc::clone(&listener));
+            let (shared, accepting) = (Arc::clone(&self.shared), Arc::clone(&listener));
             let thread =
                 std::thread::Builder::new().name("imds-accept".into()).spawn(move || accept(&accepting, &shared))?;
-            imds.listeners.push((listener, thread));
+            listeners.push((listener, thread));
         }
-        Ok(imds)
+        Ok(())
+    }
+
+    /// Refuses connections, with a RST from the server's own host, until what this returns is dropped. Open ones go on.
+    pub fn stop_listening(&self) -> NotListening<'_> {
+        self.close();
+        NotListening(self)
+    }
+
+    fn close(&self) {
+        for (listener, thread) in lock(&self.listeners).drain(..) {
+            // accept() returns at once on a listener that was shut down, which is how its thread knows.
+            let _ = shutdown(listener.as_raw_fd(), Half::Both);
+            let _ = thread.join();
+        }
     }
 
     /// Changes the behaviour from the next request on.
@@ -121,13 +147,20 @@ impl Drop for FakeImds {
     fn drop(&mut self) {
         self.shared.running.store(false, Ordering::Relaxed);
         lock(&self.shared.leaving).take();
-        for (listener, thread) in self.listeners.drain(..) {
-            // accept() returns at once on a listener that was shut down.
-            let _ = shutdown(listener.as_raw_fd(), Half::Both);
-            let _ = thread.join();
-        }
+        self.close();
         if let Some(thread) = self.closing.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// A fake IMDS that refuses connections; dropping it lets it listen again.
+pub struct NotListening<'a>(&'a FakeImds);
+
+impl Drop for NotListening<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.listen() {
+            eprintln!("the fake IMDS does not listen again: {error:#}");
         }
     }
 }
@@ -144,8 +177,10 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let (stream, peer) = match listener.accept() {
             Ok(accepted) => accepted,
+            // Shut down: a listener that no longer listens says EINVAL (accept(2)).
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return,
             Err(_) => {
-                // Out of descriptors, an aborted connection, or shut down: the loop's condition tells the last.
+                // Out of descriptors, or an aborted connection.
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }
@@ -170,23 +205,31 @@ fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result
     loop {
         let Some(head) = read_request(&mut stream, &mut buffer, shared)? else { return Ok(()) };
         let behaviour = lock(&shared.behaviour).clone();
-        let is_token = head.method == "PUT" && head.path == TOKEN_PATH;
+        if behaviour.reset_after_request {
+            lock(&shared.memory).note(&head, None, peer);
+            closing::reset(&stream);
+            return Ok(());
+        }
         if behaviour.silent {
             lock(&shared.memory).note(&head, None, peer);
             return wait_for_end(&mut stream, shared);
         }
-        std::thread::sleep(if is_token { behaviour.delay_token } else { behaviour.delay_get });
+        std::thread::sleep(if head.asks_for_token() { behaviour.delay_token } else { behaviour.delay_get });
         let response = {
             let mut memory = lock(&shared.memory);
             let response = memory.answer(&head, &behaviour);
             memory.note(&head, Some(response.status), peer);
             response
         };
-        let close = !behaviour.keep_alive || head.asks_to_close();
-        let bytes = response.bytes(close);
+        let close = !behaviour.keep_alive || behaviour.http10 || head.asks_to_close();
+        let bytes = response.bytes(behaviour.http10, close);
+        let write = |stream: &mut TcpStream| match behaviour.split {
+            Some(size) => pieces::write(stream, &bytes, size, behaviour.give_up),
+            None => stream.write_all(&bytes),
+        };
         let all_later = behaviour.limit_scope == LimitScope::AllLater;
         if !(response.is_token || all_later) {
-            stream.write_all(&bytes)?;
+            write(&mut stream)?;
             if close {
                 return Ok(());
             }
@@ -194,7 +237,7 @@ fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result
         }
 
         set_ttl(&stream, behaviour.hop_limit)?;
-        stream.write_all(&bytes)?;
+        write(&mut stream)?;
         let give_up_at = Instant::now() + behaviour.give_up;
         let restore_for_fin = behaviour.fin_ttl_restored && !all_later;
         if !close {
@@ -253,6 +296,7 @@ fn parse(buffer: &[u8]) -> Result<Option<(Head, usize)>, httparse::Error> {
     let head = Head {
         method: request.method.unwrap_or_default().to_owned(),
         path: request.path.unwrap_or_default().to_owned(),
+        http10: request.version == Some(0),
         headers: request
             .headers
             .iter()

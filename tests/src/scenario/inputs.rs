@@ -10,9 +10,9 @@ use imds_trace::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
 use imds_trace::observation::Observation;
 use imds_trace::recording::{Header, VERSION};
 
-use super::place::socket;
+use super::place::{interface, socket};
 use super::tcp::Conversation;
-use super::{Connect, Container, Packet, Process, Scenario};
+use super::{Attempt, Connect, Container, Exceeded, Packet, Process, Scenario, Uplinks};
 
 /// The namespace that the hooks are in.
 pub const HOST_NETNS: Netns = Netns(1);
@@ -73,6 +73,13 @@ impl Scenario {
             let said = Said::InHdrErrors { netns: HOST_NETNS, v4: counter.in_hdr_errors, v6: 0 };
             add(fact(counter.ms, said));
         });
+        if let Some(uplinks) = &self.uplinks {
+            add(surroundings(uplinks)?);
+        }
+        self.exceeded.iter().for_each(|reading| {
+            let Exceeded { ms, interface, packets } = reading.clone();
+            add(fact(ms, Said::LinkLocalExceeded { interface, packets }));
+        });
         for container in &self.containers {
             add(introduce(container)?);
         }
@@ -82,7 +89,15 @@ impl Scenario {
         for (number, connect) in self.connects.iter().enumerate() {
             let (index, _) = self.client(connect.client.as_deref())?;
             let [connecting, _] = self.connect(number as u64, connect, conversations[index].isn())?;
+            if let (Some(ms), Input::Fact(Fact { said: Said::Connecting(task), .. })) =
+                (connect.attempt_ms, &connecting)
+            {
+                add(fact(ms, Said::Attempting(Connecting { socket: 0, ttl: None, ..task.clone() })));
+            }
             add(connecting);
+        }
+        for attempt in &self.attempts {
+            add(fact(attempt.ms, Said::Attempting(attempted(attempt)?)));
         }
         self.processes.iter().for_each(|process| add(describe(process)));
         for (number, connect) in self.connects.iter().enumerate() {
@@ -119,7 +134,15 @@ impl Scenario {
             cgroup: connect.cgroup.unwrap_or(1),
             ttl: Some(Ttl(connect.ttl.unwrap_or(64))),
         });
-        let connected = Said::Connected(Connected { socket, source, destination, isn, netns, established: true });
+        let connected = Said::Connected(Connected {
+            socket,
+            source,
+            destination,
+            isn,
+            netns,
+            established: connect.error.is_none(),
+            error: connect.error,
+        });
         let known = connect.known_ms.unwrap_or(connect.ms + 1);
         Ok([fact(connect.ms, connecting), fact(known, connected)])
     }
@@ -148,7 +171,8 @@ impl Scenario {
                     protocol: IPPROTO_TCP,
                     tcp: Some(filled.tcp),
                     // The kernel half reads payload where packets pass, not where they are dropped.
-                    head: filled.head.clone().filter(|_| !place.is_drop()),
+                    heads: if place.is_drop() { Vec::new() } else { filled.heads.clone() },
+                    icmp: filled.icmp,
                 })
             })
             .collect())
@@ -173,6 +197,34 @@ fn introduce(container: &Container) -> Result<Input> {
             addresses: addresses.collect::<Result<_>>()?,
         }),
     ))
+}
+
+/// Before everything else.
+fn surroundings(uplinks: &Uplinks) -> Result<Input> {
+    let addresses = uplinks.addresses.iter().map(|address| address.parse().context("an address of the host"));
+    Ok(fact(
+        -1_500,
+        Said::Uplinks {
+            interfaces: uplinks.interfaces.iter().map(|name| interface(name, HOST_NETNS).index).collect(),
+            addresses: addresses.collect::<Result<_>>()?,
+            watched: uplinks.watched.unwrap_or(true),
+        },
+    ))
+}
+
+fn attempted(attempt: &Attempt) -> Result<Connecting> {
+    Ok(Connecting {
+        socket: 0,
+        destination: endpoint(attempt.to.as_deref().unwrap_or("169.254.169.254:80"))?,
+        netns: attempt.netns.map_or(HOST_NETNS, Netns),
+        pid: attempt.pid,
+        tid: attempt.pid,
+        uid: 0,
+        gid: 0,
+        comm: attempt.comm.clone(),
+        cgroup: 1,
+        ttl: None,
+    })
 }
 
 fn describe(process: &Process) -> Input {

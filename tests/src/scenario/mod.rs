@@ -39,9 +39,17 @@ pub struct Scenario {
     /// What the kernel says of connecting tasks.
     #[serde(default)]
     pub connects: Vec<Connect>,
+    /// What the kernel says of tasks whose connect() finds no route.
+    #[serde(default)]
+    pub attempts: Vec<Attempt>,
     /// What /proc says of processes.
     #[serde(default)]
     pub processes: Vec<Process>,
+    /// What netlink says of the ways to IMDS.
+    pub uplinks: Option<Uplinks>,
+    /// What the ENA driver counts.
+    #[serde(default)]
+    pub exceeded: Vec<Exceeded>,
     /// What the namespace's own counters say.
     #[serde(default)]
     pub counters: Vec<Counter>,
@@ -120,8 +128,53 @@ pub struct Connect {
     pub cgroup: Option<u64>,
     /// The TTL that the socket sends with; absent: 64.
     pub ttl: Option<u8>,
+    /// When the task was seen before the kernel looked for a route; absent: it was not.
+    pub attempt_ms: Option<i64>,
+    /// The error with which it fails, a number of `errno.h`.
+    pub error: Option<u16>,
     /// When the port is told; absent: a millisecond later. The kernel tells it when the connection is made or given up.
     pub known_ms: Option<i64>,
+}
+
+/// A task calls connect(), and nothing comes of it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attempt {
+    /// When.
+    pub ms: i64,
+    /// The task's process.
+    pub pid: u32,
+    /// The task's name.
+    pub comm: String,
+    /// The task's namespace; absent: the host's.
+    pub netns: Option<u32>,
+    /// Where to; absent: IMDS on IPv4, port 80.
+    pub to: Option<String>,
+}
+
+/// The ways from this host to IMDS.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uplinks {
+    /// Interfaces.
+    pub interfaces: Vec<String>,
+    /// Addresses of this host.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Are there hooks on all of them? Absent: yes.
+    pub watched: Option<bool>,
+}
+
+/// `linklocal_allowance_exceeded` at a moment.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exceeded {
+    /// When.
+    pub ms: i64,
+    /// Of which interface.
+    pub interface: String,
+    /// How many packets.
+    pub packets: u64,
 }
 
 /// What /proc says of a process.
@@ -172,9 +225,10 @@ pub struct Packet {
     pub ms: i64,
     /// Whose; absent: the first client's.
     pub client: Option<String>,
-    /// Towards IMDS: `syn`, `ack`, `data`, `fin`, `rst`, or a request, e.g. `PUT /latest/api/token`.
+    /// Towards IMDS: `syn`, `ack`, `data`, `fin`, `rst`, or a request, e.g. `PUT /latest/api/token`; several with ` & ` between.
     pub to: Option<String>,
-    /// From IMDS: `syn-ack`, `ack`, `data`, `fin`, `rst`, or a response's status, e.g. `200`.
+    /// From IMDS: `syn-ack`, `ack`, `data`, `fin`, `rst`, or a response's status, e.g. `200`; several with ` & ` between. Or
+    /// `icmp TYPE CODE SENDER`, an error about the last packet to IMDS.
     pub from: Option<String>,
     /// Where it was seen and with what TTL: see [`Place`].
     pub at: Vec<Place>,
@@ -186,6 +240,15 @@ pub struct Packet {
     /// The request carries a token.
     #[serde(default)]
     pub token: bool,
+    /// Which token that is, or which one the response issues: any number, of which nothing counts but whether it is the same.
+    pub mark: Option<u64>,
+    /// The lifetime that a token request asks for, seconds, or -1 for none; absent: six hours.
+    pub lifetime: Option<i64>,
+    /// The request came through a proxy.
+    #[serde(default)]
+    pub forwarded_for: bool,
+    /// What the server calls itself; absent: `EC2ws`.
+    pub server: Option<String>,
     /// The request's User-Agent.
     pub user_agent: Option<String>,
     /// Sequence number, where it does not follow.
@@ -236,8 +299,8 @@ impl Scenario {
     /// Reads a text.
     pub fn parse(text: &str) -> Result<Scenario> {
         let scenario: Scenario = toml::from_str(text)?;
-        if scenario.packets.is_empty() {
-            bail!("a scenario without packets shows nothing");
+        if scenario.packets.is_empty() && scenario.attempts.is_empty() {
+            bail!("a scenario without packets or attempts shows nothing");
         }
         Ok(scenario)
     }

@@ -2,7 +2,7 @@
 //!
 //! `docker0 ingress 64`: interface, direction, TTL there. `drop ip_forward IP_INHDR ens5 1`: function, reason (`-` if the kernel
 //! gives none), interface (`-` if there is none), TTL there. Behind either may stand `as 10.0.0.10:1024`, the client's address and
-//! port there, and behind a drop `in 20`, the namespace if it is not the host's.
+//! port there, and behind a drop `in 20`, the namespace if it is not the host's, and `by ip_forward`, the function that led there.
 
 use std::net::SocketAddr;
 
@@ -59,12 +59,13 @@ impl Place {
         let [location, reason, name, ttl, rest @ ..] = words else {
             bail!("a drop is `FUNCTION REASON INTERFACE TTL`");
         };
-        let (mut client, mut netns) = (None, HOST_NETNS);
+        let (mut client, mut netns, mut callers) = (None, HOST_NETNS, Vec::new());
         for pair in rest.chunks(2) {
             match pair {
                 ["as", address] => client = Some(endpoint(address)?),
                 ["in", inum] => netns = Netns(inum.parse().context("a namespace's number")?),
-                _ => bail!("behind a drop may stand `as ADDRESS:PORT` and `in NAMESPACE`"),
+                ["by", caller] => callers.push((*caller).to_owned()),
+                _ => bail!("behind a drop may stand `as ADDRESS:PORT`, `in NAMESPACE` and `by FUNCTION`"),
             }
         }
         let drop = Drop {
@@ -72,6 +73,7 @@ impl Place {
             reason: (*reason != "-").then(|| (*reason).to_owned()),
             interface: (*name != "-").then(|| interface(name, netns)),
             netns,
+            callers,
         };
         Ok(Place { place: observation::Place::Drop(drop), ttl: Ttl(number(ttl)?), client })
     }
@@ -87,7 +89,7 @@ impl Place {
     }
 }
 
-fn interface(name: &str, netns: Netns) -> Interface {
+pub(super) fn interface(name: &str, netns: Netns) -> Interface {
     // An index of its own for each name that is in use here.
     let index = name.bytes().fold(7u32, |index, byte| index.wrapping_mul(31).wrapping_add(u32::from(byte)));
     Interface { netns, index: Ifindex(index), name: name.to_owned() }

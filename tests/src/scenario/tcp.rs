@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use imds_trace::net::Heading;
-use imds_trace::observation::{Head, RequestHead, ResponseHead, Tcp, TcpFlags};
+use imds_trace::observation::{Head, Icmp, RequestHead, ResponseHead, Tcp, TcpFlags, TokenMark};
 
 use super::Packet;
 
@@ -25,6 +25,8 @@ pub struct Conversation {
     arrived: [u32; 2],
     /// By heading and words: the numbers of the last such packet.
     sent: HashMap<(usize, String), Tcp>,
+    /// Sequence number of the last packet to IMDS.
+    last: u32,
     ip_id: [u16; 2],
 }
 
@@ -34,7 +36,8 @@ pub struct Filled {
     pub heading: Heading,
     pub tcp: Tcp,
     pub ip_id: u16,
-    pub head: Option<Head>,
+    pub heads: Vec<Head>,
+    pub icmp: Option<Icmp>,
 }
 
 impl Conversation {
@@ -42,7 +45,7 @@ impl Conversation {
     pub fn new(number: usize, isn: Option<u32>) -> Self {
         let number = u32::try_from(number).unwrap_or(0);
         let next = [isn.unwrap_or(1_000 + number * 1_000_000), 500_000_000 + number * 1_000_000];
-        Self { next, arrived: next, sent: HashMap::new(), ip_id: [100, 30_000] }
+        Self { next, arrived: next, sent: HashMap::new(), last: next[0], ip_id: [100, 30_000] }
     }
 
     /// The first sequence number of the side that connects.
@@ -57,7 +60,12 @@ impl Conversation {
             (None, Some(words)) => (1, words, Heading::FromImds),
             _ => bail!("the packet at {} ms goes `to` IMDS or comes `from` it", packet.ms),
         };
-        let (flags, len, head) = meaning(words, side, packet)?;
+        if let Some(words) = words.strip_prefix("icmp ") {
+            self.ip_id[side] += 1;
+            let tcp = Tcp { seq: self.last, ack: 0, flags: TcpFlags(0), len: 0 };
+            return Ok(Filled { heading, tcp, ip_id: self.ip_id[side], heads: Vec::new(), icmp: Some(icmp(words)?) });
+        }
+        let (flags, len, heads) = meaning(words, side, packet)?;
         let known = self.sent.get(&(side, words.clone())).copied();
         if packet.again && known.is_none() {
             bail!("the packet at {} ms is sent again, but no {words:?} was sent before", packet.ms);
@@ -76,41 +84,63 @@ impl Conversation {
         if !lost && (tcp.end().wrapping_sub(self.arrived[side]) as i32) > 0 {
             self.arrived[side] = tcp.end();
         }
+        if side == 0 {
+            self.last = seq;
+        }
         self.ip_id[side] += 1;
-        Ok(Filled { heading, tcp, ip_id: packet.ip_id.unwrap_or(self.ip_id[side]), head })
+        Ok(Filled { heading, tcp, ip_id: packet.ip_id.unwrap_or(self.ip_id[side]), heads, icmp: None })
     }
 }
 
-fn meaning(words: &str, side: usize, packet: &Packet) -> Result<(u8, u32, Option<Head>)> {
+fn icmp(words: &str) -> Result<Icmp> {
+    match words.split(' ').collect::<Vec<_>>()[..] {
+        [kind, code, sender] => Ok(Icmp { kind: kind.parse()?, code: code.parse()?, sender: sender.parse()? }),
+        _ => bail!("an ICMP error is `icmp TYPE CODE SENDER`"),
+    }
+}
+
+fn meaning(words: &str, side: usize, packet: &Packet) -> Result<(u8, u32, Vec<Head>)> {
     let flags = match words {
-        "syn" if side == 0 => return Ok((TcpFlags::SYN, 0, None)),
-        "syn-ack" if side == 1 => return Ok((TcpFlags::SYN | TcpFlags::ACK, 0, None)),
+        "syn" if side == 0 => return Ok((TcpFlags::SYN, 0, Vec::new())),
+        "syn-ack" if side == 1 => return Ok((TcpFlags::SYN | TcpFlags::ACK, 0, Vec::new())),
         "ack" => TcpFlags::ACK,
         "fin" => TcpFlags::FIN | TcpFlags::ACK,
         "rst" => TcpFlags::RST | TcpFlags::ACK,
-        "data" => return Ok((TcpFlags::ACK | PSH, DATA, None)),
-        _ if side == 0 => {
-            let (method, path) = words.split_once(' ').with_context(|| format!("{words:?} is not METHOD PATH"))?;
-            let head = Head::Request(RequestHead {
-                method: method.to_owned(),
-                path: path.to_owned(),
-                token: packet.token,
-                requested_ttl: (method == "PUT").then_some(TOKEN_TTL),
-                forwarded_for: false,
-                user_agent: packet.user_agent.clone(),
-            });
-            return Ok((TcpFlags::ACK | PSH, REQUEST, Some(head)));
-        }
+        "data" => return Ok((TcpFlags::ACK | PSH, DATA, Vec::new())),
         _ => {
-            let status = words.parse().with_context(|| format!("{words:?} is neither a status nor a word"))?;
-            let head = Head::Response(ResponseHead {
-                status,
-                content_length: None,
-                token_ttl: None,
-                server: Some("EC2ws".to_owned()),
-            });
-            return Ok((TcpFlags::ACK | PSH, RESPONSE, Some(head)));
+            let parts: Vec<&str> = words.split(" & ").collect();
+            let len = if side == 0 { REQUEST } else { RESPONSE } * parts.len() as u32;
+            let mut heads = Vec::new();
+            for part in parts {
+                heads.push(if side == 0 { Head::Request(request(part, packet)?) } else { response(part, packet)? });
+                heads.extend(packet.mark.filter(|_| side == 1).map(|mark| Head::Token(TokenMark(mark))));
+            }
+            return Ok((TcpFlags::ACK | PSH, len, heads));
         }
     };
-    Ok((flags, 0, None))
+    Ok((flags, 0, Vec::new()))
+}
+
+fn request(words: &str, packet: &Packet) -> Result<RequestHead> {
+    let (method, path) = words.split_once(' ').with_context(|| format!("{words:?} is not METHOD PATH"))?;
+    let lifetime = packet.lifetime.unwrap_or(TOKEN_TTL.into());
+    Ok(RequestHead {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        token: packet.token,
+        mark: packet.mark.filter(|_| packet.token).map(TokenMark),
+        requested_ttl: u32::try_from(lifetime).ok().filter(|_| method == "PUT"),
+        forwarded_for: packet.forwarded_for,
+        user_agent: packet.user_agent.clone(),
+    })
+}
+
+fn response(words: &str, packet: &Packet) -> Result<Head> {
+    let status = words.parse().with_context(|| format!("{words:?} is neither a status nor a word"))?;
+    Ok(Head::Response(ResponseHead {
+        status,
+        content_length: None,
+        token_ttl: None,
+        server: Some(packet.server.clone().unwrap_or_else(|| "EC2ws".to_owned())),
+    }))
 }

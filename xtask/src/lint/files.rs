@@ -17,6 +17,8 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/src/children.rs", "polls for a program's end, which has no wait with a deadline"),
     ("tests/src/house.rs", "polls until what a lab left behind has gone"),
     ("tests/src/imds/mod.rs", "a slow IMDS is what it plays"),
+    ("tests/sdk-client/src/main.rs", "waits for a file before it does what is tested"),
+    ("tests/src/pieces.rs", "polls for a segment's leaving, of which no socket tells"),
 ];
 
 /// Longer than this, and a file wants to become several.

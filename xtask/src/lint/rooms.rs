@@ -43,10 +43,11 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("recording", &["net", "input", "event", "printable"]),
     // What is typed, and what it means.
-    ("cli", &["config", "output::OUTPUTS", "output::Kind", "finding::RULES"]),
+    ("cli", &["config", "output::OUTPUTS", "output::Kind", "finding::RULES", "doctor::KINDS"]),
     ("config", &[]),
     // The machine.
     ("interfaces", &["net"]),
+    ("ethtool", &[]),
     ("kernel", &["net", "interfaces", "input::Names", "input::Record", "event", "printable"]),
     // The shells.
     (
@@ -67,7 +68,20 @@ pub const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("replay", &["net", "input", "recording", "pipeline", "event", "report", "output", "config", "printable"]),
-    ("main", &["cli", "live", "replay", "printable"]),
+    (
+        "doctor",
+        &[
+            "net",
+            "kernel::ask",
+            "interfaces::snapshot",
+            "ethtool",
+            "identity::listing",
+            "identity::procfs",
+            "config",
+            "printable",
+        ],
+    ),
+    ("main", &["cli", "live", "replay", "doctor", "printable"]),
 ];
 
 /// What to do instead, by the room (or crate, or call) that was named where it must not be.
@@ -92,15 +106,15 @@ pub const CRATES: &[(&str, &[&str])] = &[
     ("rtnetlink", &["interfaces"]),
     ("netlink_packet_route", &["interfaces"]),
     ("tokio", &["live", "identity", "interfaces"]),
-    ("env_logger", &["live"]),
-    ("anyhow", &["main", "live", "replay"]),
+    ("env_logger", &["live", "doctor"]),
+    ("anyhow", &["main", "live", "replay", "doctor"]),
 ];
 
 /// Calls that only some rooms may make.
 pub const CALLS: &[(&str, &[&str])] = &[
     ("Instant::now", &["live"]),
     ("SystemTime::now", &["live"]),
-    ("Timestamp::now", &["live"]),
+    ("Timestamp::now", &["live", "doctor"]),
     ("tokio::spawn", &["live", "interfaces"]),
     ("process::exit", &["main"]),
 ];

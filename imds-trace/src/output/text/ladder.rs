@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::RED;
 use crate::finding::Path;
 use crate::journey::{Dropped, Fate, Hop};
-use crate::net::Direction;
+use crate::net::{Direction, Ttl};
 use crate::printable::printable;
 
 /// Bytes of an interface's name that are shown; the kernel allows 15.
@@ -18,17 +18,18 @@ struct Rung {
     remark: String,
 }
 
-/// Draws both ways under each other; so many copies were dropped.
-pub fn draw(out: &mut String, path: &Path, copies: u64) {
+/// Draws both ways under each other. The request left its socket with this TTL; so many copies were dropped.
+pub fn draw(out: &mut String, path: &Path, initial: Option<Ttl>, copies: u64) {
     let mut outward = rungs(&path.outward.hops);
     let mut inward = rungs(&path.inward.hops);
+    outward.splice(0..0, before(path, initial));
     match &path.outward.fate {
-        Fate::Dropped(dropped) => outward.push(dropped_at(dropped, copies)),
+        Fate::Dropped(dropped) => outward.push(dropped_at(dropped, copies, path)),
         Fate::Delivered | Fate::Unresolved => {
             if let (Some(rung), Some(hop)) = (outward.last_mut(), path.outward.hops.last())
                 && hop.hook.direction == Direction::Egress
             {
-                rung.remark = "→ IMDS".to_owned();
+                rung.remark = format!("→ IMDS {}", rung.remark);
             }
         }
     }
@@ -38,7 +39,7 @@ pub fn draw(out: &mut String, path: &Path, copies: u64) {
         rung.remark = "← IMDS".to_owned();
     }
     if let Fate::Dropped(dropped) = &path.inward.fate {
-        inward.push(dropped_at(dropped, copies));
+        inward.push(dropped_at(dropped, copies, path));
     }
     if path.inward.fate != Fate::Delivered && !matches!(path.outward.fate, Fate::Dropped(_)) {
         inward.extend(missed(path));
@@ -55,25 +56,46 @@ pub fn draw(out: &mut String, path: &Path, copies: u64) {
     }
 }
 
+/// Where the address was translated, the new one is shown.
 fn rungs(hops: &[Hop]) -> Vec<Rung> {
+    let before = std::iter::once(None).chain(hops.iter().map(Some));
     hops.iter()
-        .map(|hop| Rung {
+        .zip(before)
+        .map(|(hop, before)| Rung {
             place: place(&hop.hook.interface.name, hop.hook.direction),
             ttl: format!("ttl {}", hop.ttl.0),
-            remark: String::new(),
+            remark: match before {
+                Some(before) if before.client != hop.client => format!("as {}", hop.client),
+                _ => String::new(),
+            },
         })
         .collect()
 }
 
-fn dropped_at(dropped: &Dropped, count: u64) -> Rung {
+/// What lies between the client's socket and the first hook, if its TTL fell there: namespaces of its own.
+fn before(path: &Path, initial: Option<Ttl>) -> Option<Rung> {
+    let (initial, first) = (initial?, path.outward.hops.first()?);
+    let forwards = initial.0.checked_sub(first.ttl.0).filter(|forwards| *forwards > 0)?;
+    let times = if forwards == 1 { "once".to_owned() } else { format!("{forwards} times") };
+    Some(Rung {
+        place: "its socket".to_owned(),
+        ttl: format!("ttl {}", initial.0),
+        remark: format!("forwarded {times} before {}", printable(&first.hook.interface.name, MAX_NAME)),
+    })
+}
+
+fn dropped_at(dropped: &Dropped, count: u64, path: &Path) -> Rung {
     let reason =
         dropped.drop.reason.as_deref().map(|reason| format!(": {}", printable(reason, 64))).unwrap_or_default();
     let why = if dropped.ttl.0 <= 1 { " (TTL used up)" } else { "" };
     let copies = if count > 1 { format!(", {count} copies") } else { String::new() };
+    let host = path.outward.hops.iter().chain(&path.inward.hops).map(|hop| hop.hook.interface.netns).next();
+    let elsewhere = host.is_some_and(|host| host != dropped.drop.netns && dropped.drop.netns.0 != 0);
+    let whose = if elsewhere { format!(", in network namespace {}", dropped.drop.netns.0) } else { String::new() };
     Rung {
         place: printable(&dropped.drop.location, 64),
         ttl: format!("ttl {}", dropped.ttl.0),
-        remark: format!("{RED}✗ dropped{reason}{RED:#}{why}{copies}"),
+        remark: format!("{RED}✗ dropped{reason}{RED:#}{why}{whose}{copies}"),
     }
 }
 

@@ -1,0 +1,108 @@
+//! Who is about to connect to a watched endpoint? Asked before the kernel looks for a route: a connect that finds none never
+//! changes its socket's state, so nothing else would see it. Always lets the connect go on, and changes nothing.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        generated::{bpf_get_current_cgroup_id, bpf_get_current_task},
+    },
+    programs::SockAddrContext,
+};
+use imds_trace_ebpf::record::{Connect, kind};
+
+use crate::{drop::read, emit, global, global::offset};
+
+/// The connect goes on.
+const PROCEED: i32 = 1;
+
+const IPPROTO_TCP: u32 = 6;
+
+/// Looks at one connect() to an IPv4 address.
+#[inline(always)]
+pub fn observe_v4(ctx: &SockAddrContext) -> i32 {
+    let to = ctx.sock_addr;
+    // SAFETY: the kernel hands the program a valid context.
+    let (address, port, protocol) = unsafe { ((*to).user_ip4, (*to).user_port, (*to).protocol) };
+    if protocol == IPPROTO_TCP && global::is_endpoint_v4(address) {
+        record(4, [address, 0, 0, 0], port);
+    }
+    PROCEED
+}
+
+/// Looks at one connect() to an IPv6 address.
+#[inline(always)]
+pub fn observe_v6(ctx: &SockAddrContext) -> i32 {
+    let to = ctx.sock_addr;
+    // SAFETY: the kernel hands the program a valid context.
+    let (port, protocol) = unsafe { ((*to).user_port, (*to).protocol) };
+    if protocol != IPPROTO_TCP {
+        return PROCEED;
+    }
+    let address = address_v6(to);
+    // An IPv6 socket that speaks IPv4 (::ffff:a.b.c.d).
+    let mapped = address[0] == 0 && address[1] == 0 && address[2] == u32::to_be(0xffff);
+    if mapped && global::is_endpoint_v4(address[3]) {
+        record(4, [address[3], 0, 0, 0], port);
+    } else if global::is_endpoint_v6(&address) {
+        record(6, address, port);
+    }
+    PROCEED
+}
+
+/// Word by word: the verifier refuses wider reads of this context.
+#[inline(always)]
+fn address_v6(to: *mut bpf_sock_addr) -> [u32; 4] {
+    // SAFETY: as above; volatile, or the compiler would make one wide read of four.
+    unsafe {
+        let words = core::ptr::addr_of!((*to).user_ip6).cast::<u32>();
+        [
+            core::ptr::read_volatile(words),
+            core::ptr::read_volatile(words.add(1)),
+            core::ptr::read_volatile(words.add(2)),
+            core::ptr::read_volatile(words.add(3)),
+        ]
+    }
+}
+
+#[inline(always)]
+fn record(version: u8, destination: [u32; 4], port: u32) {
+    let Some(mut entry) = emit::reserve::<Connect>() else {
+        return;
+    };
+    let ids = bpf_get_current_pid_tgid();
+    let owner = bpf_get_current_uid_gid();
+    let mut bytes = [0u8; 16];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(destination) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    let connect = Connect {
+        header: emit::header(kind::ATTEMPT, size_of::<Connect>()),
+        socket: 0,
+        // SAFETY: the helper takes nothing.
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        destination: bytes,
+        tgid: (ids >> 32) as u32,
+        tid: ids as u32,
+        uid: owner as u32,
+        gid: (owner >> 32) as u32,
+        netns: netns().unwrap_or(0),
+        destination_port: u16::from_be(port as u16),
+        version,
+        ttl: 0,
+        comm: bpf_get_current_comm().unwrap_or([0; 16]),
+    };
+    // SAFETY: the entry has room for one `Connect`.
+    unsafe { emit::place(&mut entry).write(connect) };
+    entry.submit(0);
+}
+
+/// The network namespace that the task is in; a socket is mostly in its task's.
+#[inline(always)]
+fn netns() -> Option<u32> {
+    // SAFETY: the helper takes nothing.
+    let task = unsafe { bpf_get_current_task() } as *const u8;
+    let nsproxy: *const u8 = read(task, offset!(task_nsproxy)?)?;
+    let net: *const u8 = read(nsproxy, offset!(nsproxy_net_ns)?)?;
+    read(net, offset!(net_inum)?)
+}

@@ -1,0 +1,27 @@
+//! Can the Docker engine be asked who runs here?
+
+use super::sight::Sight;
+use super::{Answer, Check, Status, Subject, counted};
+
+/// The check.
+pub const CHECK: Check =
+    Check { id: "engine", explain: "whether the Docker engine can be asked for its containers", examine };
+
+fn examine(sight: &Sight) -> Vec<Answer> {
+    let answer = match &sight.engine {
+        Ok(listing) => {
+            let (containers, networks) = (listing.containers.len(), listing.networks.len());
+            let summary =
+                format!("The engine runs {} on {}.", counted(containers, "container"), counted(networks, "network"));
+            Answer::new(Subject::Host, Status::Ok, summary)
+        }
+        Err(why) => Answer::new(
+            Subject::Host,
+            Status::Unknown,
+            format!(
+                "{why}: nothing can be said of containers (the engine's socket needs root or the group docker; --docker-host names another)."
+            ),
+        ),
+    };
+    vec![answer.look("docker ps")]
+}

@@ -1,0 +1,215 @@
+//! What do `iptables-save` and `ip6tables-save` say? Their text to [`Chain`]s. Pure.
+
+use std::collections::BTreeSet;
+
+use super::rules::{Chain, Condition, Hook, Rule, Verdict, What, range};
+
+/// Targets that change or note something and let the packet go on, or that decide nothing for us.
+const GOES_ON: &[&str] = &[
+    "AUDIT",
+    "CHECKSUM",
+    "CLASSIFY",
+    "CONNMARK",
+    "CONNSECMARK",
+    "CT",
+    "DSCP",
+    "HL",
+    "HMARK",
+    "LED",
+    "LOG",
+    "MARK",
+    "NFLOG",
+    "NOTRACK",
+    "RATEEST",
+    "SECMARK",
+    "SET",
+    "TCPMSS",
+    "TCPOPTSTRIP",
+    "TEE",
+    "TOS",
+    "TRACE",
+    "TTL",
+    "ULOG",
+];
+
+/// The chains of a save file. `tool` is `iptables`, `ip6tables` or either with `-legacy`.
+pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
+    let mut chains: Vec<Chain> = Vec::new();
+    let mut table = String::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name.trim().to_owned();
+        } else if let Some(declared) = line.strip_prefix(':') {
+            let mut words = declared.split_whitespace();
+            let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or("-"));
+            chains.push(Chain {
+                tool,
+                family: if tool.starts_with("ip6") { "ip6" } else { "ip" }.to_owned(),
+                table: table.clone(),
+                name: name.to_owned(),
+                hook: (policy != "-").then(|| hook(name)).flatten(),
+                nat: table == "nat",
+                drops_the_rest: policy == "DROP",
+                rules: Vec::new(),
+            });
+        } else if let Some(begin) = line.find("-A ").filter(|_| line.starts_with(['-', '['])) {
+            // Counters may stand before, with -c.
+            let text = &line[begin..];
+            let words = words(text);
+            let Some(name) = words.get(1) else { continue };
+            let rule = rule(&words[2..], text);
+            if let Some(chain) = chains.iter_mut().find(|chain| chain.table == table && chain.name == *name) {
+                chain.rules.push(rule);
+            }
+        }
+    }
+    chains
+}
+
+/// Tables of which `iptables-nft-save` says that only `nft` can show them in full.
+pub fn incompatible(said: &str) -> BTreeSet<String> {
+    said.lines()
+        .filter(|line| line.contains("incompatible"))
+        .filter_map(|line| Some(line.split_once('`')?.1.split_once('\'')?.0.to_owned()))
+        .collect()
+}
+
+fn hook(chain: &str) -> Option<Hook> {
+    match chain {
+        "PREROUTING" => Some(Hook::Prerouting),
+        "INPUT" => Some(Hook::Input),
+        "FORWARD" => Some(Hook::Forward),
+        "OUTPUT" => Some(Hook::Output),
+        "POSTROUTING" => Some(Hook::Postrouting),
+        _ => None,
+    }
+}
+
+/// Words as a shell takes them: in double quotes, `\` makes the next character itself.
+fn words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quoted = false;
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            '\\' if quoted => word.get_or_insert_default().extend(characters.next()),
+            ' ' if !quoted => words.extend(word.take()),
+            other => word.get_or_insert_default().push(other),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+fn rule(words: &[String], text: &str) -> Rule {
+    let mut conditions = Vec::new();
+    let mut verdict = Verdict::Continue;
+    let mut negated = false;
+    let mut words = words.iter().map(String::as_str).peekable();
+    while let Some(word) = words.next() {
+        if word == "!" {
+            negated = true;
+            continue;
+        }
+        if matches!(word, "-j" | "--jump" | "-g" | "--goto") {
+            let target = words.next().unwrap_or_default();
+            let options: Vec<&str> = words.by_ref().collect();
+            verdict =
+                if word.ends_with(['g', 'o']) { Verdict::Goto(target.to_owned()) } else { jump(target, &options) };
+            break;
+        }
+        if word == "--comment" {
+            // Whatever it begins with.
+            words.next();
+            negated = false;
+            continue;
+        }
+        let mut values = Vec::new();
+        while let Some(value) = words.next_if(|word| *word != "!" && !word.starts_with('-')) {
+            values.push(value);
+        }
+        let what = condition(word, values.first().copied().unwrap_or_default());
+        if what != What::Always {
+            conditions.push(Condition { negated, what });
+        }
+        negated = false;
+    }
+    Rule { conditions, verdict, text: text.to_owned() }
+}
+
+fn jump(target: &str, options: &[&str]) -> Verdict {
+    let option = |name: &str| {
+        options
+            .iter()
+            .position(|option| *option == name)
+            .and_then(|at| options.get(at + 1))
+            .map(|value| (*value).to_owned())
+    };
+    match target {
+        "ACCEPT" => Verdict::Accept,
+        "DROP" => Verdict::Drop,
+        "REJECT" => Verdict::Reject,
+        "RETURN" => Verdict::Return,
+        "DNAT" | "NETMAP" => {
+            Verdict::Redirect(option("--to-destination").or(option("--to")).unwrap_or_else(|| "elsewhere".into()))
+        }
+        "REDIRECT" => {
+            Verdict::Redirect(option("--to-ports").map_or("this host".into(), |port| format!("this host, port {port}")))
+        }
+        "TPROXY" => Verdict::Redirect("a proxy on this host".into()),
+        // A program decides; it may let everything through.
+        "NFQUEUE" | "QUEUE" => Verdict::Continue,
+        "MASQUERADE" | "SNAT" => Verdict::Masquerade,
+        target if GOES_ON.contains(&target) => Verdict::Continue,
+        chain => Verdict::Jump(chain.to_owned()),
+    }
+}
+
+fn condition(option: &str, value: &str) -> What {
+    let list = || value.split(',').map(str::to_owned).collect::<Vec<_>>();
+    let addresses = |make: fn(Vec<_>) -> What| {
+        value.split(',').map(range).collect::<Option<Vec<_>>>().map_or(What::Undecided, make)
+    };
+    let address_range = |make: fn(Vec<_>) -> What| {
+        let ends = value.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        ends.map_or(What::Undecided, |ends| make(vec![ends]))
+    };
+    let ports = |make: fn(Vec<_>) -> What| {
+        value.split(',').map(ports).collect::<Option<Vec<_>>>().map_or(What::Undecided, make)
+    };
+    match option {
+        // Loads a match; what that asks comes in options of its own. Those without any decide by being there.
+        "-m" | "--match" => match value {
+            "socket" | "rpfilter" | "u32" | "bpf" | "cgroup" => What::Undecided,
+            _ => What::Always,
+        },
+        "-s" | "--source" | "--src" => addresses(What::Source),
+        "-d" | "--destination" | "--dst" => addresses(What::Destination),
+        "--src-range" => address_range(What::Source),
+        "--dst-range" => address_range(What::Destination),
+        "-p" | "--protocol" => What::Protocol(list()),
+        "--sport" | "--source-port" | "--sports" | "--source-ports" => ports(What::SourcePort),
+        "--dport" | "--destination-port" | "--dports" | "--destination-ports" => ports(What::DestinationPort),
+        "-i" | "--in-interface" => What::From(list()),
+        "-o" | "--out-interface" => What::To(list()),
+        "--ctstate" | "--state" => What::State(list()),
+        "--dst-type" if value == "LOCAL" => What::ToThisHost,
+        _ => What::Undecided,
+    }
+}
+
+/// `80` or `8000:8080`.
+fn ports(text: &str) -> Option<(u16, u16)> {
+    match text.split_once(':') {
+        Some((first, last)) => Some((
+            if first.is_empty() { 0 } else { first.parse().ok()? },
+            if last.is_empty() { u16::MAX } else { last.parse().ok()? },
+        )),
+        None => text.parse().ok().map(|port| (port, port)),
+    }
+}

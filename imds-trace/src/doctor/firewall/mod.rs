@@ -1,0 +1,253 @@
+//! Would a firewall rule drop, reject or redirect IMDS traffic? Read by the firewall's own tools, which change nothing.
+
+pub mod iptables;
+pub mod nft;
+pub mod rules;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rules::{Chain, Hook, Packet, Side};
+
+/// Where the tools are if `PATH` does not say: users' often lacks the second half.
+const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+/// Bytes of rules that are read of one namespace at most; a host with ten thousand has about two million.
+const MAX_SAID: u64 = 32 << 20;
+/// Ports a client's connections come from; the kernel's default begins at 32768, and nobody sets it below 1024.
+const CLIENT_PORTS: (u16, u16) = (1024, 65535);
+/// IMDS.
+const PORT: (u16, u16) = (80, 80);
+
+/// The rules of a namespace.
+#[derive(Clone, Debug, Default)]
+pub struct Firewall {
+    /// All chains that could be read.
+    pub chains: Vec<Chain>,
+    /// What could not be read, and why, or what would be needed.
+    unread: Vec<(&'static str, String)>,
+    /// The tools that answered.
+    pub read_by: Vec<&'static str>,
+}
+
+impl Firewall {
+    /// A sentence without an end about all that could not be read; `None` if everything was.
+    pub fn unread(&self) -> Option<String> {
+        let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+        for (tool, why) in &self.unread {
+            match reasons.iter_mut().find(|(known, _)| known == why) {
+                Some((_, tools)) => tools.push((*tool).to_owned()),
+                None => reasons.push((why, vec![(*tool).to_owned()])),
+            }
+        }
+        let parts = reasons.into_iter().map(|(why, tools)| format!("{} {why}", tools.join(", ")));
+        (!self.unread.is_empty()).then(|| parts.collect::<Vec<_>>().join("; "))
+    }
+
+    /// Reads what `name`, a tool's saving half, says of the rules that `tool` shows.
+    fn iptables(&mut self, name: &'static str, tool: &'static str, path: &Path, theirs: &mut Vec<(String, String)>) {
+        match run(path, &[]) {
+            Ok(said) => {
+                let incompatible = iptables::incompatible(&said);
+                let chains = iptables::read(&said, tool).into_iter();
+                for chain in chains.filter(|chain| !incompatible.contains(&chain.table)) {
+                    if !name.contains("legacy") {
+                        theirs.push((chain.family.clone(), chain.table.clone()));
+                    }
+                    self.chains.push(chain);
+                }
+                if !self.read_by.contains(&tool) {
+                    self.read_by.push(tool);
+                }
+            }
+            Err(why) => self.unread.push((name, format!("could not read the rules ({why})"))),
+        }
+    }
+}
+
+/// Names of one family's tools: with the kernel's nf_tables, with its older tables, and where there is only one.
+const SAVERS: [[(&str, &str); 3]; 2] = [
+    [("iptables-nft-save", "iptables"), ("iptables-legacy-save", "iptables-legacy"), ("iptables-save", "iptables")],
+    [
+        ("ip6tables-nft-save", "ip6tables"),
+        ("ip6tables-legacy-save", "ip6tables-legacy"),
+        ("ip6tables-save", "ip6tables"),
+    ],
+];
+
+/// Reads the rules of the calling thread's network namespace.
+pub fn read() -> Firewall {
+    let mut firewall = Firewall::default();
+    let mut theirs = Vec::new();
+    let nf_tables = nf_tables_is_there();
+    for savers in SAVERS {
+        let [nft, legacy, either] = savers.map(|(name, _)| find(name));
+        let old = legacy_tables(savers[0].1);
+        let neither = nft.is_none() && legacy.is_none();
+        if old && legacy.is_none() && either.is_none() {
+            let why = "is not there to read rules that are: install the package iptables";
+            firewall.unread.push((savers[2].0, why.into()));
+        }
+        let wanted = [nft.filter(|_| nf_tables), legacy.filter(|_| old), either.filter(|_| neither)];
+        for ((name, tool), path) in savers.into_iter().zip(wanted) {
+            if let Some(path) = path {
+                firewall.iptables(name, tool, &path, &mut theirs);
+            }
+        }
+    }
+    let nft = find("nft").filter(|_| nf_tables);
+    match nft.map(|nft| (run(&nft, &["-j", "list", "ruleset"]), run(&nft, &["-a", "list", "ruleset"]))) {
+        Some((Ok(json), wording)) => match nft::read(&json, &wording.unwrap_or_default()) {
+            Ok(chains) => {
+                // Tables that iptables keeps are told in its own words, which hold more.
+                let iptables_told = |chain: &Chain| theirs.contains(&(chain.family.clone(), chain.table.clone()));
+                firewall.chains.extend(chains.into_iter().filter(|chain| !iptables_told(chain)));
+                firewall.read_by.push("nftables");
+            }
+            Err(error) => firewall.unread.push(("nft", format!("says what cannot be understood ({error})"))),
+        },
+        Some((Err(why), _)) => firewall.unread.push(("nft", format!("could not read the rules ({why})"))),
+        None if nf_tables => firewall.unread.push(("nft", "is not there: install the package nftables".into())),
+        None => {}
+    }
+    firewall
+}
+
+/// Is nf_tables in the kernel, now? Asking its tools would load it where it is not, and there are no rules then.
+fn nf_tables_is_there() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let built_in = Path::new("/lib/modules").join(release.trim()).join("modules.builtin");
+    let may_be_built_in = std::fs::read_to_string(built_in).map_or(true, |list| list.contains("/nf_tables.ko"));
+    Path::new("/sys/module/nf_tables").exists() || may_be_built_in
+}
+
+/// Has the kernel tables that only a legacy iptables can show? Also if we may not know.
+fn legacy_tables(tool: &str) -> bool {
+    let list = if tool == "iptables" { "ip_tables_names" } else { "ip6_tables_names" };
+    match std::fs::read_to_string(Path::new("/proc/thread-self/net").join(list)) {
+        Ok(names) => !names.trim().is_empty(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
+    folders.chain(FOLDERS.iter().map(PathBuf::from)).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// What a tool says; the error is what it complains of. Who owns a container's namespace decides how much there is to say.
+fn run(path: &Path, words: &[&str]) -> Result<String, String> {
+    log::debug!("running {} {}", path.display(), words.join(" "));
+    let mut command = Command::new(path);
+    command.args(words).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (said, complained) = std::thread::scope(|scope| {
+        // Both pipes at once: a tool that finds one full would wait.
+        let complained = scope.spawn(|| bounded(stderr));
+        (bounded(stdout), complained.join().unwrap_or_default())
+    });
+    if said.len() as u64 > MAX_SAID {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(format!("they are more than {} MiB", MAX_SAID >> 20));
+    }
+    let status = child.wait().map_err(|error| error.to_string())?;
+    if status.success() {
+        // iptables-nft-save says there which tables it cannot show in full.
+        let incompatible = complained.lines().filter(|line| line.contains("incompatible"));
+        return Ok(incompatible.fold(said, |said, line| said + "# " + line + "\n"));
+    }
+    let denied = ["permitted", "denied", "must be root"].iter().any(|word| complained.contains(word));
+    match complained.lines().next() {
+        _ if denied => Err("needs root".into()),
+        Some(line) => Err(line.to_owned()),
+        None => Err(status.to_string()),
+    }
+}
+
+/// One byte more than may be, at most: that tells that there was more.
+fn bounded(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        let _ = pipe.take(MAX_SAID + 1).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A client whose packets the rules are asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Who.
+    pub name: String,
+    /// Its address in this namespace, if known.
+    pub address: Option<std::net::IpAddr>,
+    /// The bridge by which it comes in; `None` if it is a process of this namespace.
+    pub bridge: Option<String>,
+    /// The interface by which the endpoint is reached, if known.
+    pub uplink: Option<String>,
+    /// The endpoint.
+    pub endpoint: std::net::IpAddr,
+}
+
+/// Which way a packet of a client's travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heading {
+    /// Its requests.
+    Request,
+    /// The answers.
+    Answer,
+}
+
+impl Client {
+    /// The places where the rules are asked, and the packet as it is there.
+    pub fn packets(&self) -> Vec<(Heading, Hook, Packet)> {
+        let uplink = || self.uplink.clone().map_or(Side::Unknown, Side::Is);
+        let request = |from: Side, to: Side| Packet {
+            v6: self.endpoint.is_ipv6(),
+            source: self.address,
+            destination: Some(self.endpoint),
+            source_ports: CLIENT_PORTS,
+            destination_ports: PORT,
+            from,
+            to,
+            state: "new",
+        };
+        let answer = |destination: Option<std::net::IpAddr>, from: Side, to: Side| Packet {
+            source: Some(self.endpoint),
+            destination,
+            source_ports: PORT,
+            destination_ports: CLIENT_PORTS,
+            state: "established",
+            ..request(from, to)
+        };
+        use Heading::{Answer, Request};
+        match &self.bridge {
+            Some(bridge) => {
+                let bridge = || Side::Is(bridge.clone());
+                vec![
+                    (Request, Hook::Ingress, request(bridge(), Side::Nothing)),
+                    (Request, Hook::Prerouting, request(bridge(), Side::Nothing)),
+                    (Request, Hook::Forward, request(bridge(), uplink())),
+                    (Request, Hook::Postrouting, request(Side::Unknown, uplink())),
+                    (Answer, Hook::Ingress, answer(None, uplink(), Side::Nothing)),
+                    // Still under the host's address: it is translated back behind most of these chains.
+                    (Answer, Hook::Prerouting, answer(None, uplink(), Side::Nothing)),
+                    (Answer, Hook::Forward, answer(self.address, uplink(), bridge())),
+                    (Answer, Hook::Postrouting, answer(self.address, Side::Unknown, bridge())),
+                ]
+            }
+            None => vec![
+                (Request, Hook::Output, request(Side::Nothing, uplink())),
+                (Request, Hook::Postrouting, request(Side::Nothing, uplink())),
+                (Answer, Hook::Ingress, answer(self.address, uplink(), Side::Nothing)),
+                (Answer, Hook::Prerouting, answer(self.address, uplink(), Side::Nothing)),
+                (Answer, Hook::Input, answer(self.address, uplink(), Side::Nothing)),
+            ],
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! How are the answers told? As text for people, or as JSON Lines for programs: one object for each answer, and a summary.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+use anstream::AutoStream;
+use anstyle::{AnsiColor, Style};
+use anyhow::Context;
+use serde::Serialize;
+
+use super::{Answer, Status, Subject, counted};
+use crate::config::OutputSpec;
+use crate::printable::{json_safe, printable};
+
+const RED: Style = AnsiColor::Red.on_default().bold();
+const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
+const GREEN: Style = AnsiColor::Green.on_default();
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+/// Columns of a paragraph.
+const WIDTH: usize = 100;
+/// Bytes of a name that are shown.
+const MAX_NAME: usize = 64;
+/// Bytes of a sentence or command that are shown: a firewall's rule may be long.
+const MAX_SENTENCE: usize = 4096;
+
+/// All statuses, the worst first.
+const STATUSES: [Status; 4] = [Status::Broken, Status::Warning, Status::Unknown, Status::Ok];
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    at: String,
+    check: &'a str,
+    #[serde(flatten)]
+    about: Named<'a>,
+    status: Status,
+    summary: &'a str,
+    look: Option<&'a str>,
+    mend: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Named<'a> {
+    kind: &'static str,
+    subject: &'a str,
+}
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    at: String,
+    version: &'a str,
+    ok: usize,
+    warning: usize,
+    broken: usize,
+    unknown: usize,
+}
+
+/// Tells answers to all outputs.
+pub struct Teller {
+    outputs: Vec<(bool, Box<dyn Write>)>,
+    told: Vec<Status>,
+    last_check: String,
+}
+
+impl Teller {
+    /// Opens what was asked for.
+    pub fn open(specs: &[OutputSpec]) -> anyhow::Result<Self> {
+        let mut outputs = Vec::new();
+        for spec in specs {
+            let stream: Box<dyn Write> = match &spec.path {
+                // Colour only on a terminal and never with NO_COLOR: anstream looks.
+                None => Box::new(BufWriter::new(AutoStream::auto(io::stdout()))),
+                Some(path) => {
+                    let file =
+                        File::create(path).with_context(|| format!("--output {}={}", spec.kind, path.display()))?;
+                    Box::new(BufWriter::new(AutoStream::never(file)))
+                }
+            };
+            outputs.push((spec.kind == "json", stream));
+        }
+        Ok(Self { outputs, told: Vec::new(), last_check: String::new() })
+    }
+
+    /// Tells one answer of a check.
+    pub fn tell(&mut self, at: jiff::Timestamp, check: &str, answer: &Answer) -> io::Result<()> {
+        self.told.push(answer.status);
+        let same_check = self.last_check == check;
+        self.last_check = check.to_owned();
+        for (json, stream) in &mut self.outputs {
+            if *json {
+                write_json(stream, &line(at, check, answer))?;
+            } else {
+                let heading = if same_check { String::new() } else { format!("{BOLD}{check}{BOLD:#}\n") };
+                stream.write_all(heading.as_bytes())?;
+                stream.write_all(text(answer).as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the summary and hands everything to the system.
+    pub fn finish(&mut self, at: jiff::Timestamp) -> io::Result<()> {
+        let count = |status| self.told.iter().filter(|told| **told == status).count();
+        let summary = Summary {
+            kind: "summary",
+            at: rfc3339(at),
+            version: env!("CARGO_PKG_VERSION"),
+            ok: count(Status::Ok),
+            warning: count(Status::Warning),
+            broken: count(Status::Broken),
+            unknown: count(Status::Unknown),
+        };
+        let parts: Vec<String> = STATUSES
+            .into_iter()
+            .filter(|status| count(*status) > 0)
+            .map(|status| {
+                let (style, word) = shown(status);
+                let (count, word) = (count(status), word.trim().to_lowercase());
+                let many = if status == Status::Warning && count > 1 { "s" } else { "" };
+                format!("{style}{count} {word}{many}{style:#}")
+            })
+            .collect();
+        let whole = counted(self.told.len(), "answer");
+        for (json, stream) in &mut self.outputs {
+            if *json {
+                write_json(stream, &summary)?;
+            } else {
+                writeln!(stream, "\n{BOLD}Summary{BOLD:#}: {whole}: {}.", parts.join(", "))?;
+            }
+            stream.flush()?;
+        }
+        Ok(())
+    }
+}
+
+fn write_json(stream: &mut dyn Write, line: &impl Serialize) -> io::Result<()> {
+    let mut text = json_safe(&serde_json::to_string(line)?).into_owned();
+    text.push('\n');
+    stream.write_all(text.as_bytes())
+}
+
+fn rfc3339(at: jiff::Timestamp) -> String {
+    format!("{at:.9}")
+}
+
+fn line<'a>(at: jiff::Timestamp, check: &'a str, answer: &'a Answer) -> Line<'a> {
+    let kind = match &answer.about {
+        Subject::Host => "host",
+        Subject::Kernel(_) => "kernel",
+        Subject::Interface(_) => "interface",
+        Subject::Container(_) => "container",
+        Subject::Network(_) => "network",
+    };
+    Line {
+        kind: "check",
+        at: rfc3339(at),
+        check,
+        about: Named { kind, subject: answer.about.name() },
+        status: answer.status,
+        summary: &answer.summary,
+        look: answer.look.as_deref(),
+        mend: answer.mend.as_deref(),
+    }
+}
+
+fn shown(status: Status) -> (Style, &'static str) {
+    match status {
+        Status::Ok => (GREEN, "ok     "),
+        Status::Warning => (YELLOW, "WARNING"),
+        Status::Broken => (RED, "BROKEN "),
+        Status::Unknown => (DIM, "unknown"),
+    }
+}
+
+fn text(answer: &Answer) -> String {
+    let (style, word) = shown(answer.status);
+    let about = match &answer.about {
+        Subject::Container(name) => format!("container {}", printable(name, MAX_NAME)),
+        Subject::Network(name) => format!("network {}", printable(name, MAX_NAME)),
+        about => printable(about.name(), MAX_NAME),
+    };
+    // Wrapped without the colours, whose letters take no room.
+    let plain = format!("{about}: {}", printable(&answer.summary, MAX_SENTENCE));
+    let options = textwrap::Options::new(WIDTH).initial_indent("           ").subsequent_indent("           ");
+    let wrapped = textwrap::fill(&plain, options);
+    let mut text = format!("  {style}{word}{style:#}  {}\n", wrapped.trim_start());
+    if answer.status != Status::Ok {
+        for (label, command) in [("look", &answer.look), ("mend", &answer.mend)] {
+            if let Some(command) = command {
+                text += &format!("           {DIM}{label}{DIM:#}  {}\n", printable(command, MAX_SENTENCE));
+            }
+        }
+    }
+    text
+}

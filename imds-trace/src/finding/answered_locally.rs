@@ -1,0 +1,49 @@
+//! Did the answer come from this host, and not from EC2?
+
+use super::{Case, Rule, Severity, Verdict};
+use crate::net::Direction;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "answered-locally",
+    severity: Severity::Warning,
+    explain: "The answer did not come in by an interface towards IMDS: something on this host answers in its place (a redirect, a \
+              metadata proxy).",
+    examine,
+};
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    // Known by what did not pass there: only with hooks there, and with nothing lost.
+    let exchange = case.closed().filter(|_| case.host.watched && case.complete)?;
+    exchange.answered?;
+    let inward = exchange.inward.as_ref().filter(|travel| !travel.hops.is_empty())?;
+    let came_in = inward.hops.iter().any(|hop| case.host.is_uplink(hop, Direction::Ingress));
+    let went_out = exchange.outward.iter().flat_map(|travel| &travel.hops);
+    let went_out = went_out.into_iter().any(|hop| case.host.is_uplink(hop, Direction::Egress));
+    if came_in || went_out {
+        return None;
+    }
+    let server = exchange.response.as_ref().and_then(|response| response.server.as_deref());
+    let server = server.map(|server| format!(" It calls itself {server}.")).unwrap_or_default();
+    let subject = case.subject();
+    let mut verdict = Verdict::certain(
+        "local",
+        format!(
+            "The {} of {subject} was answered on this host: neither request nor answer passed an interface towards IMDS.{server}",
+            case.request_line()
+        ),
+    );
+    let iptables = if exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
+    verdict.remedy = vec![
+        format!("{iptables} -t nat -vnL PREROUTING --line-numbers"),
+        "nft -a list ruleset".to_owned(),
+        format!("ip route get {}", exchange.connection.endpoint.address),
+        "ss -ltnp".to_owned(),
+    ];
+    verdict.caution =
+        "A metadata proxy (kube2iam, kiam, an ECS or test stand-in) does this on purpose; then the hop limit does not \
+                       matter for its clients, and the credentials are those that it chooses to give."
+            .to_owned();
+    verdict.path = case.path(None);
+    Some(verdict)
+}

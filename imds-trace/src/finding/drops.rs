@@ -1,0 +1,152 @@
+//! Why did the kernel drop it, and did an exchange fail by that? What the rules about drops have in common.
+//!
+//! Each drop has one cause, so that one rule speaks of it.
+
+use super::Case;
+use crate::exchange::{Exchange, Moment};
+use crate::journey::{Dropped, Fate, Journey};
+use crate::net::{Direction, Heading, Timestamp};
+
+/// Why the kernel dropped a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Its TTL was used up where it should be forwarded.
+    Spent,
+    /// A rule of netfilter (iptables, nftables).
+    Netfilter,
+    /// The way back to its source does not lead out by the interface that it came in by.
+    ReversePath,
+    /// There is no route for it.
+    NoRoute,
+    /// It was broken when it came.
+    Malformed,
+    /// Something else.
+    Other,
+}
+
+/// Functions in which the kernel drops a packet that it should forward and whose TTL is used up.
+const FORWARDS: [&str; 2] = ["ip_forward", "ip6_forward"];
+/// Functions that drop for netfilter, by prefix.
+const NETFILTER: [&str; 5] = ["nf_", "nft_", "ipt_", "ip6t_", "xt_"];
+/// Functions that drop what has no route.
+const NO_ROUTE: [&str; 2] = ["ip_error", "ip6_pkt_drop"];
+/// Reasons that say so.
+const NO_ROUTE_REASONS: [&str; 2] = ["IP_OUTNOROUTES", "IP_INNOROUTES"];
+/// A client that sends broken packets is refused for them, which is no loss.
+const MALFORMED: [&str; 5] = ["IP_INHDR", "IP_CSUM", "TCP_CSUM", "PKT_TOO_SMALL", "HDR_TRUNC"];
+
+/// A function's name without what compilers add to clones: `ip_forward.isra.0`.
+pub(super) fn plain(function: &str) -> &str {
+    function.split('.').next().unwrap_or_default()
+}
+
+/// The cause of a drop. The reason's name is no test for a used-up TTL: the kernel uses it for broken headers as well, and older
+/// kernels give none. Function and TTL decide.
+pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
+    let function = plain(&dropped.drop.location);
+    let reason = dropped.drop.reason.as_deref().unwrap_or_default();
+    if heading == Heading::FromImds && dropped.ttl.0 <= 1 && FORWARDS.contains(&function) {
+        Cause::Spent
+    } else if reason == "NETFILTER_DROP" || NETFILTER.iter().any(|prefix| function.starts_with(prefix)) {
+        Cause::Netfilter
+    } else if reason == "IP_RPFILTER" {
+        Cause::ReversePath
+    } else if NO_ROUTE_REASONS.contains(&reason) || NO_ROUTE.contains(&function) {
+        Cause::NoRoute
+    } else if heading == Heading::ToImds && MALFORMED.contains(&reason) {
+        Cause::Malformed
+    } else {
+        Cause::Other
+    }
+}
+
+/// How a packet was lost to its TTL, if it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spent<'a> {
+    /// The kernel dropped it where it forwards, with a TTL of 1 or less.
+    Dropped(&'a Dropped),
+    /// It came in with a TTL of 1 or less for a client behind this host and was not seen again; no drop was seen either.
+    Vanished,
+}
+
+/// Was this response packet lost because its TTL was used up?
+pub fn spent(journey: &Journey) -> Option<Spent<'_>> {
+    if journey.heading != Heading::FromImds {
+        return None;
+    }
+    match &journey.fate {
+        Fate::Dropped(dropped) => (cause(journey.heading, dropped) == Cause::Spent).then_some(Spent::Dropped(dropped)),
+        Fate::Unresolved => {
+            let last = journey.hops.last()?;
+            (last.hook.direction == Direction::Ingress && last.ttl.0 <= 1).then_some(Spent::Vanished)
+        }
+        Fate::Delivered => None,
+    }
+}
+
+/// A drop that an exchange failed by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failed<'a> {
+    /// Which way the packet went.
+    pub heading: Heading,
+    /// The drop.
+    pub dropped: &'a Dropped,
+    /// Why.
+    pub cause: Cause,
+    /// Copies lost.
+    pub weight: u64,
+    /// When the last of them was, if not now.
+    pub last: Option<Timestamp>,
+}
+
+/// The drop that the case's exchange failed by, if that is what has just turned out, or one more copy of it.
+pub(super) fn failed<'a>(case: &Case<'a>) -> Option<Failed<'a>> {
+    let exchange = case.exchange;
+    if exchange.answered.is_some() {
+        // Sent again, and that arrived.
+        return None;
+    }
+    let (heading, dropped, weight, last) = match case.moment {
+        Moment::Closed => {
+            let outward = exchange.request_drop().map(|dropped| (Heading::ToImds, dropped, exchange.outward.as_ref()));
+            let inward = exchange.response_drop().map(|dropped| (Heading::FromImds, dropped, exchange.inward.as_ref()));
+            let (heading, dropped, travel) = inward.or(outward)?;
+            (heading, dropped, travel?.copies, travel?.last_lost)
+        }
+        // More copies of what it failed by; what is dropped after the client has gone for another reason is no cause.
+        Moment::Lost(journey) if exchange.closed.is_some() && journey.carries() => match &journey.fate {
+            Fate::Dropped(dropped) if failed_there(exchange, journey.heading, dropped) => {
+                (journey.heading, dropped, 1, None)
+            }
+            Fate::Dropped(_) | Fate::Delivered | Fate::Unresolved => return None,
+        },
+        Moment::Asked | Moment::Answered | Moment::Lost(_) | Moment::Settled => return None,
+    };
+    Some(Failed { heading, dropped, cause: cause(heading, dropped), weight, last })
+}
+
+/// Was this way's packet dropped at the same place before the exchange ended?
+fn failed_there(exchange: &Exchange, heading: Heading, dropped: &Dropped) -> bool {
+    let before = match heading {
+        Heading::ToImds => exchange.request_drop(),
+        Heading::FromImds => exchange.response_drop(),
+    };
+    before
+        .is_some_and(|before| before.drop.location == dropped.drop.location && before.drop.netns == dropped.drop.netns)
+}
+
+impl Failed<'_> {
+    /// `A request packet of …` or `A response packet to …`.
+    pub(super) fn packet(&self, subject: &str) -> String {
+        match self.heading {
+            Heading::ToImds => format!("A request packet of {subject}"),
+            Heading::FromImds => format!("A response packet to {subject}"),
+        }
+    }
+
+    /// ` on ens5`, or nothing.
+    pub(super) fn on(&self) -> String {
+        let interface = self.dropped.drop.interface.as_ref();
+        interface.map(|interface| format!(" on {}", interface.name)).unwrap_or_default()
+    }
+}

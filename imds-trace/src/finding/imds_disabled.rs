@@ -1,0 +1,53 @@
+//! Is the metadata endpoint switched off?
+
+use super::{Case, Rule, Severity, Verdict, capitalised};
+use crate::exchange::Imds;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "imds-disabled",
+    severity: Severity::Error,
+    explain: "403 to everything: the instance's metadata endpoint is disabled.",
+    examine,
+};
+
+/// A refusal with no reason of its own, where nothing else was answered lately.
+pub(super) fn is_disabled(case: &Case<'_>) -> bool {
+    let exchange = case.exchange;
+    let Some(request) = &exchange.request else { return false };
+    let has_reason = match exchange.imds() {
+        Some(Imds::Token) => request.forwarded_for || request.path != "/latest/api/token",
+        Some(Imds::V1 | Imds::V2) => false,
+        Some(Imds::Other) | None => true,
+    };
+    exchange.status() == Some(403) && !has_reason && !case.history.was_open(exchange)
+}
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    case.closed().filter(|_| is_disabled(case))?;
+    let subject = case.subject();
+    let instance = case.instance();
+    let mut verdict = Verdict::certain(
+        "403",
+        capitalised(format!(
+            "{subject}{} asked {} and got 403, as every request does: this instance's metadata endpoint is disabled \
+             (HttpEndpoint=disabled).",
+            case.hint(),
+            case.request_line()
+        )),
+    );
+    verdict.remedy = vec![
+        case.describe_options(),
+        format!(
+            "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-endpoint enabled --http-tokens required"
+        ),
+    ];
+    verdict.lasting =
+        "Terraform: metadata_options { http_endpoint = \"enabled\", http_tokens = \"required\" }; a launch template's \
+                       MetadataOptions changes new instances only."
+            .to_owned();
+    verdict.caution = "It may be off on purpose. With it on, every process of the instance that reaches IMDS can take the instance's \
+                       role; a job with a role of its own (OIDC, ECS task role, EKS Pod Identity) needs no IMDS."
+        .to_owned();
+    Some(verdict)
+}

@@ -1,0 +1,50 @@
+//! Were there no credentials to get, because the instance has no role, or not this one?
+//!
+//! SDKs use the same words for this as for a lost token response.
+
+use super::{Case, Rule, Severity, Verdict, capitalised};
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "no-role",
+    severity: Severity::Warning,
+    explain: "404 below iam/security-credentials: the instance has no role, or not the one that was asked for.",
+    examine,
+};
+
+/// Below it stand the instance's roles. What stands below `security-credentials-extended` is asked for first by some SDKs and is
+/// 404 where IMDS does not know it, which is no error.
+const ROLES: &str = "/meta-data/iam/security-credentials";
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let exchange = case.closed().filter(|exchange| exchange.status() == Some(404))?;
+    let (_, role) = exchange.request.as_ref()?.path.split_once(ROLES)?;
+    let role = match role {
+        "" => "",
+        role => role.strip_prefix('/')?.trim_end_matches('/'),
+    };
+    let subject = case.subject();
+    let (cause, why) = match role {
+        "" => ("none".to_owned(), "this instance has no instance profile, or its role is gone".to_owned()),
+        role => (role.to_owned(), format!("this instance has no role {role}")),
+    };
+    let mut verdict = Verdict::certain(
+        cause,
+        capitalised(format!(
+            "{subject}{} reached IMDS and asked for credentials, and got 404: {why}. The network and the hop limit are not the cause.",
+            case.hint()
+        )),
+    );
+    let instance = case.instance();
+    verdict.remedy = vec![
+        format!("aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values={instance}"),
+        format!(
+            "aws ec2 associate-iam-instance-profile --instance-id {instance} --iam-instance-profile Name=<profile>"
+        ),
+    ];
+    verdict.caution =
+        "The second command gives the role to every process and container that reaches IMDS; a role for the job alone \
+                       (OIDC, ECS task role, EKS Pod Identity) does not."
+            .to_owned();
+    Some(verdict)
+}

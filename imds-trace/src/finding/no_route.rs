@@ -1,0 +1,72 @@
+//! Did a connect never leave, for want of a route?
+//!
+//! A connect that fails before its SYN is seen as an attempt and nothing after it. A route that this host lacks is seen as a drop.
+
+use super::drops::{Cause, failed};
+use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "no-route",
+    severity: Severity::Error,
+    explain: "A connect never left the client's network namespace, or this host had no route to send it on by.",
+    examine,
+};
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let mut verdict = if case.exchange.attempt.is_some() { never_left(case)? } else { not_sent_on(case)? };
+    verdict.caution = "A missing, prohibited or unreachable route may be there on purpose, to keep containers off IMDS. On EC2 the \
+                       default route is enough for 169.254.169.254; fd00:ec2::254 needs IPv6 on the instance and on the network."
+        .to_owned();
+    Some(verdict)
+}
+
+fn never_left(case: &Case<'_>) -> Option<Verdict> {
+    // That nothing came of it is inferred from not seeing it: where records were lost, nothing follows from that.
+    let exchange = case.closed().filter(|_| case.complete)?;
+    let endpoint = exchange.connection.endpoint;
+    let subject = case.subject();
+    let mut verdict = Verdict::certain(
+        "attempt",
+        capitalised(format!(
+            "{subject} called connect() to {endpoint} and no SYN followed: the kernel found no route for it in the client's \
+             network namespace, or was told to refuse it."
+        )),
+    );
+    verdict.confidence = Confidence::Likely;
+    let enter = match &case.who.process {
+        Some(process) if case.who.netns != Some(case.host.netns) => format!("nsenter -t {} -n ", process.pid),
+        _ => String::new(),
+    };
+    verdict.remedy = vec![
+        format!("{enter}ip route get {}", endpoint.address),
+        format!("{enter}ip {}route show table all", if endpoint.address.is_ipv4() { "" } else { "-6 " }),
+    ];
+    Some(verdict)
+}
+
+fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
+    let failed = failed(case).filter(|failed| failed.cause == Cause::NoRoute)?;
+    let drop = &failed.dropped.drop;
+    let enter = case.enter(drop.netns);
+    let whose = if enter.is_empty() { "this host" } else { "a network namespace on its way" };
+    let mut verdict = Verdict::certain(
+        format!("{:?} {} {}", failed.heading, drop.location, drop.netns.0),
+        format!(
+            "{} was dropped in {}{}: {whose} has no route for it, or one that refuses it.",
+            failed.packet(&case.subject()),
+            drop.location,
+            failed.on()
+        ),
+    );
+    let address = match failed.heading {
+        crate::net::Heading::ToImds => case.exchange.connection.endpoint.address,
+        crate::net::Heading::FromImds => case.who.address,
+    };
+    verdict.remedy = vec![format!("{enter}ip route get {address}"), format!("{enter}ip rule show")];
+    verdict.path = case.path(None);
+    verdict.drop = Some(failed.dropped.clone());
+    verdict.weight = failed.weight;
+    verdict.last = failed.last;
+    Some(verdict.resting_on_absence(case))
+}

@@ -1,0 +1,54 @@
+//! Did a request leave with an address that is not this host's, so that no answer can find back?
+
+use std::net::IpAddr;
+
+use super::unanswered::{Unanswered, unanswered};
+use super::{Case, Confidence, Rule, Severity, Verdict};
+use crate::journey::Hop;
+use crate::net::Direction;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "not-masqueraded",
+    severity: Severity::Error,
+    explain: "A request left the host with a source address that is not the host's, and nothing came back.",
+    examine,
+};
+
+/// The source address of a packet that left by an uplink, if it is none of this host's.
+pub(super) fn foreign_source(case: &Case<'_>, last: &Hop) -> Option<IpAddr> {
+    let address = last.client.address;
+    let is_known = !case.host.addresses.is_empty() && case.host.is_uplink(last, Direction::Egress);
+    (is_known && !case.host.addresses.contains(&address)).then_some(address)
+}
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let Unanswered { exchange, last, waited, what } = unanswered(case)?;
+    let address = foreign_source(case, last)?;
+    let interface = &last.hook.interface.name;
+    let mut verdict = Verdict::certain(
+        format!("{address}"),
+        format!(
+            "{what} left by {interface} with the source address {address}, which is not one of this host's, and nothing was seen \
+             coming back in {:.1} s: EC2 answers only addresses of the network interface.",
+            waited.as_secs_f64()
+        ),
+    );
+    // That nothing came is inferred from not seeing it.
+    verdict.confidence = Confidence::Likely;
+    verdict.path = case.path(None);
+    let (iptables, bits) =
+        if exchange.connection.endpoint.address.is_ipv4() { ("iptables", 32) } else { ("ip6tables", 128) };
+    verdict.remedy = vec![
+        format!("{iptables} -t nat -vnL POSTROUTING --line-numbers"),
+        format!(
+            "{iptables} -t nat -A POSTROUTING -d {}/{bits} -o {interface} -j MASQUERADE",
+            exchange.connection.endpoint.address
+        ),
+    ];
+    verdict.caution = "Docker masquerades its bridges unless told not to (daemon option --ip-masq=false, network option \
+                       com.docker.network.bridge.enable_ip_masquerade=false), or unless a reload of the firewall removed its \
+                       rules: restarting Docker puts them back. The rule above is gone after a reboot."
+        .to_owned();
+    Some(verdict)
+}

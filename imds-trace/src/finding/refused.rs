@@ -1,0 +1,130 @@
+//! Did somebody say no, and who?
+//!
+//! Told apart from `firewall-drop`, where nothing comes back, from `no-route`, where this host's want of a route is why, and from a
+//! reset that only ends what was lost before.
+
+use std::time::Duration;
+
+use super::drops::{Cause, cause};
+use super::firewall_drop::{commands, hook};
+use super::{Case, Rule, Severity, Verdict};
+use crate::exchange::Refused;
+use crate::net::Heading;
+use crate::observation::Icmp;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "refused",
+    severity: Severity::Error,
+    explain: "A TCP reset or an ICMP error came back in place of an answer, from this host or from beyond.",
+    examine,
+};
+
+/// Errors that a socket is told when it is refused (`errno.h`): EACCES, ENETUNREACH, ECONNRESET, ECONNREFUSED, EHOSTUNREACH. A
+/// time-out (110) is none: it is what a socket tells itself.
+const REFUSED: [(u16, &str); 5] = [
+    (13, "permission denied"),
+    (101, "network unreachable"),
+    (104, "connection reset"),
+    (111, "connection refused"),
+    (113, "host unreachable"),
+];
+
+/// No client gives up its own connect so soon.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
+/// Was the client's socket told no, by a packet that passed no hook?
+pub(super) fn is_refused(case: &Case<'_>) -> bool {
+    told(case).is_some()
+}
+
+fn told(case: &Case<'_>) -> Option<&'static str> {
+    match case.who.error {
+        Some(error) => REFUSED.iter().find(|(known, _)| error == *known).map(|(_, words)| *words),
+        // What is rejected while it is sent comes back as the result of connect() itself.
+        None => case.who.failed_after.filter(|after| *after < AT_ONCE).map(|_| "an error at once"),
+    }
+}
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let exchange = case.closed().filter(|exchange| exchange.answered.is_none() && !exchange.responded)?;
+    // A client that had left of its own accord gets a reset for that.
+    let has_left = |at| exchange.left.is_some_and(|left| left < at);
+    let refusal = exchange.refusal.filter(|refusal| !has_left(refusal.at));
+    let told = told(case).filter(|_| exchange.refusal.is_none() && exchange.attempt.is_none());
+    if refusal.is_none() && told.is_none() {
+        return None;
+    }
+    let dropped = exchange.request_drop();
+    let by_firewall = dropped.filter(|dropped| cause(Heading::ToImds, dropped) == Cause::Netfilter);
+    if (dropped.is_some() && by_firewall.is_none()) || exchange.response_drop().is_some() {
+        return None;
+    }
+    let subject = case.subject();
+    let what = match (&exchange.request, exchange.handshake) {
+        (Some(request), _) => format!("The {} {} of {subject}", request.method, request.path),
+        (None, true) => format!("The connection of {subject}"),
+        (None, false) => format!("The connection attempt of {subject}"),
+    };
+    let form = match (refusal.map(|refusal| refusal.how), told) {
+        (Some(Refused::Icmp(icmp)), _) => format!("ICMP {} sent by {}", meaning(&icmp), icmp.sender),
+        (None, Some(words)) => format!("`{words}`, which its socket was told by no packet that passed a hook"),
+        (Some(Refused::Reset), _) | (None, None) => "a TCP reset".to_owned(),
+    };
+    let from_outside = refusal.is_some_and(|refusal| refusal.from_outside);
+    let whence = match (from_outside, by_firewall) {
+        (true, _) => "from beyond this host".to_owned(),
+        (false, Some(dropped)) => {
+            let at = hook(dropped).map(|hook| format!(" at netfilter's {hook} hook")).unwrap_or_default();
+            let own = case.enter(dropped.drop.netns).is_empty();
+            let where_ = if own { "this host" } else { "the client's own network namespace" };
+            format!("from {where_}: a firewall rule rejects it{at}")
+        }
+        (false, None) => "from this host: it never came in from outside".to_owned(),
+    };
+    let kind = match refusal.map(|refusal| refusal.how) {
+        Some(Refused::Icmp(icmp)) => format!("icmp {} {}", icmp.kind, icmp.code),
+        Some(Refused::Reset) => "reset".to_owned(),
+        None => "told".to_owned(),
+    };
+    let mut verdict = Verdict::certain(
+        format!("{kind} {from_outside} {}", by_firewall.is_some()),
+        format!("{what} was refused with {form}, {whence}."),
+    );
+    verdict.drop = by_firewall.cloned();
+    verdict.path = case.path(None);
+    let Some(dropped) = by_firewall else {
+        verdict.remedy = vec![format!("ip route get {}", exchange.connection.endpoint.address)];
+        verdict.caution =
+            "EC2's IMDS does not refuse connections: with its endpoint disabled it answers 403. Something on the way \
+                           does: a firewall, a network policy, or a proxy in the place of IMDS that does not run."
+                .to_owned();
+        if !from_outside {
+            let iptables = if exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
+            verdict.remedy.push(format!("{iptables} -t nat -vnL PREROUTING --line-numbers"));
+            verdict.remedy.push("nft -a list ruleset".to_owned());
+        }
+        return Some(verdict);
+    };
+    verdict.remedy = commands(case, dropped);
+    verdict.caution = "The rule may be there on purpose, to keep containers off the instance's role. Then leave it, and give the job \
+                       a role of its own (OIDC, ECS task role, EKS Pod Identity)."
+        .to_owned();
+    Some(verdict)
+}
+
+/// What an ICMP error says (RFC 792, RFC 1812, RFC 4443).
+fn meaning(icmp: &Icmp) -> String {
+    let words = match (icmp.sender.is_ipv4(), icmp.kind, icmp.code) {
+        (true, 3, 0) | (false, 1, 0) => "network unreachable",
+        (true, 3, 1) | (false, 1, 3) => "host unreachable",
+        (true, 3, 2) => "protocol unreachable",
+        (true, 3, 3) | (false, 1, 4) => "port unreachable",
+        (true, 3, 4) => "fragmentation needed",
+        (true, 3, 9 | 10 | 13) | (false, 1, 1) => "administratively prohibited",
+        (false, 1, 6) => "reject route",
+        (true, 11, _) | (false, 3, _) => "time exceeded",
+        _ => return format!("type {} code {}", icmp.kind, icmp.code),
+    };
+    words.to_owned()
+}

@@ -1,0 +1,48 @@
+//! Was an answer dropped because the way back to IMDS is another than the one that it came by?
+
+use super::drops::{Cause, failed};
+use super::{Case, Rule, Severity, Verdict};
+use crate::net::Heading;
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "reverse-path",
+    severity: Severity::Error,
+    explain: "Reverse-path filtering (rp_filter) dropped a packet of an exchange that got no answer: its way back would be by \
+              another interface.",
+    examine,
+};
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let failed = failed(case).filter(|failed| failed.cause == Cause::ReversePath)?;
+    let drop = &failed.dropped.drop;
+    let interface = drop.interface.as_ref().map_or("<interface>", |interface| interface.name.as_str());
+    let subject = case.subject();
+    let what = failed.packet(&subject);
+    let back = match failed.heading {
+        Heading::FromImds => "to IMDS",
+        Heading::ToImds => "to the client",
+    };
+    let mut verdict = Verdict::certain(
+        format!("{:?} {interface} {}", failed.heading, drop.netns.0),
+        format!(
+            "{what} was dropped by reverse-path filtering on {interface}: by this host's routes the way back {back} does not \
+             lead out by that interface, and no answer reached the client."
+        ),
+    );
+    let (enter, endpoint) = (case.enter(drop.netns), case.exchange.connection.endpoint.address);
+    verdict.remedy = vec![
+        format!("{enter}ip route get {endpoint}"),
+        format!("{enter}ip rule show"),
+        format!("{enter}sysctl -w net.ipv4.conf.{interface}.rp_filter=2"),
+    ];
+    verdict.caution = "2 is loose filtering: a packet is let in if any interface leads back. It gives up some protection against \
+                       forged source addresses on that interface; a route that leads back by it needs no such change. The larger \
+                       of conf.all and conf.INTERFACE holds."
+        .to_owned();
+    verdict.path = case.path(None);
+    verdict.drop = Some(failed.dropped.clone());
+    verdict.weight = failed.weight;
+    verdict.last = failed.last;
+    Some(verdict.resting_on_absence(case))
+}

@@ -1,0 +1,225 @@
+//! What do interfaces, addresses and routes look like at this moment, in the namespace of the calling thread?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::{Error, Link, outgoing, read};
+use crate::net::Ifindex;
+
+/// `errno` values with which the kernel answers for a route that leads nowhere (`include/uapi/asm-generic/errno.h`,
+/// `fib_props` in `net/ipv4/fib_semantics.c`).
+const EACCES: i32 = 13;
+const EINVAL: i32 = 22;
+const ENETUNREACH: i32 = 101;
+const EHOSTUNREACH: i32 = 113;
+
+/// A namespace's network at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Interfaces.
+    pub links: BTreeMap<Ifindex, Link>,
+    /// Addresses with the length of their prefix.
+    pub addresses: Vec<(Ifindex, IpAddr, u8)>,
+    /// How each endpoint is reached by a process of this namespace.
+    pub ways: Vec<(IpAddr, Way)>,
+    /// How each endpoint is reached by what comes in: source, interface, endpoint.
+    pub forwarded: Vec<(Inward, IpAddr, Way)>,
+    /// Interfaces of default routes, of any table.
+    pub defaults: BTreeSet<Ifindex>,
+}
+
+/// A packet that comes in from a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inward {
+    /// The container's address.
+    pub source: IpAddr,
+    /// The interface by which it comes in.
+    pub interface: String,
+}
+
+/// The kernel's answer when asked for a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Out by an interface.
+    Out {
+        /// Which.
+        interface: Ifindex,
+        /// The next router; `None` if the endpoint is on the link.
+        gateway: Option<IpAddr>,
+        /// The address that a process's packets get.
+        source: Option<IpAddr>,
+    },
+    /// To this host itself.
+    Local,
+    /// Nowhere.
+    Nowhere {
+        /// What kind of route says so: `no route`, `prohibit`, `blackhole`, `unreachable`.
+        why: &'static str,
+        /// What a program is told, e.g. `Network is unreachable`.
+        answer: String,
+    },
+    /// The kernel would not say.
+    Unknown(String),
+}
+
+/// Looks once. Must not be called on a thread that runs an asynchronous runtime.
+pub fn look(endpoints: &[IpAddr], inward: &[Inward]) -> Result<Snapshot, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Open)?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
+        tokio::spawn(connection);
+        snapshot(&handle, endpoints, inward).await
+    })
+}
+
+async fn snapshot(handle: &Handle, endpoints: &[IpAddr], inward: &[Inward]) -> Result<Snapshot, Error> {
+    let links: Vec<Link> =
+        handle.link().get().execute().map_ok(|message| read(&message)).try_collect().await.map_err(Error::Ask)?;
+    let links: BTreeMap<Ifindex, Link> = links.into_iter().map(|link| (link.index, link)).collect();
+    let mut addresses = Vec::new();
+    let mut listed = std::pin::pin!(handle.address().get().execute());
+    while let Some(message) = listed.try_next().await.map_err(Error::Ask)? {
+        for attribute in &message.attributes {
+            // On a point-to-point link `Address` is the peer's; `Local` is always ours, and only IPv4 has it.
+            let own = match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                AddressAttribute::Address(address @ IpAddr::V6(_)) => Some(*address),
+                _ => None,
+            };
+            addresses.extend(own.map(|own| (Ifindex(message.header.index), own, message.header.prefix_len)));
+        }
+    }
+    let mut snapshot = Snapshot { links, addresses, ..Snapshot::default() };
+    for endpoint in endpoints {
+        let way = way(handle, *endpoint, None).await;
+        snapshot.ways.push((*endpoint, way));
+    }
+    for inward in inward {
+        let Some(link) = snapshot.links.values().find(|link| link.name == inward.interface) else { continue };
+        let index = link.index;
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_ipv4() == inward.source.is_ipv4()) {
+            let way = way(handle, *endpoint, Some((inward.source, index))).await;
+            snapshot.forwarded.push((inward.clone(), *endpoint, way));
+        }
+    }
+    for all in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
+        let mut routes = std::pin::pin!(handle.route().get(all).execute());
+        while let Ok(Some(route)) = routes.try_next().await {
+            if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast {
+                snapshot.defaults.extend(outgoing(&route));
+            }
+        }
+    }
+    Ok(snapshot)
+}
+
+async fn way(handle: &Handle, endpoint: IpAddr, inward: Option<(IpAddr, Ifindex)>) -> Way {
+    let asked = match (endpoint, inward) {
+        (IpAddr::V4(to), Some((IpAddr::V4(from), by))) => {
+            let asked = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32);
+            asked.source_prefix(from, 32).input_interface(by.0).build()
+        }
+        (IpAddr::V6(to), Some((IpAddr::V6(from), by))) => {
+            let asked = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128);
+            asked.source_prefix(from, 128).input_interface(by.0).build()
+        }
+        (IpAddr::V4(to), _) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build(),
+        (IpAddr::V6(to), _) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build(),
+    };
+    let mut routes = std::pin::pin!(handle.route().get(asked).execute());
+    match routes.try_next().await {
+        Ok(Some(route)) => answered(&route),
+        Ok(None) => Way::Unknown("no answer".into()),
+        Err(rtnetlink::Error::NetlinkError(error)) => refused(error.raw_code().abs()),
+        Err(error) => Way::Unknown(error.to_string()),
+    }
+}
+
+fn answered(route: &RouteMessage) -> Way {
+    match route.header.kind {
+        RouteType::Local => return Way::Local,
+        RouteType::Prohibit => return refused(EACCES),
+        RouteType::BlackHole => return refused(EINVAL),
+        RouteType::Unreachable => return refused(EHOSTUNREACH),
+        _ => {}
+    }
+    let Some(interface) = outgoing(route) else { return Way::Unknown("a route without an interface".into()) };
+    let (mut gateway, mut source) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            _ => {}
+        }
+    }
+    Way::Out { interface, gateway, source }
+}
+
+/// What the kernel means by an error in place of a route.
+fn refused(errno: i32) -> Way {
+    let why = match errno {
+        EACCES => "prohibit",
+        EINVAL => "blackhole",
+        EHOSTUNREACH => "unreachable",
+        ENETUNREACH => "no route",
+        _ => return Way::Unknown(errno_text(errno)),
+    };
+    Way::Nowhere { why, answer: errno_text(errno) }
+}
+
+/// `Network is unreachable`, without the number that Rust puts behind it.
+fn errno_text(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+impl Snapshot {
+    /// An interface's name.
+    pub fn name(&self, index: Ifindex) -> &str {
+        self.links.get(&index).map_or("?", |link| link.name.as_str())
+    }
+
+    /// The interface that has this address.
+    pub fn holder(&self, address: IpAddr) -> Option<Ifindex> {
+        self.addresses.iter().find(|(_, held, _)| *held == address).map(|(index, _, _)| *index)
+    }
+
+    /// How a process of this namespace reaches an endpoint.
+    pub fn way(&self, endpoint: IpAddr) -> Option<&Way> {
+        self.ways.iter().find(|(known, _)| *known == endpoint).map(|(_, way)| way)
+    }
+
+    /// Can a process of this namespace reach an endpoint by some interface?
+    pub fn leaves_by(&self, endpoint: IpAddr) -> Option<Ifindex> {
+        match self.way(endpoint)? {
+            Way::Out { interface, .. } => Some(*interface),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_refusals_have_names() {
+        let Way::Nowhere { why, answer } = refused(ENETUNREACH) else { panic!("a missing route leads nowhere") };
+        assert_eq!((why, answer.as_str()), ("no route", "Network is unreachable"));
+        assert!(matches!(refused(EACCES), Way::Nowhere { why: "prohibit", .. }));
+        assert!(matches!(refused(1), Way::Unknown(_)));
+    }
+}

@@ -1,0 +1,431 @@
+//! Is every cause named by its own rule, and by no other error, when the kernel and IMDS really make it happen?
+
+use std::time::Duration;
+
+use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
+use imds_trace_tests::obstacle::{self, Family, MetadataProxy, Traffic, Verdict};
+use imds_trace_tests::topology::{Nested, Relayed};
+use imds_trace_tests::{Container, ForcedOn, Namespace, NetworkSpec, Obstacle, Tokens};
+use libtest_mimic::Failed;
+use serde_json::{Value, json};
+
+use crate::Lab;
+use crate::trace::{SOON, Seen, client, run_all, watched};
+
+crate::tests![
+    a_firewall_that_drops_is_named_with_its_hook,
+    a_firewall_that_rejects_is_a_refusal_by_this_host,
+    a_firewall_in_the_containers_own_namespace_is_named,
+    a_firewall_that_rejects_in_the_containers_own_namespace_is_named,
+    a_server_that_does_not_listen_refuses_from_beyond,
+    a_server_that_resets_refuses_the_request,
+    a_container_without_a_route_never_leaves,
+    a_route_that_says_no_is_no_route,
+    a_host_without_a_route_is_named,
+    an_answer_that_fails_the_reverse_path_is_named,
+    a_request_that_leaves_unmasqueraded_is_named,
+    a_proxy_that_answers_is_no_imds,
+    a_hop_lost_behind_a_second_bridge_needs_three,
+    a_hop_lost_behind_a_relay_needs_three,
+    a_firewall_behind_a_second_bridge_is_named,
+    an_answer_that_comes_too_late_is_slow_and_not_lost,
+    an_expired_token_is_told_by_its_age,
+    a_token_that_nobody_issued_is_told_so,
+    a_token_request_is_refused_for_what_is_wrong_with_it,
+    a_disabled_endpoint_is_told_from_a_bad_request,
+    an_instance_without_a_role_is_told_so,
+    a_server_that_asks_to_wait_is_throttling,
+    pieces_and_pipelines_are_read,
+];
+
+type Outcome = Result<(), Failed>;
+
+/// A container that asks with these words while something is in the way, and a host process beside it that does not.
+fn asked(
+    lab: &Lab,
+    spec: imds_trace_tests::ContainerSpec,
+    put_up: impl FnOnce(&Namespace) -> anyhow::Result<Obstacle>,
+) -> anyhow::Result<(Seen, Container)> {
+    let (seen, (container, _obstacle)) = watched(lab, &[], |_| {
+        let container = lab.host.run(spec)?;
+        let obstacle = put_up(&container.namespace()?)?;
+        container.go()?;
+        container.wait(SOON)?;
+        Ok((container, obstacle))
+    })?;
+    Ok((seen, container))
+}
+
+/// The one rule that found something about the container; its finding.
+fn only_error<'a>(seen: &'a Seen, container: &Container, rule: &str) -> anyhow::Result<&'a Value> {
+    seen.expect_rules(container, &[rule])?;
+    let others: Vec<_> = seen.findings().into_iter().filter(|finding| !seen.is_about(finding, container)).collect();
+    expect_that("nothing is found about anybody else", others.is_empty(), &others)?;
+    let finding = seen.only(container, rule)?;
+    expect_that("it says what to do", finding["remedy"].as_array().is_some_and(|it| !it.is_empty()), finding)?;
+    Ok(finding)
+}
+
+fn expect_says(finding: &Value, part: &str) -> anyhow::Result<()> {
+    let summary = finding["summary"].as_str().unwrap_or_default();
+    expect_that(&format!("it says {part:?}"), summary.contains(part), summary)
+}
+
+fn endpoint(family: Family) -> String {
+    format!("put-only --timeout-ms 400 --endpoint {}", family.endpoint())
+}
+
+fn a_firewall_that_drops_is_named_with_its_hook(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    for (name, family) in [("fenced-v4", Family::V4), ("fenced-v6", Family::V6)] {
+        let (seen, container) = asked(lab, client(name, &endpoint(family)), |_| {
+            obstacle::docker_user(&lab.host, family, Traffic::ToImds, Verdict::Drop)
+                .or_else(|_| obstacle::iptables(lab.host.runner(), "FORWARD", family, Traffic::ToImds, Verdict::Drop))
+        })?;
+        let finding = only_error(&seen, &container, "firewall-drop")?;
+        expect_says(finding, "of this host at netfilter's FORWARD hook")?;
+        expect_equal("how sure", finding["confidence"].as_str(), Some("certain"))?;
+    }
+    for (name, hook, shown) in [
+        ("nft-forward", "forward", "FORWARD"),
+        ("nft-prerouting", "prerouting", "PREROUTING"),
+        ("nft-postrouting", "postrouting", "POSTROUTING"),
+    ] {
+        let (seen, container) = asked(lab, client(name, &endpoint(Family::V4)), |_| {
+            obstacle::nft(lab.host.runner(), hook, Family::V4, Traffic::ToImds, Verdict::Drop)
+        })?;
+        let finding = only_error(&seen, &container, "firewall-drop")?;
+        expect_says(finding, &format!("netfilter's {shown} hook"))?;
+    }
+    let (seen, container) = asked(lab, client("nft-back", &endpoint(Family::V6)), |_| {
+        obstacle::nft(lab.host.runner(), "forward", Family::V6, Traffic::Answers, Verdict::Drop)
+    })?;
+    expect_says(only_error(&seen, &container, "firewall-drop")?, "A response packet")?;
+    Ok(())
+}
+
+fn a_firewall_that_rejects_is_a_refusal_by_this_host(lab: &Lab) -> Outcome {
+    for (name, verdict, form) in
+        // With br_netfilter the kernel sends its reset out by the bridge's port, past the hook on the bridge.
+        [("rejected", Verdict::Reject, "ICMP port unreachable"), ("reset", Verdict::Reset, "was refused with ")]
+    {
+        for (how, nft) in [("iptables", false), ("nft", true)] {
+            let (seen, container) =
+                asked(lab, client(&format!("{name}-{how}"), &endpoint(Family::V4)), |_| match nft {
+                    true => obstacle::nft(lab.host.runner(), "forward", Family::V4, Traffic::ToImds, verdict),
+                    false => obstacle::docker_user(&lab.host, Family::V4, Traffic::ToImds, verdict),
+                })?;
+            let finding = only_error(&seen, &container, "refused")?;
+            expect_says(finding, form)?;
+            expect_says(finding, "from this host: a firewall rule rejects it at netfilter's FORWARD hook")?;
+        }
+    }
+    let (seen, container) = asked(lab, client("rejected-v6", &endpoint(Family::V6)), |_| {
+        obstacle::nft(lab.host.runner(), "forward", Family::V6, Traffic::ToImds, Verdict::Reject)
+    })?;
+    expect_says(only_error(&seen, &container, "refused")?, "ICMP port unreachable sent by fd")?;
+    Ok(())
+}
+
+fn a_firewall_in_the_containers_own_namespace_is_named(lab: &Lab) -> Outcome {
+    for (name, family) in [("own-v4", Family::V4), ("own-v6", Family::V6)] {
+        let (seen, container) = asked(lab, client(name, &endpoint(family)), |own| {
+            obstacle::iptables(own, "OUTPUT", family, Traffic::ToImds, Verdict::Drop)
+        })?;
+        let finding = only_error(&seen, &container, "firewall-drop")?;
+        expect_says(finding, "in its own network namespace at netfilter's OUTPUT hook")?;
+        let remedy = finding["remedy"][0].as_str().unwrap_or_default();
+        expect_that("the command enters that namespace", remedy.starts_with("nsenter -t "), remedy)?;
+    }
+    Ok(())
+}
+
+fn a_firewall_that_rejects_in_the_containers_own_namespace_is_named(lab: &Lab) -> Outcome {
+    // The first error comes while connect() holds the socket and is not heard; that of the next SYN, a second later, is.
+    let (seen, container) = asked(lab, client("own-reject", "put-only --timeout-ms 2500"), |own| {
+        obstacle::nft(own, "output", Family::V4, Traffic::ToImds, Verdict::Reject)
+    })?;
+    let finding = only_error(&seen, &container, "refused")?;
+    expect_says(
+        finding,
+        "from the client's own network namespace: a firewall rule rejects it at netfilter's OUTPUT hook",
+    )?;
+    Ok(())
+}
+
+fn a_server_that_does_not_listen_refuses_from_beyond(lab: &Lab) -> Outcome {
+    let closed = lab.host.imds().stop_listening();
+    let (seen, container) = asked(lab, client("refused", &endpoint(Family::V4)), |_| Ok(Obstacle::default()))?;
+    drop(closed);
+    let finding = only_error(&seen, &container, "refused")?;
+    expect_says(
+        finding,
+        "The connection attempt of container refused was refused with a TCP reset, from beyond this host",
+    )?;
+    Ok(())
+}
+
+fn a_server_that_resets_refuses_the_request(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.reset_after_request = true);
+    let (seen, container) = asked(lab, client("cut", &endpoint(Family::V4)), |_| Ok(Obstacle::default()))?;
+    expect_says(only_error(&seen, &container, "refused")?, "The PUT /latest/api/token of container cut was refused")?;
+    Ok(())
+}
+
+fn a_container_without_a_route_never_leaves(lab: &Lab) -> Outcome {
+    for (name, family) in [("astray-v4", Family::V4), ("astray-v6", Family::V6)] {
+        let words = format!("put-only --count 3 --endpoint {}", family.endpoint());
+        let (seen, container) = asked(lab, client(name, &words), |own| obstacle::no_route(own, family))?;
+        let finding = only_error(&seen, &container, "no-route")?;
+        expect_equal("each connect", &finding["count"], &json!(3))?;
+        expect_equal("how sure", finding["confidence"].as_str(), Some("likely"))?;
+        expect_says(finding, "no SYN followed")?;
+        for exchange in seen.exchanges(&container) {
+            expect_that("no address is made up", exchange["client"].is_null(), exchange)?;
+            expect_that("the process is known", exchange["process"]["comm"] == "imds-client", exchange)?;
+        }
+    }
+    Ok(())
+}
+
+fn a_route_that_says_no_is_no_route(lab: &Lab) -> Outcome {
+    for kind in ["prohibit", "unreachable", "blackhole"] {
+        let (seen, container) =
+            asked(lab, client(kind, "put-only"), |own| obstacle::prohibited_route(own, Family::V4, kind))?;
+        only_error(&seen, &container, "no-route")?;
+    }
+    Ok(())
+}
+
+fn a_host_without_a_route_is_named(lab: &Lab) -> Outcome {
+    let (seen, container) =
+        asked(lab, client("stranded", &endpoint(Family::V4)), |_| obstacle::no_route(lab.host.runner(), Family::V4))?;
+    expect_says(only_error(&seen, &container, "no-route")?, "this host has no route for it")?;
+    for kind in ["prohibit", "blackhole"] {
+        let (seen, container) = asked(lab, client(&format!("host-{kind}"), &endpoint(Family::V4)), |_| {
+            obstacle::prohibited_route(lab.host.runner(), Family::V4, kind)
+        })?;
+        only_error(&seen, &container, "no-route")?;
+    }
+    Ok(())
+}
+
+fn an_answer_that_fails_the_reverse_path_is_named(lab: &Lab) -> Outcome {
+    let (seen, container) =
+        asked(lab, client("misled", "put-only --timeout-ms 1500"), |_| obstacle::reverse_path(&lab.host))?;
+    let finding = only_error(&seen, &container, "reverse-path")?;
+    expect_equal("why", finding["drop"]["reason"].as_str(), Some("IP_RPFILTER"))?;
+    expect_says(finding, "reverse-path filtering on ens5")?;
+    Ok(())
+}
+
+fn a_request_that_leaves_unmasqueraded_is_named(lab: &Lab) -> Outcome {
+    let network = lab.host.network_create(NetworkSpec::new("bare").unmasqueraded())?;
+    let words = "put-only --timeout-ms 1500";
+    let (seen, container) = asked(lab, client("bare-one", words).network(network.name()), |_| Ok(Obstacle::default()))?;
+    let finding = only_error(&seen, &container, "not-masqueraded")?;
+    let address = container.address().map(|it| it.to_string()).unwrap_or_default();
+    expect_says(finding, &format!("the source address {address}"))?;
+    Ok(())
+}
+
+fn a_proxy_that_answers_is_no_imds(lab: &Lab) -> Outcome {
+    let proxy = MetadataProxy::start(&lab.host, "docker0")?;
+    let (seen, containers) = watched(lab, &[], |_| {
+        run_all(lab, vec![client("proxied", "v2"), client("direct", "put-only").network("host")])
+    })?;
+    seen.expect_rules(&containers[0], &["answered-locally"])?;
+    let finding = seen.only(&containers[0], "answered-locally")?;
+    expect_equal("how bad", finding["severity"].as_str(), Some("warning"))?;
+    expect_equal("both answers", &finding["count"], &json!(2))?;
+    seen.expect_no_error()?;
+    expect_that("who asks EC2 itself is not meant", !seen.rules(&containers[1]).contains(&"answered-locally"), ())?;
+    expect_equal("the proxy was asked", proxy.imds().requests().len(), 2)?;
+    Ok(())
+}
+
+/// What a tracer sees while a client behind two forwards asks.
+fn behind_two<T>(
+    lab: &Lab,
+    start: impl FnOnce() -> anyhow::Result<T>,
+    put_up: impl FnOnce(&T) -> anyhow::Result<Obstacle>,
+    ask: impl FnOnce(&T) -> anyhow::Result<()>,
+) -> anyhow::Result<(Seen, T)> {
+    lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.give_up) = (2, Duration::from_millis(900)));
+    let topology = start()?;
+    let (seen, _obstacle) = watched(lab, &["--output", "text={dir}/report.txt"], |_| {
+        let obstacle = put_up(&topology)?;
+        ask(&topology)?;
+        Ok(obstacle)
+    })?;
+    Ok((seen, topology))
+}
+
+fn a_hop_lost_behind_a_second_bridge_needs_three(lab: &Lab) -> Outcome {
+    let ask = |nested: &Nested| nested.asks("put-only --timeout-ms 700").map(drop);
+    let (seen, nested) = behind_two(lab, || Nested::start(&lab.host, "dind-3"), |_| Ok(Obstacle::default()), ask)?;
+    seen.expect_rules(nested.outer(), &["hop-limit-too-low"])?;
+    let finding = seen.only(nested.outer(), "hop-limit-too-low")?;
+    expect_equal("three are needed", &finding["hop_limit"], &json!({"observed": 2, "needed": 3}))?;
+    expect_equal("where", &finding["drop"]["netns"], &json!(nested.outer().netns_inum()?))?;
+    let report = std::fs::read_to_string(seen.outcome.dir.join("report.txt"))?;
+    for part in [
+        "its socket       ttl 64  forwarded once before docker0",
+        "docker0 ingress  ttl 63",
+        "ens5 egress      ttl 62",
+        "ens5 ingress     ttl 2",
+        "docker0 egress   ttl 1",
+        &format!("in network namespace {}", nested.outer().netns_inum()?),
+        "--http-put-response-hop-limit 3",
+    ] {
+        expect_that(&format!("the ladder has {part:?}"), report.contains(part), &report)?;
+    }
+    Ok(())
+}
+
+fn a_hop_lost_behind_a_relay_needs_three(lab: &Lab) -> Outcome {
+    let ask = |relayed: &Relayed| {
+        let ran = relayed.client().exec(&["imds-client", "put-only", "--timeout-ms", "700"])?;
+        expect_that("the client failed", ran.code != Some(0), ran)
+    };
+    let (seen, relayed) = behind_two(lab, || Relayed::start(&lab.host, "far"), |_| Ok(Obstacle::default()), ask)?;
+    seen.expect_rules(relayed.client(), &["hop-limit-too-low"])?;
+    let finding = seen.only(relayed.client(), "hop-limit-too-low")?;
+    expect_equal("three are needed", &finding["hop_limit"], &json!({"observed": 2, "needed": 3}))?;
+    Ok(())
+}
+
+fn a_firewall_behind_a_second_bridge_is_named(lab: &Lab) -> Outcome {
+    let put_up = |nested: &Nested| {
+        obstacle::iptables(&nested.outer().namespace()?, "FORWARD", Family::V4, Traffic::ToImds, Verdict::Drop)
+    };
+    let ask = |nested: &Nested| nested.asks("put-only --timeout-ms 400").map(drop);
+    let (seen, nested) = behind_two(lab, || Nested::start(&lab.host, "dind-fw"), put_up, ask)?;
+    seen.expect_rules(nested.outer(), &["firewall-drop"])?;
+    let finding = seen.only(nested.outer(), "firewall-drop")?;
+    expect_equal("where", &finding["drop"]["netns"], &json!(nested.outer().netns_inum()?))?;
+    expect_says(finding, "netfilter's FORWARD hook")?;
+    Ok(())
+}
+
+fn an_answer_that_comes_too_late_is_slow_and_not_lost(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| {
+        (behaviour.hop_limit, behaviour.delay_token) = (2, Duration::from_millis(900));
+    });
+    let (seen, containers) = watched(lab, &[], |_| {
+        let run = run_all(lab, vec![client("hasty", "put-only --timeout-ms 200 --linger-after 3")]);
+        wait_until("the late answer", SOON, || {
+            lab.host.imds().requests().iter().any(|request| request.status == Some(200)).then_some(())
+        })?;
+        run
+    })?;
+    let finding = only_error(&seen, &containers[0], "slow-answer")?;
+    expect_equal("how bad", finding["severity"].as_str(), Some("warning"))?;
+    let waited = finding["waited_ms"].as_f64().unwrap_or_default();
+    expect_that("how long the client waited", (200.0..850.0).contains(&waited), finding)?;
+    Ok(())
+}
+
+fn an_expired_token_is_told_by_its_age(lab: &Lab) -> Outcome {
+    let words = "v2 --token-ttl 1 --wait-ms 2500";
+    let (seen, container) = asked(lab, client("stale", words).network("host"), |_| Ok(Obstacle::default()))?;
+    // On the host's network one hop is enough.
+    seen.expect_rules(&container, &["hop-budget-spent", "token-refused"])?;
+    let finding = seen.only(&container, "token-refused")?;
+    expect_says(finding, "s before (it was issued for 1 s, ")?;
+    let exchanges = seen.exchanges(&container);
+    let used = exchanges.iter().find(|exchange| exchange["imds"] == "v2").ok_or("the token was used")?;
+    expect_that("its age is told", used["token"]["age_ms"].as_f64() >= Some(2500.0), used)?;
+    expect_equal("and that it had expired", &used["token"]["expired"], &json!(true))?;
+    Ok(())
+}
+
+fn a_token_that_nobody_issued_is_told_so(lab: &Lab) -> Outcome {
+    let (seen, container) = asked(lab, client("forger", "garbage-token"), |_| Ok(Obstacle::default()))?;
+    seen.expect_rules(&container, &["token-refused"])?;
+    expect_says(seen.only(&container, "token-refused")?, "not issued while tracing")?;
+    Ok(())
+}
+
+fn a_token_request_is_refused_for_what_is_wrong_with_it(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    for (name, words, says) in [
+        ("no-lifetime", "put-only --token-ttl none", "no X-aws-ec2-metadata-token-ttl-seconds header"),
+        ("too-long", "put-only --token-ttl 21601", "asked for 21601 s"),
+        ("through-a-proxy", "put-only --forwarded-for 10.1.2.3", "X-Forwarded-For"),
+        ("dated", "put-only --token-path /2021-03-23/api/token", "tokens are issued at /latest/api/token only"),
+        ("wrong-method", "v1 --path /latest/api/token", "with PUT, not with GET"),
+    ] {
+        let (seen, containers) = watched(lab, &[], |_| {
+            // Somebody whose request is right: the endpoint is not disabled.
+            run_all(lab, vec![client("right", "v2").network("host")])?;
+            run_all(lab, vec![client(name, words)])
+        })?;
+        let finding = seen.only(&containers[0], "token-request-refused")?;
+        expect_says(finding, says)?;
+        let errors: Vec<_> = seen.findings().into_iter().filter(|finding| finding["severity"] == "error").collect();
+        expect_equal("no other error", errors.len(), 1)?;
+    }
+    Ok(())
+}
+
+fn a_disabled_endpoint_is_told_from_a_bad_request(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.endpoint_enabled) = (3, false));
+    let (seen, container) = asked(lab, client("shut-out", "fallback"), |_| Ok(Obstacle::default()))?;
+    let finding = only_error(&seen, &container, "imds-disabled")?;
+    expect_equal("the PUT and the GET", &finding["count"], &json!(2))?;
+    Ok(())
+}
+
+fn an_instance_without_a_role_is_told_so(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.role) = (3, None));
+    let words = "v2 --path /latest/meta-data/iam/security-credentials/ --user-agent Boto3/1.26.27";
+    let (seen, container) = asked(lab, client("roleless", words), |_| Ok(Obstacle::default()))?;
+    let finding = only_error(&seen, &container, "no-role")?;
+    expect_says(finding, "(it calls itself boto3 1.26.27) reached IMDS")?;
+    Ok(())
+}
+
+fn a_server_that_asks_to_wait_is_throttling(lab: &Lab) -> Outcome {
+    for status in [503, 429] {
+        lab.host.imds().set(|behaviour| {
+            (behaviour.hop_limit, behaviour.tokens) = (3, Tokens::Required);
+            (behaviour.forced_status, behaviour.forced_on) = (Some(status), ForcedOn::Token);
+        });
+        let (seen, container) =
+            asked(lab, client(&format!("hurried-{status}"), "put-only"), |_| Ok(Obstacle::default()))?;
+        expect_says(only_error(&seen, &container, "throttled")?, &format!("got {status}"))?;
+    }
+    Ok(())
+}
+
+fn pieces_and_pipelines_are_read(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.keep_alive, behaviour.split) = (3, true, Some(40)));
+    let path = "/latest/meta-data/placement/region";
+    let (seen, containers) = watched(lab, &[], |_| {
+        run_all(
+            lab,
+            vec![
+                client("in-pieces", &format!("v2 --split-request 9 --path {path}")),
+                client("all-at-once", &format!("v2 --pipeline 4 --path {path}")),
+                client("kept-alive", &format!("v2 --keep-alive --count 3 --path {path}")),
+            ],
+        )
+    })?;
+    seen.expect_no_error()?;
+    for (container, reads) in containers.iter().zip([1, 4, 3]) {
+        let exchanges = seen.exchanges(container);
+        let told = |kind: &str| exchanges.iter().filter(|one| one["imds"] == kind && one["status"] == 200).count();
+        expect_that("a token was granted", told("token") >= 1, &exchanges)?;
+        expect_that(&format!("{reads} reads"), told("v2") == reads, &exchanges)?;
+        for exchange in exchanges.iter().filter(|exchange| exchange["imds"] == "v2") {
+            expect_equal("its path", exchange["path"].as_str(), Some(path))?;
+            expect_that("its token is known", exchange["token"]["expired"] == false, exchange)?;
+        }
+    }
+    lab.host.imds().set(|behaviour| (behaviour.keep_alive, behaviour.split, behaviour.http10) = (false, None, true));
+    let (seen, containers) = watched(lab, &[], |_| run_all(lab, vec![client("old-school", "v2 --http10")]))?;
+    seen.expect_no_error()?;
+    seen.expect_answered(&containers[0], 2, &["docker0 ingress", "ens5 egress"], &["ens5 ingress", "docker0 egress"])?;
+    Ok(())
+}
