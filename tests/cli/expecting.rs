@@ -68,7 +68,7 @@ fn what_was_lost_is_blocked_and_not_reachable() -> Outcome {
 }
 
 fn a_firewall_that_drops_is_named_by_what_it_blocked() -> Outcome {
-    let parts = ["nft_do_chain on docker0", "NETFILTER_DROP"];
+    let parts = ["dropped by a firewall rule", "netfilter's FORWARD hook on docker0"];
     expect_judged("docker-user-drops", "blocked", true, &parts)?;
     expect_judged("docker-user-drops", "blocked:job-21", true, &parts)?;
     expect_judged("docker-user-drops", "reachable", false, &parts)

@@ -27,7 +27,7 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
     for input in &mut inputs {
         match input {
             Input::Fact(fact) => match &mut fact.said {
-                Said::Connecting(connecting) => connecting.comm = EVIL.into(),
+                Said::Attempting(connecting) | Said::Connecting(connecting) => connecting.comm = EVIL.into(),
                 Said::Process(process) => {
                     process.exe = Some(EVIL.into());
                     process.argv = Some(vec![EVIL.into(), EVIL.into()]);
@@ -37,10 +37,11 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
                     container.image = Some(EVIL.into());
                     container.labels = std::sync::Arc::new([(EVIL.to_owned(), EVIL.to_owned())].into());
                 }
+                Said::LinkLocalExceeded { interface, .. } => *interface = EVIL.into(),
                 Said::Connected(_) | Said::ContainerGone { .. } | Said::Uplinks { .. } | Said::InHdrErrors { .. } => {}
             },
             Input::Observation(observation) => {
-                if let Some(Head::Request(head)) = &mut observation.head {
+                if let Some(Head::Request(head)) = observation.heads.first_mut() {
                     head.path = format!("/{EVIL}");
                     head.user_agent = Some(EVIL.into());
                 }
@@ -111,7 +112,7 @@ fn what_only_a_forger_of_recordings_could_choose_does_not_either() -> Outcome {
                 drop.location = format!("ip_forward.{EVIL}");
                 drop.reason = Some(EVIL.into());
             }
-            if let Some(Head::Request(head)) = &mut observation.head {
+            if let Some(Head::Request(head)) = observation.heads.first_mut() {
                 head.method = format!("PUT{EVIL}");
             }
         }

@@ -140,7 +140,7 @@ fn a_firewall_in_its_way_is_named(lab: &Lab) -> Told {
     let outcome = run(lab, &["fenced-off", "--timeout", "400ms", "--expect", "blocked"])?;
     let probed = probed(&outcome)?;
     expect_that("it cannot", summary(probed).starts_with("fenced-off cannot get a token: "), probed)?;
-    expect_that("and why", summary(probed).contains("NETFILTER_DROP"), probed)?;
+    expect_that("and why", summary(probed).contains("dropped by a firewall rule of this host"), probed)?;
     expect_about(lab, &outcome, &container)?;
     let judged = &outcome.report()?["expectations"][0];
     expect_that("it is blocked", judged["held"] == true, judged)?;
@@ -192,7 +192,7 @@ fn a_container_without_a_network_has_no_route(lab: &Lab) -> Told {
     let container = lab.host.run(ContainerSpec::new("alone", &["imds-client", "linger", "600"]).network("none"))?;
     let outcome = run(lab, &[&target(lab, &container)?])?;
     let probed = probed(&outcome)?;
-    expect_that("it says so", summary(probed).contains("there is no route to IMDS from there"), probed)?;
+    expect_that("it says so", summary(probed).contains("the kernel found no route"), probed)?;
     Ok(())
 }
 

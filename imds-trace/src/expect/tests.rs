@@ -26,7 +26,16 @@ fn container(name: &str) -> Attribution {
         image: None,
         labels: Default::default(),
     };
-    Attribution { container: Some(container), process: None, by: Key::Cgroup, address: address(2), initial_ttl: None }
+    Attribution {
+        container: Some(container),
+        process: None,
+        by: Key::Cgroup,
+        address: address(2),
+        initial_ttl: None,
+        error: None,
+        failed_after: None,
+        netns: None,
+    }
 }
 
 fn host() -> Attribution {

@@ -40,6 +40,7 @@ fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &st
         isn,
         netns: Netns(netns),
         established: true,
+        error: None,
     });
     directory.learn(&Fact { at: at(ms + 1), said });
 }

@@ -214,7 +214,10 @@ fn expectation(asserted: &Asserted) -> String {
 
 /// Text in lines that fit a terminal. Commands are not broken: they are to be copied.
 fn paragraph(first: &str, further: &str, text: &str) -> String {
-    textwrap::fill(text, textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(further))
+    textwrap::fill(
+        text,
+        textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(further).break_words(false),
+    )
 }
 
 /// How much there was, and how much of it is wrong.
