@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::config::{self, Doctor, Filter, Probe, Run, Telling, Tracing, Watch};
+use crate::config::{self, Doctor, Filter, Probe, Replay, Run, Telling, Tracing, Watch};
 use crate::doctor::KINDS;
 use crate::finding::RULES;
 use crate::output::{Kind, OUTPUTS};
@@ -37,7 +37,10 @@ pub enum Command {
     /// The container needs no shell: imds-trace enters its network and asks by itself, a token first, then the instance's id with it.
     /// Needs what `watch` needs, and CAP_SYS_ADMIN.
     Probe(ProbeArgs),
-    /// Draw the same conclusions from a recording
+    /// Draw the same conclusions from a recording, or what follows from somebody's capture (.pcap, .pcapng)
+    ///
+    /// A capture shows no drops, no processes and no containers: what is concluded from one says so. tcpdump -i any -w FILE 'host
+    /// 169.254.169.254 or host fd00:ec2::254' sees most.
     Replay(ReplayArgs),
     /// Say what this kernel and this host allow, and what on the host would break IMDS now
     ///
@@ -119,9 +122,12 @@ struct ListeningArgs {
 pub struct ReplayArgs {
     #[command(flatten)]
     telling: TellingArgs,
-    /// The recording; - is stdin
+    /// Look for this address in a capture (repeatable) instead of 169.254.169.254 and fd00:ec2::254
+    #[arg(long = "endpoint", value_name = "ADDR")]
+    endpoints: Vec<String>,
+    /// The recording, or a pcap or pcapng file; - is stdin
     #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    file: PathBuf,
 }
 
 /// What `doctor` takes.
@@ -248,9 +254,10 @@ impl ProbeArgs {
 }
 
 impl ReplayArgs {
-    /// What it means: how to tell it, and of which file.
-    pub fn mean(self) -> Result<(Telling, PathBuf), config::Error> {
-        Ok((self.telling.mean()?, self.file))
+    /// What it means.
+    pub fn mean(self) -> Result<Replay, config::Error> {
+        let endpoints = (!self.endpoints.is_empty()).then(|| config::endpoints(&self.endpoints));
+        Ok(Replay { telling: self.telling.mean()?, file: self.file, endpoints: endpoints.transpose()? })
     }
 }
 

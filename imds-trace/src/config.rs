@@ -106,6 +106,17 @@ pub struct Run {
     pub command: Vec<OsString>,
 }
 
+/// What `replay` is asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replay {
+    /// How it is told.
+    pub telling: Telling,
+    /// The recording or the capture; `-` is stdin.
+    pub file: PathBuf,
+    /// Addresses of IMDS in a capture, if not the usual ones; a recording has its own.
+    pub endpoints: Option<Vec<IpAddr>>,
+}
+
 /// Whose network a probe asks from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {

@@ -31,10 +31,10 @@ pub enum Event {
 /// What is watched, and with what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
-    /// imds-trace's version.
-    pub version: String,
-    /// The kernel's release.
-    pub kernel: String,
+    /// Version of the imds-trace that watched; `None` for a capture.
+    pub version: Option<String>,
+    /// The kernel's release; `None` for a capture.
+    pub kernel: Option<String>,
     /// Where programs are attached.
     pub hooks: Vec<Attached>,
     /// Where they could not be attached, and why.
@@ -59,6 +59,15 @@ pub enum Attached {
         /// e.g. `skb:kfree_skb`.
         name: String,
     },
+    /// Nothing of ours: somebody captured packets there.
+    Capture {
+        /// Its name; `None` if the file names none.
+        interface: Option<String>,
+        /// What its frames begin with: `ethernet`, `linux_sll`, `linux_sll2`, `raw`, `ipv4`, `ipv6` or `other`.
+        link: String,
+        /// Does the capture say which way packets passed?
+        directions: Directions,
+    },
     /// On the root cgroup.
     Cgroup {
         /// `connect4` or `connect6`.
@@ -74,6 +83,16 @@ pub enum Via {
     Tcx,
     /// A filter of the clsact qdisc.
     Clsact,
+}
+
+/// How it is known which way a captured packet passed an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Directions {
+    /// The capture says so.
+    Recorded,
+    /// From where the packet heads.
+    Inferred,
 }
 
 /// A hook that is missing.

@@ -24,6 +24,7 @@
 //!
 //! Who may import whom is written down as data in `xtask/src/lint`, and in words in CONTRIBUTING.md.
 
+pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod doctor;

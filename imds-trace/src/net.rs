@@ -46,6 +46,14 @@ pub struct Netns(pub u32);
 #[serde(transparent)]
 pub struct Ttl(pub u8);
 
+/// Initial TTLs in use (Linux 64, Windows 128, network gear 255). Only to recognise a packet whose TTL has not fallen yet.
+pub const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
+
+/// Has a packet with this TTL been forwarded?
+pub fn has_fallen(ttl: Ttl) -> bool {
+    !INITIAL_TTLS.contains(&ttl.0)
+}
+
 /// An address and a TCP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Endpoint {

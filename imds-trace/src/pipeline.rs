@@ -7,8 +7,8 @@ use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
 use crate::identity::{Directory, Query, Said};
 use crate::input::Input;
-use crate::journey::{Connection, Joiner, Journey};
-use crate::net::{Netns, Timestamp};
+use crate::journey::{Connection, END, Joiner, Journey};
+use crate::net::{Netns, Timestamp, Ttl};
 use crate::report::{Reconciled, Tallies};
 
 /// What does not change during a run.
@@ -76,6 +76,14 @@ impl Pipeline {
         }
     }
 
+    /// Nothing seen yet, and nothing but what a capture shows will be.
+    pub fn of_capture() -> Self {
+        let mut pipeline = Self::new(Host { netns: Netns::default(), instance: None });
+        pipeline.joiner = Joiner::of_capture();
+        pipeline.interpreter.surroundings.capture = true;
+        pipeline
+    }
+
     /// Tells every packet from now on, if that is wanted: it costs a copy of each journey.
     pub fn tell_packets(&mut self, wanted: bool) {
         self.interpreter.tells_packets = wanted;
@@ -114,8 +122,8 @@ impl Pipeline {
     pub fn finish(&mut self, sink: &mut Sink<'_>) {
         let end = self.now;
         let (assembler, interpreter) = (&mut self.assembler, &mut self.interpreter);
-        self.joiner.advance(Timestamp(u64::MAX), &mut |journey| interpreter.follow(journey, assembler, end, sink));
-        interpreter.tell_failed(assembler, Timestamp(u64::MAX), end, sink);
+        self.joiner.advance(END, &mut |journey| interpreter.follow(journey, assembler, end, sink));
+        interpreter.tell_failed(assembler, END, end, sink);
         assembler.finish(end, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
         self.tell_losses(sink);
         let interpreter = &mut self.interpreter;
@@ -168,7 +176,7 @@ impl Interpreter {
 
     fn interpret(&mut self, exchange: &Exchange, moment: Moment<'_>, now: Timestamp, sink: &mut Sink<'_>) {
         let who = self.directory.who(query(&exchange.connection, exchange.attempt), exchange.opened);
-        let seen = HopLimit { observed: exchange.hop_limit, needed: exchange.decrements.needed(who.initial_ttl) };
+        let seen = self.limit(exchange, who.initial_ttl);
         let hop_limit = self.ledger.hop_limit(&who.subject(), seen);
         if let Moment::Lost(journey) = moment {
             match spent(journey) {
@@ -198,6 +206,18 @@ impl Interpreter {
         };
         self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, tallies, sink));
         self.history.note(exchange, moment, &who);
+    }
+
+    /// What one exchange says of the hop limit.
+    fn limit(&self, exchange: &Exchange, initial: Option<Ttl>) -> HopLimit {
+        if !self.surroundings.capture {
+            return HopLimit { observed: exchange.hop_limit, needed: exchange.decrements.needed(initial) };
+        }
+        // Where no packet was seen behind a forward, the capture may be the client's own, and the answer's TTL have fallen before it.
+        let forwarded = exchange.decrements.forwarded();
+        let initial = exchange.decrements.likely_initial();
+        let (observed, needed) = (exchange.hop_limit, exchange.decrements.needed(initial));
+        if forwarded { HopLimit { observed, needed } } else { HopLimit::default() }
     }
 
     /// Tells of connects that failed before a packet was made.

@@ -54,7 +54,9 @@ pub enum Error {
         error: io::Error,
     },
     /// The first line is not a header.
-    #[error("line 1: not an imds-trace recording (its first line must be {{\"recording\":{VERSION},…}}): {0}")]
+    #[error(
+        "line 1: not an imds-trace recording (its first line must be {{\"recording\":{VERSION},…}}), nor a pcap or pcapng file: {0}"
+    )]
     NotARecording(String),
     /// The file was written by a newer program.
     #[error(

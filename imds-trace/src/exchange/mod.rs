@@ -8,7 +8,7 @@ mod progress;
 pub mod software;
 
 use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey};
-use crate::net::{Direction, Timestamp, Ttl};
+use crate::net::{Direction, INITIAL_TTLS, Timestamp, Ttl, has_fallen};
 pub use crate::observation::{Icmp, TokenMark};
 use crate::observation::{RequestHead, ResponseHead};
 pub use assemble::Assembler;
@@ -45,10 +45,22 @@ pub struct Decrements {
     pub hops: usize,
 }
 
-/// Initial TTLs in use (Linux 64, Windows 128, network gear 255). Only to recognise a packet whose TTL has not fallen yet.
-const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
-
 impl Decrements {
+    /// Was a packet seen behind a forward, so that the client is behind the host that it was seen on? By its TTL, which had fallen.
+    pub fn forwarded(&self) -> bool {
+        let fell_before = match self.first {
+            Some((first, Direction::Egress)) => has_fallen(first),
+            Some((_, Direction::Ingress)) | None => false,
+        };
+        fell_before || self.seen.is_some_and(|seen| seen > 0)
+    }
+
+    /// The TTL that the client's packets started with, most likely: the next of those in use.
+    pub fn likely_initial(&self) -> Option<Ttl> {
+        let (first, _) = self.first?;
+        INITIAL_TTLS.into_iter().find(|initial| first.0 <= *initial).map(Ttl)
+    }
+
     /// The hop limit a response needs to reach the client: one more than the number of times its TTL falls on the way, known
     /// from the request. `initial` is the TTL that the client's socket starts with, which shows decrements before the first hook
     /// (in a nested network namespace). `None` if not known.
@@ -56,7 +68,7 @@ impl Decrements {
         let seen = self.seen?;
         let before = match (initial, self.first) {
             (Some(initial), Some((first, _))) => initial.0.checked_sub(first.0)?,
-            (None, Some((first, Direction::Egress))) if !INITIAL_TTLS.contains(&first.0) => return None,
+            (None, Some((first, Direction::Egress))) if has_fallen(first) => return None,
             _ => 0,
         };
         seen.checked_add(before)?.checked_add(1).map(Ttl)

@@ -57,6 +57,10 @@ impl Ledger {
                     verdict.cause.push_str(" by address");
                     verdict.summary.push_str(" (Known by its address only: no socket of it was seen.)");
                 }
+                if case.host.capture {
+                    verdict.confidence = Confidence::Likely;
+                    verdict.summary.push_str(" (Inferred from a capture, which shows neither drops nor processes.)");
+                }
                 self.enter(rule, verdict, case, at, told);
             }
         }

@@ -71,7 +71,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         (Some(Refused::Reset), _) | (None, None) => "a TCP reset".to_owned(),
     };
     let from_outside = refusal.is_some_and(|refusal| refusal.from_outside);
+    // In a capture at the client everything comes in from outside, in one at a bridge nothing does.
+    let unknown = case.host.capture && !exchange.decrements.forwarded();
     let whence = match (from_outside, by_firewall) {
+        _ if unknown => "from where this capture does not show".to_owned(),
         (true, _) => "from beyond this host".to_owned(),
         (false, Some(dropped)) => {
             let at = hook(dropped).map(|hook| format!(" at netfilter's {hook} hook")).unwrap_or_default();

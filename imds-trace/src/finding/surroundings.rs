@@ -18,6 +18,8 @@ pub struct Surroundings {
     pub netns: Netns,
     /// The EC2 instance's id, if known.
     pub instance: Option<String>,
+    /// Is nothing known but what a capture shows? No drops, no processes, and only the places where it listened.
+    pub capture: bool,
     /// Interfaces towards IMDS.
     pub uplinks: Vec<Ifindex>,
     /// Are there hooks on all of them?

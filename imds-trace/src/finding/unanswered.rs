@@ -44,6 +44,12 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     if exchange.handshake && exchange.asked.is_none() || exchange.refusal.is_some() && !has_left || is_refused(case) {
         return None;
     }
+    // A capture may be the client's own, where the answer may be lost on the way to it; or hold one direction only: then requests
+    // follow handshakes that it does not show.
+    let one_way = exchange.asked.is_some() && !exchange.handshake;
+    if case.host.capture && (one_way || !exchange.decrements.forwarded()) {
+        return None;
+    }
     let last = outward.hops.last()?;
     let asked = exchange.asked.unwrap_or(exchange.opened);
     let waited = exchange.left.or(exchange.closed)?.since(asked);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::{Connection, ConnectionId, Join};
-use crate::net::{Direction, Endpoint, Heading, Timestamp};
+use crate::net::{Direction, Endpoint, Heading, Timestamp, Ttl};
 use crate::observation::{Hook, Icmp, Observation, Place, Tcp};
 
 /// Connections remembered at most. IMDS closes after each answer, so this is some seconds of the fastest client seen.
@@ -47,6 +47,8 @@ pub struct State<Open> {
     pub connection: Connection,
     /// Where the first packet from the client was first seen.
     pub client_hook: Option<Hook>,
+    /// Its TTL there.
+    pub client_ttl: Option<Ttl>,
     /// Highest acknowledgement seen for data travelling to IMDS, and for data travelling from it.
     pub acked: [Option<u32>; 2],
     /// Journeys still under way.
@@ -214,6 +216,7 @@ impl<Open> Connections<Open> {
                 if takes_client {
                     state.connection.client = half.connection.client;
                     state.connection.endpoint = half.connection.endpoint;
+                    state.client_ttl = half.client_ttl.or(state.client_ttl);
                     state.client_hook = half.client_hook.or(state.client_hook.take());
                 }
             }
@@ -261,6 +264,7 @@ impl<Open> Connections<Open> {
         self.turn += 1;
         let state = State {
             connection,
+            client_ttl: client_hook.is_some().then_some(observation.ttl),
             client_hook,
             acked: [None; 2],
             open: Vec::new(),

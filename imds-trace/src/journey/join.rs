@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use super::connections::{Connections, Found, PacketKey, State};
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
-use crate::net::{Direction, Heading, Ifindex, Netns, Timestamp};
+use crate::net::{Direction, Heading, Ifindex, Netns, Timestamp, has_fallen};
 use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};
 
 /// A journey is over when nothing more was seen of it for so long. Crossing a host takes microseconds; the rest is for the
 /// sources of identity, which may speak a little later than the packets.
 pub const QUIET: Duration = Duration::from_millis(250);
+/// The time of the last call of [`Joiner::advance`]: nothing more comes.
+pub const END: Timestamp = Timestamp(u64::MAX);
 /// Journeys under way in one connection at most; a window of small segments.
 const MAX_OPEN: usize = 256;
 /// Forged packets remembered at most; each crosses the host within microseconds.
@@ -45,6 +47,10 @@ pub struct Joiner {
     forged: HashSet<PacketKey>,
     forged_order: VecDeque<PacketKey>,
     connections: Connections<Open>,
+    /// Are drops not seen, nor all places? Then only what nobody acknowledged is lost.
+    capture: bool,
+    /// When the latest packet was seen.
+    latest: Timestamp,
     due: BinaryHeap<Reverse<(Timestamp, ConnectionId)>>,
     evicted: u64,
 }
@@ -58,9 +64,16 @@ impl Joiner {
             forged: HashSet::new(),
             forged_order: VecDeque::new(),
             connections: Connections::default(),
+            capture: false,
+            latest: Timestamp(0),
             due: BinaryHeap::new(),
             evicted: 0,
         }
+    }
+
+    /// Joins what a capture shows.
+    pub fn of_capture() -> Self {
+        Self { capture: true, ..Self::new(Netns::default()) }
     }
 
     /// The routes to the endpoints use these interfaces now: what comes from IMDS comes in by one of them.
@@ -91,6 +104,7 @@ impl Joiner {
 
     /// Takes in one observation. Journeys come out of [`Self::advance`].
     pub fn push(&mut self, observation: Observation) {
+        self.latest = self.latest.max(observation.at);
         // Without a TCP header (ICMP, UDP, a later fragment) there is nothing to join by.
         let Some(tcp) = observation.tcp else { return };
         if let Place::Drop(drop) = &observation.place
@@ -184,7 +198,9 @@ impl Joiner {
                 self.due.push(Reverse((next, id)));
             }
             for open in over {
-                sink(finish(open, state));
+                // At the end of a capture the acknowledgement may be what is not in it any more.
+                let in_capture = self.capture.then(|| now < END || self.latest.since(open.last) >= QUIET);
+                sink(finish(open, state, in_capture));
             }
         }
     }
@@ -213,11 +229,16 @@ impl Open {
     }
 }
 
-fn finish(open: Open, state: &State<Open>) -> Journey {
+/// `in_capture`: of what a capture shows; and then, was an acknowledgement waited for?
+fn finish(open: Open, state: &State<Open>, in_capture: Option<bool>) -> Journey {
     let acked = was_acked(&open, state);
+    let arrived = match in_capture {
+        None => arrived(&open, state),
+        Some(waited) => seems_arrived(&open, state, waited),
+    };
     let fate = match open.dropped.clone() {
         Some(dropped) => Fate::Dropped(dropped),
-        None if open.reached || arrived(&open, state) || acked => Fate::Delivered,
+        None if open.reached || arrived || acked => Fate::Delivered,
         None => Fate::Unresolved,
     };
     Journey {
@@ -245,6 +266,22 @@ fn arrived(open: &Open, state: &State<Open>) -> bool {
             Some(hook) if hook.direction == Direction::Egress => true,
             _ => last.hook.direction == Direction::Egress,
         },
+    }
+}
+
+/// The same of a capture, which shows neither drops nor all places: lost is only what should have been seen again.
+fn seems_arrived(open: &Open, state: &State<Open>, waited: bool) -> bool {
+    let Some(last) = open.hops.last() else { return false };
+    let carries = open.tcp.len > 0 || open.tcp.flags.has(TcpFlags::SYN);
+    match (open.heading, &state.client_hook) {
+        (Heading::ToImds, _) => last.hook.direction == Direction::Egress || !carries,
+        // Whose it is was not seen.
+        (Heading::FromImds, None) => true,
+        // The client is behind the host that this was captured on: if the answer reached it, it acknowledges it.
+        (Heading::FromImds, Some(hook)) if hook.direction == Direction::Egress => {
+            !state.client_ttl.is_some_and(has_fallen) || open.tcp.len == 0 || !waited
+        }
+        (Heading::FromImds, Some(_)) => last.hook.direction == Direction::Egress,
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::net::{Endpoint, Heading, Timestamp, Ttl};
 use crate::observation::{Drop, Head, Hook, Icmp, Tcp, TcpFlags};
-pub use join::Joiner;
+pub use join::{END, Joiner};
 
 /// Numbers connections within one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -73,8 +73,8 @@ impl Session {
         errand: &impl Errand,
     ) -> anyhow::Result<Self> {
         let ready = Ready {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: read_line("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            kernel: read_line("/proc/sys/kernel/osrelease"),
             hooks: tracer.attached(),
             missing,
         };
@@ -269,7 +269,7 @@ fn tell_what_is_watched(ready: &Ready, until: &str) {
             Attached::Tc { interface, .. } if !interfaces.contains(&interface.as_str()) => interfaces.push(interface),
             Attached::Tc { .. } => {}
             Attached::Tracepoint { name } => tracepoints.push(name),
-            Attached::Cgroup { .. } => {}
+            Attached::Cgroup { .. } | Attached::Capture { .. } => {}
         }
     }
     let interfaces = if interfaces.is_empty() { "no interface yet".to_owned() } else { interfaces.join(", ") };

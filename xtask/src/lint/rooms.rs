@@ -42,6 +42,8 @@ pub const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("recording", &["net", "input", "event", "printable"]),
+    // Observations and what is known of them, from somebody else's file.
+    ("capture", &["net", "input", "observation", "event"]),
     // What is typed, and what it means.
     ("cli", &["config", "output::OUTPUTS", "output::Kind", "finding::RULES", "doctor::KINDS"]),
     ("config", &[]),
@@ -67,7 +69,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "printable",
         ],
     ),
-    ("replay", &["net", "input", "recording", "pipeline", "event", "report", "output", "config", "printable"]),
+    ("replay", &["net", "input", "recording", "capture", "pipeline", "event", "report", "output", "config", "printable"]),
     (
         "doctor",
         &[
