@@ -169,6 +169,7 @@ impl Reader {
     /// Where the frame was; `None` where the packet had been dropped, in a file of our own.
     fn hook(&self, frame: &Frame, linked: Option<Direction>, index: Option<u32>, heading: Heading) -> Option<Hook> {
         let described = &self.file.interfaces()[frame.interface];
+        let mut number = described.number;
         let mut name = match (index, &described.name) {
             (Some(index), _) => format!("if{index}"),
             (None, Some(name)) => bounded(name, MAX_NAME).to_owned(),
@@ -179,10 +180,13 @@ impl Reader {
             if name.starts_with("drop ") {
                 return None;
             }
-            let bare = name.strip_suffix(" ingress").or_else(|| name.strip_suffix(" egress")).map(str::to_owned);
-            name = bare.unwrap_or(name);
+            // One interface of the machine is two of the file.
+            let bare = |name: &str| name.rsplit_once(' ').map_or(name, |(bare, _)| bare).to_owned();
+            name = bare(&name);
+            let same = |other: &&Described| other.name.as_deref().is_some_and(|other| bare(other) == name);
+            number = self.file.interfaces().iter().find(same).map_or(number, |first| first.number);
         }
-        let index = Ifindex(index.unwrap_or(described.number));
+        let index = Ifindex(index.unwrap_or(number));
         let direction = linked.or(frame.direction).unwrap_or_else(|| inferred(heading, &name));
         Some(Hook { interface: Interface { netns: Netns::default(), index, name }, direction })
     }

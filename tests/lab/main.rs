@@ -13,6 +13,7 @@ mod kit_programs;
 mod kit_wire;
 mod samples;
 mod trace;
+mod trace_capture;
 mod trace_causes;
 mod trace_drops;
 mod trace_frames;
@@ -21,6 +22,7 @@ mod trace_hop_limit;
 mod trace_identity;
 mod trace_network;
 mod trace_probe;
+mod trace_pcap;
 mod trace_programs;
 mod trace_run;
 mod trace_tokens;
@@ -88,6 +90,8 @@ fn main() -> ExitCode {
         ("trace_programs", trace_programs::TESTS),
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
+        ("trace_pcap", trace_pcap::TESTS),
+        ("trace_capture", trace_capture::TESTS),
         ("trace_run", trace_run::TESTS),
         ("trace_probe", trace_probe::TESTS),
         ("samples", samples::TESTS),

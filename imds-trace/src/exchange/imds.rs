@@ -14,7 +14,7 @@ pub enum Imds {
     V2,
     /// Reads without a token (IMDSv1).
     V1,
-    /// Something that is not the EC2 protocol.
+    /// Something that is not the EC2 protocol, or of which too little was seen.
     Other,
 }
 
@@ -44,7 +44,7 @@ pub fn classify(request: &RequestHead) -> Imds {
         Imds::Other
     } else if reads && request.token {
         Imds::V2
-    } else if reads {
+    } else if reads && !request.cut {
         Imds::V1
     } else {
         Imds::Other
@@ -66,5 +66,7 @@ mod tests {
         assert_eq!(classified("GET", "/computeMetadata/v1/", false), Imds::Other);
         assert_eq!(classified("POST", "/latest/meta-data/", false), Imds::Other);
         assert_eq!(classified("PUT", "/v1/token", false), Imds::Other);
+        let cut = RequestHead { method: "GET".into(), path: "/latest/".into(), cut: true, ..RequestHead::default() };
+        assert_eq!(classify(&cut), Imds::Other, "its token may stand behind what was seen");
     }
 }

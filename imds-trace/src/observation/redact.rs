@@ -79,6 +79,9 @@ pub struct RequestHead {
     pub forwarded_for: bool,
     /// `User-Agent`: a hint, never an identity.
     pub user_agent: Option<String>,
+    /// Was only its beginning seen? Then a header that is not here may have been there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
 }
 
 /// What is kept of a response.
@@ -151,7 +154,7 @@ pub fn head(bytes: &[u8], marker: &Marker) -> Option<Head> {
     } else {
         let mut parsed = httparse::Request::new(&mut slots);
         let _ = parsed.parse(bytes);
-        request(&parsed, marker).map(Head::Request)
+        request(&parsed, marker).map(|head| Head::Request(RequestHead { cut: true, ..head }))
     }
 }
 

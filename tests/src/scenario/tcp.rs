@@ -132,6 +132,7 @@ fn request(words: &str, packet: &Packet) -> Result<RequestHead> {
         requested_ttl: u32::try_from(lifetime).ok().filter(|_| method == "PUT"),
         forwarded_for: packet.forwarded_for,
         user_agent: packet.user_agent.clone(),
+        cut: false,
     })
 }
 
