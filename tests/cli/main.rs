@@ -3,6 +3,7 @@
 //! The built program, from outside: `$IMDS_TRACE_BIN`, else the one beside this test. No root needed; what only root can try is
 //! marked as not run for others.
 
+mod capturing;
 mod doctoring;
 mod expecting;
 mod hostile;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     let tables = [
         ("typing", typing::TESTS, false),
         ("replaying", replaying::TESTS, false),
+        ("capturing", capturing::TESTS, false),
         ("expecting", expecting::TESTS, false),
         ("hostile", hostile::TESTS, false),
         ("terminal", terminal::TESTS, false),

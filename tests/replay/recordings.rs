@@ -27,7 +27,8 @@ pub fn trials() -> Result<Vec<Trial>> {
     ];
     for (name, path) in record::all()? {
         let (told, thinned) = (path.clone(), path);
-        trials.push(Trial::test(format!("recordings::{name}"), move || Ok(is_told_as_before(&told)?)));
+        let stem = name.clone();
+        trials.push(Trial::test(format!("recordings::{name}"), move || Ok(is_told_as_before(&told, &stem)?)));
         let claim = format!("recordings::{name}::what_is_missing_accuses_nobody");
         trials.push(Trial::test(claim, move || Ok(what_is_missing_accuses_nobody(&thinned)?)));
     }
@@ -63,8 +64,8 @@ impl Drop for Folder {
     }
 }
 
-fn is_told_as_before(recording: &Path) -> Result<()> {
-    let name = recording.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+/// Says the program of a recording or a capture what stands in the files beside it that are called `name`?
+pub fn is_told_as_before(recording: &Path, name: &str) -> Result<()> {
     let folder = Folder(std::env::temp_dir().join(format!("imds-trace-replay-{}-{name}", std::process::id())));
     std::fs::create_dir(&folder.0).context("make a folder")?;
     let output = |(kind, ending): (&str, &str)| OutputSpec { kind: kind.to_owned(), path: Some(folder.0.join(ending)) };

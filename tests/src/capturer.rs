@@ -27,8 +27,9 @@ pub struct Capturer {
 impl Capturer {
     /// `tcpdump -w PATH` with `args`, in a namespace; listens when this returns.
     pub fn tcpdump(namespace: &Namespace, path: &Path, args: &[&str]) -> Result<Capturer> {
-        // As root it would become somebody else, who may not write here.
-        let mut all = vec!["-Z", "root", "-U", "--immediate-mode", "-w"];
+        // As root it would become somebody else, who may not write here. In immediate mode nothing waits in a buffer at the end, but its
+        // buffer has room for a few packets only, unless they are kept short.
+        let mut all = vec!["-Z", "root", "-U", "--immediate-mode", "-B", "16384", "-s", "2048", "-w"];
         let shown = path.display().to_string();
         all.push(&shown);
         all.extend(args);
@@ -70,7 +71,8 @@ impl Capturer {
             let _ = rest.join();
         }
         match status {
-            Some(status) if status.success() => Ok(self.path.clone()),
+            // 1: the interface went away with its container before we asked.
+            Some(status) if matches!(status.code(), Some(0 | 1)) => Ok(self.path.clone()),
             status => bail!("the capture ended with {status:?}"),
         }
     }

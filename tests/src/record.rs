@@ -14,7 +14,7 @@ use crate::imds::{Behaviour, Tokens};
 use crate::obstacle::{self, Family, MetadataProxy, Traffic, Verdict};
 use crate::topology::Nested;
 use crate::tracer::{Tracer, program};
-use crate::{Container, ContainerSpec, HostOptions, NetworkSpec, RunnerHost, children};
+use crate::{Container, ContainerSpec, HostOptions, NetworkSpec, RunnerHost, captured, children};
 
 /// A larger one tells nobody more.
 const MAX_SIZE: usize = 100_000;
@@ -105,13 +105,13 @@ fn without_this_machine(recording: &str) -> Result<String> {
     Ok(recording.replace(&init(name), &init("init")).replace(release, upstream))
 }
 
-/// Writes what the program says now of every recording beside it.
+/// Writes what the program says now of every recording and every capture beside it.
 pub fn bless() -> Result<()> {
-    for (name, path) in all()? {
+    for (name, path) in [all()?, captured::all()?].concat() {
         let mut replay = Command::new(program()?);
         replay.arg("replay").arg(&path).stdin(Stdio::null());
         for (kind, ending) in TOLD {
-            replay.arg("--output").arg(format!("{kind}={}", folder().join(format!("{name}.{ending}")).display()));
+            replay.arg("--output").arg(format!("{kind}={}", path.with_file_name(format!("{name}.{ending}")).display()));
         }
         children::output(replay).with_context(|| name.clone())?;
         eprintln!("{name}");

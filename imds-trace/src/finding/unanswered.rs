@@ -87,8 +87,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     // That nothing came is inferred from not seeing it.
     verdict.confidence = Confidence::Likely;
     verdict.path = case.path(None);
-    verdict.remedy =
-        vec![format!("ethtool -S {interface} | grep linklocal_allowance_exceeded"), case.describe_options()];
+    // A capture may not know its interfaces' names.
+    let named = if case.host.capture { "<interface>" } else { interface };
+    verdict.remedy = vec![format!("ethtool -S {named} | grep linklocal_allowance_exceeded"), case.describe_options()];
     if exceeded.is_some_and(|packets| packets > 0) {
         verdict.caution =
             "Ask less often: cache credentials and tokens (a token is good for up to six hours), and use a local DNS \

@@ -1,7 +1,8 @@
 //! What does it look like when a hop limit of one meets containers, on a machine that is not on EC2?
 //!
 //! `lab demo` shows it with the tracer; `lab shell` leaves the runner host up to try things by hand;
-//! `lab record` makes the recordings in tests/recordings anew, `lab bless` what is told of them.
+//! `lab record` makes the recordings in tests/recordings and the captures in tests/captures anew, `lab capture` the captures alone,
+//! `lab bless` what is told of them.
 
 use std::io::Read;
 use std::process::{ExitCode, Stdio};
@@ -10,8 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use imds_trace_tests::children::{self, show};
 use imds_trace_tests::expect::wait_until;
-use imds_trace_tests::{ContainerSpec, HostOptions, RunnerHost, Tokens, house, record};
+use imds_trace_tests::{ContainerSpec, HostOptions, RunnerHost, Tokens, captured, house, record};
 use nix::sys::signal::Signal;
+
+/// Makes the captures anew, and what is told of everything.
+fn capture() -> Result<()> {
+    captured::record(&captured::folder())?;
+    record::bless()
+}
 
 fn main() -> ExitCode {
     house::keep();
@@ -19,9 +26,10 @@ fn main() -> ExitCode {
     let result = match word.as_deref() {
         Some("demo") => demo(),
         Some("shell") => shell(),
-        Some("record") => record::record(&record::folder()).and_then(|()| record::bless()),
+        Some("record") => record::record(&record::folder()).and_then(|()| capture()),
+        Some("capture") => capture(),
         Some("bless") => record::bless(),
-        _ => Err(anyhow::anyhow!("usage: lab demo | lab shell | lab record | lab bless")),
+        _ => Err(anyhow::anyhow!("usage: lab demo | lab shell | lab record | lab capture | lab bless")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
