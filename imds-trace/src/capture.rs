@@ -18,8 +18,8 @@ use crate::event::{Attached, Directions, Missing, Ready};
 use crate::input::Input;
 use crate::net::{Direction, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, bounded};
 use crate::observation::{Hook, Icmp, Observation, Place, Streams, Tcp};
-pub use file::{Error, MAGIC_LENGTH, is_capture};
 use file::{Described, File, Frame};
+pub use file::{Error, MAGIC_LENGTH, is_capture};
 use frame::{Linked, Packet, Seen};
 
 /// A capture on all interfaces shows a packet at each that it passes, and where interfaces have no names, several times at one.

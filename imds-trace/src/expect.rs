@@ -111,7 +111,8 @@ impl Expectations {
                 }
             }
             Event::Ready(_, ready) => {
-                self.deaf = !ready.hooks.iter().any(|hook| matches!(hook, Attached::Tc { .. } | Attached::Capture { .. }));
+                self.deaf =
+                    !ready.hooks.iter().any(|hook| matches!(hook, Attached::Tc { .. } | Attached::Capture { .. }));
             }
             Event::Probed(_, probed) => self.probed = Some((**probed).clone()),
             // What was lost is given to `judge`, whole.

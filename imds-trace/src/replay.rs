@@ -70,7 +70,13 @@ struct Telling {
 }
 
 impl Telling {
-    fn begin(asked: &Replay, boot_time: BootTime, mut pipeline: Pipeline, at: Timestamp, ready: Ready) -> Result<Self, Stopped> {
+    fn begin(
+        asked: &Replay,
+        boot_time: BootTime,
+        mut pipeline: Pipeline,
+        at: Timestamp,
+        ready: Ready,
+    ) -> Result<Self, Stopped> {
         let mut outputs = Outputs::open(&asked.telling, boot_time)?;
         pipeline.tell_packets(outputs.want_packets());
         outputs.tell(&Event::Ready(at, ready))?;
@@ -98,7 +104,9 @@ impl Telling {
 fn tell_recording(input: impl BufRead, asked: &Replay) -> Result<Outputs, Stopped> {
     let mut reader = recording::Reader::new(input)?;
     if asked.endpoints.is_some() {
-        return Err(Stopped::File(anyhow!("--endpoint is for captures: a recording says itself which addresses were watched")));
+        return Err(Stopped::File(anyhow!(
+            "--endpoint is for captures: a recording says itself which addresses were watched"
+        )));
     }
     let header = reader.header.clone();
     let pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
@@ -119,9 +127,8 @@ fn tell_capture(input: Box<dyn Read + Send>, asked: &Replay) -> Result<Outputs, 
         Some(endpoints) => endpoints.clone(),
         None => config::endpoints(&[]).map_err(|error| Stopped::File(error.into()))?,
     };
-    let mut reader = capture::Reader::new(input, endpoints).map_err(|error| {
-        Stopped::File(anyhow::Error::from(error).context("a capture of which nothing can be read"))
-    })?;
+    let mut reader = capture::Reader::new(input, endpoints)
+        .map_err(|error| Stopped::File(anyhow::Error::from(error).context("a capture of which nothing can be read")))?;
     let pipeline = Pipeline::of_capture();
     // Times of a capture count from the Unix epoch.
     let mut telling = Telling::begin(asked, BootTime(0), pipeline, reader.started(), reader.ready())?;

@@ -77,7 +77,10 @@ fn a_capture_says_that_it_is_one() -> Outcome {
         if said != (interface, Some(link), Some(directions)) || hook["kind"] != "capture" {
             return Err(format!("{name}: {ready}").into());
         }
-        if !ready["version"].is_null() || !ready["kernel"].is_null() || ready["missing"].as_array().is_none_or(Vec::is_empty) {
+        if !ready["version"].is_null()
+            || !ready["kernel"].is_null()
+            || ready["missing"].as_array().is_none_or(Vec::is_empty)
+        {
             return Err(format!("{name}: {ready}").into());
         }
     }

@@ -81,10 +81,8 @@ fn expect_lost(events: &[Value], address: &str) -> Result<()> {
     expect_that("it says what it rests on", summary.contains("Inferred from a capture"), summary)?;
     let remedy = finding["remedy"][0].as_str().unwrap_or_default();
     expect_that("what mends it", remedy.contains("--http-put-response-hop-limit 2"), finding)?;
-    let others: Vec<_> = events
-        .iter()
-        .filter(|event| event["severity"] == "error" && event["rule"] != "hop-limit-too-low")
-        .collect();
+    let others: Vec<_> =
+        events.iter().filter(|event| event["severity"] == "error" && event["rule"] != "hop-limit-too-low").collect();
     expect_that("no other error is found", others.is_empty(), &others)
 }
 

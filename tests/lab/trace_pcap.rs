@@ -104,7 +104,8 @@ fn shows_that_it_works(packets: &[Vec<String>], ttl: &str) -> Outcome {
     expect_equal("the answers' places", places(&answers), expected.to_vec())?;
     let ttls: Vec<&str> = answers.iter().take(2).map(|packet| column(packet, ttl)).collect();
     expect_equal("the token's TTLs", ttls, vec!["2", "1"])?;
-    let drops: Vec<_> = packets.iter().filter(|packet| column(packet, "frame.interface_name").starts_with("drop")).collect();
+    let drops: Vec<_> =
+        packets.iter().filter(|packet| column(packet, "frame.interface_name").starts_with("drop")).collect();
     expect_that("nothing was dropped", drops.is_empty(), &drops)?;
     Ok(())
 }

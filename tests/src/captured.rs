@@ -67,9 +67,19 @@ const SITUATIONS: &[Situation] = &[
         behave: HOP_LIMIT_1,
         words: V4,
     },
-    Situation { name: "docker0-hop-limit-1.pcap", how: How::Tcpdump(&["-i", "docker0"]), behave: HOP_LIMIT_1, words: V4 },
+    Situation {
+        name: "docker0-hop-limit-1.pcap",
+        how: How::Tcpdump(&["-i", "docker0"]),
+        behave: HOP_LIMIT_1,
+        words: V4,
+    },
     Situation { name: "container-hop-limit-1.pcap", how: How::Inside(&["-i", "eth0"]), behave: HOP_LIMIT_1, words: V4 },
-    Situation { name: "snapped-hop-limit-2.pcap", how: How::Tcpdump(&["-i", "any", "-s", "120"]), behave: HOP_LIMIT_2, words: "v2" },
+    Situation {
+        name: "snapped-hop-limit-2.pcap",
+        how: How::Tcpdump(&["-i", "any", "-s", "120"]),
+        behave: HOP_LIMIT_2,
+        words: "v2",
+    },
 ];
 
 /// The folder with the captures.

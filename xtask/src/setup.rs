@@ -24,6 +24,9 @@ const LAB_PROGRAMS: &[(&str, &str)] = &[
     ("iptables", "iptables"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    ("tcpdump", "tcpdump"),
+    // It brings capinfos, in wireshark-common, with it; and dumpcap.
+    ("tshark", "tshark"),
     // Debian's own, which containers get to see with the rest of /usr: others of the same name in PATH will not do.
     ("/usr/bin/python3", "python3"),
     ("/usr/lib/python3/dist-packages/boto3/__init__.py", "python3-boto3"),

@@ -17,8 +17,8 @@ const PCAP: [[u8; 4]; 4] =
 /// pcapng: the same in either order.
 const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 
-/// Bytes read at once.
-const CAPACITY: usize = 1 << 18;
+/// Bytes read at once; what is longer makes room for itself.
+const CAPACITY: usize = 1 << 16;
 /// A longer packet or block is none of a capture's: tcpdump keeps at most 262,144 bytes of one, and lists of names are shorter still.
 const MAX_BLOCK: usize = 1 << 24;
 /// Interfaces of one section at most.
@@ -281,7 +281,8 @@ impl Described {
     fn nanoseconds(&self, raw: u64) -> u64 {
         const SECOND: i128 = 1_000_000_000;
         let exponent = u32::from(self.resolution & 0x7f);
-        let units = if self.resolution & 0x80 == 0 { 10i128.checked_pow(exponent) } else { 1i128.checked_shl(exponent) };
+        let units =
+            if self.resolution & 0x80 == 0 { 10i128.checked_pow(exponent) } else { 1i128.checked_shl(exponent) };
         // A unit that is too small for any number is as good as none.
         let units = units.filter(|units| *units > 0).unwrap_or(i128::MAX);
         let nanoseconds = i128::from(raw) * SECOND / units + i128::from(self.offset) * SECOND;

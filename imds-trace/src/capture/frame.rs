@@ -265,7 +265,12 @@ fn error<'a>(
         ttl: outer.ttl,
         ip_id: outer.id,
         protocol: inner.protocol.0,
-        tcp: Some(Tcp { seq: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]), ack: 0, flags: TcpFlags(0), len: 0 }),
+        tcp: Some(Tcp {
+            seq: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
+            ack: 0,
+            flags: TcpFlags(0),
+            len: 0,
+        }),
         icmp: Some(Icmp { kind, code, sender: outer.source }),
         payload: &[],
     })

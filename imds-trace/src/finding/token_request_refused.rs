@@ -44,7 +44,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         ("path", format!("tokens are issued at {ISSUES} only"))
     } else {
         match request.requested_ttl {
-            None if request.cut => ("unknown", format!("what was seen of the request does not show why{}", whose(exchange))),
+            None if request.cut => {
+                ("unknown", format!("what was seen of the request does not show why{}", whose(exchange)))
+            }
             None => (
                 "lifetime",
                 "it had no X-aws-ec2-metadata-token-ttl-seconds header, or one that is not a number".to_owned(),

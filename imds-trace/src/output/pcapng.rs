@@ -220,7 +220,10 @@ fn in_netns(netns: Netns) -> String {
 fn whose(who: &Attribution) -> String {
     let whose = match (&who.container, who.by) {
         (Some(container), _) => {
-            format!("container {}", printable(container.name.as_deref().unwrap_or(bounded(&container.id, 12)), MAX_NAME))
+            format!(
+                "container {}",
+                printable(container.name.as_deref().unwrap_or(bounded(&container.id, 12)), MAX_NAME)
+            )
         }
         (None, Key::Cgroup) => "host".to_owned(),
         (None, _) => format!("client {}", who.address),

@@ -35,7 +35,12 @@ pub fn header() -> Header {
         netns: HOST_NETNS,
         endpoints: vec![[169, 254, 169, 254].into(), [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254].into()],
         instance: Some(INSTANCE.to_owned()),
-        ready: Ready { version: Some("0.1.0".into()), kernel: Some("6.12.0".into()), hooks: Vec::new(), missing: Vec::new() },
+        ready: Ready {
+            version: Some("0.1.0".into()),
+            kernel: Some("6.12.0".into()),
+            hooks: Vec::new(),
+            missing: Vec::new(),
+        },
     }
 }
 

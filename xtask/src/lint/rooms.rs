@@ -69,7 +69,10 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "printable",
         ],
     ),
-    ("replay", &["net", "input", "recording", "capture", "pipeline", "event", "report", "output", "config", "printable"]),
+    (
+        "replay",
+        &["net", "input", "recording", "capture", "pipeline", "event", "report", "output", "config", "printable"],
+    ),
     (
         "doctor",
         &[

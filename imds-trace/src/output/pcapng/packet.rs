@@ -35,7 +35,8 @@ pub fn packet(journey: &Journey, client: Endpoint, ttl: Ttl) -> Packet {
     };
     let tcp = tcp_header(source, destination, journey.tcp);
     let payload = journey.tcp.len as usize;
-    let mut bytes = ip_header(source.address, destination.address, IpNumber::TCP, ttl, journey.ip_id, tcp.len() + payload);
+    let mut bytes =
+        ip_header(source.address, destination.address, IpNumber::TCP, ttl, journey.ip_id, tcp.len() + payload);
     bytes.extend(tcp);
     let length = (bytes.len() + payload) as u32;
     let mut line = line(journey);
@@ -132,7 +133,7 @@ fn error(journey: &Journey, icmp: Icmp, client: Endpoint, ttl: Ttl) -> Packet {
     let (protocol, header) = match (from, to) {
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             let kind = Icmpv6Type::Unknown { type_u8, code_u8, bytes5to8: unused };
-            let header = Icmpv6Header::with_checksum(kind.clone(), from.octets(), to.octets(), &quoted);
+            let header = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), &quoted);
             (IpNumber::IPV6_ICMP, header.unwrap_or_else(|_| Icmpv6Header::new(kind)).to_bytes().to_vec())
         }
         _ => {
