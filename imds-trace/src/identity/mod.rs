@@ -6,8 +6,10 @@
 //!
 //! Refuses to guess: what no source said is `None`, and `by` says what the answer rests on.
 
+pub mod cgroup;
 pub mod docker;
 pub mod fact;
+pub mod job;
 pub mod listing;
 pub mod procfs;
 
@@ -19,13 +21,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::net::{Endpoint, Netns, Timestamp, Ttl};
+use crate::net::{Endpoint, Netns, Timestamp, Ttl, bounded};
+use cgroup::Runtime;
 use containers::Containers;
 pub use fact::{Ancestor, ContainerDetail, Fact, Said};
-use sockets::Sockets;
+use job::{Compose, Job};
+use sockets::{Socket, Sockets};
 
 /// A container, as reports name it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Container {
     /// Full id.
     pub id: String,
@@ -35,6 +39,50 @@ pub struct Container {
     pub image: Option<String>,
     /// Labels; empty if it has none or no engine introduced it.
     pub labels: Arc<std::collections::BTreeMap<String, String>>,
+    /// What made it; `None` if no source told.
+    pub runtime: Option<Runtime>,
+    /// The id of the innermost container, if the process is in one inside this one.
+    pub inner: Option<String>,
+    /// The pod it is in: Kubernetes' uid, podman's id.
+    pub pod: Option<String>,
+    /// The id of its ECS task.
+    pub task: Option<String>,
+    /// The Compose service it belongs to.
+    pub compose: Option<Arc<Compose>>,
+    /// Names of its networks; empty if no engine introduced it.
+    pub networks: Arc<[String]>,
+    /// The CI job it belongs to.
+    pub job: Option<Arc<Job>>,
+}
+
+/// Digits of a long id that are shown, as Docker does.
+const SHORT_ID: usize = 12;
+
+/// An id as people are shown it: a hash cut, a name whole.
+fn short(id: &str) -> &str {
+    let is_hash = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_hash { bounded(id, SHORT_ID) } else { id }
+}
+
+impl Container {
+    /// Its id as people are shown it.
+    pub fn short_id(&self) -> &str {
+        short(&self.id)
+    }
+
+    /// Its name; where no engine introduced it, what made it and its id.
+    pub fn title(&self) -> String {
+        match (&self.name, self.runtime) {
+            (Some(name), _) => name.clone(),
+            (None, Some(runtime)) => format!("{} {}", runtime.noun(), self.short_id()),
+            (None, None) => format!("container {}", self.short_id()),
+        }
+    }
+
+    /// The id of the container inside it as people are shown it.
+    pub fn short_inner(&self) -> Option<&str> {
+        self.inner.as_deref().map(short)
+    }
 }
 
 /// A process, as reports name it.
@@ -156,7 +204,7 @@ impl Directory {
             Said::Process(detail) => {
                 if let (Some(id), Some((netns, cgroup))) = (&detail.container, self.sockets.place_of(detail.pid)) {
                     let netns = (netns != self.host_netns).then_some(netns);
-                    self.containers.met(fact.at, id, netns, cgroup);
+                    self.containers.met(fact.at, id, netns, cgroup, detail.within.as_ref());
                 }
                 self.sockets.process(detail);
                 0
@@ -198,6 +246,16 @@ impl Directory {
         attribution
     }
 
+    /// A container as the process that opened a socket stands in it.
+    fn container_of(&self, socket: &Socket, id: &str) -> Container {
+        let mut container = self.containers.named(id);
+        if let Some(within) = socket.within().filter(|within| within.outer.id == id) {
+            container.runtime = container.runtime.or(within.outer.runtime);
+            container.inner = within.inner.as_ref().map(|inner| inner.id.clone());
+        }
+        container
+    }
+
     fn attribute(&self, query: Query, at: Timestamp) -> Attribution {
         let mut attribution = Attribution {
             container: None,
@@ -221,7 +279,7 @@ impl Directory {
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))
                 .or_else(|| self.containers.of_process(socket.pid(), at).filter(|_| !socket.was_read()));
             if let Some(id) = id {
-                attribution.container = Some(self.containers.named(id));
+                attribution.container = Some(self.container_of(socket, id));
                 attribution.by = Key::Cgroup;
                 return attribution;
             }

@@ -40,6 +40,7 @@ fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &st
         isn,
         netns: Netns(netns),
         established: true,
+        error: None,
     });
     directory.learn(&Fact { at: at(ms + 1), said });
 }
@@ -52,6 +53,7 @@ fn process(directory: &mut Directory, ms: u64, pid: u32, container: Option<&str>
         argv: None,
         cgroup: None,
         container: container.map(Into::into),
+        within: None,
         ancestors: vec![],
     };
     directory.learn(&Fact { at: at(ms), said: Said::Process(detail) });

@@ -32,7 +32,9 @@ impl Filter {
         self.containers.is_empty()
             || self.containers.iter().any(|wanted| {
                 container.name.as_deref() == Some(wanted)
+                    || container.id == *wanted
                     || (wanted.len() >= MIN_ID && container.id.starts_with(wanted))
+                    || (wanted.len() >= MIN_ID && container.inner.as_ref().is_some_and(|id| id.starts_with(wanted)))
             })
     }
 }

@@ -1,6 +1,5 @@
 //! What does the pipeline take in, when this is what a person wrote?
 
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use imds_trace::event::Ready;
@@ -190,10 +189,9 @@ fn introduce(container: &Container) -> Result<Input> {
             id: id_of(&container.name),
             name: Some(container.name.clone()),
             image: Some("runner:1".to_owned()),
-            labels: Arc::default(),
             netns: container.netns.map(Netns),
-            pid: None,
             addresses: addresses.collect::<Result<_>>()?,
+            ..ContainerDetail::default()
         }),
     ))
 }
@@ -234,6 +232,7 @@ fn describe(process: &Process) -> Input {
         argv: process.argv.clone(),
         cgroup: None,
         container: process.container.as_deref().map(id_of),
+        within: None,
         ancestors: Vec::new(),
     };
     fact(process.ms, Said::Process(detail))
