@@ -52,9 +52,36 @@ const SCHEMES: &[&str] = &["bearer", "basic", "digest", "negotiate", "token", "a
 /// How tokens begin that say what they are. Sources: docs.gitlab.com "Token overview", docs.github.com "token formats",
 /// api.slack.com "token types", IAM "unique identifiers" (`AKIA`, `ASIA`: access keys).
 const PREFIXES: &[&str] = &[
-    "glpat-", "glrt-", "glrtr-", "glcbt-", "glptt-", "gldt-", "glft-", "glsoat-", "glagent-", "glimt-", "gloas-", "glffct-", "ghp_",
-    "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "xoxa-", "xoxb-", "xoxc-", "xoxd-", "xoxe-", "xoxo-", "xoxp-", "xoxr-", "xoxs-",
-    "xapp-", "AKIA", "ASIA",
+    "glpat-",
+    "glrt-",
+    "glrtr-",
+    "glcbt-",
+    "glptt-",
+    "gldt-",
+    "glft-",
+    "glsoat-",
+    "glagent-",
+    "glimt-",
+    "gloas-",
+    "glffct-",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "xoxa-",
+    "xoxb-",
+    "xoxc-",
+    "xoxd-",
+    "xoxe-",
+    "xoxo-",
+    "xoxp-",
+    "xoxr-",
+    "xoxs-",
+    "xapp-",
+    "AKIA",
+    "ASIA",
 ];
 
 /// A program of which an option is known to take a secret.
@@ -155,7 +182,8 @@ impl Reader {
             self.swallow(text, out);
             return;
         }
-        let rest = if is_script { None } else { announced(text).find(|value| !value.is_query).map(|value| value.start) };
+        let rest =
+            if is_script { None } else { announced(text).find(|value| !value.is_query).map(|value| value.start) };
         let (head, rest) = text.split_at(rest.unwrap_or(text.len()));
         if head.contains(char::is_whitespace) {
             self.script(head, out, 0);
@@ -393,13 +421,15 @@ fn user_info(text: &str) -> Option<(usize, usize)> {
         let rest = crate::net::bounded(&text[start..], MAX_AUTHORITY);
         let rest = rest.split(|c: char| c.is_whitespace() || matches!(c, '"' | '\'')).next().unwrap_or(rest);
         let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-        let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        let end = match authority.rsplit_once('@') {
-            Some((user, _)) => Some(user.len()),
-            None if authority.rsplit_once(':').is_some_and(|(_, port)| !is_port(port)) => {
-                rest.rsplit_once('@').map(|(user, _)| user.len())
+        let end = match (authority.rsplit_once('@'), authority.rsplit_once(':')) {
+            (Some((user, _)), _) => Some(user.len()),
+            // What looks like a port and a path may be half a password; `host:80/@scope` is none.
+            (None, Some((_, port))) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let path = rest.split(['?', '#']).next().unwrap_or(rest);
+                path.rsplit_once('@').map(|(user, _)| user).filter(|user| !user.ends_with('/')).map(str::len)
             }
-            None => None,
+            (None, Some(_)) => rest.rsplit_once('@').map(|(user, _)| user.len()),
+            (None, None) => None,
         };
         if let Some(end) = end.filter(|end| *end > 0) {
             return Some((start, start + end));
@@ -426,7 +456,7 @@ fn tokens(text: &str, out: &mut String) {
         match known_inside(run) {
             // A path or the like before it.
             Some(at) => {
-                out.push_str(if looks_secret(&run[..at]) { MASK } else { &run[..at] });
+                out.push_str(if looks_secret(run) { MASK } else { &run[..at] });
                 rest = &run_on[at..];
             }
             None => {
@@ -469,7 +499,8 @@ fn known_token(text: &str) -> Option<(&'static str, usize)> {
     }
     // A JSON Web Token: base64url of `{"`, a dot, and more.
     let (header, payload) = run.split_once('.')?;
-    (header.starts_with("ey") && header.len() >= MIN_BEHIND_PREFIX && payload.len() >= MIN_BEHIND_PREFIX).then_some(("", end))
+    (header.starts_with("ey") && header.len() >= MIN_BEHIND_PREFIX && payload.len() >= MIN_BEHIND_PREFIX)
+        .then_some(("", end))
 }
 
 /// Where in a run a token begins that says what it is. Not in the middle of a word.
@@ -492,8 +523,9 @@ fn looks_secret(run: &str) -> bool {
         b'0'..=b'9' => 2,
         _ => 3,
     };
-    let differ = |pair: &&[u8]| !pair.contains(&b'/') && kind(pair[0]) != kind(pair[1]);
-    let changes = run.as_bytes().windows(2).filter(differ).count();
-    let is_path = run.contains('/') && changes * 3 < run.len();
-    run.ends_with('=') || (mixed && has(u8::is_ascii_digit) && !is_path) || (mixed && changes * 3 >= run.len())
+    let pairs = || run.as_bytes().windows(2).filter(|pair| !pair.contains(&b'/'));
+    let changes = pairs().filter(|pair| kind(pair[0]) != kind(pair[1])).count();
+    let is_random = changes * 10 >= pairs().count() * 3;
+    let is_path = run.contains('/') && !is_random;
+    run.ends_with('=') || (mixed && has(u8::is_ascii_digit) && !is_path) || (mixed && is_random)
 }

@@ -108,9 +108,10 @@ impl History {
     pub fn forsaken(&self, exchange: &Exchange, who: &Attribution) -> Option<Forsaken> {
         let asked = exchange.asked?;
         // Its own requests, else those of its siblings.
-        let last = clients(who).into_iter().flatten().find_map(|client| {
-            self.requests.get(&client)?.iter().rev().find(|request| request.asked < asked)
-        })?;
+        let last = clients(who)
+            .into_iter()
+            .flatten()
+            .find_map(|client| self.requests.get(&client)?.iter().rev().find(|request| request.asked < asked))?;
         let waited = asked.since(last.asked);
         // An answer that came when the client had gone on is none.
         let answered = last.answered.is_some_and(|answered| answered < asked);
@@ -164,8 +165,9 @@ impl History {
 /// As whom a process is remembered: as itself, and as one of its parent's.
 fn clients(who: &Attribution) -> [Option<Client>; 2] {
     let Some(process) = &who.process else { return [Some(Client::Address(who.address)), None] };
-    let parent = process.ancestors.first().filter(|parent| {
-        parent.pid > 1 && !STARTERS.iter().any(|starter| parent.comm.starts_with(starter))
-    });
+    let parent = process
+        .ancestors
+        .first()
+        .filter(|parent| parent.pid > 1 && !STARTERS.iter().any(|starter| parent.comm.starts_with(starter)));
     [Some(Client::Process(process.pid)), parent.map(|parent| Client::ChildrenOf(parent.pid))]
 }

@@ -139,7 +139,7 @@ pub struct ProcessDetail {
     pub container: Option<String>,
     /// What else its cgroup path says of that container, and of one inside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub within: Option<Cgroup>,
+    pub within: Option<Box<Cgroup>>,
     /// Its parent first.
     pub ancestors: Vec<Ancestor>,
 }

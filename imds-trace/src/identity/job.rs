@@ -200,7 +200,8 @@ mod tests {
     }
 
     fn gitlab_job(pairs: &[(&str, &str)]) -> Option<Job> {
-        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (format!("{GITLAB}{name}"), (*value).to_owned())).collect();
+        let pairs: Vec<_> =
+            pairs.iter().map(|(name, value)| (format!("{GITLAB}{name}"), (*value).to_owned())).collect();
         of(&pairs.into_iter().collect(), None, &[])
     }
 
@@ -229,7 +230,10 @@ mod tests {
     #[test]
     fn no_secret_in_an_address_is_kept_and_no_address_that_is_none() {
         let url = |url: &str| gitlab_job(&[("job.id", "1"), ("job.url", url)]).and_then(|job| job.url);
-        assert_eq!(url("https://user:pa55word@gitlab.example/j/1?private_token=abc#x").as_deref(), Some("https://***@gitlab.example/j/1"));
+        assert_eq!(
+            url("https://user:pa55word@gitlab.example/j/1?private_token=abc#x").as_deref(),
+            Some("https://***@gitlab.example/j/1")
+        );
         assert_eq!(url("https://gitlab.example/j/1?x=https://u:p@h").as_deref(), Some("https://gitlab.example/j/1"));
         for odd in ["javascript:alert(1)", "file:///etc/shadow", "https://a b", "", "gitlab.example/j/1"] {
             assert_eq!(url(odd), None, "{odd}");
@@ -247,7 +251,8 @@ mod tests {
 
     #[test]
     fn other_systems_are_told_by_theirs() {
-        let job = of(&labels(&[("com.buildkite.job-id", "018f"), ("com.buildkite.build_number", "7")]), None, &[]).unwrap();
+        let job =
+            of(&labels(&[("com.buildkite.job-id", "018f"), ("com.buildkite.build_number", "7")]), None, &[]).unwrap();
         assert_eq!((job.system, job.id.as_deref(), job.pipeline.as_deref()), ("buildkite", Some("018f"), Some("7")));
         let arn = "arn:aws:ecs:eu-central-1:123456789012:task/ci/0123456789abcdef0123456789abcdef";
         let family = ("com.amazonaws.ecs.task-definition-family", "web");

@@ -204,7 +204,7 @@ impl Directory {
             Said::Process(detail) => {
                 if let (Some(id), Some((netns, cgroup))) = (&detail.container, self.sockets.place_of(detail.pid)) {
                     let netns = (netns != self.host_netns).then_some(netns);
-                    self.containers.met(fact.at, id, netns, cgroup, detail.within.as_ref());
+                    self.containers.met(fact.at, id, netns, cgroup, detail.within.as_deref());
                 }
                 self.sockets.process(detail);
                 0

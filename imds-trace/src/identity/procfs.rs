@@ -66,7 +66,7 @@ impl Procfs {
             (_, None) => Vec::new(),
         };
         let exe = Some(bounded(&secret::mask(&exe.to_string_lossy()), MAX_EXE).to_owned());
-        let (cgroup, within) = (cgroup_path(&cgroups), cgroup::read(&cgroups));
+        let (cgroup, within) = (cgroup_path(&cgroups), cgroup::read(&cgroups).map(Box::new));
         let container = within.as_ref().map(|within| within.outer.id.clone());
         let detail = ProcessDetail { pid, found: true, exe, argv, cgroup, container, within, ancestors };
         if known.is_some_and(|(_, known)| *known == detail) {

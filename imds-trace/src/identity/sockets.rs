@@ -55,7 +55,7 @@ impl Socket {
 
     /// What else the task's cgroup path says.
     pub fn within(&self) -> Option<&Cgroup> {
-        self.detail.as_deref()?.within.as_ref()
+        self.detail.as_deref()?.within.as_deref()
     }
 
     /// Was the task's cgroup path read? Then a missing container id means: none.
@@ -127,9 +127,9 @@ impl Sockets {
     pub fn connecting(&mut self, at: Timestamp, task: &Connecting) -> u64 {
         let attempt = self.attempting.get(&task.tid).copied();
         let same = |number: &u64| {
-            self.all.get(number).is_some_and(|socket| {
-                (socket.task.pid, socket.task.destination) == (task.pid, task.destination)
-            })
+            self.all
+                .get(number)
+                .is_some_and(|socket| (socket.task.pid, socket.task.destination) == (task.pid, task.destination))
         };
         let (number, evicted) = match attempt.filter(same) {
             Some(number) => {

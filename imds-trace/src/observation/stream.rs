@@ -251,7 +251,8 @@ mod tests {
     #[test]
     fn a_token_is_marked_as_it_is_issued_and_as_it_is_used() {
         let mut side = Side::new();
-        let mut heads = side.says("HTTP/1.1 200 OK\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nContent-Length: 56\r\n\r\n");
+        let mut heads =
+            side.says("HTTP/1.1 200 OK\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nContent-Length: 56\r\n\r\n");
         heads.extend(side.says(&TOKEN[..30]));
         heads.extend(side.says(&TOKEN[30..]));
         heads.extend(side.says(&format!("GET / HTTP/1.1\r\nx-aws-ec2-metadata-token: {TOKEN}\r\n\r\n")));

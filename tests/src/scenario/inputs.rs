@@ -1,6 +1,5 @@
 //! What does the pipeline take in, when this is what a person wrote?
 
-
 use anyhow::{Context, Result};
 use imds_trace::event::Ready;
 use imds_trace::identity::fact::{Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said};
@@ -88,7 +87,8 @@ impl Scenario {
         for (number, connect) in self.connects.iter().enumerate() {
             let (index, _) = self.client(connect.client.as_deref())?;
             let [connecting, _] = self.connect(number as u64, connect, conversations[index].isn())?;
-            if let (Some(ms), Input::Fact(Fact { said: Said::Connecting(task), .. })) = (connect.attempt_ms, &connecting)
+            if let (Some(ms), Input::Fact(Fact { said: Said::Connecting(task), .. })) =
+                (connect.attempt_ms, &connecting)
             {
                 add(fact(ms, Said::Attempting(Connecting { socket: 0, ttl: None, ..task.clone() })));
             }
