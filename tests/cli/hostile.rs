@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use imds_trace::identity::fact::Said;
 use imds_trace::input::Input;
 use imds_trace::observation::{Head, Place};
+use imds_trace_tests::junit;
 
 use crate::Outcome;
 use crate::program::{Folder, Ran, inputs, recording, replay};
@@ -88,6 +89,12 @@ fn expect_harmless(inputs: &[Input]) -> Outcome {
         if event["type"].as_str().is_none() {
             return Err(format!("an object without a type: {event}").into());
         }
+    }
+    let path = folder.path().join("it.xml");
+    replayed(&folder, inputs, &format!("junit={}", path.display()))?;
+    let cases = junit::read(&path)?;
+    if cases.len() != 1 || !cases[0].name.contains("owned") || raw(&std::fs::read_to_string(&path)?).is_some() {
+        return Err(format!("{cases:?}").into());
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::bail;
 use tokio::sync::mpsc;
 
 use super::MAX_SHOWN;
-use crate::config::Watch;
+use crate::config::Tracing;
 use crate::event::{Attached, Missing};
 use crate::identity::fact::Said;
 use crate::interfaces::{Change, Interfaces, Link};
@@ -31,12 +31,12 @@ pub(super) struct Follower<'a> {
     told: Option<Said>,
     /// Interfaces that cannot be listened on, each told once.
     failed: BTreeMap<String, Missing>,
-    config: &'a Watch,
+    config: &'a Tracing,
 }
 
 impl<'a> Follower<'a> {
     /// Knows nothing yet.
-    pub(super) fn new(interfaces: Interfaces, changes: mpsc::Receiver<Change>, config: &'a Watch) -> Self {
+    pub(super) fn new(interfaces: Interfaces, changes: mpsc::Receiver<Change>, config: &'a Tracing) -> Self {
         Self {
             interfaces,
             changes,

@@ -21,15 +21,29 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     // An event carries the report, and the report absorbs events: two files of one thing.
     ("event", &["net", "observation", "input", "journey", "exchange", "identity", "finding", "report"]),
     ("report", &["net", "event", "exchange", "finding", "identity"]),
+    ("expect", &["net", "event", "exchange", "journey", "finding", "identity", "report", "config"]),
+    ("probe", &["net", "exchange", "finding", "identity::fact", "journey", "event", "report"]),
     ("pipeline", &["net", "input", "observation", "journey", "exchange", "identity", "finding", "event", "report"]),
     // What is written and read. An output reads what an event carries: never the pipeline, the kernel or a source.
     (
         "output",
-        &["net", "observation", "journey", "exchange", "identity", "finding", "event", "report", "config", "printable"],
+        &[
+            "net",
+            "observation",
+            "journey",
+            "exchange",
+            "identity",
+            "finding",
+            "event",
+            "report",
+            "expect",
+            "config",
+            "printable",
+        ],
     ),
     ("recording", &["net", "input", "event", "printable"]),
     // What is typed, and what it means.
-    ("cli", &["config", "output::OUTPUTS", "finding::RULES", "doctor::KINDS"]),
+    ("cli", &["config", "output::OUTPUTS", "output::Kind", "finding::RULES", "doctor::KINDS"]),
     ("config", &[]),
     // The machine.
     ("interfaces", &["net"]),
@@ -48,6 +62,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "pipeline",
             "event",
             "output",
+            "probe",
             "config",
             "printable",
         ],
