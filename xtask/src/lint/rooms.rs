@@ -56,6 +56,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "net",
             "kernel",
             "interfaces",
+            "ethtool",
             "identity",
             "input",
             "recording",
