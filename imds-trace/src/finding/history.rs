@@ -5,10 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::exchange::{Exchange, ExchangeId, Imds, Moment};
+use crate::exchange::{Exchange, ExchangeId, Imds, Moment, TokenMark};
 use crate::identity::Attribution;
 use crate::net::Timestamp;
-use crate::observation::TokenMark;
 
 /// Clients remembered at most.
 const MAX_CLIENTS: usize = 8_192;
@@ -147,6 +146,15 @@ impl History {
                 self.tokens.remove(&oldest);
             }
         }
+    }
+
+    /// Did this client ask for a token shortly before, whatever came of it?
+    pub fn asked_for_token(&self, exchange: &Exchange, who: &Attribution) -> bool {
+        let before = |request: &TokenRequest| {
+            exchange.asked.is_some_and(|asked| request.asked < asked && asked.since(request.asked) < FALLS_BACK_WITHIN)
+        };
+        let mut asked = clients(who).into_iter().flatten().filter_map(|client| self.requests.get(&client));
+        asked.any(|requests| requests.iter().any(before))
     }
 
     /// The token that an exchange's request carried, if it was issued while tracing.

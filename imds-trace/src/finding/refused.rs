@@ -8,9 +8,8 @@ use std::time::Duration;
 use super::drops::{Cause, cause};
 use super::firewall_drop::{commands, hook};
 use super::{Case, Rule, Severity, Verdict};
-use crate::exchange::Refused;
+use crate::exchange::{Icmp, Refused};
 use crate::net::Heading;
-use crate::observation::Icmp;
 
 /// The rule.
 pub const RULE: Rule = Rule {

@@ -49,7 +49,7 @@ impl Runtime {
 }
 
 /// A container, as a path names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
     /// Its id; its name where the runtime gives none (nspawn, LXC).
     pub id: String,
@@ -58,18 +58,15 @@ pub struct Named {
 }
 
 /// What the cgroup of a process says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     /// The outermost container.
     pub outer: Named,
     /// The innermost, if there is a container in the container.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inner: Option<Named>,
     /// The pod it is in: Kubernetes' uid, podman's id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
     /// The id of its ECS task.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
 }
 
@@ -99,7 +96,8 @@ pub fn read(text: &str) -> Option<Cgroup> {
     said
 }
 
-fn read_path(path: &str) -> Option<Cgroup> {
+/// Reads one path.
+pub fn read_path(path: &str) -> Option<Cgroup> {
     // The kernel says so of a cgroup that was removed while a zombie is left in it.
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty() && *segment != "..").collect();

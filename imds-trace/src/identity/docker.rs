@@ -40,6 +40,35 @@ pub enum News {
     Unreachable(String),
 }
 
+/// A container that was asked for by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Full id.
+    pub id: String,
+    /// Name, or what was asked for.
+    pub name: String,
+    /// Its first process; `None` if it is not running.
+    pub pid: Option<u32>,
+}
+
+/// Asks the engine at `host` for a container by name, id or the beginning of an id. An error is a sentence.
+pub async fn find(host: &str, wanted: &str) -> Result<Found, String> {
+    let unreachable = |error| format!("Docker engine at {host}: {}", causes(&error));
+    let docker =
+        Docker::connect_with_host(host).map_err(unreachable)?.negotiate_version().await.map_err(unreachable)?;
+    match docker.inspect_container(wanted, None::<InspectContainerOptions>).await {
+        Ok(container) => {
+            let id = container.id.clone().unwrap_or_else(|| wanted.to_owned());
+            let detail = inspected(&id, container);
+            Ok(Found { name: detail.name.unwrap_or_else(|| wanted.to_owned()), id, pid: detail.pid })
+        }
+        Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
+            Err("no such container".to_owned())
+        }
+        Err(error) => Err(unreachable(error)),
+    }
+}
+
 /// Follows the engine at `host` until the receiver goes away.
 pub async fn follow(host: String, news: mpsc::Sender<News>) {
     loop {
@@ -139,10 +168,11 @@ fn introduced(engine: &Engine, id: &str, mut attributes: HashMap<String, String>
 async fn inspect(engine: &Engine, id: &str, news: &mpsc::Sender<News>) {
     // Gone since: its event said what there is to say.
     let Ok(container) = engine.docker.inspect_container(id, None::<InspectContainerOptions>).await else { return };
-    let _ = news.send(News::Said(Said::Container(inspected(engine, id, container)))).await;
+    let detail = ContainerDetail { runtime: Some(engine.runtime), ..inspected(id, container) };
+    let _ = news.send(News::Said(Said::Container(detail))).await;
 }
 
-fn inspected(engine: &Engine, id: &str, container: ContainerInspectResponse) -> ContainerDetail {
+fn inspected(id: &str, container: ContainerInspectResponse) -> ContainerDetail {
     let pid =
         container.state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
     let config = container.config.unwrap_or_default();
@@ -165,7 +195,7 @@ fn inspected(engine: &Engine, id: &str, container: ContainerInspectResponse) -> 
         pid,
         addresses,
         networks: names,
-        runtime: Some(engine.runtime),
+        runtime: None,
     }
 }
 

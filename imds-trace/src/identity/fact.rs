@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::cgroup::{Cgroup, Runtime};
+use super::cgroup::Runtime;
 use crate::net::{Endpoint, Ifindex, Netns, Timestamp, Ttl};
 
 /// One thing that a source said.
@@ -137,9 +137,6 @@ pub struct ProcessDetail {
     pub cgroup: Option<String>,
     /// Container id from its cgroup path: the outermost, which the host's engine knows.
     pub container: Option<String>,
-    /// What else its cgroup path says of that container, and of one inside it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub within: Option<Box<Cgroup>>,
     /// Its parent first.
     pub ancestors: Vec<Ancestor>,
 }

@@ -85,6 +85,17 @@ impl Container {
     }
 }
 
+/// A shorter beginning of a container id is taken for a name.
+const MIN_ID: usize = 4;
+
+impl Container {
+    /// Is this its name, its id or the beginning of its id?
+    pub fn is_called(&self, wanted: &str) -> bool {
+        let is_id = |id: &String| id == wanted || (wanted.len() >= MIN_ID && id.starts_with(wanted));
+        self.name.as_deref() == Some(wanted) || is_id(&self.id) || self.inner.as_ref().is_some_and(is_id)
+    }
+}
+
 /// A process, as reports name it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Process {
@@ -204,7 +215,9 @@ impl Directory {
             Said::Process(detail) => {
                 if let (Some(id), Some((netns, cgroup))) = (&detail.container, self.sockets.place_of(detail.pid)) {
                     let netns = (netns != self.host_netns).then_some(netns);
-                    self.containers.met(fact.at, id, netns, cgroup, detail.within.as_deref());
+                    let path = detail.cgroup.as_deref().and_then(cgroup::read_path);
+                    let within = path.filter(|within| within.outer.id == *id);
+                    self.containers.met(fact.at, id, netns, cgroup, within.as_ref());
                 }
                 self.sockets.process(detail);
                 0
@@ -249,9 +262,10 @@ impl Directory {
     /// A container as the process that opened a socket stands in it.
     fn container_of(&self, socket: &Socket, id: &str) -> Container {
         let mut container = self.containers.named(id);
-        if let Some(within) = socket.within().filter(|within| within.outer.id == id) {
+        let path = socket.process().cgroup;
+        if let Some(within) = path.and_then(|path| cgroup::read_path(&path)).filter(|within| within.outer.id == id) {
             container.runtime = container.runtime.or(within.outer.runtime);
-            container.inner = within.inner.as_ref().map(|inner| inner.id.clone());
+            container.inner = within.inner.map(|inner| inner.id);
         }
         container
     }

@@ -56,7 +56,6 @@ impl Procfs {
                 argv: None,
                 cgroup: None,
                 container: None,
-                within: None,
                 ancestors: Vec::new(),
             });
         };
@@ -66,9 +65,8 @@ impl Procfs {
             (_, None) => Vec::new(),
         };
         let exe = Some(bounded(&secret::mask(&exe.to_string_lossy()), MAX_EXE).to_owned());
-        let (cgroup, within) = (cgroup_path(&cgroups), cgroup::read(&cgroups).map(Box::new));
-        let container = within.as_ref().map(|within| within.outer.id.clone());
-        let detail = ProcessDetail { pid, found: true, exe, argv, cgroup, container, within, ancestors };
+        let (cgroup, container) = (cgroup_path(&cgroups), cgroup::read(&cgroups).map(|named| named.outer.id));
+        let detail = ProcessDetail { pid, found: true, exe, argv, cgroup, container, ancestors };
         if known.is_some_and(|(_, known)| *known == detail) {
             return None;
         }

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::cgroup::Cgroup;
 use super::fact::{Connected, Connecting, ProcessDetail};
 use super::{Process, Query};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
@@ -51,11 +50,6 @@ impl Socket {
     /// Container id from the task's cgroup path.
     pub fn container(&self) -> Option<&str> {
         self.detail.as_deref()?.container.as_deref()
-    }
-
-    /// What else the task's cgroup path says.
-    pub fn within(&self) -> Option<&Cgroup> {
-        self.detail.as_deref()?.within.as_deref()
     }
 
     /// Was the task's cgroup path read? Then a missing container id means: none.

@@ -53,7 +53,6 @@ fn process(directory: &mut Directory, ms: u64, pid: u32, container: Option<&str>
         argv: None,
         cgroup: None,
         container: container.map(Into::into),
-        within: None,
         ancestors: vec![],
     };
     directory.learn(&Fact { at: at(ms), said: Said::Process(detail) });

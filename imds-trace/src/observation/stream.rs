@@ -64,17 +64,15 @@ impl Streams {
             return Vec::new();
         }
         let key = Key { interface: hook.interface.index, direction: hook.direction, flow };
-        if !self.streams.contains_key(&key) {
-            let stream = Stream { next: tcp.seq, within: Within::Head(Vec::new()), sent: VecDeque::new() };
-            self.streams.insert(key, stream);
-            self.order.push_back(key);
-            while self.order.len() > MAX_STREAMS {
-                if let Some(oldest) = self.order.pop_front() {
-                    self.streams.remove(&oldest);
-                }
-            }
+        if self.streams.len() >= MAX_STREAMS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.streams.remove(&oldest);
         }
-        let Some(stream) = self.streams.get_mut(&key) else { return Vec::new() };
+        let stream = self.streams.entry(key).or_insert_with(|| {
+            self.order.push_back(key);
+            Stream { next: tcp.seq, within: Within::Head(Vec::new()), sent: VecDeque::new() }
+        });
         if let Some((.., heads)) = stream.sent.iter().find(|(seq, len, _)| (*seq, *len) == (tcp.seq, tcp.len)) {
             return heads.clone();
         }

@@ -232,7 +232,6 @@ fn describe(process: &Process) -> Input {
         argv: process.argv.clone(),
         cgroup: None,
         container: process.container.as_deref().map(id_of),
-        within: None,
         ancestors: Vec::new(),
     };
     fact(process.ms, Said::Process(detail))
