@@ -26,7 +26,7 @@ use cgroup::Runtime;
 use containers::Containers;
 pub use fact::{Ancestor, ContainerDetail, Fact, Said};
 use job::{Compose, Job};
-use sockets::{Socket, Sockets};
+use sockets::Sockets;
 
 /// A container, as reports name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -259,11 +259,10 @@ impl Directory {
         attribution
     }
 
-    /// A container as the process that opened a socket stands in it.
-    fn container_of(&self, socket: &Socket, id: &str) -> Container {
+    /// A container, and where in it the process stands whose cgroup path this is.
+    fn container_of(&self, id: &str, path: Option<&str>) -> Container {
         let mut container = self.containers.named(id);
-        let path = socket.process().cgroup;
-        if let Some(within) = path.and_then(|path| cgroup::read_path(&path)).filter(|within| within.outer.id == id) {
+        if let Some(within) = path.and_then(cgroup::read_path).filter(|within| within.outer.id == id) {
             container.runtime = container.runtime.or(within.outer.runtime);
             container.inner = within.inner.map(|inner| inner.id);
         }
@@ -293,7 +292,8 @@ impl Directory {
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))
                 .or_else(|| self.containers.of_process(socket.pid(), at).filter(|_| !socket.was_read()));
             if let Some(id) = id {
-                attribution.container = Some(self.container_of(socket, id));
+                let path = attribution.process.as_ref().and_then(|process| process.cgroup.as_deref());
+                attribution.container = Some(self.container_of(id, path));
                 attribution.by = Key::Cgroup;
                 return attribution;
             }
