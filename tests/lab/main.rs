@@ -19,6 +19,7 @@ mod trace_frames;
 mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
+mod trace_names;
 mod trace_network;
 mod trace_probe;
 mod trace_programs;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),
+        ("trace_names", trace_names::TESTS),
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
         ("trace_causes", trace_causes::TESTS),

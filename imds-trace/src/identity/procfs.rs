@@ -145,15 +145,24 @@ fn parent(dir: &Path) -> Option<u32> {
     behind_name.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The path that says most: the longest. On a version 1 or hybrid host every controller has its own, some of them `/`.
+/// The path that says most: the one that names a container, or one in it; else the longest. On a version 1 or hybrid host every controller has its own, some of them `/`.
 fn cgroup_path(cgroups: &str) -> Option<String> {
     let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    paths.max_by_key(|path| path.len()).map(|path| bounded(path, MAX_CGROUP).to_owned())
+    let told = |path: &str| cgroup::read_path(path).map_or(0, |named| 1 + u8::from(named.inner.is_some()));
+    paths.max_by_key(|path| (told(path), path.len())).map(|path| bounded(path, MAX_CGROUP).to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_cgroup_paths_the_one_that_names_a_container_is_kept() {
+        let text = "4:memory:/a/path/that/is/longer/than/the/other/one/and/says/nothing\n\
+                    2:cpu:/docker/buildkit/k3j4h5g6f7d8s9a0q1w2e3r4t\n0::/\n";
+        assert_eq!(cgroup_path(text).as_deref(), Some("/docker/buildkit/k3j4h5g6f7d8s9a0q1w2e3r4t"));
+        assert_eq!(cgroup_path("1:cpu:/\n0::/init.scope\n").as_deref(), Some("/init.scope"));
+    }
 
     #[test]
     fn a_name_with_brackets_and_spaces_does_not_hide_the_parent() {
