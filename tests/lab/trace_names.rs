@@ -233,7 +233,7 @@ fn containers_that_no_engine_introduced_are_named_by_their_runtime(lab: &Lab) ->
     let (seen, ()) = watched(lab, &[], |_| {
         for place in &places {
             let cgroup = Cgroup::make(place)?;
-            let script = format!("echo $$ > {}; exec \"$0\" v2 --comm asks", cgroup.procs().display());
+            let script = format!("echo $$ > {}; exec \"$0\" v2 --comm asks --linger-after 1", cgroup.procs().display());
             let ran = lab.host.in_runner("sh").args(["-c", &script, &client]).output()?;
             expect_equal("it is served", ran.status.code(), Some(0))?;
         }
