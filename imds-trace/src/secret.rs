@@ -45,6 +45,9 @@ const ANNOUNCE_WHOLE: &[&str] = &["sig", "pass"];
 /// How an `Authorization` begins; the secret comes after it.
 const SCHEMES: &[&str] = &["bearer", "basic", "digest", "negotiate", "token", "aws4-hmac-sha256"];
 
+/// Programs whose `-c` takes a script.
+const SHELLS: &[&str] = &["sh", "bash", "dash", "ash", "zsh", "ksh", "su", "runuser"];
+
 /// A program of which an option is known to take a secret.
 #[derive(Debug)]
 struct Tool {
@@ -105,13 +108,15 @@ pub fn mask_value(name: &str, value: &str) -> String {
 /// Masks a command line's arguments: like [`mask`], and what options take.
 pub fn mask_argv<S: AsRef<str>>(argv: &[S]) -> Vec<String> {
     let mut reader = Reader::default();
-    let mut is_script = false;
+    let (mut is_script, mut in_shell) = (false, false);
     let masked = argv.iter().map(|argument| {
         let argument = argument.as_ref();
         let mut out = String::with_capacity(argument.len());
         reader.argument(argument, is_script, &mut out);
         // `sh -c SCRIPT`, `bash -euxc SCRIPT`.
-        is_script = argument.strip_prefix('-').is_some_and(|flags| flags.ends_with('c') && !flags.starts_with('-'));
+        in_shell |= SHELLS.contains(&argument.rsplit('/').next().unwrap_or(argument));
+        is_script =
+            in_shell && argument.strip_prefix('-').is_some_and(|flags| flags.ends_with('c') && !flags.starts_with('-'));
         out
     });
     masked.collect()
@@ -134,6 +139,8 @@ struct Reader {
     awaited: Awaited,
     tool: Option<&'static Tool>,
     login: bool,
+    /// Was the last word `set`? `aws configure set aws_secret_access_key VALUE`, `npm config set _authToken VALUE`.
+    set: bool,
 }
 
 impl Reader {
@@ -210,6 +217,11 @@ impl Reader {
     /// One word.
     fn word(&mut self, word: &str, out: &mut String) {
         self.notice(word);
+        if std::mem::replace(&mut self.set, word == "set") && !word.starts_with('-') && announces(word) {
+            out.push_str(word);
+            self.awaited = Awaited::Word;
+            return;
+        }
         if let Some(start) = self.option(word) {
             let (option, value) = word.split_at(start);
             out.push_str(option);

@@ -57,6 +57,8 @@ fn known_good_words_stay() {
         ][..],
         &["docker", "run", "-u", "1000:1000", "--user", "app:app", "-p", "8080:80", "nginx"],
         &["sudo", "-u", "runner", "true"],
+        &["docker", "run", "-e", "AWS_SECRET_ACCESS_KEY", "image"],
+        &["sh", "-c", "set -e; set x; make"],
         &["sh", "-c", "curl -s http://169.254.169.254/latest/meta-data/ | sort -u out; exit 0"],
         &["sh", "-c", "echo it's  two\tspaces\n and lines"],
         &[
@@ -102,7 +104,7 @@ fn an_announced_secret_is_masked_however_short() {
             "sh|-c|curl -H \"X-aws-ec2-metadata-token:***\" h",
         ),
         (&["sh", "-c", "TOKEN=abc curl -H'Cookie: a; b' h"], "sh|-c|TOKEN=*** curl -H'Cookie:*** h"),
-        (&["python3", "-c", "f({'SecretAccessKey': 'a b', 'x': 1})\nf()"], "python3|-c|f({'SecretAccessKey':***\nf()"),
+        (&["python3", "-c", "f({'SecretAccessKey': 'a b', 'x': 1})\nf()"], "python3|-c|f({'SecretAccessKey':***"),
     ] {
         assert_eq!(mask_argv(argv).join("|"), expected);
     }
@@ -178,6 +180,12 @@ const ANNOUNCED: &[&str] = &[
     "sh|-c|curl -u 'me:{}' http://h/",
     "sh|-c|set -e; curl -s -u me:{} http://h/ | sh",
     "aws|configure|set|aws_secret_access_key={}",
+    "aws|configure|set|aws_secret_access_key|{}",
+    "sh|-c|aws configure set aws_session_token {} --profile x",
+    "npm|config|set|//registry.example.com/:_authToken|{}",
+    "git|-c|http.extraheader=AUTHORIZATION: basic {}|fetch",
+    "psql|-c|password=a b {}",
+    "su|runner|-c|curl -u me:{} h",
     "env|AWS_ACCESS_KEY_ID={}|aws|s3|ls",
     "env|AWS_SECRET_ACCESS_KEY={}|aws|s3|ls",
     "env|AWS_SESSION_TOKEN={}|aws|s3|ls",
