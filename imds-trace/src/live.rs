@@ -136,6 +136,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand)?;
     session.header_errors(errors_before)?;
     session.surroundings(follower.surroundings(&tracer))?;
+    session.exceeded(follower.exceeded())?;
     for said in introduced {
         session.fact(said)?;
     }
@@ -178,6 +179,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             _ = look_again.tick() => {
                 follower.look_again(&mut tracer, &mut session.names).await;
                 session.surroundings(follower.surroundings(&tracer))?;
+                session.exceeded(follower.exceeded())?;
             }
             _ = tick.tick() => {
                 // The time first: what the ring buffer holds now is not later.
@@ -201,6 +203,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     let errors_after = procfs::in_hdr_errors();
     session.drain(records.get_mut(), usize::MAX, Timestamp(u64::MAX))?;
     session.header_errors(errors_after)?;
+    session.exceeded(follower.exceeded())?;
     session.finish(lost, errand.answers())
 }
 

@@ -158,10 +158,13 @@ impl Tallies {
             }
         };
         let tally = self.report.subjects.get_mut(index)?;
-        if let (Some(known), Some(seen)) = (&mut tally.who.container, &who.container)
-            && known.name.is_none()
-        {
-            *known = seen.clone();
+        if let (Some(known), Some(seen)) = (&mut tally.who.container, &who.container) {
+            // What was said of the container since: its name, its networks. Of several inside it none is named.
+            let inner = known.inner.take().filter(|inner| seen.inner.as_ref() == Some(inner));
+            if known.name.is_none() || seen.name.is_some() {
+                *known = seen.clone();
+            }
+            known.inner = inner;
         }
         Some(tally)
     }

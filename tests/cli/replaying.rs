@@ -22,6 +22,7 @@ crate::tests![
     every_output_survives_every_scenario_and_recording,
     two_outputs_are_told_at_once,
     junit_has_a_case_for_each_client_and_each_expectation,
+    junit_blames_nobody_who_was_to_be_kept_out,
     a_container_can_be_picked,
     a_process_can_be_picked,
     an_error_found_is_an_exit_code_if_asked_for,
@@ -217,6 +218,25 @@ fn junit_has_a_case_for_each_client_and_each_expectation() -> Outcome {
     let summary = &cases[2].failure.as_ref().context("a failure")?.1;
     if !summary.starts_with("The token response to container job-17 was dropped in ip_forward with TTL 1") {
         return Err(summary.as_str().into());
+    }
+    Ok(())
+}
+
+fn junit_blames_nobody_who_was_to_be_kept_out() -> Outcome {
+    let folder = Folder::new()?;
+    let recordings = record::all()?;
+    let (_, file) =
+        recordings.iter().find(|(name, _)| name == "docker-user-drops").context("the recording of a drop")?;
+    let path = folder.path().join("it.xml");
+    let output = format!("junit={}", path.display());
+    for (expect, code, failures) in
+        [("blocked", 0, 0), ("blocked:job-21", 0, 0), ("blocked:other", 1, 2), ("v2-only", 0, 1)]
+    {
+        replay(file, &["--output", &output, "--expect", expect])?.expect_code(code)?;
+        let failed = junit::read(&path)?.iter().filter(|case| case.failure.is_some()).count();
+        if failed != failures {
+            return Err(format!("--expect {expect}: {failed} failures, not {failures}").into());
+        }
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ mod trace_frames;
 mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
+mod trace_names;
 mod trace_network;
 mod trace_pcap;
 mod trace_probe;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),
+        ("trace_names", trace_names::TESTS),
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
         ("trace_causes", trace_causes::TESTS),

@@ -14,7 +14,7 @@ use crate::imds::{Behaviour, Tokens};
 use crate::obstacle::{self, Family, MetadataProxy, Traffic, Verdict};
 use crate::topology::Nested;
 use crate::tracer::{Tracer, program};
-use crate::{Container, ContainerSpec, HostOptions, NetworkSpec, RunnerHost, captured, children};
+use crate::{Container, ContainerSpec, HostOptions, NetworkSpec, RunnerHost, captured, children, house};
 
 /// A larger one tells nobody more.
 const MAX_SIZE: usize = 100_000;
@@ -72,6 +72,11 @@ pub fn record(dir: &Path) -> Result<()> {
     if let Some(why) = why_plain {
         bail!("recordings are made with a real engine: {why}");
     }
+    if let Some(other) = house::other() {
+        bail!(
+            "process {other} has a lab: the hooks see the whole machine, so recordings are made when no other lab runs"
+        );
+    }
     for (name, happen) in SITUATIONS {
         // One host each: what a server of the last situation still sends again is not part of this one.
         let host = RunnerHost::start(HostOptions { ipv6: true, behaviour: Behaviour::default(), ..options.clone() })?;
@@ -84,6 +89,10 @@ pub fn record(dir: &Path) -> Result<()> {
         let bytes = without_this_machine(&std::fs::read_to_string(&outcome.recording).context("read the recording")?)?;
         if bytes.len() > MAX_SIZE {
             bail!("{name}: {} bytes, more than {MAX_SIZE}", bytes.len());
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(1).unwrap_or(Path::new("/"));
+        if bytes.contains(&*root.to_string_lossy()) {
+            bail!("{name}: a process of this checkout asked IMDS meanwhile; record again when nothing else does");
         }
         let secrets = host.imds().secrets();
         if !secrets.is_empty() {

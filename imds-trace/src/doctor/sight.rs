@@ -10,8 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use nix::sched::{CloneFlags, setns};
 
 use super::firewall::{self, Client, Firewall};
+use crate::identity::cgroup;
 use crate::identity::listing::{self, Listing, Running};
-use crate::identity::procfs;
 use crate::interfaces::snapshot::{self, Inward, Snapshot, Way};
 use crate::net::bounded;
 
@@ -304,7 +304,7 @@ fn open(container: &Running) -> Result<File, String> {
     let pid = container.pid.ok_or("the engine names no process of it")?;
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
     let cgroups = cgroups.map_err(|_| format!("its process {pid} is not visible here"))?;
-    if procfs::container_id(&cgroups).is_none_or(|id| id != container.id) {
+    if cgroup::read(&cgroups).is_none_or(|found| found.outer.id != container.id) {
         return Err(format!("process {pid} of this host is not the container's: does the engine run elsewhere?"));
     }
     File::open(format!("/proc/{pid}/ns/net")).map_err(|error| match error.kind() {

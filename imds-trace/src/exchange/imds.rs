@@ -1,5 +1,7 @@
 //! What does a request ask of IMDS?
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use serde::Serialize;
 
 use crate::observation::RequestHead;
@@ -35,8 +37,20 @@ const FOREIGN: &[&str] = &[
     "/api/v1/",
 ];
 
-/// Classifies a request by method, path and the presence of a token.
-pub fn classify(request: &RequestHead) -> Imds {
+/// Addresses at which others answer to protocols of their own: ECS task credentials, EKS Pod Identity, Scaleway, Alibaba.
+const OTHERS: [IpAddr; 5] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 42, 42)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+];
+
+/// Classifies a request to an address by method, path and the presence of a token.
+pub fn classify(request: &RequestHead, endpoint: IpAddr) -> Imds {
+    if OTHERS.contains(&endpoint) {
+        return Imds::Other;
+    }
     let reads = matches!(request.method.as_str(), "GET" | "HEAD");
     if request.method == "PUT" && request.path.ends_with(TOKEN_PATH) {
         Imds::Token
@@ -58,7 +72,8 @@ mod tests {
     #[test]
     fn a_request_is_classified_by_method_path_and_token() {
         let classified = |method: &str, path: &str, token| {
-            classify(&RequestHead { method: method.into(), path: path.into(), token, ..RequestHead::default() })
+            let request = RequestHead { method: method.into(), path: path.into(), token, ..RequestHead::default() };
+            classify(&request, Ipv4Addr::new(169, 254, 169, 254).into())
         };
         assert_eq!(classified("PUT", "/latest/api/token", false), Imds::Token);
         assert_eq!(classified("GET", "/latest/meta-data/", true), Imds::V2);
@@ -68,5 +83,13 @@ mod tests {
         assert_eq!(classified("PUT", "/v1/token", false), Imds::Other);
         let cut = RequestHead { method: "GET".into(), path: "/latest/".into(), cut: true, ..RequestHead::default() };
         assert_eq!(classify(&cut), Imds::Other, "its token may stand behind what was seen");
+    }
+
+    #[test]
+    fn what_others_are_asked_is_no_use_of_imds() {
+        let request = RequestHead { method: "GET".into(), path: "/v2/credentials/x".into(), ..RequestHead::default() };
+        for endpoint in OTHERS {
+            assert_eq!(classify(&request, endpoint), Imds::Other);
+        }
     }
 }

@@ -123,7 +123,7 @@ pub struct Exchange {
 impl Exchange {
     /// What was asked for; `None` if the request was not seen.
     pub fn imds(&self) -> Option<Imds> {
-        self.request.as_ref().map(imds::classify)
+        self.request.as_ref().map(|request| imds::classify(request, self.connection.endpoint.address))
     }
 
     /// Was the request refused or granted before the client's eyes? The status it got.

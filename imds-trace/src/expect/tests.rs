@@ -23,8 +23,7 @@ fn container(name: &str) -> Attribution {
     let container = Container {
         id: format!("{:0<64}", name.bytes().map(|byte| format!("{byte:02x}")).collect::<String>()),
         name: Some(name.to_owned()),
-        image: None,
-        labels: Default::default(),
+        ..Container::default()
     };
     Attribution {
         container: Some(container),

@@ -216,13 +216,18 @@ impl<'a> Case<'a> {
 
     /// The subject in a sentence, e.g. `container job-17`.
     fn subject(&self) -> String {
+        use crate::identity::cgroup::Runtime;
         use crate::identity::{Key, Process};
         let process = self.who.process.as_ref();
         let named = |Process { comm, pid, .. }: &Process| format!("{comm} (pid {pid})");
         match (&self.who.container, self.who.by) {
             (Some(container), _) => match &container.name {
                 Some(name) => format!("container {}", crate::net::bounded(name, MAX_NAME)),
-                None => format!("container {}", crate::net::bounded(&container.id, 12)),
+                None => match container.runtime {
+                    Some(Runtime::Buildkit) => format!("the BuildKit step {}", container.short_id()),
+                    Some(runtime) => format!("container {} ({})", container.short_id(), runtime.noun()),
+                    None => format!("container {}", container.short_id()),
+                },
             },
             (None, Key::Cgroup) => process.map_or("a process of this host".to_owned(), named),
             (None, _) => match process {
@@ -237,8 +242,8 @@ impl<'a> Case<'a> {
 fn capitalised(sentence: String) -> String {
     match sentence.strip_prefix("container ") {
         Some(rest) => format!("Container {rest}"),
-        None => match sentence.strip_prefix("the client ") {
-            Some(rest) => format!("The client {rest}"),
+        None => match sentence.strip_prefix("the ") {
+            Some(rest) => format!("The {rest}"),
             None => sentence,
         },
     }

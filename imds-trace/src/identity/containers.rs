@@ -3,8 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::cgroup::Cgroup;
+use super::job::{self, Compose, Job};
 use super::{Container, ContainerDetail};
 use crate::net::{Netns, Timestamp};
 
@@ -30,6 +33,11 @@ struct Tenure {
 #[derive(Debug, Default)]
 struct Known {
     detail: ContainerDetail,
+    networks: Arc<[String]>,
+    pod: Option<String>,
+    task: Option<String>,
+    compose: Option<Arc<Compose>>,
+    job: Option<Arc<Job>>,
     netns: Vec<Netns>,
     addresses: Vec<IpAddr>,
     cgroups: Vec<u64>,
@@ -56,7 +64,15 @@ impl Containers {
         known.detail.image = detail.image.clone().or(known.detail.image.take());
         if !detail.labels.is_empty() {
             known.detail.labels = detail.labels.clone();
+            known.compose = job::compose(&detail.labels).map(Arc::new);
         }
+        if !detail.networks.is_empty() {
+            known.networks = detail.networks.as_slice().into();
+        }
+        // podman's engine speaks like Docker's: the cgroup knows better.
+        known.detail.runtime = known.detail.runtime.or(detail.runtime);
+        let name = known.detail.name.as_deref();
+        known.job = job::of(&known.detail.labels, name, &known.networks).map(Arc::new);
         if let Some(netns) = detail.netns {
             hold(&mut self.by_netns, &mut known.netns, netns, &detail.id, at);
         }
@@ -70,9 +86,14 @@ impl Containers {
     }
 
     /// A process was met whose cgroup path names a container: its namespace and cgroup are that container's.
-    pub fn met(&mut self, at: Timestamp, id: &str, netns: Option<Netns>, cgroup: u64) {
+    pub fn met(&mut self, at: Timestamp, id: &str, netns: Option<Netns>, cgroup: u64, within: Option<&Cgroup>) {
         self.enter(id);
         let Some(known) = self.known.get_mut(id) else { return };
+        if let Some(within) = within {
+            known.detail.runtime = within.outer.runtime.or(known.detail.runtime);
+            known.pod = known.pod.take().or_else(|| within.pod.clone());
+            known.task = known.task.take().or_else(|| within.task.clone());
+        }
         if let Some(netns) = netns {
             hold(&mut self.by_netns, &mut known.netns, netns, id, at);
         }
@@ -94,13 +115,20 @@ impl Containers {
     /// The container as reports name it; by its id alone if no engine introduced it.
     pub fn named(&self, id: &str) -> Container {
         match self.known.get(id) {
-            Some(Known { detail: known, .. }) => Container {
-                id: known.id.clone(),
-                name: known.name.clone(),
-                image: known.image.clone(),
-                labels: known.labels.clone(),
+            Some(known) => Container {
+                id: known.detail.id.clone(),
+                name: known.detail.name.clone(),
+                image: known.detail.image.clone(),
+                labels: known.detail.labels.clone(),
+                runtime: known.detail.runtime,
+                inner: None,
+                pod: known.pod.clone(),
+                task: known.task.clone(),
+                compose: known.compose.clone(),
+                networks: known.networks.clone(),
+                job: known.job.clone(),
             },
-            None => Container { id: id.to_owned(), name: None, image: None, labels: Default::default() },
+            None => Container { id: id.to_owned(), ..Container::default() },
         }
     }
 

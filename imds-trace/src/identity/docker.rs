@@ -1,6 +1,6 @@
 //! What does the Docker engine say of its containers? Listed once, then followed by its events.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +10,13 @@ use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListCont
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
+use super::cgroup::Runtime;
 use super::fact::{ContainerDetail, Said};
+use super::job;
 use super::procfs::Procfs;
 use crate::net::bounded;
 use crate::printable::causes;
+use crate::secret;
 
 /// Where the engine listens if nobody says otherwise.
 pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
@@ -22,6 +25,9 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Labels kept of one container, and bytes of each; whoever starts a container chooses them.
 const MAX_LABELS: usize = 64;
 const MAX_LABEL: usize = 512;
+/// Networks kept of one container, and bytes of each name.
+const MAX_NETWORKS: usize = 32;
+const MAX_NETWORK: usize = 128;
 
 /// What the source tells the shell.
 #[derive(Debug)]
@@ -79,21 +85,32 @@ pub async fn follow(host: String, news: mpsc::Sender<News>) {
     }
 }
 
+/// An engine, and what it is.
+struct Engine {
+    docker: Docker,
+    runtime: Runtime,
+}
+
 async fn session(host: &str, news: &mpsc::Sender<News>) -> Result<(), bollard::errors::Error> {
     let docker = Docker::connect_with_host(host)?.negotiate_version().await?;
+    // podman answers the same questions, and names itself among its components.
+    let components = docker.version().await?.components.unwrap_or_default();
+    let is_podman = components.iter().any(|component| component.name.contains("Podman"));
+    let engine = Engine { docker, runtime: if is_podman { Runtime::Podman } else { Runtime::Docker } };
+    let docker = &engine.docker;
     let filters = HashMap::from([("type".to_owned(), vec!["container".to_owned(), "network".to_owned()])]);
     // Events first, or a container that starts during the listing would be missed.
     let mut events =
         std::pin::pin!(docker.events(Some(EventsOptions { filters: Some(filters), ..Default::default() })));
     let running = docker.list_containers(None::<ListContainersOptions>).await?;
     for id in running.into_iter().filter_map(|container| container.id) {
-        inspect(&docker, &id, news).await;
+        inspect(&engine, &id, news).await;
     }
     if news.send(News::Listed).await.is_err() {
         return Ok(());
     }
     while let Some(event) = events.next().await {
-        if !handle(&docker, event?, news).await {
+        if !handle(&engine, event?, news).await {
             return Ok(());
         }
     }
@@ -101,7 +118,7 @@ async fn session(host: &str, news: &mpsc::Sender<News>) -> Result<(), bollard::e
 }
 
 /// Says what an event means; `false` if nobody listens any more.
-async fn handle(docker: &Docker, event: EventMessage, news: &mpsc::Sender<News>) -> bool {
+async fn handle(engine: &Engine, event: EventMessage, news: &mpsc::Sender<News>) -> bool {
     let Some(actor) = event.actor else { return true };
     let attributes = actor.attributes.unwrap_or_default();
     let action = event.action.unwrap_or_default();
@@ -109,11 +126,11 @@ async fn handle(docker: &Docker, event: EventMessage, news: &mpsc::Sender<News>)
         (Some(EventMessageTypeEnum::CONTAINER), "create" | "start" | "rename") => {
             let Some(id) = actor.id else { return true };
             // The event itself introduces the container: one that lives 300 ms may be gone before it can be inspected.
-            if news.send(News::Said(Said::Container(introduced(&id, attributes)))).await.is_err() {
+            if news.send(News::Said(Said::Container(introduced(engine, &id, attributes)))).await.is_err() {
                 return false;
             }
             if action == "start" {
-                inspect(docker, &id, news).await;
+                inspect(engine, &id, news).await;
             }
             true
         }
@@ -123,7 +140,7 @@ async fn handle(docker: &Docker, event: EventMessage, news: &mpsc::Sender<News>)
         },
         (Some(EventMessageTypeEnum::NETWORK), "connect") => {
             if let Some(id) = attributes.get("container") {
-                inspect(docker, id, news).await;
+                inspect(engine, id, news).await;
             }
             true
         }
@@ -132,7 +149,7 @@ async fn handle(docker: &Docker, event: EventMessage, news: &mpsc::Sender<News>)
 }
 
 /// An event's attributes are the container's labels, and its name and image among them.
-fn introduced(id: &str, mut attributes: HashMap<String, String>) -> ContainerDetail {
+fn introduced(engine: &Engine, id: &str, mut attributes: HashMap<String, String>) -> ContainerDetail {
     let name = attributes.remove("name");
     let image = attributes.remove("image");
     for own in ["exitCode", "execDuration", "signal", "oldName"] {
@@ -143,16 +160,16 @@ fn introduced(id: &str, mut attributes: HashMap<String, String>) -> ContainerDet
         name,
         image,
         labels: labels(attributes),
-        netns: None,
-        pid: None,
-        addresses: Vec::new(),
+        runtime: Some(engine.runtime),
+        ..ContainerDetail::default()
     }
 }
 
-async fn inspect(docker: &Docker, id: &str, news: &mpsc::Sender<News>) {
+async fn inspect(engine: &Engine, id: &str, news: &mpsc::Sender<News>) {
     // Gone since: its event said what there is to say.
-    let Ok(container) = docker.inspect_container(id, None::<InspectContainerOptions>).await else { return };
-    let _ = news.send(News::Said(Said::Container(inspected(id, container)))).await;
+    let Ok(container) = engine.docker.inspect_container(id, None::<InspectContainerOptions>).await else { return };
+    let detail = ContainerDetail { runtime: Some(engine.runtime), ..inspected(id, container) };
+    let _ = news.send(News::Said(Said::Container(detail))).await;
 }
 
 fn inspected(id: &str, container: ContainerInspectResponse) -> ContainerDetail {
@@ -160,6 +177,9 @@ fn inspected(id: &str, container: ContainerInspectResponse) -> ContainerDetail {
         container.state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
     let config = container.config.unwrap_or_default();
     let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let mut names: Vec<_> = networks.keys().map(|name| bounded(&secret::mask(name), MAX_NETWORK).to_owned()).collect();
+    names.sort();
+    names.truncate(MAX_NETWORKS);
     let addresses = networks
         .into_values()
         .flat_map(|network| [network.ip_address, network.global_ipv6_address])
@@ -174,18 +194,35 @@ fn inspected(id: &str, container: ContainerInspectResponse) -> ContainerDetail {
         netns: pid.and_then(|pid| Procfs::default().netns(pid)),
         pid,
         addresses,
+        networks: names,
+        runtime: None,
     }
 }
 
-fn labels(labels: HashMap<String, String>) -> Arc<std::collections::BTreeMap<String, String>> {
-    let sorted: std::collections::BTreeMap<String, String> = labels.into_iter().collect();
-    Arc::new(
-        sorted
-            .into_iter()
-            .take(MAX_LABELS)
-            .map(|(name, value)| {
-                (bounded(&name, MAX_LABEL).to_owned(), bounded(&crate::secret::mask(&value), MAX_LABEL).to_owned())
-            })
-            .collect(),
-    )
+/// Labels as they are kept: bounded in number and length, secrets masked. Those that tell of a job stay when there are too many.
+fn labels(labels: HashMap<String, String>) -> Arc<BTreeMap<String, String>> {
+    let mut named: Vec<_> = labels.into_iter().collect();
+    named.sort_by_cached_key(|(name, _)| (!job::reads(name), name.clone()));
+    named.truncate(MAX_LABELS);
+    let kept = |text: &str| bounded(text, MAX_LABEL).to_owned();
+    let pairs = named.iter().map(|(name, value)| (kept(&secret::mask(name)), kept(&secret::mask_value(name, value))));
+    Arc::new(pairs.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_bounded_masked_and_those_of_a_job_stay() {
+        let mut many: HashMap<_, _> = (0..1_000).map(|n| (format!("a{n}"), "x".repeat(100_000))).collect();
+        many.insert("com.gitlab.gitlab-runner.job.id".into(), "4711".into());
+        many.insert("com.example.registry-password".into(), "hunter2".into());
+        let few = HashMap::from([("registry-password".to_owned(), "hunter2".to_owned())]);
+        let kept = labels(many);
+        assert_eq!(kept.len(), MAX_LABELS);
+        assert_eq!(kept.get("com.gitlab.gitlab-runner.job.id").map(String::as_str), Some("4711"));
+        assert!(kept.values().all(|value| value.len() <= MAX_LABEL));
+        assert_eq!(labels(few).get("registry-password").map(String::as_str), Some("***"));
+    }
 }

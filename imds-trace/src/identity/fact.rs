@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Runtime;
 use crate::net::{Endpoint, Ifindex, Netns, Timestamp, Ttl};
 
 /// One thing that a source said.
@@ -134,7 +135,7 @@ pub struct ProcessDetail {
     /// Its cgroup path.
     #[serde(default)]
     pub cgroup: Option<String>,
-    /// Container id from its cgroup path.
+    /// Container id from its cgroup path: the outermost, which the host's engine knows.
     pub container: Option<String>,
     /// Its parent first.
     pub ancestors: Vec<Ancestor>,
@@ -158,4 +159,10 @@ pub struct ContainerDetail {
     pub pid: Option<u32>,
     /// Its addresses on all its networks.
     pub addresses: Vec<IpAddr>,
+    /// The names of its networks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+    /// What the engine is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<Runtime>,
 }

@@ -12,6 +12,7 @@ use bollard::query_parameters::{InspectContainerOptions, ListContainersOptions, 
 
 use super::docker::DEFAULT_HOST;
 use crate::printable::causes;
+use crate::secret;
 
 /// How long the engine may take for all answers together.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -137,7 +138,7 @@ fn telling(variable: &str) -> Option<(String, Option<String>)> {
     if value.is_empty() {
         return None;
     }
-    let kept = WITH_VALUE.contains(&name).then(|| value.to_owned());
+    let kept = WITH_VALUE.contains(&name).then(|| secret::mask_value(name, value));
     (kept.is_some() || BY_NAME.contains(&name)).then(|| (name.to_owned(), kept))
 }
 
@@ -173,6 +174,9 @@ mod tests {
         assert_eq!(telling("HTTP_PROXY=http://user:password@proxy:3128"), Some(("HTTP_PROXY".into(), None)));
         assert_eq!(telling("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI"), None);
         assert_eq!(telling("http_proxy="), None);
+        let endpoint = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+        let kept = (endpoint.to_owned(), Some("http://***@proxy:80/".to_owned()));
+        assert_eq!(telling(&format!("{endpoint}=http://user:password@proxy:80/")), Some(kept));
         let kept = ("AWS_EC2_METADATA_DISABLED".to_owned(), Some("true".to_owned()));
         assert_eq!(telling("AWS_EC2_METADATA_DISABLED=true"), Some(kept));
     }

@@ -6,8 +6,10 @@
 //!
 //! Refuses to guess: what no source said is `None`, and `by` says what the answer rests on.
 
+pub mod cgroup;
 pub mod docker;
 pub mod fact;
+pub mod job;
 pub mod listing;
 pub mod procfs;
 
@@ -19,13 +21,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::net::{Endpoint, Netns, Timestamp, Ttl};
+use crate::net::{Endpoint, Netns, Timestamp, Ttl, bounded};
+use cgroup::Runtime;
 use containers::Containers;
 pub use fact::{Ancestor, ContainerDetail, Fact, Said};
+use job::{Compose, Job};
 use sockets::Sockets;
 
 /// A container, as reports name it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Container {
     /// Full id.
     pub id: String,
@@ -35,6 +39,50 @@ pub struct Container {
     pub image: Option<String>,
     /// Labels; empty if it has none or no engine introduced it.
     pub labels: Arc<std::collections::BTreeMap<String, String>>,
+    /// What made it; `None` if no source told.
+    pub runtime: Option<Runtime>,
+    /// The id of the innermost container, if the process is in one inside this one.
+    pub inner: Option<String>,
+    /// The pod it is in: Kubernetes' uid, podman's id.
+    pub pod: Option<String>,
+    /// The id of its ECS task.
+    pub task: Option<String>,
+    /// The Compose service it belongs to.
+    pub compose: Option<Arc<Compose>>,
+    /// Names of its networks; empty if no engine introduced it.
+    pub networks: Arc<[String]>,
+    /// The CI job it belongs to.
+    pub job: Option<Arc<Job>>,
+}
+
+/// Digits of a long id that are shown, as Docker does.
+const SHORT_ID: usize = 12;
+
+/// An id as people are shown it: a hash cut, a name whole.
+fn short(id: &str) -> &str {
+    let is_hash = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_hash { bounded(id, SHORT_ID) } else { id }
+}
+
+impl Container {
+    /// Its id as people are shown it.
+    pub fn short_id(&self) -> &str {
+        short(&self.id)
+    }
+
+    /// Its name; where no engine introduced it, what made it and its id.
+    pub fn title(&self) -> String {
+        match (&self.name, self.runtime) {
+            (Some(name), _) => name.clone(),
+            (None, Some(runtime)) => format!("{} {}", runtime.noun(), self.short_id()),
+            (None, None) => format!("container {}", self.short_id()),
+        }
+    }
+
+    /// The id of the container inside it as people are shown it.
+    pub fn short_inner(&self) -> Option<&str> {
+        self.inner.as_deref().map(short)
+    }
 }
 
 /// A shorter beginning of a container id is taken for a name.
@@ -43,7 +91,8 @@ const MIN_ID: usize = 4;
 impl Container {
     /// Is this its name, its id or the beginning of its id?
     pub fn is_called(&self, wanted: &str) -> bool {
-        self.name.as_deref() == Some(wanted) || (wanted.len() >= MIN_ID && self.id.starts_with(wanted))
+        let is_id = |id: &String| id == wanted || (wanted.len() >= MIN_ID && id.starts_with(wanted));
+        self.name.as_deref() == Some(wanted) || is_id(&self.id) || self.inner.as_ref().is_some_and(is_id)
     }
 }
 
@@ -166,7 +215,9 @@ impl Directory {
             Said::Process(detail) => {
                 if let (Some(id), Some((netns, cgroup))) = (&detail.container, self.sockets.place_of(detail.pid)) {
                     let netns = (netns != self.host_netns).then_some(netns);
-                    self.containers.met(fact.at, id, netns, cgroup);
+                    let path = detail.cgroup.as_deref().and_then(cgroup::read_path);
+                    let within = path.filter(|within| within.outer.id == *id);
+                    self.containers.met(fact.at, id, netns, cgroup, within.as_ref());
                 }
                 self.sockets.process(detail);
                 0
@@ -208,6 +259,16 @@ impl Directory {
         attribution
     }
 
+    /// A container, and where in it the process stands whose cgroup path this is.
+    fn container_of(&self, id: &str, path: Option<&str>) -> Container {
+        let mut container = self.containers.named(id);
+        if let Some(within) = path.and_then(cgroup::read_path).filter(|within| within.outer.id == id) {
+            container.runtime = container.runtime.or(within.outer.runtime);
+            container.inner = within.inner.map(|inner| inner.id);
+        }
+        container
+    }
+
     fn attribute(&self, query: Query, at: Timestamp) -> Attribution {
         let mut attribution = Attribution {
             container: None,
@@ -231,7 +292,8 @@ impl Directory {
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))
                 .or_else(|| self.containers.of_process(socket.pid(), at).filter(|_| !socket.was_read()));
             if let Some(id) = id {
-                attribution.container = Some(self.containers.named(id));
+                let path = attribution.process.as_ref().and_then(|process| process.cgroup.as_deref());
+                attribution.container = Some(self.container_of(id, path));
                 attribution.by = Key::Cgroup;
                 return attribution;
             }

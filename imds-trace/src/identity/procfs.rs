@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::cgroup;
 use super::fact::{Ancestor, ProcessDetail};
 use crate::net::{Netns, bounded};
 use crate::secret;
@@ -21,8 +22,6 @@ const MAX_EXE: usize = 1024;
 const MAX_FILE: u64 = 16 * 1024;
 /// Processes remembered at most, to say only what is new.
 const MAX_KNOWN: usize = 4096;
-/// Length of the ids that Docker, containerd, podman and CRI-O give.
-const ID_LENGTH: usize = 64;
 
 /// Reads /proc and remembers what it said.
 #[derive(Debug)]
@@ -66,7 +65,7 @@ impl Procfs {
             (_, None) => Vec::new(),
         };
         let exe = Some(bounded(&secret::mask(&exe.to_string_lossy()), MAX_EXE).to_owned());
-        let (cgroup, container) = (cgroup_path(&cgroups), container_id(&cgroups));
+        let (cgroup, container) = (cgroup_path(&cgroups), cgroup::read(&cgroups).map(|named| named.outer.id));
         let detail = ProcessDetail { pid, found: true, exe, argv, cgroup, container, ancestors };
         if known.is_some_and(|(_, known)| *known == detail) {
             return None;
@@ -146,57 +145,23 @@ fn parent(dir: &Path) -> Option<u32> {
     behind_name.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The path that says most: the longest. On a version 1 or hybrid host every controller has its own, some of them `/`.
+/// The path that says most: the one that names a container, or one in it; else the longest. On a version 1 or hybrid host every controller has its own, some of them `/`.
 fn cgroup_path(cgroups: &str) -> Option<String> {
     let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    paths.max_by_key(|path| path.len()).map(|path| bounded(path, MAX_CGROUP).to_owned())
-}
-
-/// The id of the outermost container in a process's cgroup paths: the one that the host's engine knows.
-pub fn container_id(cgroups: &str) -> Option<String> {
-    cgroups
-        .lines()
-        .filter_map(|line| line.splitn(3, ':').nth(2))
-        .find_map(|path| path.split('/').find_map(id_in))
-        .map(str::to_owned)
-}
-
-/// `<id>` with the cgroupfs driver, `docker-<id>.scope` and its like with systemd's.
-fn id_in(segment: &str) -> Option<&str> {
-    let name = segment.strip_suffix(".scope").unwrap_or(segment);
-    let id = name.rsplit(['-', ':']).next()?;
-    (id.len() == ID_LENGTH && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+    let told = |path: &str| cgroup::read_path(path).map_or(0, |named| 1 + u8::from(named.inner.is_some()));
+    paths.max_by_key(|path| (told(path), path.len())).map(|path| bounded(path, MAX_CGROUP).to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const A: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-    const B: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
-
     #[test]
-    fn the_container_is_named_by_every_cgroup_layout() {
-        for text in [
-            format!("0::/system.slice/docker-{A}.scope\n"),
-            format!("12:cpu:/docker/{A}\n0::/\n"),
-            format!("0::/docker/{A}/docker/{B}\n"),
-            format!("0::/system.slice/docker-{A}.scope/init\n"),
-            format!("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{A}.scope\n"),
-            format!("0::/machine.slice/libpod-{A}.scope/container\n"),
-            format!("0::/ecs/task/{A}\n"),
-        ] {
-            assert_eq!(container_id(&text).as_deref(), Some(A), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_host_process_is_in_no_container() {
-        for text in
-            ["0::/user.slice/user-0.slice/session-1.scope\n", "0::/\n", "", "garbage", "1:name=systemd:/init.scope"]
-        {
-            assert_eq!(container_id(text), None, "{text}");
-        }
+    fn of_several_cgroup_paths_the_one_that_names_a_container_is_kept() {
+        let text = "4:memory:/a/path/that/is/longer/than/the/other/one/and/says/nothing\n\
+                    2:cpu:/docker/buildkit/k3j4h5g6f7d8s9a0q1w2e3r4t\n0::/\n";
+        assert_eq!(cgroup_path(text).as_deref(), Some("/docker/buildkit/k3j4h5g6f7d8s9a0q1w2e3r4t"));
+        assert_eq!(cgroup_path("1:cpu:/\n0::/init.scope\n").as_deref(), Some("/init.scope"));
     }
 
     #[test]

@@ -152,3 +152,101 @@ fn hostile_numbers_of_sockets_and_containers_stay_bounded() {
     assert!(directory.sockets.find(query("172.17.0.2:40000", 199_999), at(199_999)).is_some());
     assert!(directory.sockets.find(query("172.17.0.9:1", 1), at(1)).is_none());
 }
+
+#[test]
+fn a_pid_reused_within_a_second_belongs_to_each_container_in_its_time() {
+    let mut directory = Directory::new(HOST);
+    container(&mut directory, 1000, "a", Some(20), Some("172.17.0.2"));
+    connect(&mut directory, 1100, 77, 20, "172.17.0.2:40000", 9);
+    process(&mut directory, 1100, 77, Some("a"));
+    directory.learn(&Fact { at: at(1300), said: Said::ContainerGone { id: "a".into() } });
+    container(&mut directory, 1600, "b", Some(30), Some("172.17.0.2"));
+    connect(&mut directory, 1700, 77, 30, "172.17.0.2:40000", 10);
+    process(&mut directory, 1700, 77, Some("b"));
+    assert_eq!(id(&directory.who(query("172.17.0.2:40000", 9), at(1102))), Some("a"));
+    assert_eq!(id(&directory.who(query("172.17.0.2:40000", 10), at(1702))), Some("b"));
+    assert_eq!(id(&directory.who(query("172.17.0.2:40000", 9), at(1102))), Some("a"), "asked late, of then");
+}
+
+#[test]
+fn a_reused_pid_inherits_nothing_if_its_second_process_was_gone_too_soon() {
+    let mut directory = Directory::new(HOST);
+    container(&mut directory, 1000, "a", Some(20), None);
+    connect(&mut directory, 1100, 77, 20, "172.17.0.2:40000", 9);
+    process(&mut directory, 1100, 77, Some("a"));
+    directory.learn(&Fact { at: at(1300), said: Said::ContainerGone { id: "a".into() } });
+    container(&mut directory, 1600, "b", Some(30), None);
+    connect(&mut directory, 1700, 77, 30, "172.17.0.3:40000", 10);
+    let mut gone = ProcessDetail {
+        pid: 77,
+        found: false,
+        exe: None,
+        argv: None,
+        cgroup: None,
+        container: None,
+        ancestors: vec![],
+    };
+    directory.learn(&Fact { at: at(1701), said: Said::Process(gone.clone()) });
+    let who = directory.who(query("172.17.0.3:40000", 10), at(1702));
+    assert_eq!((id(&who), who.by), (Some("b"), Key::Netns));
+    gone.pid = 78;
+    directory.learn(&Fact { at: at(1703), said: Said::Process(gone) });
+    assert_eq!(id(&directory.who(query("172.17.0.2:40000", 9), at(1102))), Some("a"));
+}
+
+#[test]
+fn the_engines_pid_and_namespace_of_a_container_hold_while_it_lives() {
+    let mut containers = containers::Containers::default();
+    let named =
+        |id: &str| ContainerDetail { id: id.into(), pid: Some(77), netns: Some(Netns(20)), ..Default::default() };
+    containers.appeared(at(1000), &named("a"));
+    containers.gone(at(1400), "a");
+    containers.appeared(at(1800), &named("b"));
+    containers.gone(at(2500), "b");
+    for (ms, expected) in [(1200, Some("a")), (1400, Some("a")), (1900, Some("b")), (2500, Some("b")), (2600, None)] {
+        assert_eq!(containers.of_process(77, at(ms)), expected, "the pid at {ms}");
+        let in_netns = containers.in_netns(Netns(20), at(ms));
+        assert_eq!(in_netns.as_ref().map(|found| found.id.as_str()), expected, "the namespace at {ms}");
+    }
+    assert_eq!(containers.of_process(77, at(1700)), Some("b"), "acts before the engine's word of it arrives");
+}
+
+#[test]
+fn a_cgroup_that_another_container_was_met_in_since_is_that_ones() {
+    let mut containers = containers::Containers::default();
+    containers.met(at(1000), "a", None, 100, None);
+    assert_eq!(containers.in_cgroup(100), Some("a"));
+    containers.gone(at(1100), "a");
+    containers.met(at(1200), "b", None, 100, None);
+    assert_eq!(containers.in_cgroup(100), Some("b"));
+    containers.met(at(1300), "c", None, 1, None);
+    assert_eq!(containers.in_cgroup(1), None, "the root is nobody's");
+}
+
+#[test]
+fn runtime_pod_and_inner_container_come_from_the_cgroup_path() {
+    const OUTER: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const INNER: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
+    let mut directory = Directory::new(HOST);
+    let mut ask = |ms: u64, pid: u32, path: String| {
+        connect(&mut directory, ms, pid, 20, "172.17.0.2:40000", pid);
+        let detail = ProcessDetail {
+            pid,
+            found: true,
+            exe: None,
+            argv: None,
+            cgroup: Some(path),
+            container: Some(OUTER.into()),
+            ancestors: vec![],
+        };
+        directory.learn(&Fact { at: at(ms), said: Said::Process(detail) });
+        directory.who(query("172.17.0.2:40000", pid), at(ms + 1)).container.unwrap()
+    };
+    let nested = ask(1000, 7, format!("/system.slice/docker-{OUTER}.scope/docker/{INNER}"));
+    assert_eq!((nested.runtime, nested.inner.as_deref()), (Some(Runtime::Docker), Some(INNER)));
+    assert_eq!(nested.title(), "docker 0123456789ab");
+    let plain = ask(2000, 8, format!("/system.slice/docker-{OUTER}.scope"));
+    assert_eq!((plain.runtime, plain.inner), (Some(Runtime::Docker), None));
+    let other = ask(3000, 9, format!("/docker/{INNER}/docker/{OUTER}"));
+    assert_eq!(other.inner, None, "a path that names another container says nothing of this one");
+}

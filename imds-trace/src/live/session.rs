@@ -58,6 +58,8 @@ pub(super) struct Session {
     recording: Option<Recording>,
     procfs: Procfs,
     streams: Streams,
+    /// The last of each driver.
+    readings: Vec<Said>,
     /// Why there is no recording any more.
     stopped: Option<std::io::Error>,
     lost: u64,
@@ -108,6 +110,7 @@ impl Session {
             recording: recording.transpose()?,
             procfs: Procfs::default(),
             streams: Streams::default(),
+            readings: Vec::new(),
             stopped: None,
             lost: 0,
             unreadable: 0,
@@ -132,6 +135,20 @@ impl Session {
 
     pub(super) fn fact(&mut self, said: Said) -> anyhow::Result<()> {
         self.push(Input::Fact(Fact { at: now()?, said }))
+    }
+
+    /// Tells what the network card's driver counts, where that has changed.
+    pub(super) fn exceeded(&mut self, readings: Vec<Said>) -> anyhow::Result<()> {
+        for said in readings {
+            if !self.readings.contains(&said) {
+                let Said::LinkLocalExceeded { interface, .. } = &said else { continue };
+                self.readings
+                    .retain(|old| !matches!(old, Said::LinkLocalExceeded { interface: of, .. } if of == interface));
+                self.readings.push(said.clone());
+                self.fact(said)?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells what has changed of the host's surroundings, if anything has.

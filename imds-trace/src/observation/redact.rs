@@ -273,6 +273,44 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_a_client_announces_in_its_user_agent_is_not_kept_however_short() {
+        for agent in [
+            "x token=pa55word",
+            "x (Authorization: Bearer pa55word)",
+            "https://me:pa55word@h/",
+            "x password: pa55word y",
+        ] {
+            let Some(Head::Request(head)) = read(format!("GET / HTTP/1.1\r\nUser-Agent: {agent}\r\n\r\n").as_bytes())
+            else {
+                panic!("not a request")
+            };
+            let kept = head.user_agent.unwrap();
+            assert!(kept.contains(MASK) && !kept.contains("pa55"), "{kept}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_belong_into_a_path_is_not_kept() {
+        for path in [
+            "/latest/glpat-abcdefghij0123456789",
+            "/latest/x=eyJhbGciOiJI.eyJzdWIiOiIx.c2ln",
+            "/latest/Secret",
+            "/token=pa55word",
+        ] {
+            let Some(Head::Request(head)) = read(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()) else {
+                panic!("not a request")
+            };
+            assert!(
+                head.path.ends_with(MASK) && !head.path.contains("abcdefgh") && !head.path.contains("pa55"),
+                "{}",
+                head.path
+            );
+        }
+        let Some(Head::Request(head)) = read(b"GET /latest/api/token HTTP/1.1\r\n\r\n") else { panic!() };
+        assert_eq!(head.path, "/latest/api/token");
+    }
+
+    #[test]
     fn a_mark_tells_tokens_apart_and_means_nothing_to_another_run() {
         let (marker, another) = (Marker::default(), Marker::default());
         let mark = marker.mark(TOKEN.as_bytes());

@@ -15,9 +15,11 @@ use crate::net::{Direction, Flow, Ifindex};
 /// Directions at hooks remembered at most. IMDS closes after each answer: some seconds of the fastest client seen.
 const MAX_STREAMS: usize = 16_384;
 /// A head longer than this is given up; SDKs send some hundred bytes.
-const MAX_HEAD: usize = 8_192;
-/// Segments remembered of a stream, for those that are sent again.
-const MAX_SENT: usize = 8;
+const MAX_HEAD: usize = 4_096;
+/// Segments with heads remembered of a stream, for those that are sent again.
+const MAX_SENT: usize = 4;
+/// A sequence number this far behind belongs to another connection between the same ports. IMDS sends some kilobytes.
+const WINDOW: u32 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
@@ -45,7 +47,7 @@ struct Stream {
     /// The next byte's sequence number.
     next: u32,
     within: Within,
-    /// Latest segments by sequence number and length, and what was found in them.
+    /// Latest segments with heads, by sequence number and length.
     sent: VecDeque<(u32, u32, Vec<Head>)>,
 }
 
@@ -77,10 +79,12 @@ impl Streams {
             return heads.clone();
         }
         let heads = stream.take(&self.marker, tcp, payload);
-        if stream.sent.len() == MAX_SENT {
-            stream.sent.pop_front();
+        if !heads.is_empty() {
+            if stream.sent.len() == MAX_SENT {
+                stream.sent.pop_front();
+            }
+            stream.sent.push_back((tcp.seq, tcp.len, heads.clone()));
         }
-        stream.sent.push_back((tcp.seq, tcp.len, heads.clone()));
         heads
     }
 }
@@ -93,7 +97,9 @@ impl Stream {
             (0, _) => payload,
             // Part of it was there before.
             (_, Some(new)) if behind < tcp.len => new,
-            // Sent again, or a connection with old addresses, or bytes were missed: it must speak for itself.
+            // Sent again.
+            _ if behind < WINDOW => return Vec::new(),
+            // A connection with old addresses, or bytes were missed: it must speak for itself.
             _ => {
                 self.within = Within::Lost;
                 payload
@@ -267,6 +273,24 @@ mod tests {
         assert_eq!(first.len(), 1);
         assert_eq!(side.at(seq, text.len(), text.as_bytes()), first);
         assert_eq!(side.says("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").len(), 1);
+    }
+
+    #[test]
+    fn a_piece_sent_again_changes_nothing() {
+        let mut side = Side::new();
+        let seq = side.seq;
+        assert!(side.says("GET /in/pi").is_empty());
+        assert!(side.says("eces HTTP/1.1\r\n").is_empty());
+        assert!(side.at(seq, 10, b"GET /in/pi").is_empty());
+        assert_eq!(paths(&side.says("\r\n")), ["/in/pieces"]);
+    }
+
+    #[test]
+    fn ports_used_again_begin_anew() {
+        let mut side = Side::new();
+        assert!(side.says("GET /cut-sh").is_empty());
+        assert_eq!(paths(&side.at(side.seq.wrapping_add(1 << 30), 21, b"GET /b HTTP/1.1\r\n\r\n")), ["/b"]);
+        assert_eq!(paths(&side.at(side.seq.wrapping_sub(1 << 30), 21, b"GET /c HTTP/1.1\r\n\r\n")), ["/c"]);
     }
 
     #[test]

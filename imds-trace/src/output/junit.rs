@@ -1,6 +1,7 @@
 //! How is it told to a CI server? JUnit XML, which GitLab and others show beside the tests: a case per expectation and per client.
 //!
-//! A client's errors are one failure, because the servers show one a case; its warnings and notices are what the case printed.
+//! A client's errors are one failure, because the servers show one a case; its warnings and notices are what the case printed. Of a
+//! client that was to be kept out, and is, the errors are no failure.
 
 use std::io::{self, Write};
 
@@ -9,6 +10,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 use super::{Kind, Output, text};
 use crate::event::Event;
 use crate::finding::{Finding, Severity};
+use crate::identity::Subject;
 use crate::net::BootTime;
 use crate::printable::printable;
 use crate::report::{Asserted, Report, Tally};
@@ -78,7 +80,7 @@ fn client(tally: &Tally, report: &Report, boot_time: BootTime) -> TestCase {
         .findings
         .iter()
         .filter(|finding| finding.who.subject() == subject)
-        .partition(|finding| finding.severity == Severity::Error);
+        .partition(|finding| finding.severity == Severity::Error && !is_kept_out(tally, report));
     let told = |findings: &[&Finding]| {
         let mut text = String::new();
         for finding in findings {
@@ -102,6 +104,17 @@ fn client(tally: &Tally, report: &Report, boot_time: BootTime) -> TestCase {
         case.set_system_out(told(&others));
     }
     case
+}
+
+/// Was it asserted that this client gets nothing, and did that hold?
+fn is_kept_out(tally: &Tally, report: &Report) -> bool {
+    let held = report.expectations.iter().filter(|asserted| asserted.held);
+    let mut scopes = held.filter_map(|asserted| asserted.expect.strip_prefix("blocked"));
+    scopes.any(|scope| match (scope.strip_prefix(':'), &tally.who.container) {
+        (None, _) => true,
+        (Some(wanted), Some(container)) => container.is_called(wanted),
+        (Some(wanted), None) => wanted == "host" && tally.who.subject() == Subject::Host,
+    })
 }
 
 fn failure(kind: &str, message: &str, body: &str) -> TestCaseStatus {

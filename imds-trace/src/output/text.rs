@@ -12,9 +12,10 @@ use super::{Kind, Output};
 use crate::event::{Event, ExchangeEvent, Lost, Probed};
 use crate::exchange::Exchange;
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
+use crate::identity::job::{Evidence, Job};
 use crate::identity::{Attribution, Key};
 use crate::journey::Fate;
-use crate::net::{BootTime, Timestamp, bounded};
+use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
 use crate::report::{Asserted, Report, Tally};
 
@@ -39,8 +40,8 @@ const MAX_NAME: usize = 64;
 const MAX_PATH: usize = 100;
 /// Columns of a paragraph.
 const WIDTH: usize = 100;
-/// Digits of a container's id that are shown, as Docker does.
-const SHORT_ID: usize = 12;
+/// Bytes of a web address that are shown.
+const MAX_URL: usize = 200;
 
 struct Text {
     stream: Box<dyn Write>,
@@ -255,7 +256,25 @@ fn tally_line(tally: &Tally) -> String {
     }
     let limit = hop_limit(tally.hop_limit);
     let findings = if tally.findings.is_empty() { String::new() } else { format!(" ({})", tally.findings.join(", ")) };
-    format!("{}: {asked}. {limit}{findings}", subject(&tally.who)).trim_end().to_owned()
+    let job = tally.who.container.as_ref().and_then(|container| container.job.as_deref());
+    let job = job.map(|job| format!("{}. ", job_words(job))).unwrap_or_default();
+    format!("{}: {asked}. {limit}{job}{findings}", subject(&tally.who)).trim_end().to_owned()
+}
+
+/// The job a container belongs to, and where it can be looked at.
+fn job_words(job: &Job) -> String {
+    let of = match job.by {
+        Evidence::Labels => format!("of {}", job.system),
+        Evidence::Names => format!("probably of {}", job.system),
+    };
+    let what = match job.system {
+        "ecs" => "Task",
+        "kubernetes" => "Pod",
+        _ => "Job",
+    };
+    let id = job.id.as_deref().map(|id| format!(" {}", printable(id, MAX_PATH))).unwrap_or_default();
+    let url = job.url.as_deref().map(|url| format!(", {}", printable(url, MAX_URL))).unwrap_or_default();
+    format!("{what}{id} {of}{url}")
 }
 
 fn outcome(exchange: &Exchange) -> String {
@@ -321,9 +340,12 @@ fn who(who: &Attribution) -> String {
 pub(super) fn subject(who: &Attribution) -> String {
     match (&who.container, who.by) {
         (Some(container), by) => {
-            let name = container.name.as_deref().unwrap_or(bounded(&container.id, SHORT_ID));
+            let inner = match container.short_inner() {
+                Some(inner) => format!(", container {} inside it", printable(inner, MAX_NAME)),
+                None => String::new(),
+            };
             let unsure = if by == Key::Address { ", by its address" } else { "" };
-            format!("{BOLD}{}{BOLD:#} ({}{unsure})", printable(name, MAX_NAME), who.address)
+            format!("{BOLD}{}{BOLD:#} ({}{inner}{unsure})", printable(&container.title(), MAX_NAME), who.address)
         }
         (None, Key::Cgroup) => format!("{BOLD}host{BOLD:#} ({})", who.address),
         (None, _) if who.process.is_some() => format!("{BOLD}unknown container{BOLD:#} ({})", who.address),

@@ -1,7 +1,5 @@
 //! What does the pipeline take in, when this is what a person wrote?
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result};
 use imds_trace::event::Ready;
 use imds_trace::identity::fact::{Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said};
@@ -196,10 +194,9 @@ fn introduce(container: &Container) -> Result<Input> {
             id: id_of(&container.name),
             name: Some(container.name.clone()),
             image: Some("runner:1".to_owned()),
-            labels: Arc::default(),
             netns: container.netns.map(Netns),
-            pid: None,
             addresses: addresses.collect::<Result<_>>()?,
+            ..ContainerDetail::default()
         }),
     ))
 }

@@ -9,7 +9,7 @@ use super::source::{self, Source};
 pub const ROOMS: &[(&str, &[&str])] = &[
     // Nouns and helpers without I/O.
     ("net", &[]),
-    ("secret", &[]),
+    ("secret", &["net"]),
     ("printable", &["net"]),
     // The stages: pure, in the order the data takes.
     ("observation", &["net", "secret"]),
@@ -58,6 +58,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "net",
             "kernel",
             "interfaces",
+            "ethtool",
             "identity",
             "input",
             "recording",
@@ -80,8 +81,8 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "kernel::ask",
             "interfaces::snapshot",
             "ethtool",
+            "identity::cgroup",
             "identity::listing",
-            "identity::procfs",
             "config",
             "printable",
         ],
