@@ -15,7 +15,7 @@
 //!                                                                       |
 //!                                                                     Event --> Report
 //!                                                                       v
-//!       output:     text | json | junit        expect: does what was asserted hold?
+//!       output:     text | json | junit | pcapng   expect: does what was asserted hold?
 //! ```
 //!
 //! Everything above `Input` needs a machine. Everything below is a pure function from a list of inputs to a list of events: no

@@ -235,8 +235,11 @@ fn blank(link: u32, frame: &mut [u8]) -> Result<()> {
         (Some(4), 20..) if ip[9] == 6 => usize::from(ip[0] & 0xf) * 4,
         (Some(6), 40..) if ip[6] == 6 => 40,
         // An ICMP error quotes a packet: of that, its IP header and ports and sequence number.
-        (Some(4), 56..) => return Ok(ip[56..].fill(b'x')),
-        (Some(6), 96..) => return Ok(ip[96..].fill(b'x')),
+        (Some(version @ (4 | 6)), _) => {
+            let quoted = if version == 4 { 56 } else { 96 };
+            ip.iter_mut().skip(quoted).for_each(|byte| *byte = b'x');
+            return Ok(());
+        }
         _ => return Ok(()),
     };
     let Some(offset) = ip.get(tcp + 12) else { return Ok(()) };

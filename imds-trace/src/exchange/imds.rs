@@ -82,7 +82,8 @@ mod tests {
         assert_eq!(classified("POST", "/latest/meta-data/", false), Imds::Other);
         assert_eq!(classified("PUT", "/v1/token", false), Imds::Other);
         let cut = RequestHead { method: "GET".into(), path: "/latest/".into(), cut: true, ..RequestHead::default() };
-        assert_eq!(classify(&cut), Imds::Other, "its token may stand behind what was seen");
+        let endpoint = Ipv4Addr::new(169, 254, 169, 254).into();
+        assert_eq!(classify(&cut, endpoint), Imds::Other, "its token may stand behind what was seen");
     }
 
     #[test]

@@ -98,7 +98,8 @@ fn lost(who: &Attribution) -> Event {
         netns: Netns::default(),
         callers: Vec::new(),
     };
-    let fate = Fate::Dropped(Dropped { drop, ttl: Ttl(1) });
+    let client = event.exchange.connection.client;
+    let fate = Fate::Dropped(Dropped { at: Timestamp(0), drop, ttl: Ttl(1), client });
     event.exchange.responded = true;
     event.exchange.inward = Some(Travel { hops: Vec::new(), fate, copies: 1, last_lost: None, join: Join::Exact });
     Event::Exchange(event)

@@ -48,9 +48,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         Spent::Vanished => {
             let last = last?;
             let how = format!(
-                "came in on {} with TTL {} and was not seen again (no drop was seen; a spent TTL is the one reason known)",
+                "came in on {} with TTL {} and was not seen again{} (no drop was seen; a spent TTL is the one reason known)",
                 last.name,
-                journey.hops.last()?.ttl.0
+                journey.hops.last()?.ttl.0,
+                if case.host.capture { ", nor acknowledged" } else { "" }
             );
             (Confidence::Likely, None, last.netns, how)
         }
