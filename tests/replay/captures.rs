@@ -29,6 +29,7 @@ pub fn trials() -> Result<Vec<Trial>> {
         Trial::test("captures::a_pcap_cut_anywhere_does_no_harm", || Ok(cut_anywhere("docker0-hop-limit-1.pcap")?)),
         Trial::test("captures::a_pcapng_cut_anywhere_does_no_harm", || Ok(cut_anywhere(PCAPNG)?)),
         Trial::test("captures::a_pcap_damaged_anywhere_does_no_harm", || Ok(damaged_anywhere(ANY, 1)?)),
+        Trial::test("captures::icmp_errors_damaged_anywhere_do_no_harm", || Ok(damaged_anywhere(WITH_ICMP, 11)?)),
         Trial::test("captures::a_pcapng_damaged_anywhere_does_no_harm", || Ok(damaged_anywhere(PCAPNG, 5)?)),
     ];
     for (name, path) in captured::all()? {
@@ -40,6 +41,8 @@ pub fn trials() -> Result<Vec<Trial>> {
 }
 
 const ANY: &str = "any-silent.pcap";
+/// It has the ICMP errors that the host sent for what it dropped.
+const WITH_ICMP: &str = "any-hop-limit-1-ipv6.pcap";
 const ETHERNET: &str = "ens5-hop-limit-1.pcap";
 const PCAPNG: &str = "two-interfaces-hop-limit-1.pcapng";
 

@@ -289,3 +289,32 @@ impl Described {
         u64::try_from(nanoseconds.clamp(0, i128::from(u64::MAX))).unwrap_or(u64::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nanoseconds(resolution: u8, offset: i64, raw: u64) -> u64 {
+        Described { number: 1, link: 1, name: None, resolution, offset, kept: 0 }.nanoseconds(raw)
+    }
+
+    #[test]
+    fn times_have_the_unit_that_their_interface_says() {
+        assert_eq!(nanoseconds(6, 0, 1_500_000), 1_500_000_000);
+        assert_eq!(nanoseconds(9, 0, 1_500_000_000), 1_500_000_000);
+        assert_eq!(nanoseconds(0, 0, 2), 2_000_000_000);
+        assert_eq!(nanoseconds(0x80 | 10, 0, 1_536), 1_500_000_000);
+        assert_eq!(nanoseconds(6, 7, 1_500_000), 8_500_000_000);
+    }
+
+    #[test]
+    fn no_unit_and_no_time_is_too_odd() {
+        for resolution in 0..=u8::MAX {
+            for (offset, raw) in [(0, u64::MAX), (i64::MAX, u64::MAX), (i64::MIN, 0), (-1, 1)] {
+                nanoseconds(resolution, offset, raw);
+            }
+        }
+        assert_eq!(nanoseconds(6, i64::MIN, 1), 0);
+        assert_eq!(nanoseconds(6, i64::MAX, 1), u64::MAX);
+    }
+}

@@ -21,6 +21,14 @@ const MAX_HOP_LIMIT: u8 = 64;
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Moment::Lost(journey) = case.moment else { return None };
     let spent = spent(journey)?;
+    // A capture may itself have missed a packet; it does not miss all copies of one.
+    let copies = case.exchange.inward.as_ref().map_or(0, |travel| travel.copies);
+    let weight = match copies {
+        _ if !case.host.capture => 1,
+        0 | 1 => return None,
+        2 => 2,
+        _ => 1,
+    };
     let subject = case.subject();
     let needed = case.hop_limit.needed.filter(|needed| needed.0 <= MAX_HOP_LIMIT);
     let limits = match (case.hop_limit.observed, needed) {
@@ -77,7 +85,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         // Copies whose drop was seen and copies that vanished in the same namespace are one finding.
         cause: cause.0.to_string(),
         confidence,
-        weight: 1,
+        weight,
         last: None,
         drop,
         waited: None,
