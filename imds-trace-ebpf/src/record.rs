@@ -1,4 +1,4 @@
-//! How are a packet, a drop and a connect written into the ring buffer, and what are the shared names?
+//! How are a packet, a drop, a connect and its task written into the ring buffer, and what are the shared names?
 //!
 //! Integers and byte arrays only, no padding, no `bool`, enum or `Option`: both halves read the same bytes, checked by zerocopy.
 //! All multi-byte integers are in host byte order, ports and TCP numbers included; addresses are in network order.
@@ -17,13 +17,14 @@ pub mod kind {
     pub const PACKET_WITH_PAYLOAD: u32 = 2;
     /// A [`super::Drop`].
     pub const DROP: u32 = 3;
-    /// A [`super::Connect`].
+    /// A [`super::Connect`]; a [`super::Task`] follows if `len` counts it.
     pub const CONNECT: u32 = 4;
     /// A [`super::Connected`].
     pub const CONNECTED: u32 = 5;
     /// A [`super::IcmpError`].
     pub const ICMP_ERROR: u32 = 6;
-    /// A [`super::Connect`] of a task that is about to connect: no route was asked for yet, so its socket and TTL are 0.
+    /// A [`super::Connect`] and a [`super::Task`], of a task that is about to connect: no route was asked for yet, so its socket and
+    /// TTL are 0. What is known of the task comes with this record, not again with the [`CONNECT`] that follows.
     pub const ATTEMPT: u32 = 7;
 }
 
@@ -110,6 +111,54 @@ pub struct Offsets {
     pub task_nsproxy: u32,
     /// `nsproxy.net_ns`
     pub nsproxy_net_ns: u32,
+    /// `task_struct.group_leader`
+    pub task_group_leader: u32,
+    /// `task_struct.real_parent`
+    pub task_real_parent: u32,
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// `task_struct.comm`
+    pub task_comm: u32,
+    /// `task_struct.start_boottime`; `real_start_time` before Linux 5.5
+    pub task_started: u32,
+    /// `task_struct.thread_pid`
+    pub task_thread_pid: u32,
+    /// `pid.level`
+    pub pid_level: u32,
+    /// `pid.numbers`
+    pub pid_numbers: u32,
+    /// Size of `upid`.
+    pub upid_size: u32,
+    /// `upid.nr`
+    pub upid_nr: u32,
+    /// `upid.ns`
+    pub upid_ns: u32,
+    /// `pid_namespace.ns.inum`
+    pub pid_namespace_inum: u32,
+    /// `task_struct.mm`
+    pub task_mm: u32,
+    /// `mm_struct.arg_start`
+    pub mm_arg_start: u32,
+    /// `mm_struct.arg_end`
+    pub mm_arg_end: u32,
+    /// `mm_struct.exe_file`
+    pub mm_exe_file: u32,
+    /// `file.f_path.mnt`
+    pub file_mnt: u32,
+    /// `file.f_path.dentry`
+    pub file_dentry: u32,
+    /// `mount.mnt`
+    pub mount_mnt: u32,
+    /// `mount.mnt_parent`
+    pub mount_parent: u32,
+    /// `mount.mnt_mountpoint`
+    pub mount_mountpoint: u32,
+    /// `vfsmount.mnt_root`
+    pub vfsmount_root: u32,
+    /// `dentry.d_parent`
+    pub dentry_parent: u32,
+    /// `dentry.d_name.name`
+    pub dentry_name: u32,
     /// `net.ipv4.sysctl_ip_default_ttl`
     pub net_default_ttl: u32,
     /// `net.ipv6.devconf_all`
@@ -174,6 +223,30 @@ impl Offsets {
             net_inum: A,
             task_nsproxy: A,
             nsproxy_net_ns: A,
+            task_group_leader: A,
+            task_real_parent: A,
+            task_tgid: A,
+            task_comm: A,
+            task_started: A,
+            task_thread_pid: A,
+            pid_level: A,
+            pid_numbers: A,
+            upid_size: A,
+            upid_nr: A,
+            upid_ns: A,
+            pid_namespace_inum: A,
+            task_mm: A,
+            mm_arg_start: A,
+            mm_arg_end: A,
+            mm_exe_file: A,
+            file_mnt: A,
+            file_dentry: A,
+            mount_mnt: A,
+            mount_parent: A,
+            mount_mountpoint: A,
+            vfsmount_root: A,
+            dentry_parent: A,
+            dentry_name: A,
             net_default_ttl: A,
             net_v6_devconf_all: A,
             v6_devconf_hop_limit: A,
@@ -325,6 +398,8 @@ pub struct Connect {
     pub socket: u64,
     /// Version 2 cgroup of the task.
     pub cgroup: u64,
+    /// When the process started, ns since boot; 0 if not known.
+    pub started: u64,
     /// Where it connects to, network order; IPv4 in the first four bytes.
     pub destination: [u8; 16],
     /// Process, in the initial pid namespace.
@@ -335,8 +410,12 @@ pub struct Connect {
     pub uid: u32,
     /// Group, in the initial user namespace.
     pub gid: u32,
-    /// Network namespace (inode number) of the socket.
+    /// Network namespace (inode number) of the socket; of the task in an attempt.
     pub netns: u32,
+    /// Pid namespace (inode number) of the process; 0 if not known.
+    pub pid_namespace: u32,
+    /// Process, in its own pid namespace; 0 if not known.
+    pub inner_pid: u32,
     /// Port it connects to.
     pub destination_port: u16,
     /// 4 or 6.
@@ -345,6 +424,62 @@ pub struct Connect {
     pub ttl: u8,
     /// The task's name, NUL-padded.
     pub comm: [u8; 16],
+}
+
+/// Ancestors read of a task.
+pub const ANCESTORS: usize = 8;
+/// Bytes read of a command line.
+pub const ARGV: usize = 256;
+/// Bytes of an executable's path behind which no further name is begun.
+pub const EXE: usize = 256;
+/// The longest name in a path, its NUL included (`NAME_MAX` of `include/uapi/linux/limits.h`, and one).
+pub const NAME: usize = 256;
+
+/// A process from which another one comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Ancestor {
+    /// Process, in the initial pid namespace; 0 behind the last.
+    pub pid: u32,
+    /// Its name, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// What a task runs and where it comes from. Follows a [`Connect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Task {
+    /// The parent first.
+    pub ancestors: [Ancestor; ANCESTORS],
+    /// Bytes of `argv` that count; the rest is not written.
+    pub argv_len: u16,
+    /// Bytes of `exe` that count; the rest is not written.
+    pub exe_len: u16,
+    /// 1 if the command line is longer.
+    pub argv_cut: u8,
+    /// 1 if the path goes on towards the root.
+    pub exe_cut: u8,
+    /// Always 0.
+    pub reserved: [u8; 2],
+    /// The command line's beginning, a NUL behind each argument.
+    pub argv: [u8; ARGV],
+    /// Names of the executable's path in its mount namespace, a NUL behind each, the file itself first.
+    pub exe: [u8; EXE + NAME],
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self {
+            ancestors: [Ancestor::default(); ANCESTORS],
+            argv_len: 0,
+            exe_len: 0,
+            argv_cut: 0,
+            exe_cut: 0,
+            reserved: [0; 2],
+            argv: [0; ARGV],
+            exe: [0; EXE + NAME],
+        }
+    }
 }
 
 /// A connecting socket left SYN_SENT ([`kind::CONNECTED`]), for ESTABLISHED or for CLOSE. Says nothing about a task: this runs in

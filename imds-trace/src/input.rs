@@ -3,7 +3,7 @@
 use imds_trace_ebpf::record;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::fact::{Connected, Connecting, Fact, Said};
+use crate::identity::fact::{self, Ancestor, Connected, Connecting, Fact, Said, Told};
 use crate::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, address};
 use crate::observation::{self, Drop, Hook, Icmp, Observation, Place, Streams, Tcp, TcpFlags};
 
@@ -55,9 +55,9 @@ pub enum Record<'a> {
     /// An ICMP error.
     IcmpError(&'a record::IcmpError),
     /// A task is about to connect.
-    Attempt(&'a record::Connect),
-    /// A connect.
-    Connect(&'a record::Connect),
+    Attempt(&'a record::Connect, Option<&'a record::Task>),
+    /// A connect. Without its task where the attempt told of it.
+    Connect(&'a record::Connect, Option<&'a record::Task>),
     /// The port of one.
     Connected(&'a record::Connected),
 }
@@ -143,9 +143,9 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 icmp: None,
             })
         }
-        Record::Attempt(attempt) => fact(attempt.header.at, Said::Attempting(connecting(attempt))),
-        Record::Connect(connect) => fact(connect.header.at, Said::Connecting(connecting(connect))),
-        Record::Connected(connected) => fact(
+        Record::Attempt(attempt, task) => said(attempt.header.at, Said::Attempting(connecting(attempt, task))),
+        Record::Connect(connect, task) => said(connect.header.at, Said::Connecting(connecting(connect, task))),
+        Record::Connected(connected) => said(
             connected.header.at,
             Said::Connected(Connected {
                 socket: connected.socket,
@@ -160,7 +160,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
     }
 }
 
-fn fact(at: u64, said: Said) -> Input {
+fn said(at: u64, said: Said) -> Input {
     Input::Fact(Fact { at: Timestamp(at), said })
 }
 
@@ -180,7 +180,7 @@ fn callers(drop: &record::Drop, names: &impl Names) -> Vec<String> {
     stack.skip_while(|function| *function != location).skip(1).take(MAX_CALLERS).collect()
 }
 
-fn connecting(connect: &record::Connect) -> Connecting {
+fn connecting(connect: &record::Connect, task: Option<&record::Task>) -> Connecting {
     Connecting {
         socket: connect.socket,
         destination: end(connect.version, connect.destination, connect.destination_port),
@@ -192,6 +192,21 @@ fn connecting(connect: &record::Connect) -> Connecting {
         comm: text(&connect.comm),
         cgroup: connect.cgroup,
         ttl: (connect.ttl != 0).then_some(Ttl(connect.ttl)),
+        started: (connect.started != 0).then_some(Timestamp(connect.started)),
+        pid_namespace: (connect.pid_namespace != 0).then_some(connect.pid_namespace),
+        inner_pid: (connect.inner_pid != 0).then_some(connect.inner_pid),
+        told: task.map(told).unwrap_or_default(),
+    }
+}
+
+/// What the kernel half read of a task, secrets masked: nothing else of it is kept.
+fn told(task: &record::Task) -> Told {
+    let ancestors = task.ancestors.iter().take_while(|ancestor| ancestor.pid != 0);
+    let bytes = |area: &[u8], len: u16| String::from_utf8_lossy(&area[..usize::from(len).min(area.len())]).into_owned();
+    Told {
+        exe: fact::path(&bytes(&task.exe, task.exe_len), task.exe_cut != 0),
+        argv: fact::command_line(&bytes(&task.argv, task.argv_len), task.argv_cut != 0),
+        ancestors: ancestors.map(|ancestor| Ancestor { pid: ancestor.pid, comm: text(&ancestor.comm) }).collect(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::net::{Endpoint, Ifindex, Netns, Timestamp, Ttl};
+use crate::secret;
 
 /// One thing that a source said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +90,54 @@ pub struct Connecting {
     pub cgroup: u64,
     /// TTL its packets start with.
     pub ttl: Option<Ttl>,
+    /// When the process started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
+    /// Its pid namespace: the inode number in `/proc/PID/ns/pid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_namespace: Option<u32>,
+    /// Process id in that namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner_pid: Option<u32>,
+    /// What it runs and where it comes from.
+    #[serde(flatten)]
+    pub told: Told,
+}
+
+/// What the kernel told of a task at its connect(). Empty in the connect that follows an attempt: what was said then holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Path of its executable, in its own mount namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exe: Option<String>,
+    /// Its command line, secrets masked; ends in [`CUT`] where it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// Its parent first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Ancestor>,
+}
+
+/// Stands where a command line or a path was cut.
+pub const CUT: &str = "…";
+
+/// The arguments in `text`, a NUL behind each, secrets masked; `None` if there are none. `cut`: the command line goes on.
+pub fn command_line(text: &str, cut: bool) -> Option<Vec<String>> {
+    let mut arguments: Vec<&str> = if cut { text } else { text.trim_end_matches('\0') }.split('\0').collect();
+    if cut {
+        // Half of an argument may be half of a secret, which no longer looks like one.
+        arguments.pop();
+        arguments.push(CUT);
+    }
+    (!text.is_empty()).then(|| secret::mask_argv(&arguments))
+}
+
+/// The path of these names, the last one first, a NUL behind each; secrets masked. `None` if there are none. `cut`: it goes on
+/// towards the root.
+pub fn path(names: &str, cut: bool) -> Option<String> {
+    let names: Vec<&str> = names.strip_suffix('\0')?.rsplit('\0').collect();
+    let begin = if cut { CUT } else { "" };
+    Some(secret::mask(&format!("{begin}/{}", names.join("/"))))
 }
 
 /// A connecting socket got its port.
@@ -120,6 +169,9 @@ pub struct Ancestor {
     pub comm: String,
 }
 
+/// Nanoseconds to which /proc knows the start of a process: `USER_HZ` is 100 on every architecture that Linux has BPF for.
+pub const TICK: u64 = 10_000_000;
+
 /// What /proc says of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessDetail {
@@ -127,6 +179,9 @@ pub struct ProcessDetail {
     pub pid: u32,
     /// Could it be read? If not, it was gone already, and nothing else here is known.
     pub found: bool,
+    /// When it started, to a tick of [`TICK`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
     /// Path of its executable, in its own mount namespace.
     pub exe: Option<String>,
     /// Its command line, secrets masked.
@@ -138,6 +193,22 @@ pub struct ProcessDetail {
     pub container: Option<String>,
     /// Its parent first.
     pub ancestors: Vec<Ancestor>,
+}
+
+impl ProcessDetail {
+    /// Of a process that was gone.
+    pub fn gone(pid: u32) -> Self {
+        Self {
+            pid,
+            found: false,
+            started: None,
+            exe: None,
+            argv: None,
+            cgroup: None,
+            container: None,
+            ancestors: Vec::new(),
+        }
+    }
 }
 
 /// What the engine says of a container. A field that is not known yet is `None`; a later fact adds it.

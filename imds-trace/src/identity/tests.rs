@@ -1,6 +1,6 @@
 //! Does the directory answer for a moment, and never guess?
 
-use super::fact::{Connected, Connecting, ProcessDetail};
+use super::fact::{Connected, Connecting, ProcessDetail, Told};
 use super::*;
 
 const HOST: Netns = Netns(1);
@@ -31,6 +31,10 @@ fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &st
         comm: "python3".into(),
         cgroup: 1,
         ttl: Some(Ttl(64)),
+        started: None,
+        pid_namespace: None,
+        inner_pid: None,
+        told: Told::default(),
     });
     directory.learn(&Fact { at: at(ms), said });
     let said = Said::Connected(Connected {
@@ -40,6 +44,7 @@ fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &st
         isn,
         netns: Netns(netns),
         established: true,
+        error: None,
     });
     directory.learn(&Fact { at: at(ms + 1), said });
 }
@@ -48,6 +53,7 @@ fn process(directory: &mut Directory, ms: u64, pid: u32, container: Option<&str>
     let detail = ProcessDetail {
         pid,
         found: true,
+        started: None,
         exe: None,
         argv: None,
         cgroup: None,

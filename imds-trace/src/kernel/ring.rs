@@ -45,8 +45,13 @@ pub fn read(bytes: &[u8]) -> Option<Record<'_>> {
             Some(Record::Packet(packet, rest.get(..snapped)?))
         }
         kind::DROP => Some(Record::Drop(record::Drop::ref_from_prefix(bytes).ok()?.0)),
-        kind::CONNECT => Some(Record::Connect(record::Connect::ref_from_prefix(bytes).ok()?.0)),
-        kind::ATTEMPT => Some(Record::Attempt(record::Connect::ref_from_prefix(bytes).ok()?.0)),
+        kind::CONNECT | kind::ATTEMPT => {
+            let (connect, rest) = record::Connect::ref_from_prefix(bytes).ok()?;
+            let is_described = header.len as usize > size_of::<record::Connect>();
+            let task = if is_described { Some(record::Task::ref_from_prefix(rest).ok()?.0) } else { None };
+            let attempt = header.kind == kind::ATTEMPT;
+            Some(if attempt { Record::Attempt(connect, task) } else { Record::Connect(connect, task) })
+        }
         kind::ICMP_ERROR => Some(Record::IcmpError(record::IcmpError::ref_from_prefix(bytes).ok()?.0)),
         kind::CONNECTED => Some(Record::Connected(record::Connected::ref_from_prefix(bytes).ok()?.0)),
         _ => None,

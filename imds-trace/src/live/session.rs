@@ -123,7 +123,8 @@ impl Session {
             let read = records.next(|bytes| {
                 let record = ring::read(bytes)?;
                 let connecting = match record {
-                    Record::Attempt(connect) | Record::Connect(connect) => Some(connect.tgid),
+                    // Without its task it is the connect of an attempt: /proc was asked then.
+                    Record::Attempt(connect, task) | Record::Connect(connect, task) => task.map(|_| connect.tgid),
                     _ => None,
                 };
                 Some((input::from_record(record, names, streams), connecting))
