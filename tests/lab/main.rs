@@ -14,6 +14,7 @@ mod kit_wire;
 mod trace;
 mod trace_causes;
 mod trace_drops;
+mod trace_forensics;
 mod trace_frames;
 mod trace_guest;
 mod trace_hop_limit;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),
+        ("trace_forensics", trace_forensics::TESTS),
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
         ("trace_causes", trace_causes::TESTS),
