@@ -77,6 +77,9 @@ pub struct Endpoints {
     pub v6_len: u32,
 }
 
+/// Controllers by whose version 1 hierarchies a task is found where it is in the root of version 2.
+pub const CONTROLLERS: usize = 4;
+
 /// An offset that the running kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
@@ -159,6 +162,20 @@ pub struct Offsets {
     pub dentry_parent: u32,
     /// `dentry.d_name.name`
     pub dentry_name: u32,
+    /// `task_struct.cgroups`
+    pub task_cgroups: u32,
+    /// Where `css_set` points to the version 2 cgroup: `dfl_cgrp`.
+    pub css_set_cgroup: u32,
+    /// Where it points to what some controllers keep of a version 1 cgroup: elements of `subsys`.
+    pub css_set_controllers: [u32; CONTROLLERS],
+    /// `cgroup_subsys_state.cgroup`
+    pub css_cgroup: u32,
+    /// `cgroup.kn`
+    pub cgroup_node: u32,
+    /// `kernfs_node.parent`; `__parent` from Linux 6.15 on
+    pub node_parent: u32,
+    /// `kernfs_node.name`
+    pub node_name: u32,
     /// `net.ipv4.sysctl_ip_default_ttl`
     pub net_default_ttl: u32,
     /// `net.ipv6.devconf_all`
@@ -247,6 +264,13 @@ impl Offsets {
             vfsmount_root: A,
             dentry_parent: A,
             dentry_name: A,
+            task_cgroups: A,
+            css_set_cgroup: A,
+            css_set_controllers: [A; CONTROLLERS],
+            css_cgroup: A,
+            cgroup_node: A,
+            node_parent: A,
+            node_name: A,
             net_default_ttl: A,
             net_v6_devconf_all: A,
             v6_devconf_hop_limit: A,
@@ -430,8 +454,8 @@ pub struct Connect {
 pub const ANCESTORS: usize = 8;
 /// Bytes read of a command line.
 pub const ARGV: usize = 256;
-/// Bytes of an executable's path behind which no further name is begun.
-pub const EXE: usize = 256;
+/// Bytes of a path behind which no further name is begun.
+pub const PATH: usize = 256;
 /// The longest name in a path, its NUL included (`NAME_MAX` of `include/uapi/linux/limits.h`, and one).
 pub const NAME: usize = 256;
 
@@ -453,18 +477,44 @@ pub struct Task {
     pub ancestors: [Ancestor; ANCESTORS],
     /// Bytes of `argv` that count; the rest is not written.
     pub argv_len: u16,
-    /// Bytes of `exe` that count; the rest is not written.
-    pub exe_len: u16,
     /// 1 if the command line is longer.
     pub argv_cut: u8,
-    /// 1 if the path goes on towards the root.
-    pub exe_cut: u8,
     /// Always 0.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
     /// The command line's beginning, a NUL behind each argument.
     pub argv: [u8; ARGV],
-    /// Names of the executable's path in its mount namespace, a NUL behind each, the file itself first.
-    pub exe: [u8; EXE + NAME],
+    /// Of the executable, in its mount namespace.
+    pub exe: Path,
+    /// Of the cgroup: in the version 2 hierarchy, or if that is its root, in the first of [`CONTROLLERS`] where it is not.
+    pub cgroup: Path,
+}
+
+/// A path from its end to its root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Path {
+    /// Bytes of `names` that count; the rest is not written.
+    pub len: u16,
+    /// One of [`path`].
+    pub state: u16,
+    /// Its names, a NUL behind each, the last one first.
+    pub names: [u8; PATH + NAME],
+}
+
+/// Values of [`Path::state`].
+pub mod path {
+    /// It could not be read.
+    pub const UNKNOWN: u16 = 0;
+    /// It is whole; without names it is the root.
+    pub const WHOLE: u16 = 1;
+    /// It goes on towards the root.
+    pub const CUT: u16 = 2;
+}
+
+impl Default for Path {
+    fn default() -> Self {
+        Self { len: 0, state: path::UNKNOWN, names: [0; PATH + NAME] }
+    }
 }
 
 impl Default for Task {
@@ -472,12 +522,11 @@ impl Default for Task {
         Self {
             ancestors: [Ancestor::default(); ANCESTORS],
             argv_len: 0,
-            exe_len: 0,
             argv_cut: 0,
-            exe_cut: 0,
-            reserved: [0; 2],
+            reserved: 0,
             argv: [0; ARGV],
-            exe: [0; EXE + NAME],
+            exe: Path::default(),
+            cgroup: Path::default(),
         }
     }
 }

@@ -15,13 +15,13 @@ use aya_ebpf::{
     macros::map,
     maps::LruHashMap,
 };
-use imds_trace_ebpf::record::{ANCESTORS, ARGV, Ancestor, Connect, EXE, NAME, Task};
+use imds_trace_ebpf::record::{ANCESTORS, ARGV, Ancestor, CONTROLLERS, Connect, NAME, PATH, Path, Task, path};
 
 use crate::{drop::read, global::offset};
 
 /// `MAX_PID_NS_LEVEL` of `include/linux/pid_namespace.h`.
 const MAX_LEVEL: u32 = 32;
-/// Names of an executable's path, and mounts between them, that are followed at most.
+/// Names of a path, and mounts between them, that are followed at most.
 const MAX_STEPS: u32 = 24;
 /// Between a connect() and its SYN the kernel looks for a route and a port, in the same system call.
 const SAME_CALL: u64 = 250_000_000;
@@ -95,12 +95,13 @@ pub unsafe fn describe(to: *mut Task) {
     unsafe {
         addr_of_mut!((*to).argv_len).write(0);
         addr_of_mut!((*to).argv_cut).write(0);
-        addr_of_mut!((*to).exe_len).write(0);
-        addr_of_mut!((*to).exe_cut).write(0);
-        addr_of_mut!((*to).reserved).write([0; 2]);
+        addr_of_mut!((*to).reserved).write(0);
+        end(addr_of_mut!((*to).exe), 0, path::UNKNOWN);
+        end(addr_of_mut!((*to).cgroup), 0, path::UNKNOWN);
         ancestors(to);
         let _ = argv(to);
-        let _ = exe(to);
+        let _ = exe(addr_of_mut!((*to).exe));
+        let _ = cgroup(addr_of_mut!((*to).cgroup));
     }
 }
 
@@ -181,6 +182,31 @@ unsafe fn argv(to: *mut Task) -> Option<()> {
     Some(())
 }
 
+/// Appends a name to a path of `len` bytes and gives its new length; `None` if there is no name.
+///
+/// # Safety
+/// `to` must have room for one `Path`.
+#[inline(always)]
+unsafe fn append(to: *mut Path, len: u32, text: *const u8) -> Option<u32> {
+    // SAFETY: the caller's promise; behind the first PATH bytes, where `len` is, there is room for one more name.
+    let read = unsafe {
+        let place = addr_of_mut!((*to).names).cast::<u8>().add(len as usize);
+        bpf_probe_read_kernel_str(place.cast(), NAME as u32, text.cast())
+    };
+    (read > 0 && read <= NAME as i64).then_some(len + read as u32)
+}
+
+/// # Safety
+/// `to` must have room for one `Path`.
+#[inline(always)]
+unsafe fn end(to: *mut Path, len: u32, state: u16) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        addr_of_mut!((*to).len).write(len as u16);
+        addr_of_mut!((*to).state).write(state);
+    }
+}
+
 /// A mount, and the directory at its root.
 #[inline(always)]
 fn root_of(mount: *const u8) -> Option<*const u8> {
@@ -189,20 +215,20 @@ fn root_of(mount: *const u8) -> Option<*const u8> {
 
 /// Name by name from the file up to the root of its mount namespace, as `prepend_path` of `fs/d_path.c` does.
 #[inline(always)]
-unsafe fn exe(to: *mut Task) -> Option<()> {
+unsafe fn exe(to: *mut Path) -> Option<()> {
     let mm: *const u8 = read(current(), offset!(task_mm)?)?;
     let file: *const u8 = read(mm, offset!(mm_exe_file)?)?;
     let vfsmount: *const u8 = read(file, offset!(file_mnt)?)?;
     let mut dentry: *const u8 = read(file, offset!(file_dentry)?)?;
     let mut mount = vfsmount.wrapping_sub(offset!(mount_mnt)?);
     let mut root = root_of(mount)?;
-    let mut len = 0u32;
-    let mut cut = 1;
+    let mut len = 0;
+    let mut state = path::CUT;
     for _ in 0..MAX_STEPS {
         if dentry == root {
             let above: *const u8 = read(mount, offset!(mount_parent)?)?;
             if above == mount {
-                cut = 0;
+                state = path::WHOLE;
                 break;
             }
             dentry = read(mount, offset!(mount_mountpoint)?)?;
@@ -211,31 +237,73 @@ unsafe fn exe(to: *mut Task) -> Option<()> {
             continue;
         }
         let at = core::hint::black_box(len);
-        if at >= EXE as u32 {
+        if at >= PATH as u32 {
             break;
         }
         let above: *const u8 = read(dentry, offset!(dentry_parent)?)?;
-        let text: *const u8 = read(dentry, offset!(dentry_name)?)?;
-        // SAFETY: the caller's promise; behind the first EXE bytes there is room for one more name.
-        let read = unsafe {
-            let place = addr_of_mut!((*to).exe).cast::<u8>().add(at as usize);
-            bpf_probe_read_kernel_str(place.cast(), NAME as u32, text.cast())
-        };
-        if read <= 0 || read > NAME as i64 {
-            return None;
-        }
-        len = at + read as u32;
+        // SAFETY: the caller's promise.
+        len = unsafe { append(to, at, read(dentry, offset!(dentry_name)?)?)? };
         // In no tree: a file that has a name only (memfd).
         if above == dentry {
-            cut = 0;
+            state = path::WHOLE;
             break;
         }
         dentry = above;
     }
-    // SAFETY: as above.
-    unsafe {
-        addr_of_mut!((*to).exe_len).write(len as u16);
-        addr_of_mut!((*to).exe_cut).write(cut);
-    }
+    // SAFETY: the caller's promise.
+    unsafe { end(to, len, state) };
     Some(())
+}
+
+/// Name by name from the task's cgroup up to the root of its hierarchy.
+#[inline(always)]
+unsafe fn cgroup(to: *mut Path) -> Option<()> {
+    let mut node = cgroup_node()?;
+    let mut len = 0;
+    let mut state = path::CUT;
+    for _ in 0..MAX_STEPS {
+        let above: *const u8 = read(node, offset!(node_parent)?)?;
+        if above.is_null() {
+            state = path::WHOLE;
+            break;
+        }
+        let at = core::hint::black_box(len);
+        if at >= PATH as u32 {
+            break;
+        }
+        // SAFETY: the caller's promise.
+        len = unsafe { append(to, at, read(node, offset!(node_name)?)?)? };
+        node = above;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { end(to, len, state) };
+    Some(())
+}
+
+/// Where the task stands: in the version 2 hierarchy, if not in its root. Container engines may use version 1 alone.
+#[inline(always)]
+fn cgroup_node() -> Option<*const u8> {
+    let set: *const u8 = read(current(), offset!(task_cgroups)?)?;
+    let own: *const u8 = read(set, offset!(css_set_cgroup)?)?;
+    let node: *const u8 = read(own, offset!(cgroup_node)?)?;
+    if is_below(node)? {
+        return Some(node);
+    }
+    for controller in 0..CONTROLLERS {
+        let Some(at) = offset!(css_set_controllers[controller]) else { continue };
+        let state: *const u8 = read(set, at)?;
+        let own: *const u8 = read(state, offset!(css_cgroup)?)?;
+        let node: *const u8 = read(own, offset!(cgroup_node)?)?;
+        if is_below(node)? {
+            return Some(node);
+        }
+    }
+    Some(node)
+}
+
+/// Is it below the root?
+#[inline(always)]
+fn is_below(node: *const u8) -> Option<bool> {
+    let above: *const u8 = read(node, offset!(node_parent)?)?;
+    Some(!above.is_null())
 }

@@ -202,12 +202,22 @@ fn connecting(connect: &record::Connect, task: Option<&record::Task>) -> Connect
 /// What the kernel half read of a task, secrets masked: nothing else of it is kept.
 fn told(task: &record::Task) -> Told {
     let ancestors = task.ancestors.iter().take_while(|ancestor| ancestor.pid != 0);
-    let bytes = |area: &[u8], len: u16| String::from_utf8_lossy(&area[..usize::from(len).min(area.len())]).into_owned();
     Told {
-        exe: fact::path(&bytes(&task.exe, task.exe_len), task.exe_cut != 0),
-        argv: fact::command_line(&bytes(&task.argv, task.argv_len), task.argv_cut != 0),
+        exe: path(&task.exe),
+        argv: fact::command_line(&beginning(&task.argv, task.argv_len), task.argv_cut != 0),
+        cgroup: path(&task.cgroup),
         ancestors: ancestors.map(|ancestor| Ancestor { pid: ancestor.pid, comm: text(&ancestor.comm) }).collect(),
     }
+}
+
+fn path(path: &record::Path) -> Option<String> {
+    let is_known = path.state != record::path::UNKNOWN;
+    is_known.then(|| fact::path(&beginning(&path.names, path.len), path.state == record::path::CUT))
+}
+
+/// The first `len` bytes, those that were written. What is not UTF-8 becomes U+FFFD.
+fn beginning(bytes: &[u8], len: u16) -> String {
+    String::from_utf8_lossy(&bytes[..usize::from(len).min(bytes.len())]).into_owned()
 }
 
 fn end(version: u8, bytes: [u8; 16], port: u16) -> Endpoint {

@@ -113,6 +113,9 @@ pub struct Told {
     /// Its command line, secrets masked; ends in [`CUT`] where it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
+    /// Its cgroup path, from the root of the hierarchy.
+    #[serde(default, rename = "cgroup_path", skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// Its parent first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
@@ -132,12 +135,11 @@ pub fn command_line(text: &str, cut: bool) -> Option<Vec<String>> {
     (!text.is_empty()).then(|| secret::mask_argv(&arguments))
 }
 
-/// The path of these names, the last one first, a NUL behind each; secrets masked. `None` if there are none. `cut`: it goes on
-/// towards the root.
-pub fn path(names: &str, cut: bool) -> Option<String> {
-    let names: Vec<&str> = names.strip_suffix('\0')?.rsplit('\0').collect();
+/// The path of these names, the last one first, a NUL behind each; secrets masked. `cut`: it goes on towards the root.
+pub fn path(names: &str, cut: bool) -> String {
+    let names: Vec<&str> = names.trim_end_matches('\0').rsplit('\0').collect();
     let begin = if cut { CUT } else { "" };
-    Some(secret::mask(&format!("{begin}/{}", names.join("/"))))
+    secret::mask(&format!("{begin}/{}", names.join("/")))
 }
 
 /// A connecting socket got its port.

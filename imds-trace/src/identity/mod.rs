@@ -70,7 +70,7 @@ pub struct Process {
     pub netns: Netns,
     /// Version 2 cgroup id.
     pub cgroup_id: u64,
-    /// Cgroup path; `None` if the process was gone before /proc could be read.
+    /// Cgroup path; `None` if it could not be read.
     pub cgroup: Option<String>,
     /// Parent first, up to the first process; empty like `exe`.
     pub ancestors: Vec<Ancestor>,
@@ -232,8 +232,9 @@ impl Directory {
             attribution.netns = Some(socket.netns());
             attribution.error = socket.error();
             attribution.failed_after = socket.failed_after();
-            let id = socket
-                .container()
+            let own = socket.container();
+            let id = own
+                .as_deref()
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))
                 .or_else(|| self.containers.of_process(socket.pid(), at).filter(|_| !socket.was_read()));
             if let Some(id) = id {

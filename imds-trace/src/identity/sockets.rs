@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::fact::{CUT, Connected, Connecting, ProcessDetail, TICK, Told};
+use super::procfs::container_id;
 use super::{Process, Query};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 
@@ -53,19 +54,23 @@ impl Socket {
             pid_namespace: self.task.pid_namespace,
             netns: self.task.netns,
             cgroup_id: self.task.cgroup,
-            cgroup: detail.and_then(|detail| detail.cgroup.clone()),
+            cgroup: told.cgroup.clone().or_else(|| detail?.cgroup.clone()),
             ancestors: ancestors.or(detail.map(|detail| &detail.ancestors)).cloned().unwrap_or_default(),
         }
     }
 
-    /// Container id from the task's cgroup path.
-    pub fn container(&self) -> Option<&str> {
-        self.detail.as_deref()?.container.as_deref()
+    /// Container id from the task's cgroup path: as /proc said, which knows every hierarchy, else as the kernel told.
+    pub fn container(&self) -> Option<String> {
+        match self.detail.as_deref() {
+            Some(detail) if detail.found => detail.container.clone(),
+            _ => container_id(&format!("0::{}", self.told.cgroup.as_deref()?)),
+        }
     }
 
     /// Was the task's cgroup path read? Then a missing container id means: none.
     pub fn was_read(&self) -> bool {
-        self.detail.as_deref().is_some_and(|detail| detail.found)
+        let told = self.told.cgroup.as_deref().is_some_and(|path| !path.starts_with(CUT));
+        told || self.detail.as_deref().is_some_and(|detail| detail.found)
     }
 
     /// Its process.

@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 
 use btf_rs::{Btf, BtfType, Type};
-use imds_trace_ebpf::record::{ABSENT, Offsets};
+use imds_trace_ebpf::record::{self, ABSENT, Offsets};
 
 use super::Error;
+
+/// Controllers that container engines use; on a version 1 host each may have a hierarchy of its own.
+const CONTROLLERS: [&str; record::CONTROLLERS] = ["pids_cgrp_id", "memory_cgrp_id", "cpu_cgrp_id", "freezer_cgrp_id"];
 
 /// The kernel's type information.
 pub struct Layout {
@@ -74,6 +77,13 @@ impl Layout {
             vfsmount_root: may("vfsmount.mnt_root"),
             dentry_parent: may("dentry.d_parent"),
             dentry_name: may("dentry.d_name.name"),
+            task_cgroups: may("task_struct.cgroups"),
+            css_set_cgroup: may("css_set.dfl_cgrp"),
+            css_set_controllers: CONTROLLERS.map(|controller| self.css_set_controller(controller).unwrap_or(ABSENT)),
+            css_cgroup: may("cgroup_subsys_state.cgroup"),
+            cgroup_node: may("cgroup.kn"),
+            node_parent: self.offset("kernfs_node.__parent").unwrap_or_else(|| may("kernfs_node.parent")),
+            node_name: may("kernfs_node.name"),
             net_default_ttl: may("net.ipv4.sysctl_ip_default_ttl"),
             net_v6_devconf_all: may("net.ipv6.devconf_all"),
             v6_devconf_hop_limit: may("ipv6_devconf.hop_limit"),
@@ -109,6 +119,15 @@ impl Layout {
             }
         }
         names
+    }
+
+    /// Where `css_set` points to a controller's state, by the controller's name in `enum cgroup_subsys_id`.
+    fn css_set_controller(&self, name: &str) -> Option<u32> {
+        /// Pointers are that long wherever Linux has BPF for 64 bits.
+        const POINTER: u32 = 8;
+        let Type::Enum(all) = self.btf.resolve_types_by_name("cgroup_subsys_id").ok()?.pop()? else { return None };
+        let found = all.members.iter().find(|member| self.btf.resolve_name(*member).is_ok_and(|found| found == name))?;
+        Some(self.offset("css_set.subsys")? + found.val() * POINTER)
     }
 
     /// Is there a type of this name? A structure is there where the code is that uses it.
