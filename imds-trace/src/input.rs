@@ -229,3 +229,69 @@ fn text(bytes: &[u8; 16]) -> String {
     let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..len]).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use imds_trace_ebpf::record::Task;
+
+    use super::*;
+
+    const TOKEN: &str = "AQAEAEXAMPLEtokenEXAMPLEtokenEXAMPLEtoken0123456789abc==";
+
+    /// A task whose command line the kernel half read as far as it does.
+    fn task(argv: &[&str]) -> Task {
+        let whole: Vec<u8> = argv.iter().flat_map(|argument| argument.bytes().chain([0])).collect();
+        // What lay in the ring buffer before.
+        let mut task = Task { argv: [b'x'; record::ARGV], ..Task::default() };
+        let len = whole.len().min(record::ARGV);
+        task.argv[..len].copy_from_slice(&whole[..len]);
+        task.argv_len = len as u16;
+        task.argv_cut = u8::from(whole.len() > len);
+        task
+    }
+
+    fn names(names: &[u8], state: u16) -> record::Path {
+        let mut path = record::Path { names: [b'x'; record::PATH + record::NAME], ..record::Path::default() };
+        path.names[..names.len()].copy_from_slice(names);
+        (path.len, path.state) = (names.len() as u16, state);
+        path
+    }
+
+    #[test]
+    fn a_command_line_is_kept_with_its_secrets_masked() {
+        let header = format!("X-aws-ec2-metadata-token: {TOKEN}");
+        let argv = told(&task(&["curl", "-s", TOKEN, "", "-H", &header])).argv.expect("there is one");
+        assert_eq!(argv, ["curl", "-s", "***", "", "-H", "X-aws-ec2-metadata-token:***"]);
+        assert_eq!(told(&task(&[])).argv, None);
+    }
+
+    #[test]
+    fn of_a_secret_that_is_cut_nothing_is_kept() {
+        for before in 256 - TOKEN.len() - 6..256 {
+            let padding = "a".repeat(before);
+            let argv = told(&task(&["curl", &padding, TOKEN])).argv.expect("there is one");
+            let is_kept = |argument: &String| ["curl", &padding, "***", "…"].contains(&argument.as_str());
+            assert!(argv.iter().all(is_kept), "{before}: {argv:?}");
+            let whole = "curl".len() + 1 + before + 1 + TOKEN.len() + 1 <= record::ARGV;
+            assert_eq!(argv.last().map(String::as_str), Some(if whole { "***" } else { "…" }), "{before}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_joined_from_its_end() {
+        let exe = names(b"python3.11\0bin\0usr\0", record::path::WHOLE);
+        let told_of = |exe| told(&Task { exe, ..Task::default() }).exe;
+        assert_eq!(told_of(exe).as_deref(), Some("/usr/bin/python3.11"));
+        assert_eq!(told_of(names(b"c\0b\0", record::path::CUT)).as_deref(), Some("…/b/c"));
+        assert_eq!(told_of(names(b"", record::path::WHOLE)).as_deref(), Some("/"));
+        assert_eq!(told_of(names(b"half", record::path::UNKNOWN)), None);
+        assert_eq!(told_of(names(b"\xff\x1b\0", record::path::WHOLE)).as_deref(), Some("/\u{fffd}\u{1b}"));
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_do_no_harm() {
+        let mut task = task(&["a"]);
+        (task.argv_len, task.exe.len, task.exe.state) = (u16::MAX, u16::MAX, 9);
+        assert!(told(&task).argv.is_some_and(|argv| argv.len() == 2));
+    }
+}

@@ -201,6 +201,13 @@ mod tests {
     }
 
     #[test]
+    fn the_start_is_the_twenty_second_field() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 1234 9 9";
+        assert_eq!(parent_and_start(stat), Some((1, Timestamp(12_340_000_000))));
+        assert_eq!(parent_and_start("7 (a) S 1"), None);
+    }
+
+    #[test]
     fn the_counter_is_read_by_its_name() {
         assert_eq!(
             v4_in_hdr_errors("Ip: Forwarding DefaultTTL InReceives InHdrErrors\nIp: 1 64 5 7\nIcmp: x\n"),
