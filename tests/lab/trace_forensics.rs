@@ -149,8 +149,10 @@ fn a_token_that_is_cut_leaves_no_piece(lab: &Lab) -> Outcome {
     let (seen, (containers, lengths)) = watched(lab, &[], |tracer| {
         let token = token(lab)?;
         // The 256th byte is the token's last but one, one of its middle, one near its beginning, and its first.
-        let lengths: Vec<usize> =
-            [1, token.len() / 2, token.len() - 4, token.len()].iter().map(|rest| 256 + rest - token.len() - BEFORE).collect();
+        let lengths: Vec<usize> = [1, token.len() / 2, token.len() - 4, token.len()]
+            .iter()
+            .map(|rest| 256 + rest - token.len() - BEFORE)
+            .collect();
         let specs = lengths.iter().enumerate().map(|(number, length)| {
             let padding = "a".repeat(*length);
             shell(&format!("cut-{number}"), &format!("imds-client v1 --user-agent {padding} --path /x/{token}; true"))

@@ -158,7 +158,8 @@ fn containers_that_take_over_an_address_within_a_second_are_not_mixed_up(lab: &L
         expect_equal("the address is one", exchange["client"]["address"].as_str(), Some(ADDRESS))?;
         let (named, asked) = (&exchange["container"]["name"], &exchange["user_agent"]);
         expect_that("the container is its own", named == asked && named.is_string(), exchange)?;
-        let owner = containers.iter().find(|container| *asked == container.name()).context("a container of that name")?;
+        let owner =
+            containers.iter().find(|container| *asked == container.name()).context("a container of that name")?;
         expect_equal("by its id", exchange["container"]["id"].as_str(), Some(owner.id()))?;
         expect_equal("and its first process", exchange["process"]["pid_in_container"].as_u64(), Some(1))?;
     }

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcError};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, RawTracePoint, SchedClassifier, TcAttachType};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, RawTracePoint, SchedClassifier, TcAttachType,
+};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use imds_trace_ebpf::record::{ABSENT, Endpoints, MAX_ENDPOINTS, name};

@@ -126,7 +126,8 @@ impl Layout {
         /// Pointers are that long wherever Linux has BPF for 64 bits.
         const POINTER: u32 = 8;
         let Type::Enum(all) = self.btf.resolve_types_by_name("cgroup_subsys_id").ok()?.pop()? else { return None };
-        let found = all.members.iter().find(|member| self.btf.resolve_name(*member).is_ok_and(|found| found == name))?;
+        let found =
+            all.members.iter().find(|member| self.btf.resolve_name(*member).is_ok_and(|found| found == name))?;
         Some(self.offset("css_set.subsys")? + found.val() * POINTER)
     }
 

@@ -89,7 +89,8 @@ impl Scenario {
         for (number, connect) in self.connects.iter().enumerate() {
             let (index, _) = self.client(connect.client.as_deref())?;
             let [connecting, _] = self.connect(number as u64, connect, conversations[index].isn())?;
-            if let (Some(ms), Input::Fact(Fact { said: Said::Connecting(task), .. })) = (connect.attempt_ms, &connecting)
+            if let (Some(ms), Input::Fact(Fact { said: Said::Connecting(task), .. })) =
+                (connect.attempt_ms, &connecting)
             {
                 add(fact(ms, Said::Attempting(Connecting { socket: 0, ttl: None, ..task.clone() })));
             }
