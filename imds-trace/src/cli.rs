@@ -1,13 +1,14 @@
 //! What was typed? Turned into [`crate::config`] at once; nothing else knows clap.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::config::{self, Doctor, Filter, Telling, Watch};
+use crate::config::{self, Doctor, Filter, Probe, Run, Telling, Tracing, Watch};
 use crate::doctor::KINDS;
 use crate::finding::RULES;
-use crate::output::OUTPUTS;
+use crate::output::{Kind, OUTPUTS};
 
 /// Finds out why containers on EC2 cannot get credentials: follows every packet to and from the instance metadata service (IMDS)
 /// through this host, with its TTL at every hop and every drop by the kernel, and says whose it was and what to do.
@@ -26,6 +27,16 @@ pub enum Command {
     ///
     /// Needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (and CAP_SYS_PTRACE for other users' processes).
     Watch(WatchArgs),
+    /// Trace while a command runs, then report; the command's exit status is passed on unless an --expect failed
+    ///
+    /// Needs what `watch` needs. SIGTERM is passed on to the command. Exits 128+N when signal N ended it, and 1 when it ended well
+    /// but --exit-code found an error.
+    Run(RunArgs),
+    /// Ask for a token from inside a container, trace that one request, report, forget the token
+    ///
+    /// The container needs no shell: imds-trace enters its network and asks by itself, a token first, then the instance's id with it.
+    /// Needs what `watch` needs, and CAP_SYS_ADMIN.
+    Probe(ProbeArgs),
     /// Draw the same conclusions from a recording
     Replay(ReplayArgs),
     /// Say what this kernel and this host allow, and what on the host would break IMDS now
@@ -38,7 +49,56 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct WatchArgs {
     #[command(flatten)]
+    tracing: TracingArgs,
+    /// Stop after this time, e.g. 30s or 5m
+    #[arg(long = "for", value_name = "DURATION")]
+    duration: Option<String>,
+}
+
+/// What `run` takes.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    tracing: TracingArgs,
+    /// The command and its arguments
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    command: Vec<OsString>,
+}
+
+/// What `probe` takes.
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    #[command(flatten)]
+    saying: SayingArgs,
+    #[command(flatten)]
+    listening: ListeningArgs,
+    /// Ask this address
+    #[arg(long, value_name = "ADDR", default_value = config::IMDS_V4)]
+    endpoint: String,
+    /// Wait so long for each of the two answers
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    timeout: String,
+    /// Name or id of a container, pid:N, or the path of a network namespace
+    #[arg(value_name = "CONTAINER")]
+    target: String,
+}
+
+#[derive(Debug, Args)]
+struct TracingArgs {
+    #[command(flatten)]
     telling: TellingArgs,
+    #[command(flatten)]
+    listening: ListeningArgs,
+    /// Watch this address (repeatable) instead of 169.254.169.254 and fd00:ec2::254
+    #[arg(long = "endpoint", value_name = "ADDR")]
+    endpoints: Vec<String>,
+    /// Make this file once everything is attached
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ListeningArgs {
     /// Also write the recording: every packet's headers and every fact, without tokens and credentials; see `replay`
     #[arg(long, value_name = "PATH")]
     record: Option<PathBuf>,
@@ -46,15 +106,6 @@ pub struct WatchArgs {
     /// use and on every container bridge
     #[arg(long = "interface", value_name = "NAME")]
     interfaces: Vec<String>,
-    /// Watch this address (repeatable) instead of 169.254.169.254 and fd00:ec2::254
-    #[arg(long = "endpoint", value_name = "ADDR")]
-    endpoints: Vec<String>,
-    /// Stop after this time, e.g. 30s or 5m
-    #[arg(long = "for", value_name = "DURATION")]
-    duration: Option<String>,
-    /// Make this file once everything is attached
-    #[arg(long, value_name = "PATH")]
-    ready_file: Option<PathBuf>,
     /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is a warning, not an error
     #[arg(long, value_name = "URL")]
     docker_host: Option<String>,
@@ -95,21 +146,33 @@ pub struct DoctorArgs {
 
 #[derive(Debug, Args)]
 struct TellingArgs {
-    #[arg(long = "output", value_name = "KIND[=PATH]", help = output_help())]
-    outputs: Vec<String>,
+    #[command(flatten)]
+    saying: SayingArgs,
     /// Show only this container, by name or id (repeatable)
     #[arg(long = "container", value_name = "NAME-OR-ID")]
     containers: Vec<String>,
     /// Show only this process (repeatable)
     #[arg(long = "pid", value_name = "N")]
     pids: Vec<u32>,
+}
+
+#[derive(Debug, Args)]
+struct SayingArgs {
+    #[arg(long = "output", value_name = "KIND[=PATH]", help = output_help())]
+    outputs: Vec<String>,
     /// Exit 1 when a finding of severity `error` was reported
     #[arg(long)]
     exit_code: bool,
+    /// Exit 1, and say why, when this did not hold (repeatable): `reachable`, `blocked` (neither a token nor credentials arrive) or
+    /// `v2-only` (nobody asks without a token), of all clients or of one container, or of `host`
+    #[arg(long = "expect", value_name = "CLAIM[:CONTAINER]")]
+    expectations: Vec<String>,
 }
 
 fn output_help() -> String {
-    let kinds: Vec<String> = OUTPUTS.iter().map(|kind| format!("{}: {}", kind.name, kind.explain)).collect();
+    let place = |needs_path| if needs_path { "=PATH" } else { "" };
+    let kind = |kind: &Kind| format!("{}{}: {}", kind.name, place(kind.needs_path), kind.explain);
+    let kinds: Vec<String> = OUTPUTS.iter().map(kind).collect();
     format!("How to tell it (repeatable), on stdout or in a file; {} [default: text]", kinds.join("; "))
 }
 
@@ -118,30 +181,68 @@ fn rules_help() -> String {
     format!("Findings:\n{}", rules.join("\n"))
 }
 
-impl TellingArgs {
-    fn mean(self) -> Result<Telling, config::Error> {
-        let kinds: Vec<&str> = OUTPUTS.iter().map(|kind| kind.name).collect();
+impl SayingArgs {
+    fn mean(self, filter: Filter) -> Result<Telling, config::Error> {
+        let kinds: Vec<(&str, bool)> = OUTPUTS.iter().map(|kind| (kind.name, kind.needs_path)).collect();
         Ok(Telling {
             outputs: config::outputs(&self.outputs, &kinds)?,
-            filter: Filter { containers: self.containers, pids: self.pids },
+            filter,
             exit_code: self.exit_code,
+            expectations: self.expectations.iter().map(|text| config::expectation(text)).collect::<Result<_, _>>()?,
         })
+    }
+}
+
+impl TellingArgs {
+    fn mean(self) -> Result<Telling, config::Error> {
+        self.saying.mean(Filter { containers: self.containers, pids: self.pids })
+    }
+}
+
+impl ListeningArgs {
+    fn mean(self, telling: Telling, endpoints: &[String]) -> Result<Tracing, config::Error> {
+        Ok(Tracing {
+            record: config::record(self.record, &telling.outputs)?,
+            telling,
+            interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
+            endpoints: config::endpoints(endpoints)?,
+            ready_file: None,
+            docker_host: self.docker_host,
+            verbosity: self.verbose,
+        })
+    }
+}
+
+impl TracingArgs {
+    fn mean(self) -> Result<Tracing, config::Error> {
+        let tracing = self.listening.mean(self.telling.mean()?, &self.endpoints)?;
+        Ok(Tracing { ready_file: self.ready_file, ..tracing })
     }
 }
 
 impl WatchArgs {
     /// What it means.
     pub fn mean(self) -> Result<Watch, config::Error> {
-        let telling = self.telling.mean()?;
-        Ok(Watch {
-            record: config::record(self.record, &telling.outputs)?,
-            telling,
-            interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
-            endpoints: config::endpoints(&self.endpoints)?,
-            duration: self.duration.as_deref().map(config::duration).transpose()?,
-            ready_file: self.ready_file,
-            docker_host: self.docker_host,
-            verbosity: self.verbose,
+        let duration = self.duration.as_deref().map(|text| config::duration("--for", text)).transpose()?;
+        Ok(Watch { tracing: self.tracing.mean()?, duration })
+    }
+}
+
+impl RunArgs {
+    /// What it means.
+    pub fn mean(self) -> Result<Run, config::Error> {
+        Ok(Run { tracing: self.tracing.mean()?, command: self.command })
+    }
+}
+
+impl ProbeArgs {
+    /// What it means.
+    pub fn mean(self) -> Result<Probe, config::Error> {
+        let telling = self.saying.mean(Filter::default())?;
+        Ok(Probe {
+            tracing: self.listening.mean(telling, &[self.endpoint])?,
+            target: config::target(&self.target)?,
+            timeout: config::duration("--timeout", &self.timeout)?,
         })
     }
 }

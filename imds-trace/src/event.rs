@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::Exchange;
-use crate::finding::{Finding, HopLimit, TokenUse};
+use crate::finding::{Finding, HopLimit, Path, TokenUse};
 use crate::identity::Attribution;
-use crate::net::Timestamp;
+use crate::net::{Timestamp, Ttl};
 use crate::report::Report;
 
 /// One thing that is said.
@@ -19,6 +19,8 @@ pub enum Event {
     Finding(Timestamp, Box<Finding>),
     /// Something could not be kept.
     Loss(Timestamp, Lost),
+    /// What came of a probe, before everything else about it.
+    Probed(Timestamp, Box<Probed>),
     /// The run is over.
     Report(Timestamp, Report),
 }
@@ -91,6 +93,29 @@ pub struct ExchangeEvent {
     pub hop_limit: HopLimit,
     /// The token it used, if that was issued while tracing.
     pub token: Option<TokenUse>,
+}
+
+/// What came of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// Whose network it asked from, as was typed.
+    pub target: String,
+    /// Did it get a token, and an answer to a read with it?
+    pub reached: bool,
+    /// Status of the answer to the token request; `None` if none came.
+    pub token: Option<u16>,
+    /// Status of the answer to the read; `None` if none came, or without a token.
+    pub read: Option<u16>,
+    /// Hop limit observed and needed.
+    pub hop_limit: HopLimit,
+    /// One sentence.
+    pub summary: String,
+    /// The way of the request that decides; `None` if it was not seen.
+    pub path: Option<Path>,
+    /// The TTL its packets started with, from its socket.
+    pub initial_ttl: Option<Ttl>,
+    /// Copies of it that were lost.
+    pub copies: u64,
 }
 
 /// What could not be kept.

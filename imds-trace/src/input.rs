@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::fact::{self, Ancestor, Connected, Connecting, Fact, Said, Told};
 use crate::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, address};
-use crate::observation::{self, Drop, Hook, Icmp, Observation, Place, Streams, Tcp, TcpFlags};
+pub use crate::observation::Streams;
+use crate::observation::{self, Drop, Hook, Icmp, Observation, Place, Tcp, TcpFlags};
 
 /// Functions kept of those that led to a drop: netfilter's own and the one whose hook it was.
 const MAX_CALLERS: usize = 6;

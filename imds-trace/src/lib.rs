@@ -15,7 +15,7 @@
 //!                                                                       |
 //!                                                                     Event --> Report
 //!                                                                       v
-//!       output:     text | json
+//!       output:     text | json | junit        expect: does what was asserted hold?
 //! ```
 //!
 //! Everything above `Input` needs a machine. Everything below is a pure function from a list of inputs to a list of events: no
@@ -30,6 +30,7 @@ pub mod doctor;
 pub mod ethtool;
 pub mod event;
 pub mod exchange;
+pub mod expect;
 pub mod finding;
 pub mod identity;
 pub mod input;
@@ -42,6 +43,7 @@ pub mod observation;
 pub mod output;
 pub mod pipeline;
 pub mod printable;
+pub mod probe;
 pub mod recording;
 pub mod replay;
 pub mod report;

@@ -1,6 +1,9 @@
 //! What happens on this host now? The shell around the pipeline: owns the runtime, the clock, the signals and every source.
 
+mod command;
+mod errand;
 mod follower;
+mod probe;
 mod session;
 
 use std::cell::RefCell;
@@ -13,11 +16,10 @@ use anyhow::{Context, bail};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::config::Watch;
+use crate::config::{Probe, Run, Tracing, Watch};
 use crate::identity::docker::{self, News};
 use crate::identity::fact::Said;
 use crate::identity::procfs;
@@ -29,8 +31,9 @@ use crate::kernel::ring::MachineNames;
 use crate::kernel::symbols::Symbols;
 use crate::net::{BootTime, Timestamp};
 use crate::output;
+use errand::{Errand, Signals, Watching};
 use follower::Follower;
-use session::Session;
+use session::{Judged, Session};
 
 /// How long the engine may take to list its containers before tracing goes on without; it tells the rest when it can.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
@@ -38,6 +41,8 @@ const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(50);
 /// How often all interfaces are looked at anew.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long what an errand left under way is waited for at most: an answer sent again comes after 0.2, 0.6 and 1.4 s.
+const SETTLE: Duration = Duration::from_millis(1500);
 /// Records taken from the ring buffer before anything else gets its turn.
 const BATCH: usize = 4096;
 /// Facts of the engine that wait to be taken at most.
@@ -45,28 +50,63 @@ const BACKLOG: usize = 1024;
 /// Bytes of a message on stderr.
 const MAX_SHOWN: usize = 2048;
 
-/// Traces until told to stop. Gives whether what was asserted held.
-pub fn watch(config: Watch) -> anyhow::Result<bool> {
-    let missing = features::missing_capabilities();
-    if !missing.is_empty() {
-        bail!("watch needs {}: run it as root", missing.join(", "));
-    }
-    let level = if config.verbosity > 0 { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
-    env_logger::Builder::new().filter(Some("imds_trace"), level).format_timestamp(None).init();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async {
-        match run(config).await {
-            Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(true),
-            result => result,
+/// Traces until told to stop. Gives the exit code: 0, or 1 if what was asserted failed.
+pub fn watch(config: Watch) -> anyhow::Result<u8> {
+    start("watch", &config.tracing, async {
+        let mut signals = Signals::listen()?;
+        let judged = trace(&config.tracing, &mut Watching::new(config.duration), &mut signals).await;
+        match judged {
+            // Nobody reads stdout any more: no error, but the end.
+            Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
+            judged => judged.map(Judged::code),
         }
     })
 }
 
-async fn run(config: Watch) -> anyhow::Result<bool> {
-    // From here on a signal ends the run in order, even while it starts.
-    let mut interrupted = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let mut terminated = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+/// Traces while a command runs. Gives the exit code: 1 if what was asserted failed, else the command's.
+pub fn run(config: Run) -> anyhow::Result<u8> {
+    start("run", &config.tracing, async {
+        let mut signals = Signals::listen()?;
+        let mut command = command::Errand::new(&config.command);
+        let judged = trace(&config.tracing, &mut command, &mut signals).await;
+        let code = command.outlast(&mut signals).await;
+        match (judged, code) {
+            (Ok(judged), Some(0)) => Ok(judged.code()),
+            (Ok(judged), Some(code)) => Ok(if judged.broken { 1 } else { code }),
+            (Ok(_), None) => bail!("run: a signal came before the command was started"),
+            (Err(error), _) => Err(error),
+        }
+    })
+}
 
+/// Asks for a token from inside a container and traces that. Gives the exit code: 0, or 1 if what was asserted failed.
+pub fn probe(config: Probe) -> anyhow::Result<u8> {
+    start("probe", &config.tracing, async {
+        let mut signals = Signals::listen()?;
+        let mut probe = probe::Errand::enter(&config, &engine(&config.tracing)).await?;
+        let judged = trace(&config.tracing, &mut probe, &mut signals).await;
+        if !probe.is_answered() {
+            judged?;
+            bail!("probe: a signal came before it was done");
+        }
+        judged.map(Judged::code)
+    })
+}
+
+/// Does the work of a command that traces, if it may.
+fn start(name: &str, config: &Tracing, work: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
+    let missing = features::missing_capabilities();
+    if !missing.is_empty() {
+        bail!("{name} needs {}: run it as root", missing.join(", "));
+    }
+    let level = if config.verbosity > 0 { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
+    env_logger::Builder::new().filter(Some("imds_trace"), level).format_timestamp(None).init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(work)
+}
+
+/// Attaches, traces while the errand is done, and reports.
+async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals) -> anyhow::Result<Judged> {
     if let Some(path) = &config.ready_file
         && path.exists()
     {
@@ -86,18 +126,21 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
         symbols: RefCell::new(Symbols::load()),
     };
     drop(layout);
-    let mut follower = Follower::new(interfaces, changes, &config);
+    let mut follower = Follower::new(interfaces, changes, config);
     follower.begin(&mut tracer, &mut names).await?;
 
     let (news_sender, mut news) = mpsc::channel(BACKLOG);
-    let engine = config.docker_host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
-    tokio::spawn(docker::follow(engine.unwrap_or_else(|| docker::DEFAULT_HOST.to_owned()), news_sender));
+    tokio::spawn(docker::follow(engine(config), news_sender));
     let introduced = introductions(&mut news).await;
 
-    let mut session = Session::begin(&config, &tracer, names, follower.missing(&tracer))?;
+    let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand)?;
     session.header_errors(errors_before)?;
     session.surroundings(follower.surroundings(&tracer))?;
+    session.exceeded(follower.exceeded())?;
     for said in introduced {
+        session.fact(said)?;
+    }
+    if let Some(said) = errand.asks_for().and_then(|own| own.introduction()) {
         session.fact(said)?;
     }
     session.outputs.flush()?;
@@ -108,17 +151,25 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
     let records = tracer.take_records().context("the ring buffer is there only once")?;
     let mut records = readable(records).context("watch the ring buffer")?;
     let mut probe_log = probe_log.map(readable).transpose().context("watch the probes' log")?;
-    let deadline = config.duration.map(|duration| Instant::now() + duration);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look_again = tokio::time::interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
     look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !session.must_end() {
+    // A signal that came while it started ends it before anything is done.
+    let mut going = !signals.has_come().await;
+    if going {
+        errand.begin()?;
+    }
+    // Until when what the errand left under way is waited for.
+    let mut settling = None;
+    while going && !session.must_end() {
         tokio::select! {
             biased;
-            _ = interrupted.recv() => break,
-            _ = terminated.recv() => break,
-            () = until(deadline) => break,
+            signal = signals.next() => going = settling.is_none() && !errand.ends_by(signal),
+            () = errand.done(), if settling.is_none() => {
+                settling = errand.leaves_something().then(|| Instant::now() + SETTLE);
+                going = settling.is_some();
+            }
             Some(told) = news.recv() => session.news(told)?,
             Some(change) = follower.changes.recv() => {
                 follower.change(change, &mut tracer, &mut session.names).await;
@@ -128,12 +179,14 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
             _ = look_again.tick() => {
                 follower.look_again(&mut tracer, &mut session.names).await;
                 session.surroundings(follower.surroundings(&tracer))?;
+                session.exceeded(follower.exceeded())?;
             }
             _ = tick.tick() => {
                 // The time first: what the ring buffer holds now is not later.
                 let at = now()?;
                 session.drain(records.get_mut(), usize::MAX, at)?;
                 session.tick(&tracer, at)?;
+                going = settling.is_none_or(|end| Instant::now() < end && !session.is_at_rest(at));
             }
             ready = records.readable_mut() => {
                 let mut guard = ready.context("watch the ring buffer")?;
@@ -150,7 +203,14 @@ async fn run(config: Watch) -> anyhow::Result<bool> {
     let errors_after = procfs::in_hdr_errors();
     session.drain(records.get_mut(), usize::MAX, Timestamp(u64::MAX))?;
     session.header_errors(errors_after)?;
-    session.finish(lost)
+    session.exceeded(follower.exceeded())?;
+    session.finish(lost, errand.answers())
+}
+
+/// Where the engine listens.
+fn engine(config: &Tracing) -> String {
+    let asked = config.docker_host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
+    asked.unwrap_or_else(|| docker::DEFAULT_HOST.to_owned())
 }
 
 /// Lets the runtime watch a file descriptor of the kernel room.
@@ -158,13 +218,6 @@ fn readable<T: AsRawFd>(source: T) -> std::io::Result<AsyncFd<T>> {
     // SAFETY: `Records` and `ProbeLog`, the only ones given here, own one file descriptor, give always the same one, and keep it
     // open as long as they live, which the AsyncFd sees to.
     unsafe { Ok(AsyncFd::register_with_interest(source, Interest::READABLE)?) }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn read_probe_log(log: &mut Option<AsyncFd<ProbeLog>>) {

@@ -14,14 +14,15 @@ fn main() -> ExitCode {
     // Prints help and exits 0, or says what is wrong with the arguments and exits 2.
     let result = match Cli::parse().command {
         Command::Watch(args) => args.mean().map_err(anyhow::Error::from).and_then(live::watch),
+        Command::Run(args) => args.mean().map_err(anyhow::Error::from).and_then(live::run),
+        Command::Probe(args) => args.mean().map_err(anyhow::Error::from).and_then(live::probe),
         Command::Doctor(args) => args.mean().map_err(anyhow::Error::from).and_then(doctor::doctor),
         Command::Replay(args) => {
             args.mean().map_err(anyhow::Error::from).and_then(|(telling, file)| replay::replay(&telling, &file))
         }
     };
     match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             // A file name, an argument or a damaged line may hold anything.
             eprintln!("imds-trace: {}", printable(&format!("{error:#}"), MAX_SENTENCE));

@@ -180,7 +180,9 @@ impl Interpreter {
         let tallies = &mut self.tallies;
         let when = match moment {
             Moment::Lost(journey) => journey.at,
-            Moment::Asked | Moment::Answered | Moment::Closed | Moment::Settled => exchange.asked.unwrap_or(exchange.opened),
+            Moment::Asked | Moment::Answered | Moment::Closed | Moment::Settled => {
+                exchange.asked.unwrap_or(exchange.opened)
+            }
         };
         self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, tallies, sink));
         self.history.note(exchange, moment, &who);

@@ -14,8 +14,8 @@ use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
 use crate::recording::{self, Reader};
 
-/// Replays `file` (`-` is stdin). Gives whether what was asserted held. An unreadable recording is an error that names the line.
-pub fn replay(telling: &Telling, file: &Path) -> anyhow::Result<bool> {
+/// Replays `file` (`-` is stdin). Gives the exit code: 0, or 1 if what was asserted failed. An unreadable recording is an error that names the line.
+pub fn replay(telling: &Telling, file: &Path) -> anyhow::Result<u8> {
     let name = file.display().to_string();
     let input: Box<dyn BufRead> = if name == "-" {
         Box::new(BufReader::new(io::stdin()))
@@ -25,8 +25,8 @@ pub fn replay(telling: &Telling, file: &Path) -> anyhow::Result<bool> {
     let reader = Reader::new(input).with_context(|| name.clone())?;
     let mut outputs = Outputs::open(telling, reader.header.boot_time)?;
     match run(reader, &mut outputs) {
-        Ok(()) => Ok(!outputs.failed()),
-        Err(Stopped::Output(output::Error::Closed)) => Ok(true),
+        Ok(()) => Ok(u8::from(outputs.broken() || outputs.erred())),
+        Err(Stopped::Output(output::Error::Closed)) => Ok(0),
         Err(Stopped::Output(error)) => Err(error.into()),
         Err(Stopped::Recording(error)) => Err(error).with_context(|| name.clone()),
     }

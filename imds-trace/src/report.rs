@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde::Serialize;
+
 use crate::event::{Event, Lost};
 use crate::finding::{Finding, HopLimit};
 use crate::identity::{Attribution, Subject};
@@ -22,6 +24,19 @@ pub struct Report {
     pub spent: Reconciled,
     /// Exchanges that are not shown, as was asked for.
     pub hidden: u64,
+    /// What was asserted, and whether it held.
+    pub expectations: Vec<Asserted>,
+}
+
+/// Something that was asserted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Asserted {
+    /// As typed.
+    pub expect: String,
+    /// Did it hold?
+    pub held: bool,
+    /// One sentence that says what was seen.
+    pub why: String,
 }
 
 /// One subject's tallies.
@@ -108,7 +123,7 @@ impl Tallies {
                 }
             }
             // What was lost is given to `finish`, whole.
-            Event::Ready(..) | Event::Loss(..) | Event::Report(..) => {}
+            Event::Ready(..) | Event::Loss(..) | Event::Probed(..) | Event::Report(..) => {}
         }
     }
 

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use imds_trace::identity::fact::Said;
 use imds_trace::input::Input;
 use imds_trace::observation::{Head, Place};
+use imds_trace_tests::junit;
 
 use crate::Outcome;
 use crate::program::{Folder, Ran, inputs, recording, replay};
@@ -26,7 +27,7 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
     for input in &mut inputs {
         match input {
             Input::Fact(fact) => match &mut fact.said {
-                Said::Connecting(connecting) => connecting.comm = EVIL.into(),
+                Said::Attempting(connecting) | Said::Connecting(connecting) => connecting.comm = EVIL.into(),
                 Said::Process(process) => {
                     process.exe = Some(EVIL.into());
                     process.argv = Some(vec![EVIL.into(), EVIL.into()]);
@@ -36,10 +37,11 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
                     container.image = Some(EVIL.into());
                     container.labels = std::sync::Arc::new([(EVIL.to_owned(), EVIL.to_owned())].into());
                 }
+                Said::LinkLocalExceeded { interface, .. } => *interface = EVIL.into(),
                 Said::Connected(_) | Said::ContainerGone { .. } | Said::Uplinks { .. } | Said::InHdrErrors { .. } => {}
             },
             Input::Observation(observation) => {
-                if let Some(Head::Request(head)) = &mut observation.head {
+                if let Some(Head::Request(head)) = observation.heads.first_mut() {
                     head.path = format!("/{EVIL}");
                     head.user_agent = Some(EVIL.into());
                 }
@@ -88,6 +90,12 @@ fn expect_harmless(inputs: &[Input]) -> Outcome {
             return Err(format!("an object without a type: {event}").into());
         }
     }
+    let path = folder.path().join("it.xml");
+    replayed(&folder, inputs, &format!("junit={}", path.display()))?;
+    let cases = junit::read(&path)?;
+    if cases.len() != 1 || !cases[0].name.contains("owned") || raw(&std::fs::read_to_string(&path)?).is_some() {
+        return Err(format!("{cases:?}").into());
+    }
     Ok(())
 }
 
@@ -104,7 +112,7 @@ fn what_only_a_forger_of_recordings_could_choose_does_not_either() -> Outcome {
                 drop.location = format!("ip_forward.{EVIL}");
                 drop.reason = Some(EVIL.into());
             }
-            if let Some(Head::Request(head)) = &mut observation.head {
+            if let Some(Head::Request(head)) = observation.heads.first_mut() {
                 head.method = format!("PUT{EVIL}");
             }
         }

@@ -4,6 +4,7 @@
 //! marked as not run for others.
 
 mod doctoring;
+mod expecting;
 mod hostile;
 mod program;
 mod replaying;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     let tables = [
         ("typing", typing::TESTS, false),
         ("replaying", replaying::TESTS, false),
+        ("expecting", expecting::TESTS, false),
         ("hostile", hostile::TESTS, false),
         ("terminal", terminal::TESTS, false),
         ("doctoring", doctoring::TESTS, false),

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use anyhow::Context;
-use imds_trace_tests::record;
 use imds_trace_tests::scenario::{self, Scenario};
+use imds_trace_tests::{junit, record};
 
 use crate::Outcome;
 use crate::program::{Folder, Ran, command, findings, json_lines, recorded, recording, replay, run};
@@ -21,6 +21,7 @@ crate::tests![
     a_recording_comes_from_stdin_too,
     every_output_survives_every_scenario_and_recording,
     two_outputs_are_told_at_once,
+    junit_has_a_case_for_each_client_and_each_expectation,
     a_container_can_be_picked,
     a_process_can_be_picked,
     an_error_found_is_an_exit_code_if_asked_for,
@@ -143,7 +144,12 @@ fn every_output_survives_every_scenario_and_recording() -> Outcome {
     }
     for (name, file) in files {
         for kind in imds_trace::output::OUTPUTS {
-            let ran = replay(&file, &["--output", kind.name])?;
+            let path = folder.path().join(format!("{name}.{}", kind.name));
+            let output = match kind.needs_path {
+                true => format!("{}={}", kind.name, path.display()),
+                false => kind.name.to_owned(),
+            };
+            let ran = replay(&file, &["--output", &output])?;
             ran.expect_quiet().with_context(|| format!("{} of {name}", kind.name))?;
             if kind.name == "json" {
                 let events = ran.json().with_context(|| name.clone())?;
@@ -152,6 +158,9 @@ fn every_output_survives_every_scenario_and_recording() -> Outcome {
                 {
                     return Err(format!("{name}: not from ready to report: {ran:?}").into());
                 }
+            }
+            if kind.name == "junit" {
+                junit::read(&path).with_context(|| name.clone())?;
             }
             // What programs read may hold any letter, as long as it is valid.
             let raw = ran.stdout.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
@@ -176,6 +185,38 @@ fn two_outputs_are_told_at_once() -> Outcome {
     json_lines(&std::fs::read_to_string(json)?)?;
     if !std::fs::read_to_string(text)?.contains("hop-limit-too-low") {
         return Err("the text lacks the finding".into());
+    }
+    Ok(())
+}
+
+fn junit_has_a_case_for_each_client_and_each_expectation() -> Outcome {
+    let folder = Folder::new()?;
+    let (_, file) = record::all()?
+        .into_iter()
+        .find(|(name, _)| name == "hop-limit-1-three-containers")
+        .context("the recording of three containers")?;
+    let path = folder.path().join("it.xml");
+    let output = format!("junit={}", path.display());
+    let ran = replay(&file, &["--output", &output, "--expect", "reachable:agent", "--expect", "blocked:agent"])?;
+    ran.expect_code(1)?;
+    let cases = junit::read(&path)?;
+    let told: Vec<_> = cases
+        .iter()
+        .map(|case| (case.class.as_str(), case.name.as_str(), case.failure.as_ref().map(|(rule, _)| rule.as_str())))
+        .collect();
+    let expected = [
+        ("imds-trace.expect", "reachable:agent", None),
+        ("imds-trace.expect", "blocked:agent", Some("expectation")),
+        ("imds-trace.client", "job-17 (172.17.0.2)", Some("hop-limit-too-low")),
+        ("imds-trace.client", "legacy-cron (172.17.0.3)", Some("imdsv1-refused")),
+        ("imds-trace.client", "agent (10.77.0.10)", None),
+    ];
+    if told != expected {
+        return Err(format!("{told:?}").into());
+    }
+    let summary = &cases[2].failure.as_ref().context("a failure")?.1;
+    if !summary.starts_with("The token response to container job-17 was dropped in ip_forward with TTL 1") {
+        return Err(summary.as_str().into());
     }
     Ok(())
 }

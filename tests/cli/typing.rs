@@ -15,12 +15,21 @@ crate::tests![
     an_output_goes_to_a_path_that_has_a_name,
     an_interface_has_a_name_that_the_kernel_would_take,
     a_pid_is_a_number,
+    a_run_has_a_command,
+    a_probe_has_a_target_and_a_patience,
 ];
 
 fn help_and_version_go_to_stdout() -> Outcome {
-    for words in
-        [&["--help"][..], &["-h"], &["help"], &["watch", "--help"], &["replay", "--help"], &["doctor", "--help"]]
-    {
+    for words in [
+        &["--help"][..],
+        &["-h"],
+        &["help"],
+        &["watch", "--help"],
+        &["run", "--help"],
+        &["probe", "--help"],
+        &["replay", "--help"],
+        &["doctor", "--help"],
+    ] {
         let ran = run(words)?;
         ran.expect_quiet()?;
         if !ran.stdout.contains("Usage: imds-trace") {
@@ -95,6 +104,9 @@ fn two_outputs_do_not_go_to_the_same_place() -> Outcome {
 
 fn an_output_goes_to_a_path_that_has_a_name() -> Outcome {
     run(["replay", "-", "--output", "json="])?.expect_sentence(&["--output", "json="])?;
+    for junit in ["junit", "junit=-"] {
+        run(["replay", "-", "--output", junit])?.expect_sentence(&["--output", junit, "junit=PATH"])?;
+    }
     let folder = Folder::new()?;
     let file = folder.file("it.jsonl", recorded("hop-limit-too-low")?)?;
     for path in ["/no/such/folder/x", "/", folder.path().to_str().unwrap_or_default()] {
@@ -122,5 +134,30 @@ fn a_pid_is_a_number() -> Outcome {
     if !ran.stdout.is_empty() || !ran.stderr.contains("--pid") {
         return Err(format!("{ran:?}").into());
     }
+    Ok(())
+}
+
+fn a_run_has_a_command() -> Outcome {
+    for words in
+        [&["run"][..], &["run", "--"], &["run", "--no-such-option", "--", "true"], &["run", "--for", "1s", "true"]]
+    {
+        let ran = run(words)?;
+        ran.expect_code(2)?;
+        if !ran.stdout.is_empty() || ran.stderr.is_empty() {
+            return Err(format!("{words:?}: {ran:?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn a_probe_has_a_target_and_a_patience() -> Outcome {
+    for wrong in ["", "pid:", "pid:zero", "pid:-1", "pid:99999999999"] {
+        run(["probe", wrong])?.expect_sentence(&["probe", wrong])?;
+    }
+    for wrong in ["0s", "soon", "2"] {
+        run(["probe", "web", "--timeout", wrong])?.expect_sentence(&["--timeout", wrong])?;
+    }
+    run(["probe", "web", "--endpoint", "imds"])?.expect_sentence(&["--endpoint", "imds"])?;
+    run(["probe"])?.expect_code(2)?;
     Ok(())
 }

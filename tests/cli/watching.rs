@@ -19,20 +19,22 @@ pub const TESTS_OF_ROOT: &[crate::Test] = &[
 ];
 
 fn not_being_root_is_one_sentence_that_names_the_capabilities() -> Outcome {
-    let ran = if nix::unistd::geteuid().is_root() {
-        let folder = Folder::new()?;
-        // Where the program was built, nobody else may be able to go.
-        let copy = folder.path().join("imds-trace");
-        std::fs::copy(tracer::program()?, &copy)?;
-        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755))?;
-        let mut nobody = children::command("setpriv");
-        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"]).arg(copy);
-        nobody.args(["watch", "--for", "1s"]);
-        finish_quietly(nobody)?
-    } else {
-        run(["watch", "--for", "1s"])?
-    };
-    ran.expect_sentence(&["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "root"])?;
+    let folder = Folder::new()?;
+    // Where the program was built, nobody else may be able to go.
+    let copy = folder.path().join("imds-trace");
+    std::fs::copy(tracer::program()?, &copy)?;
+    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755))?;
+    for words in [&["watch", "--for", "1s"][..], &["run", "--", "echo", "it ran"], &["probe", "web"]] {
+        let ran = if nix::unistd::geteuid().is_root() {
+            let mut nobody = children::command("setpriv");
+            nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"]).arg(&copy);
+            nobody.args(words);
+            finish_quietly(nobody)?
+        } else {
+            run(words)?
+        };
+        ran.expect_sentence(&[words[0], "CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "root"])?;
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod kit;
 mod kit_obstacles;
 mod kit_programs;
 mod kit_wire;
+mod samples;
 mod trace;
 mod trace_causes;
 mod trace_drops;
@@ -21,7 +22,9 @@ mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
 mod trace_network;
+mod trace_probe;
 mod trace_programs;
+mod trace_run;
 mod trace_tokens;
 
 use std::path::Path;
@@ -89,6 +92,9 @@ fn main() -> ExitCode {
         ("trace_programs", trace_programs::TESTS),
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
+        ("trace_run", trace_run::TESTS),
+        ("trace_probe", trace_probe::TESTS),
+        ("samples", samples::TESTS),
     ];
     if arguments.list {
         let trials = tables.iter().flat_map(|(file, tests)| tests.iter().map(move |(claim, _)| (file, claim)));

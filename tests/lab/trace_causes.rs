@@ -110,10 +110,11 @@ fn a_firewall_that_rejects_is_a_refusal_by_this_host(lab: &Lab) -> Outcome {
         [("rejected", Verdict::Reject, "ICMP port unreachable"), ("reset", Verdict::Reset, "was refused with ")]
     {
         for (how, nft) in [("iptables", false), ("nft", true)] {
-            let (seen, container) = asked(lab, client(&format!("{name}-{how}"), &endpoint(Family::V4)), |_| match nft {
-                true => obstacle::nft(lab.host.runner(), "forward", Family::V4, Traffic::ToImds, verdict),
-                false => obstacle::docker_user(&lab.host, Family::V4, Traffic::ToImds, verdict),
-            })?;
+            let (seen, container) =
+                asked(lab, client(&format!("{name}-{how}"), &endpoint(Family::V4)), |_| match nft {
+                    true => obstacle::nft(lab.host.runner(), "forward", Family::V4, Traffic::ToImds, verdict),
+                    false => obstacle::docker_user(&lab.host, Family::V4, Traffic::ToImds, verdict),
+                })?;
             let finding = only_error(&seen, &container, "refused")?;
             expect_says(finding, form)?;
             expect_says(finding, "from this host: a firewall rule rejects it at netfilter's FORWARD hook")?;
@@ -145,7 +146,10 @@ fn a_firewall_that_rejects_in_the_containers_own_namespace_is_named(lab: &Lab) -
         obstacle::nft(own, "output", Family::V4, Traffic::ToImds, Verdict::Reject)
     })?;
     let finding = only_error(&seen, &container, "refused")?;
-    expect_says(finding, "from the client's own network namespace: a firewall rule rejects it at netfilter's OUTPUT hook")?;
+    expect_says(
+        finding,
+        "from the client's own network namespace: a firewall rule rejects it at netfilter's OUTPUT hook",
+    )?;
     Ok(())
 }
 
@@ -154,7 +158,10 @@ fn a_server_that_does_not_listen_refuses_from_beyond(lab: &Lab) -> Outcome {
     let (seen, container) = asked(lab, client("refused", &endpoint(Family::V4)), |_| Ok(Obstacle::default()))?;
     drop(closed);
     let finding = only_error(&seen, &container, "refused")?;
-    expect_says(finding, "The connection attempt of container refused was refused with a TCP reset, from beyond this host")?;
+    expect_says(
+        finding,
+        "The connection attempt of container refused was refused with a TCP reset, from beyond this host",
+    )?;
     Ok(())
 }
 
@@ -183,9 +190,8 @@ fn a_container_without_a_route_never_leaves(lab: &Lab) -> Outcome {
 
 fn a_route_that_says_no_is_no_route(lab: &Lab) -> Outcome {
     for kind in ["prohibit", "unreachable", "blackhole"] {
-        let (seen, container) = asked(lab, client(kind, "put-only"), |own| {
-            obstacle::prohibited_route(own, Family::V4, kind)
-        })?;
+        let (seen, container) =
+            asked(lab, client(kind, "put-only"), |own| obstacle::prohibited_route(own, Family::V4, kind))?;
         only_error(&seen, &container, "no-route")?;
     }
     Ok(())
@@ -257,8 +263,7 @@ fn behind_two<T>(
 
 fn a_hop_lost_behind_a_second_bridge_needs_three(lab: &Lab) -> Outcome {
     let ask = |nested: &Nested| nested.asks("put-only --timeout-ms 700").map(drop);
-    let (seen, nested) =
-        behind_two(lab, || Nested::start(&lab.host, "dind-3"), |_| Ok(Obstacle::default()), ask)?;
+    let (seen, nested) = behind_two(lab, || Nested::start(&lab.host, "dind-3"), |_| Ok(Obstacle::default()), ask)?;
     seen.expect_rules(nested.outer(), &["hop-limit-too-low"])?;
     let finding = seen.only(nested.outer(), "hop-limit-too-low")?;
     expect_equal("three are needed", &finding["hop_limit"], &json!({"observed": 2, "needed": 3}))?;
@@ -387,7 +392,8 @@ fn a_server_that_asks_to_wait_is_throttling(lab: &Lab) -> Outcome {
             (behaviour.hop_limit, behaviour.tokens) = (3, Tokens::Required);
             (behaviour.forced_status, behaviour.forced_on) = (Some(status), ForcedOn::Token);
         });
-        let (seen, container) = asked(lab, client(&format!("hurried-{status}"), "put-only"), |_| Ok(Obstacle::default()))?;
+        let (seen, container) =
+            asked(lab, client(&format!("hurried-{status}"), "put-only"), |_| Ok(Obstacle::default()))?;
         expect_says(only_error(&seen, &container, "throttled")?, &format!("got {status}"))?;
     }
     Ok(())

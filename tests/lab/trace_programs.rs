@@ -16,8 +16,11 @@ crate::tests![
 
 type Outcome = Result<(), Failed>;
 
-/// What a program is to its User-Agent, what it says of itself, and whether it asks without a token when it gets none.
-const PROGRAMS: [(fn(&str) -> ContainerSpec, &str, bool); 4] = [
+/// How a program is run in a container of this name, what it is called by its User-Agent, and whether it asks without a token when
+/// it gets none.
+type Program = (fn(&str) -> ContainerSpec, &'static str, bool);
+
+const PROGRAMS: [Program; 4] = [
     (ContainerSpec::boto3, "boto3", true),
     (ContainerSpec::aws_cli, "aws-cli", true),
     (ContainerSpec::curl, "curl", true),

@@ -26,6 +26,7 @@ pub mod host;
 pub mod house;
 mod image;
 pub mod imds;
+pub mod junit;
 pub mod netns;
 pub mod obstacle;
 pub mod pieces;

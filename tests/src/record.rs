@@ -11,8 +11,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::expect::{assert_no_secret, wait_until};
 use crate::imds::{Behaviour, Tokens};
+use crate::obstacle::{self, Family, MetadataProxy, Traffic, Verdict};
+use crate::topology::Nested;
 use crate::tracer::{Tracer, program};
-use crate::{Container, ContainerSpec, HostOptions, RunnerHost, children};
+use crate::{Container, ContainerSpec, HostOptions, NetworkSpec, RunnerHost, children, house};
 
 /// A larger one tells nobody more.
 const MAX_SIZE: usize = 100_000;
@@ -27,6 +29,19 @@ const SITUATIONS: &[Situation] = &[
     ("hop-limit-1-ipv6", hop_limit_1_ipv6),
     ("imds-is-silent", imds_is_silent),
     ("docker-user-drops", docker_user_drops),
+    ("firewall-rejects", firewall_rejects),
+    ("nested-bridge", nested_bridge),
+    ("no-route", no_route),
+    ("reverse-path", reverse_path),
+    ("not-masqueraded", not_masqueraded),
+    ("metadata-proxy", metadata_proxy),
+    ("slow-answer", slow_answer),
+    ("tokens-refused", tokens_refused),
+    ("imds-disabled", imds_disabled),
+    ("no-role", no_role),
+    ("throttled", throttled),
+    ("boto3-falls-back", boto3_falls_back),
+    ("pieces-and-pipelines", pieces_and_pipelines),
 ];
 
 /// The folder with the recordings.
@@ -57,6 +72,11 @@ pub fn record(dir: &Path) -> Result<()> {
     if let Some(why) = why_plain {
         bail!("recordings are made with a real engine: {why}");
     }
+    if let Some(other) = house::other() {
+        bail!(
+            "process {other} has a lab: the hooks see the whole machine, so recordings are made when no other lab runs"
+        );
+    }
     for (name, happen) in SITUATIONS {
         // One host each: what a server of the last situation still sends again is not part of this one.
         let host = RunnerHost::start(HostOptions { ipv6: true, behaviour: Behaviour::default(), ..options.clone() })?;
@@ -69,6 +89,10 @@ pub fn record(dir: &Path) -> Result<()> {
         let bytes = without_this_machine(&std::fs::read_to_string(&outcome.recording).context("read the recording")?)?;
         if bytes.len() > MAX_SIZE {
             bail!("{name}: {} bytes, more than {MAX_SIZE}", bytes.len());
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(1).unwrap_or(Path::new("/"));
+        if bytes.contains(&*root.to_string_lossy()) {
+            bail!("{name}: a process of this checkout asked IMDS meanwhile; record again when nothing else does");
         }
         let secrets = host.imds().secrets();
         if !secrets.is_empty() {
@@ -149,9 +173,92 @@ fn imds_is_silent(host: &RunnerHost) -> Result<()> {
 
 fn docker_user_drops(host: &RunnerHost) -> Result<()> {
     host.imds().set(|behaviour| behaviour.hop_limit = 2);
-    let rule = ["DOCKER-USER", "-d", "169.254.169.254", "-j", "DROP"];
-    host.runner().run("iptables", &[&["-I"], &rule[..]].concat())?;
-    let done = client(host, "job-21", "put-only --timeout-ms 2500", None).and_then(|job| attempts(&[(job, 1)]));
-    host.runner().run("iptables", &[&["-D"], &rule[..]].concat())?;
-    done
+    let _firewall = obstacle::docker_user(host, Family::V4, Traffic::ToImds, Verdict::Drop)?;
+    attempts(&[(client(host, "job-21", "put-only --timeout-ms 2500", None)?, 1)])
+}
+
+fn firewall_rejects(host: &RunnerHost) -> Result<()> {
+    let _firewall = obstacle::docker_user(host, Family::V4, Traffic::ToImds, Verdict::Reject)?;
+    attempts(&[(client(host, "job-22", "put-only --count 2", None)?, 2)])
+}
+
+fn nested_bridge(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    let nested = Nested::start(host, "dind")?;
+    nested.asks("fallback").map(drop)
+}
+
+fn no_route(host: &RunnerHost) -> Result<()> {
+    let job = client(host, "job-23", "fallback", None)?;
+    let _route = obstacle::prohibited_route(&job.namespace()?, Family::V4, "prohibit")?;
+    attempts(&[(job, 2)])
+}
+
+fn reverse_path(host: &RunnerHost) -> Result<()> {
+    let _routes = obstacle::reverse_path(host)?;
+    attempts(&[(client(host, "job-24", "put-only --timeout-ms 1500", None)?, 1)])
+}
+
+fn not_masqueraded(host: &RunnerHost) -> Result<()> {
+    let network = host.network_create(NetworkSpec::new("bare").unmasqueraded())?;
+    attempts(&[(client(host, "job-25", "put-only --timeout-ms 1500", Some(network.name()))?, 1)])
+}
+
+fn metadata_proxy(host: &RunnerHost) -> Result<()> {
+    let proxy = MetadataProxy::start(host, "docker0")?;
+    attempts(&[(client(host, "job-26", "v2", None)?, 2)])?;
+    drop(proxy);
+    Ok(())
+}
+
+fn slow_answer(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.delay_token) = (2, Duration::from_millis(900)));
+    attempts(&[(client(host, "job-27", "put-only --timeout-ms 200 --user-agent Boto3/1.40.21", None)?, 1)])?;
+    wait_until("the late answer", SOON, || {
+        host.imds().requests().iter().any(|request| request.status == Some(200)).then_some(())
+    })?;
+    host.settle(SOON)
+}
+
+fn tokens_refused(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| behaviour.hop_limit = 3);
+    attempts(&[
+        (client(host, "stale", "v2 --token-ttl 1 --wait-ms 2500", None)?, 2),
+        (client(host, "forger", "garbage-token", None)?, 1),
+        (client(host, "no-lifetime", "put-only --token-ttl none", None)?, 1),
+        (client(host, "proxied", "put-only --forwarded-for 10.1.2.3", None)?, 1),
+    ])
+}
+
+fn imds_disabled(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.endpoint_enabled) = (3, false));
+    attempts(&[(client(host, "job-28", "fallback", None)?, 2)])
+}
+
+fn no_role(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.role) = (3, None));
+    let path = "/latest/meta-data/iam/security-credentials/";
+    attempts(&[(client(host, "job-29", &format!("v2 --path {path}"), None)?, 2)])
+}
+
+fn throttled(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.forced_status) = (3, Some(503)));
+    attempts(&[(client(host, "job-30", "fallback", None)?, 2)])
+}
+
+fn boto3_falls_back(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| behaviour.tokens = Tokens::Optional);
+    let job = host.run(ContainerSpec::boto3("job-31").wait_for_go())?;
+    job.go()?;
+    job.wait(SOON).map(drop)
+}
+
+fn pieces_and_pipelines(host: &RunnerHost) -> Result<()> {
+    host.imds().set(|behaviour| {
+        (behaviour.hop_limit, behaviour.keep_alive, behaviour.split) = (3, true, Some(100));
+    });
+    attempts(&[
+        (client(host, "in-pieces", "v2 --split-request 40", None)?, 2),
+        (client(host, "all-at-once", "v2 --pipeline 3", None)?, 4),
+    ])
 }

@@ -27,7 +27,7 @@ pub fn program() -> Result<PathBuf> {
     image::beside("imds-trace", "IMDS_TRACE_BIN")
 }
 
-/// A running `imds-trace watch`; dropping it kills it.
+/// A running `imds-trace`; dropping it kills it.
 pub struct Tracer {
     child: Child,
     dir: PathBuf,
@@ -68,12 +68,27 @@ impl Tracer {
 
     /// As [`start`](Self::start), with this program.
     pub fn start_program(host: &RunnerHost, program: &Path, args: &[&str]) -> Result<Tracer> {
+        Tracer::spawn(host, program, "watch", args)?.ready()
+    }
+
+    /// As [`start`](Self::start), but `imds-trace run`; `args` end with the command.
+    pub fn start_run(host: &RunnerHost, args: &[&str]) -> Result<Tracer> {
+        Tracer::spawn(host, &program()?, "run", args)?.ready()
+    }
+
+    /// `imds-trace COMMAND` with the same options (without `--ready-file` for `probe`, which has none), to its end.
+    pub fn run_to_end(host: &RunnerHost, command: &str, args: &[&str]) -> Result<Outcome> {
+        Tracer::spawn(host, &program()?, command, args)?.finish(END)
+    }
+
+    fn spawn(host: &RunnerHost, program: &Path, word: &str, args: &[&str]) -> Result<Tracer> {
         let dir = host.dir().join(format!("tracer-{}", next()));
         std::fs::create_dir(&dir)?;
-        let ready = dir.join("ready");
         let mut command = host.runner().command(program);
-        command.args(["watch", "--output", "json", "--record"]).arg(dir.join("recording.jsonl"));
-        command.arg("--ready-file").arg(&ready);
+        command.args([word, "--output", "json", "--record"]).arg(dir.join("recording.jsonl"));
+        if word != "probe" {
+            command.arg("--ready-file").arg(dir.join("ready"));
+        }
         if !args.contains(&"--docker-host") {
             command.arg("--docker-host").arg(host.docker_host_url());
         }
@@ -89,20 +104,26 @@ impl Tracer {
             let _ = BufReader::new(stderr).read_to_end(&mut text);
             String::from_utf8_lossy(&text).into_owned()
         });
-        let mut tracer = Tracer { child, dir, heard, readers: Some((out, err)) };
+        Ok(Tracer { child, dir, heard, readers: Some((out, err)) })
+    }
+
+    /// Waits until it says that it is ready.
+    fn ready(mut self) -> Result<Tracer> {
+        let ready = self.dir.join("ready");
         let up = wait_until("imds-trace to be ready", READY, || {
-            let ended = matches!(tracer.child.try_wait(), Ok(Some(_)));
-            (ended || ready.exists()).then_some(ended)
+            let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+            let is_ready = ready.exists();
+            (ended || is_ready).then_some(is_ready)
         });
         match up {
-            Ok(false) => Ok(tracer),
-            Ok(true) => {
-                let outcome = tracer.outcome(Duration::ZERO)?;
+            Ok(true) => Ok(self),
+            Ok(false) => {
+                let outcome = self.outcome(Duration::ZERO)?;
                 bail!("imds-trace ended before it was ready ({}): {}", outcome.status, outcome.stderr.trim())
             }
             Err(late) => {
-                tracer.kill();
-                let outcome = tracer.outcome(END)?;
+                self.kill();
+                let outcome = self.outcome(END)?;
                 bail!("{late}; it said: {}", outcome.stderr.trim())
             }
         }

@@ -25,8 +25,8 @@ use serde::Serialize;
 use crate::config::Doctor;
 use sight::Sight;
 
-/// What `--output` can say here.
-pub const KINDS: &[&str] = &["text", "json"];
+/// What `--output` can say here; none of it must go to a file.
+pub const KINDS: &[(&str, bool)] = &[("text", false), ("json", false)];
 
 /// How it stands with something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -130,8 +130,8 @@ pub const CHECKS: &[Check] = &[
     hop_limit::CHECK,
 ];
 
-/// Looks, and tells. Gives whether what was asserted held.
-pub fn doctor(config: Doctor) -> anyhow::Result<bool> {
+/// Looks, and tells. Gives the exit code: 0, or 1 if something is broken and that is a failure.
+pub fn doctor(config: Doctor) -> anyhow::Result<u8> {
     let level = if config.verbosity > 0 { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
     env_logger::Builder::new().filter(Some("imds_trace"), level).format_timestamp(None).init();
     let mut teller = tell::Teller::open(&config.outputs)?;
@@ -149,7 +149,7 @@ pub fn doctor(config: Doctor) -> anyhow::Result<bool> {
             match teller.tell(at, check.id, &answer) {
                 // Whoever read it went away: no error, but the end.
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-                    return Ok(!(config.exit_code && broken));
+                    return Ok(u8::from(config.exit_code && broken));
                 }
                 told => told.context("write output")?,
             }
@@ -159,7 +159,7 @@ pub fn doctor(config: Doctor) -> anyhow::Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
         told => told.context("write output")?,
     }
-    Ok(!(config.exit_code && broken))
+    Ok(u8::from(config.exit_code && broken))
 }
 
 /// A name as one word of a command: who owns a container's namespace chooses the names in it.

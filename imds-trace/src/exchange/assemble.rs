@@ -8,9 +8,10 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Refusal, Refused, Travel};
-use crate::journey::{Connection, ConnectionId, Fate, Journey};
-use crate::net::{Direction, Endpoint, Heading, Timestamp, Ttl};
+use super::progress::{Live, Position, new};
+use super::{Exchange, ExchangeId, Moment, Refusal, Refused};
+use crate::journey::{Connection, ConnectionId, Journey};
+use crate::net::{Direction, Endpoint, Heading, Timestamp};
 use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
 
 /// An exchange in which nothing moves for so long is over. SDKs wait 0.5 to 5 s for an answer; a SYN is repeated after 1, 2 and
@@ -28,19 +29,6 @@ const REMEMBER: Duration = Duration::from_secs(125);
 const MAX_CONNECTIONS: usize = 65_536;
 /// Exchanges remembered of one connection at most.
 const MAX_EXCHANGES: usize = 256;
-
-/// Where a head was: sequence number of the segment, and its place among the heads there.
-type Position = (u32, usize);
-
-#[derive(Debug)]
-struct Live {
-    exchange: Exchange,
-    request_at: Option<Position>,
-    response_at: Option<Position>,
-    settled: bool,
-    /// Worth telling: something besides the end of an older connection was seen.
-    told: bool,
-}
 
 #[derive(Debug)]
 struct Entry {
@@ -184,60 +172,6 @@ impl Assembler {
         }
         while self.order.front().is_some_and(|oldest| !self.entries.contains_key(oldest)) {
             self.order.pop_front();
-        }
-    }
-}
-
-fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> Exchange {
-    Exchange {
-        id,
-        connection,
-        opened,
-        asked: None,
-        answered: None,
-        closed: None,
-        request: None,
-        response: None,
-        outward: None,
-        inward: None,
-        handshake: false,
-        responded: false,
-        came: None,
-        refusal: None,
-        left: None,
-        discarded: false,
-        issued: None,
-        attempt: None,
-        hop_limit: None,
-        decrements: Decrements::default(),
-    }
-}
-
-impl Live {
-    fn new(exchange: Exchange) -> Self {
-        Self { exchange, request_at: None, response_at: None, settled: false, told: false }
-    }
-
-    /// Is an answer still to come?
-    fn waits(&self) -> bool {
-        self.exchange.answered.is_none() && self.exchange.closed.is_none()
-    }
-
-    fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
-        if self.exchange.closed.is_none() {
-            self.exchange.closed = Some(at);
-            if self.told {
-                sink(&self.exchange, Moment::Closed);
-            }
-        }
-    }
-
-    fn settle(&mut self, sink: &mut Sink<'_>) {
-        if !self.settled {
-            self.settled = true;
-            if self.told && (self.exchange.answered.is_none() || self.exchange.is_late()) {
-                sink(&self.exchange, Moment::Settled);
-            }
         }
     }
 }
@@ -391,111 +325,6 @@ impl Entry {
             if exchange.answered.is_none() && !exchange.responded && exchange.refusal.is_none() {
                 live.told |= journey.icmp.is_some();
                 exchange.refusal = Some(Refusal { at, how, from_outside: came_in });
-            }
-        }
-    }
-}
-
-impl Live {
-    fn outward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
-        let exchange = &mut self.exchange;
-        if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last()) {
-            // Both numbers from one packet, the one that most hooks saw.
-            if last.hook.direction == Direction::Egress && journey.hops.len() > exchange.decrements.hops {
-                let seen = first.ttl.0.checked_sub(last.ttl.0);
-                exchange.decrements =
-                    Decrements { seen, first: Some((first.ttl, first.hook.direction)), hops: journey.hops.len() };
-            }
-        }
-        // The exchange was asked for in this packet, and in no earlier one.
-        let asks = exchange.request.is_some() && exchange.outward.is_none();
-        self.told |= journey.tcp.flags.opens() || asks || journey.fate != Fate::Delivered;
-        travelled(&mut exchange.outward, journey, exchange.closed.is_some());
-        if asks {
-            sink(exchange, Moment::Asked);
-        }
-        if journey.fate != Fate::Delivered {
-            sink(exchange, Moment::Lost(journey));
-        }
-    }
-
-    fn inward(&mut self, journey: &Journey, answers: Option<&ResponseHead>, sink: &mut Sink<'_>) {
-        let exchange = &mut self.exchange;
-        let has_payload = journey.tcp.len > 0;
-        exchange.handshake |= journey.tcp.flags.has(TcpFlags::SYN);
-        self.told |= answers.is_some() || journey.fate != Fate::Delivered;
-        if has_payload && !exchange.responded {
-            exchange.responded = true;
-            exchange.came = Some(journey.hops.first().map_or(journey.at, |hop| hop.at));
-            // The handshake led here.
-            exchange.inward = None;
-        }
-        if let Some(head) = answers {
-            let grants_token = exchange.imds() == Some(Imds::Token) && head.status == 200;
-            if let Some(hop) =
-                journey.hops.first().filter(|hop| grants_token && hop.hook.direction == Direction::Ingress)
-            {
-                exchange.hop_limit.get_or_insert(hop.ttl);
-            }
-        }
-        if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last())
-            && first.hook.direction == Direction::Ingress
-            && last.hook.direction == Direction::Egress
-            && exchange.decrements.hops == 0
-        {
-            fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
-        }
-        let answered = has_payload && journey.fate == Fate::Delivered && exchange.answered.is_none();
-        if answered {
-            exchange.answered = Some(journey.hops.last().map_or(journey.at, |hop| hop.at));
-        }
-        travelled(&mut exchange.inward, journey, exchange.closed.is_some());
-        if answered {
-            sink(exchange, Moment::Answered);
-        }
-        if journey.fate != Fate::Delivered {
-            sink(exchange, Moment::Lost(journey));
-        }
-    }
-}
-
-/// Enters how often a TTL fell between two hooks; the most that was seen, as ways may differ.
-fn fell(seen: &mut Option<u8>, first: Ttl, last: Ttl) {
-    if let Some(decrements) = first.0.checked_sub(last.0) {
-        *seen = Some(seen.map_or(decrements, |known| known.max(decrements)));
-    }
-}
-
-/// Enters how a packet travelled. Bare acknowledgements, FIN and RST tell nothing of the way but that they were lost, and what
-/// happens after the end is not why it ended: of those only the losses are counted.
-fn travelled(travel: &mut Option<Travel>, journey: &Journey, is_over: bool) {
-    let tells = !is_over && journey.carries();
-    let lost = u64::from(journey.fate != Fate::Delivered);
-    let last_lost = (lost > 0).then_some(journey.at);
-    match travel {
-        None if !tells => {}
-        None => {
-            *travel = Some(Travel {
-                hops: journey.hops.clone(),
-                fate: journey.fate.clone(),
-                copies: lost,
-                last_lost,
-                join: journey.join,
-            });
-        }
-        Some(travel) => {
-            travel.copies += lost;
-            travel.last_lost = last_lost.or(travel.last_lost);
-            let better = match (&travel.fate, &journey.fate) {
-                (Fate::Delivered, _) | (Fate::Dropped(_), Fate::Unresolved) => false,
-                (_, Fate::Delivered) => true,
-                (Fate::Unresolved, Fate::Dropped(_)) => true,
-                (Fate::Dropped(_), Fate::Dropped(_)) | (Fate::Unresolved, Fate::Unresolved) => false,
-            };
-            if better && tells {
-                travel.hops.clone_from(&journey.hops);
-                travel.fate = journey.fate.clone();
-                travel.join = journey.join;
             }
         }
     }

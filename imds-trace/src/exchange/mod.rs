@@ -4,11 +4,13 @@
 
 mod assemble;
 pub mod imds;
+mod progress;
 pub mod software;
 
 use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey};
 use crate::net::{Direction, Timestamp, Ttl};
-use crate::observation::{Icmp, RequestHead, ResponseHead, TokenMark};
+pub use crate::observation::{Icmp, TokenMark};
+use crate::observation::{RequestHead, ResponseHead};
 pub use assemble::Assembler;
 pub use imds::Imds;
 pub use software::Software;

@@ -72,7 +72,11 @@ const FAMILIES: &[Family] = &[
         when_lost: Some("waits 50 s a request, 240 s in all, then goes on without EC2: it never asks without a token"),
     },
     Family { begins: "amazon-ssm-agent/", name: "amazon-ssm-agent", when_lost: GO_V1 },
-    Family { begins: "datadog agent/", name: "datadog-agent", when_lost: Some("waits 0.6 s, and tries again every 15 s for ever") },
+    Family {
+        begins: "datadog agent/",
+        name: "datadog-agent",
+        when_lost: Some("waits 0.6 s, and tries again every 15 s for ever"),
+    },
     Family { begins: "curl/", name: "curl", when_lost: Some("waits until its --max-time, for ever without one") },
     Family { begins: "wget/", name: "wget", when_lost: None },
     Family { begins: "python-requests/", name: "python-requests", when_lost: None },

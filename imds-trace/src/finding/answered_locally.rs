@@ -26,11 +26,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let server = exchange.response.as_ref().and_then(|response| response.server.as_deref());
     let server = server.map(|server| format!(" It calls itself {server}.")).unwrap_or_default();
     let subject = case.subject();
+    // Docker loads br_netfilter: then the redirect is made before a packet enters the bridge, where the first hook is.
+    let what = if exchange.request.is_some() { format!("The {}", case.request_line()) } else { "A request".to_owned() };
     let mut verdict = Verdict::certain(
         "local",
         format!(
-            "The {} of {subject} was answered on this host: neither request nor answer passed an interface towards IMDS.{server}",
-            case.request_line()
+            "{what} of {subject} was answered on this host: neither request nor answer passed an interface towards IMDS.{server}"
         ),
     );
     let iptables = if exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
@@ -40,9 +41,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         format!("ip route get {}", exchange.connection.endpoint.address),
         "ss -ltnp".to_owned(),
     ];
-    verdict.caution = "A metadata proxy (kube2iam, kiam, an ECS or test stand-in) does this on purpose; then the hop limit does not \
+    verdict.caution =
+        "A metadata proxy (kube2iam, kiam, an ECS or test stand-in) does this on purpose; then the hop limit does not \
                        matter for its clients, and the credentials are those that it chooses to give."
-        .to_owned();
+            .to_owned();
     verdict.path = case.path(None);
     Some(verdict)
 }

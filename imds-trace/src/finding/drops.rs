@@ -75,9 +75,7 @@ pub fn spent(journey: &Journey) -> Option<Spent<'_>> {
         return None;
     }
     match &journey.fate {
-        Fate::Dropped(dropped) => {
-            (cause(journey.heading, dropped) == Cause::Spent).then_some(Spent::Dropped(dropped))
-        }
+        Fate::Dropped(dropped) => (cause(journey.heading, dropped) == Cause::Spent).then_some(Spent::Dropped(dropped)),
         Fate::Unresolved => {
             let last = journey.hops.last()?;
             (last.hook.direction == Direction::Ingress && last.ttl.0 <= 1).then_some(Spent::Vanished)

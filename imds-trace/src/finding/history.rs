@@ -5,10 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::exchange::{Exchange, ExchangeId, Imds, Moment};
+use crate::exchange::{Exchange, ExchangeId, Imds, Moment, TokenMark};
 use crate::identity::Attribution;
 use crate::net::Timestamp;
-use crate::observation::TokenMark;
 
 /// Clients remembered at most.
 const MAX_CLIENTS: usize = 8_192;
@@ -108,9 +107,10 @@ impl History {
     pub fn forsaken(&self, exchange: &Exchange, who: &Attribution) -> Option<Forsaken> {
         let asked = exchange.asked?;
         // Its own requests, else those of its siblings.
-        let last = clients(who).into_iter().flatten().find_map(|client| {
-            self.requests.get(&client)?.iter().rev().find(|request| request.asked < asked)
-        })?;
+        let last = clients(who)
+            .into_iter()
+            .flatten()
+            .find_map(|client| self.requests.get(&client)?.iter().rev().find(|request| request.asked < asked))?;
         let waited = asked.since(last.asked);
         // An answer that came when the client had gone on is none.
         let answered = last.answered.is_some_and(|answered| answered < asked);
@@ -148,6 +148,15 @@ impl History {
         }
     }
 
+    /// Did this client ask for a token shortly before, whatever came of it?
+    pub fn asked_for_token(&self, exchange: &Exchange, who: &Attribution) -> bool {
+        let before = |request: &TokenRequest| {
+            exchange.asked.is_some_and(|asked| request.asked < asked && asked.since(request.asked) < FALLS_BACK_WITHIN)
+        };
+        let mut asked = clients(who).into_iter().flatten().filter_map(|client| self.requests.get(&client));
+        asked.any(|requests| requests.iter().any(before))
+    }
+
     /// The token that an exchange's request carried, if it was issued while tracing.
     pub fn token_use(&self, exchange: &Exchange) -> Option<TokenUse> {
         let issued = self.tokens.get(&exchange.request.as_ref()?.mark?)?;
@@ -164,8 +173,9 @@ impl History {
 /// As whom a process is remembered: as itself, and as one of its parent's.
 fn clients(who: &Attribution) -> [Option<Client>; 2] {
     let Some(process) = &who.process else { return [Some(Client::Address(who.address)), None] };
-    let parent = process.ancestors.first().filter(|parent| {
-        parent.pid > 1 && !STARTERS.iter().any(|starter| parent.comm.starts_with(starter))
-    });
+    let parent = process
+        .ancestors
+        .first()
+        .filter(|parent| parent.pid > 1 && !STARTERS.iter().any(|starter| parent.comm.starts_with(starter)));
     [Some(Client::Process(process.pid)), parent.map(|parent| Client::ChildrenOf(parent.pid))]
 }

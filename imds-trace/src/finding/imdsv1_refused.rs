@@ -2,7 +2,7 @@
 //!
 //! Told apart from a fallback, where it did ask and the answer was lost.
 
-use super::{Case, Rule, Severity, Verdict, capitalised};
+use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
 use crate::exchange::Imds;
 
 /// The rule.
@@ -19,13 +19,20 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         return None;
     }
     let subject = case.subject();
+    let asked_for_token = case.history.asked_for_token(exchange, case.who);
+    let habit = match asked_for_token {
+        true => "It did ask for a token before, and by what was seen got one: that its answer was lost was not seen.",
+        false => "This client never asked for one.",
+    };
     let mut verdict = Verdict::certain(
-        "401",
+        if asked_for_token { "asked before" } else { "never asked" },
         capitalised(format!(
-            "{subject} asked IMDS without a token (IMDSv1) and got 401: this instance requires tokens, and this client never \
-             asked for one."
+            "{subject} asked IMDS without a token (IMDSv1) and got 401: this instance requires tokens. {habit}"
         )),
     );
+    if asked_for_token {
+        verdict.confidence = Confidence::Likely;
+    }
     let instance = case.instance();
     verdict.remedy = vec![case.describe_options()];
     verdict.caution = format!(

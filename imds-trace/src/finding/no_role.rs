@@ -38,10 +38,13 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let instance = case.instance();
     verdict.remedy = vec![
         format!("aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values={instance}"),
-        format!("aws ec2 associate-iam-instance-profile --instance-id {instance} --iam-instance-profile Name=<profile>"),
+        format!(
+            "aws ec2 associate-iam-instance-profile --instance-id {instance} --iam-instance-profile Name=<profile>"
+        ),
     ];
-    verdict.caution = "The second command gives the role to every process and container that reaches IMDS; a role for the job alone \
+    verdict.caution =
+        "The second command gives the role to every process and container that reaches IMDS; a role for the job alone \
                        (OIDC, ECS task role, EKS Pod Identity) does not."
-        .to_owned();
+            .to_owned();
     Some(verdict)
 }

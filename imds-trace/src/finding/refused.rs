@@ -8,9 +8,8 @@ use std::time::Duration;
 use super::drops::{Cause, cause};
 use super::firewall_drop::{commands, hook};
 use super::{Case, Rule, Severity, Verdict};
-use crate::exchange::Refused;
+use crate::exchange::{Icmp, Refused};
 use crate::net::Heading;
-use crate::observation::Icmp;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -95,9 +94,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.path = case.path(None);
     let Some(dropped) = by_firewall else {
         verdict.remedy = vec![format!("ip route get {}", exchange.connection.endpoint.address)];
-        verdict.caution = "EC2's IMDS does not refuse connections: with its endpoint disabled it answers 403. Something on the way \
+        verdict.caution =
+            "EC2's IMDS does not refuse connections: with its endpoint disabled it answers 403. Something on the way \
                            does: a firewall, a network policy, or a proxy in the place of IMDS that does not run."
-            .to_owned();
+                .to_owned();
         if !from_outside {
             let iptables = if exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
             verdict.remedy.push(format!("{iptables} -t nat -vnL PREROUTING --line-numbers"));

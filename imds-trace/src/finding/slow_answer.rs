@@ -31,9 +31,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         "export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=3".to_owned(),
         "ethtool -S <interface> | grep linklocal_allowance_exceeded".replace("<interface>", uplink(case)),
     ];
-    verdict.caution = "The two variables are botocore's and the AWS CLI's (Java v2 has the first); other SDKs set the time in code. \
+    verdict.caution =
+        "The two variables are botocore's and the AWS CLI's (Java v2 has the first); other SDKs set the time in code. \
                        A slow IMDS is mostly one that is asked too often."
-        .to_owned();
+            .to_owned();
     Some(verdict)
 }
 

@@ -29,7 +29,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         ),
         Some(TokenUse { age, .. }) => (
             "valid",
-            format!("it was issued {:.0} s before and should be good: another IMDS may have issued it", age.as_secs_f64()),
+            format!(
+                "it was issued {:.0} s before and should be good: another IMDS may have issued it",
+                age.as_secs_f64()
+            ),
         ),
         None => (
             "unknown",
@@ -38,11 +41,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let mut verdict = Verdict::certain(
         cause,
-        capitalised(format!(
-            "{subject}{} asked {} with a token and got 401: {why}.",
-            case.hint(),
-            case.request_line()
-        )),
+        capitalised(format!("{subject}{} asked {} with a token and got 401: {why}.", case.hint(), case.request_line())),
     );
     verdict.caution = "A client is to ask for a new token when it gets 401, and before the old one expires; a token holds for at most \
                        six hours (21600 s) and on its own instance only. One that was baked into an image, a file or a variable \

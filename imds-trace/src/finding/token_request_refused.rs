@@ -3,8 +3,8 @@
 //! Told apart from `imds-disabled`, where everything is refused.
 
 use super::{Case, Rule, Severity, Verdict, capitalised};
-use crate::exchange::{Exchange, Imds};
 use crate::exchange::imds::TOKEN_PATH;
+use crate::exchange::{Exchange, Imds};
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -60,7 +60,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         capitalised(format!("{subject}{} asked {} and got {status}: {why}.", case.hint(), case.request_line())),
     );
     if cause == "forwarded" {
-        verdict.remedy = vec!["export NO_PROXY=169.254.169.254,fd00:ec2::254 no_proxy=169.254.169.254,fd00:ec2::254".to_owned()];
+        verdict.remedy =
+            vec!["export NO_PROXY=169.254.169.254,fd00:ec2::254 no_proxy=169.254.169.254,fd00:ec2::254".to_owned()];
         verdict.caution = "Set them where the client runs; most HTTP libraries honour one of the two.".to_owned();
     } else {
         verdict.remedy = vec![
@@ -68,9 +69,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
              http://169.254.169.254/latest/api/token"
                 .to_owned(),
         ];
-        verdict.caution = "This is a right one, which shows the status and throws the token away. SDKs treat 400 as final and the \
+        verdict.caution =
+            "This is a right one, which shows the status and throws the token away. SDKs treat 400 as final and the \
                            others as a reason to ask without a token."
-            .to_owned();
+                .to_owned();
     }
     Some(verdict)
 }

@@ -64,7 +64,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let interface = &last.hook.interface.name;
     let exceeded = case.host.rise_of_exceeded(interface);
     let why = match exceeded {
-        Some(0) => "The ENA driver counted no packet over the link-local allowance meanwhile: it was not for too many of them.".into(),
+        Some(0) => {
+            "The ENA driver counted no packet over the link-local allowance meanwhile: it was not for too many of them."
+                .into()
+        }
         Some(packets) => format!(
             "Meanwhile the ENA driver counted {packets} packets over the allowance for link-local services \
              (linklocal_allowance_exceeded): more than 1024 a second to IMDS, DNS and NTP together, and EC2 drops the rest."
@@ -73,9 +76,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let mut verdict = Verdict::certain(
         if exchange.handshake { "request" } else { "connect" },
-        format!(
-            "{what} was seen leaving by {interface} and nothing was seen coming back in {seconds:.1} s. {why}"
-        ),
+        format!("{what} was seen leaving by {interface} and nothing was seen coming back in {seconds:.1} s. {why}"),
     );
     // That nothing came is inferred from not seeing it.
     verdict.confidence = Confidence::Likely;
@@ -83,9 +84,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.remedy =
         vec![format!("ethtool -S {interface} | grep linklocal_allowance_exceeded"), case.describe_options()];
     if exceeded.is_some_and(|packets| packets > 0) {
-        verdict.caution = "Ask less often: cache credentials and tokens (a token is good for up to six hours), and use a local DNS \
+        verdict.caution =
+            "Ask less often: cache credentials and tokens (a token is good for up to six hours), and use a local DNS \
                            cache. The allowance is per network interface and cannot be raised."
-            .to_owned();
+                .to_owned();
     }
     Some(verdict)
 }

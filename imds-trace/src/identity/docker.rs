@@ -34,6 +34,35 @@ pub enum News {
     Unreachable(String),
 }
 
+/// A container that was asked for by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Full id.
+    pub id: String,
+    /// Name, or what was asked for.
+    pub name: String,
+    /// Its first process; `None` if it is not running.
+    pub pid: Option<u32>,
+}
+
+/// Asks the engine at `host` for a container by name, id or the beginning of an id. An error is a sentence.
+pub async fn find(host: &str, wanted: &str) -> Result<Found, String> {
+    let unreachable = |error| format!("Docker engine at {host}: {}", causes(&error));
+    let docker =
+        Docker::connect_with_host(host).map_err(unreachable)?.negotiate_version().await.map_err(unreachable)?;
+    match docker.inspect_container(wanted, None::<InspectContainerOptions>).await {
+        Ok(container) => {
+            let id = container.id.clone().unwrap_or_else(|| wanted.to_owned());
+            let detail = inspected(&id, container);
+            Ok(Found { name: detail.name.unwrap_or_else(|| wanted.to_owned()), id, pid: detail.pid })
+        }
+        Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
+            Err("no such container".to_owned())
+        }
+        Err(error) => Err(unreachable(error)),
+    }
+}
+
 /// Follows the engine at `host` until the receiver goes away.
 pub async fn follow(host: String, news: mpsc::Sender<News>) {
     loop {

@@ -43,6 +43,16 @@ pub struct Container {
     pub labels: Arc<std::collections::BTreeMap<String, String>>,
 }
 
+/// A shorter beginning of a container id is taken for a name.
+const MIN_ID: usize = 4;
+
+impl Container {
+    /// Is this its name, its id or the beginning of its id?
+    pub fn is_called(&self, wanted: &str) -> bool {
+        self.name.as_deref() == Some(wanted) || (wanted.len() >= MIN_ID && self.id.starts_with(wanted))
+    }
+}
+
 /// A process, as reports name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {

@@ -212,9 +212,10 @@ impl Open {
 }
 
 fn finish(open: Open, state: &State<Open>) -> Journey {
+    let acked = was_acked(&open, state);
     let fate = match open.dropped.clone() {
         Some(dropped) => Fate::Dropped(dropped),
-        None if open.reached || arrived(&open, state) || was_acked(&open, state) => Fate::Delivered,
+        None if open.reached || arrived(&open, state) || acked => Fate::Delivered,
         None => Fate::Unresolved,
     };
     Journey {
@@ -225,6 +226,7 @@ fn finish(open: Open, state: &State<Open>) -> Journey {
         icmp: open.icmp,
         hops: open.hops,
         fate,
+        acked,
         join: open.join,
         at: open.last,
     }

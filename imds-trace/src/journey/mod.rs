@@ -101,6 +101,8 @@ pub struct Journey {
     pub hops: Vec<Hop>,
     /// How it ended.
     pub fate: Fate,
+    /// Did the other side acknowledge it?
+    pub acked: bool,
     /// How the hops were joined.
     pub join: Join,
     /// When it was last seen.

@@ -22,7 +22,13 @@ fn hook(name: &str, direction: Direction) -> Place {
 }
 
 fn drop_at(location: &str, reason: &str) -> Place {
-    Place::Drop(Drop { location: location.into(), reason: Some(reason.into()), interface: None, netns: Netns(1), callers: Vec::new() })
+    Place::Drop(Drop {
+        location: location.into(),
+        reason: Some(reason.into()),
+        interface: None,
+        netns: Netns(1),
+        callers: Vec::new(),
+    })
 }
 
 struct Packet {

@@ -7,7 +7,8 @@ use anyhow::bail;
 use tokio::sync::mpsc;
 
 use super::MAX_SHOWN;
-use crate::config::Watch;
+use crate::config::Tracing;
+use crate::ethtool;
 use crate::event::{Attached, Missing};
 use crate::identity::fact::Said;
 use crate::interfaces::{Change, Interfaces, Link};
@@ -31,12 +32,12 @@ pub(super) struct Follower<'a> {
     told: Option<Said>,
     /// Interfaces that cannot be listened on, each told once.
     failed: BTreeMap<String, Missing>,
-    config: &'a Watch,
+    config: &'a Tracing,
 }
 
 impl<'a> Follower<'a> {
     /// Knows nothing yet.
-    pub(super) fn new(interfaces: Interfaces, changes: mpsc::Receiver<Change>, config: &'a Watch) -> Self {
+    pub(super) fn new(interfaces: Interfaces, changes: mpsc::Receiver<Change>, config: &'a Tracing) -> Self {
         Self {
             interfaces,
             changes,
@@ -109,6 +110,18 @@ impl<'a> Follower<'a> {
             self.told = Some(said.clone());
             said
         })
+    }
+
+    /// What the ENA drivers of the interfaces towards IMDS count of packets over the link-local allowance; nothing with other
+    /// drivers.
+    pub(super) fn exceeded(&self) -> Vec<Said> {
+        let names = self.routes.iter().filter_map(|index| self.links.get(index)).map(|link| link.name.clone());
+        names
+            .filter_map(|interface| {
+                let packets = ethtool::counter(&interface, ethtool::LINK_LOCAL_EXCEEDED).ok()??;
+                Some(Said::LinkLocalExceeded { interface, packets })
+            })
+            .collect()
     }
 
     /// Everything that could not be attached so far.

@@ -3,38 +3,63 @@
 use std::fs::{self, OpenOptions};
 use std::io::BufWriter;
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use anyhow::Context;
 
+use super::errand::Errand;
 use super::{MAX_SHOWN, boot_time, now};
-use crate::config::Watch;
+use crate::config::Tracing;
 use crate::event::{Attached, Event, Missing, Ready};
 use crate::identity::docker::News;
-use crate::identity::fact::{Fact, Said};
+use crate::identity::fact::{Fact, ProcessDetail, Said};
 use crate::identity::procfs::Procfs;
-use crate::input::{self, Input, Record};
+use crate::input::{self, Input, Record, Streams};
 use crate::kernel::attach::Tracer;
 use crate::kernel::ring::{self, MachineNames, Records};
 use crate::net::Timestamp;
-use crate::observation::Streams;
 use crate::output::Outputs;
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
+use crate::probe::{Answers, Own};
 use crate::recording::{self, Header};
 
 /// On Nitro instances the board's asset tag is the instance's id.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
 
+/// What takes longer is not waited for at the end: the end of an exchange that nobody closed, or forgetting one.
+const MOMENT: Duration = Duration::from_secs(1);
+
 type Recording = recording::Writer<BufWriter<fs::File>>;
+
+/// What came of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judged {
+    /// Something that was expected did not hold.
+    pub(super) broken: bool,
+    /// An error was found, and that is a failure.
+    pub(super) erred: bool,
+}
+
+impl Judged {
+    /// The exit code, if nothing else is to be said.
+    pub(super) fn code(self) -> u8 {
+        u8::from(self.broken || self.erred)
+    }
+}
 
 /// The pipeline with everything that feeds it and everything that hears it.
 pub(super) struct Session {
     pub(super) names: MachineNames,
     pipeline: Pipeline,
     pub(super) outputs: Outputs,
+    /// What we ask ourselves, where only that is told.
+    own: Option<Own>,
     recording: Option<Recording>,
     procfs: Procfs,
     streams: Streams,
+    /// The last of each driver.
+    readings: Vec<Said>,
     /// Why there is no recording any more.
     stopped: Option<std::io::Error>,
     lost: u64,
@@ -43,10 +68,11 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn begin(
-        config: &Watch,
+        config: &Tracing,
         tracer: &Tracer,
         names: MachineNames,
         missing: Vec<Missing>,
+        errand: &impl Errand,
     ) -> anyhow::Result<Self> {
         let ready = Ready {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -69,16 +95,21 @@ impl Session {
                 .with_context(|| format!("--record {}", path.display()))
         });
         let mut outputs = Outputs::open(&config.telling, header.boot_time)?;
-        tell_what_is_watched(&ready);
+        if !errand.needs_reader() {
+            outputs.outlive_reader();
+        }
+        tell_what_is_watched(&ready, errand.announce());
         outputs.tell(&Event::Ready(header.at, ready))?;
         let pipeline = Pipeline::new(Host { netns: names.netns, instance: header.instance.clone() });
         Ok(Self {
             names,
             pipeline,
             outputs,
+            own: errand.asks_for(),
             recording: recording.transpose()?,
             procfs: Procfs::default(),
             streams: Streams::default(),
+            readings: Vec::new(),
             stopped: None,
             lost: 0,
             unreadable: 0,
@@ -88,11 +119,35 @@ impl Session {
     /// Gives an input to the recording and to the pipeline, in this order: what is told was recorded before.
     fn push(&mut self, input: Input) -> anyhow::Result<()> {
         self.keep(|recording| recording.write(&input));
-        Ok(self.outputs.told(|tell| self.pipeline.push(input, tell))?)
+        self.tell(|pipeline, tell| pipeline.push(input, tell))
+    }
+
+    /// Tells what the pipeline says; only what is our own, at the end, where we ask ourselves.
+    fn tell(&mut self, run: impl FnOnce(&mut Pipeline, &mut dyn FnMut(&Event))) -> anyhow::Result<()> {
+        let pipeline = &mut self.pipeline;
+        match &mut self.own {
+            Some(own) => run(pipeline, &mut |event| own.hear(event)),
+            None => self.outputs.told(|tell| run(pipeline, tell))?,
+        }
+        Ok(())
     }
 
     pub(super) fn fact(&mut self, said: Said) -> anyhow::Result<()> {
         self.push(Input::Fact(Fact { at: now()?, said }))
+    }
+
+    /// Tells what the network card's driver counts, where that has changed.
+    pub(super) fn exceeded(&mut self, readings: Vec<Said>) -> anyhow::Result<()> {
+        for said in readings {
+            if !self.readings.contains(&said) {
+                let Said::LinkLocalExceeded { interface, .. } = &said else { continue };
+                self.readings
+                    .retain(|old| !matches!(old, Said::LinkLocalExceeded { interface: of, .. } if of == interface));
+                self.readings.push(said.clone());
+                self.fact(said)?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells what has changed of the host's surroundings, if anything has.
@@ -138,7 +193,7 @@ impl Session {
             let at = input.at();
             self.push(input)?;
             // At once: the process may not live long.
-            if let Some(detail) = connecting.and_then(|pid| self.procfs.describe(pid)) {
+            if let Some(detail) = connecting.and_then(|pid| self.describe(pid)) {
                 self.push(Input::Fact(Fact { at, said: Said::Process(detail) }))?;
             }
             if at > until {
@@ -149,6 +204,17 @@ impl Session {
             self.outputs.flush()?;
         }
         Ok(taken)
+    }
+
+    /// What /proc says of a process. Where we ask for a container, our own cgroup is not the one that counts.
+    fn describe(&mut self, pid: u32) -> Option<ProcessDetail> {
+        match &self.own {
+            Some(own) if own.is_ours(pid) && own.container().is_some() => None,
+            Some(own) if own.is_ours(pid) => {
+                self.procfs.describe(pid).map(|detail| ProcessDetail { container: None, ..detail })
+            }
+            _ => self.procfs.describe(pid),
+        }
     }
 
     /// Lets time pass: closes what has gone quiet, says what was lost.
@@ -171,6 +237,11 @@ impl Session {
         }
     }
 
+    /// Will nothing of what was seen so far lead to anything within a moment?
+    pub(super) fn is_at_rest(&self, at: Timestamp) -> bool {
+        self.pipeline.due().is_none_or(|due| due > at.after(MOMENT))
+    }
+
     /// Must the run end?
     pub(super) fn must_end(&self) -> bool {
         self.stopped.is_some()
@@ -189,21 +260,25 @@ impl Session {
         self.fact(Said::InHdrErrors { netns: self.names.netns, v4, v6 })
     }
 
-    pub(super) fn finish(mut self, lost: u64) -> anyhow::Result<bool> {
+    /// Ends it: closes what is open and tells the report, and before it what we were answered, if we asked.
+    pub(super) fn finish(mut self, lost: u64, answers: Option<Answers>) -> anyhow::Result<Judged> {
         let at = now()?;
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
         self.keep(recording::Writer::flush);
-        self.outputs.told(|tell| self.pipeline.finish(tell))?;
+        self.tell(|pipeline, tell| pipeline.finish(tell))?;
+        if let Some(own) = self.own.take() {
+            self.outputs.told(|tell| own.tell(answers.as_ref(), tell))?;
+        }
         self.outputs.flush()?;
         match self.stopped {
             Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),
-            None => Ok(!self.outputs.failed()),
+            None => Ok(Judged { broken: self.outputs.broken(), erred: self.outputs.erred() }),
         }
     }
 }
 
-fn tell_what_is_watched(ready: &Ready) {
+fn tell_what_is_watched(ready: &Ready, until: &str) {
     let mut interfaces: Vec<&str> = Vec::new();
     let mut tracepoints: Vec<&str> = Vec::new();
     for hook in &ready.hooks {
@@ -216,7 +291,7 @@ fn tell_what_is_watched(ready: &Ready) {
     }
     let interfaces = if interfaces.is_empty() { "no interface yet".to_owned() } else { interfaces.join(", ") };
     let interfaces = printable(&interfaces, MAX_SHOWN);
-    eprintln!("imds-trace: watching {interfaces} and {}; Ctrl-C ends with the report", tracepoints.join(", "));
+    eprintln!("imds-trace: watching {interfaces} and {}{until}", tracepoints.join(", "));
     for missing in &ready.missing {
         eprintln!("imds-trace: warning: without {}: {}", missing.hook, printable(&missing.why, MAX_SHOWN));
     }

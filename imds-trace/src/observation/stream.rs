@@ -64,17 +64,15 @@ impl Streams {
             return Vec::new();
         }
         let key = Key { interface: hook.interface.index, direction: hook.direction, flow };
-        if !self.streams.contains_key(&key) {
-            let stream = Stream { next: tcp.seq, within: Within::Head(Vec::new()), sent: VecDeque::new() };
-            self.streams.insert(key, stream);
-            self.order.push_back(key);
-            while self.order.len() > MAX_STREAMS {
-                if let Some(oldest) = self.order.pop_front() {
-                    self.streams.remove(&oldest);
-                }
-            }
+        if self.streams.len() >= MAX_STREAMS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.streams.remove(&oldest);
         }
-        let Some(stream) = self.streams.get_mut(&key) else { return Vec::new() };
+        let stream = self.streams.entry(key).or_insert_with(|| {
+            self.order.push_back(key);
+            Stream { next: tcp.seq, within: Within::Head(Vec::new()), sent: VecDeque::new() }
+        });
         if let Some((.., heads)) = stream.sent.iter().find(|(seq, len, _)| (*seq, *len) == (tcp.seq, tcp.len)) {
             return heads.clone();
         }
@@ -251,7 +249,8 @@ mod tests {
     #[test]
     fn a_token_is_marked_as_it_is_issued_and_as_it_is_used() {
         let mut side = Side::new();
-        let mut heads = side.says("HTTP/1.1 200 OK\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nContent-Length: 56\r\n\r\n");
+        let mut heads =
+            side.says("HTTP/1.1 200 OK\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nContent-Length: 56\r\n\r\n");
         heads.extend(side.says(&TOKEN[..30]));
         heads.extend(side.says(&TOKEN[30..]));
         heads.extend(side.says(&format!("GET / HTTP/1.1\r\nx-aws-ec2-metadata-token: {TOKEN}\r\n\r\n")));

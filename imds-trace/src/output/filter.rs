@@ -4,9 +4,6 @@ use crate::config::Filter;
 use crate::event::Event;
 use crate::identity::Attribution;
 
-/// A shorter beginning of a container id is taken for a name.
-const MIN_ID: usize = 4;
-
 impl Filter {
     /// Is anything left out at all?
     pub fn is_empty(&self) -> bool {
@@ -18,7 +15,7 @@ impl Filter {
         match event {
             Event::Exchange(exchange) => self.shows_one(&exchange.who),
             Event::Finding(_, finding) => self.shows_one(&finding.who),
-            Event::Ready(..) | Event::Loss(..) | Event::Report(..) => true,
+            Event::Ready(..) | Event::Loss(..) | Event::Probed(..) | Event::Report(..) => true,
         }
     }
 
@@ -29,10 +26,6 @@ impl Filter {
 
     fn shows_container(&self, who: &Attribution) -> bool {
         let Some(container) = &who.container else { return self.containers.is_empty() };
-        self.containers.is_empty()
-            || self.containers.iter().any(|wanted| {
-                container.name.as_deref() == Some(wanted)
-                    || (wanted.len() >= MIN_ID && container.id.starts_with(wanted))
-            })
+        self.containers.is_empty() || self.containers.iter().any(|wanted| container.is_called(wanted))
     }
 }

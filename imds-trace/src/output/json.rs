@@ -15,12 +15,13 @@ use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
 use crate::printable::json_safe;
-use crate::report::Report;
+use crate::report::{Asserted, Report};
 
 /// The kind.
 pub const KIND: Kind = Kind {
     name: "json",
     explain: "JSON Lines, for programs",
+    needs_path: false,
     open: |stream, boot_time| Box::new(Json { stream, boot_time, line: BytesMut::new() }),
 };
 
@@ -46,6 +47,15 @@ impl Output for Json {
                 ..finding_line(at(when), finding)
             })),
             Event::Loss(when, lost) => Line::Loss { at: at(when), lost },
+            Event::Probed(when, probed) => Line::Probe {
+                at: at(when),
+                target: &probed.target,
+                reached: probed.reached,
+                token: probed.token,
+                read: probed.read,
+                hop_limit: probed.hop_limit,
+                summary: &probed.summary,
+            },
             Event::Report(when, report) => Line::Report(report_line(at(when), report)),
         };
         self.line.clear();
@@ -80,6 +90,15 @@ enum Line<'a> {
     Loss {
         at: String,
         lost: &'a Lost,
+    },
+    Probe {
+        at: String,
+        target: &'a str,
+        reached: bool,
+        token: Option<u16>,
+        read: Option<u16>,
+        hop_limit: HopLimit,
+        summary: &'a str,
     },
     Report(ReportLine<'a>),
 }
@@ -203,6 +222,7 @@ struct ReportLine<'a> {
     containers: Vec<TallyLine<'a>>,
     lost: u64,
     spent: SpentLine,
+    expectations: &'a [Asserted],
 }
 
 #[derive(Serialize)]
@@ -382,6 +402,7 @@ fn report_line(at: String, report: &Report) -> ReportLine<'_> {
             counted_by_kernel: report.spent.counted,
             difference: report.spent.difference(),
         },
+        expectations: &report.expectations,
     }
 }
 

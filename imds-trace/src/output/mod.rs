@@ -2,6 +2,7 @@
 
 mod filter;
 mod json;
+mod junit;
 mod text;
 
 use std::fs::File;
@@ -12,9 +13,14 @@ use thiserror::Error;
 
 use crate::config::Telling;
 use crate::event::Event;
+use crate::expect::Expectations;
 use crate::finding::Severity;
 use crate::net::BootTime;
+use crate::printable::printable;
 use crate::report::{Report, Tallies};
+
+/// Bytes of a sentence on stderr.
+const MAX_SHOWN: usize = 2048;
 
 /// One way of telling.
 pub trait Output {
@@ -31,12 +37,14 @@ pub struct Kind {
     pub name: &'static str,
     /// For whom it is.
     pub explain: &'static str,
+    /// Must it go to a file?
+    pub needs_path: bool,
     /// Begins one that writes to a stream, times told by this boot time.
     pub open: fn(Box<dyn Write>, BootTime) -> Box<dyn Output>,
 }
 
 /// All kinds.
-pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND];
+pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND, junit::KIND];
 
 /// Why something could not be told.
 #[derive(Debug, Error)]
@@ -69,10 +77,16 @@ impl From<io::Error> for Error {
 pub struct Outputs {
     outputs: Vec<Box<dyn Output>>,
     telling: Telling,
+    /// Findings of severity error that were told.
     errors: u64,
+    expectations: Expectations,
+    /// Did something that was asserted not hold?
+    broken: bool,
     /// Of what is shown, where not everything is.
     tallies: Tallies,
     hidden: u64,
+    /// Does telling go on when whoever read stdout went away?
+    outlives_reader: bool,
 }
 
 impl Outputs {
@@ -95,20 +109,36 @@ impl Outputs {
             };
             outputs.push((kind.open)(stream, boot_time));
         }
-        Ok(Self { outputs, telling: telling.clone(), errors: 0, tallies: Tallies::default(), hidden: 0 })
+        Ok(Self {
+            outputs,
+            telling: telling.clone(),
+            errors: 0,
+            expectations: Expectations::new(telling.expectations.clone()),
+            broken: false,
+            tallies: Tallies::default(),
+            hidden: 0,
+            outlives_reader: false,
+        })
     }
 
-    /// Tells an event to all, if it is to be shown.
+    /// Tells an event to all, if it is to be shown. What is not shown counts for what was asserted all the same.
     pub fn tell(&mut self, event: &Event) -> Result<(), Error> {
         let filter = &self.telling.filter;
-        let narrowed;
+        self.expectations.absorb(event);
+        let whole;
         let event = match event {
-            _ if filter.is_empty() => event,
             Event::Report(at, report) => {
-                let shown = self.tallies.finish(report.lost, report.spent);
-                narrowed = Event::Report(*at, Report { hidden: self.hidden, ..shown });
-                &narrowed
+                let mut shown = report.clone();
+                if !filter.is_empty() {
+                    shown = self.tallies.finish(report.lost, report.spent);
+                    shown.hidden = self.hidden;
+                }
+                shown.expectations = self.expectations.judge(report.lost);
+                self.note_broken(&shown);
+                whole = Event::Report(*at, shown);
+                &whole
             }
+            event if filter.is_empty() => event,
             event if filter.shows(event) => {
                 self.tallies.absorb(event);
                 event
@@ -121,10 +151,36 @@ impl Outputs {
         if let Event::Finding(_, finding) = event {
             self.errors += u64::from(finding.severity == Severity::Error);
         }
-        for output in &mut self.outputs {
-            output.tell(event)?;
+        self.each(|output| output.tell(event))
+    }
+
+    /// From now on, that nobody reads stdout any more ends only what went there.
+    pub fn outlive_reader(&mut self) {
+        self.outlives_reader = true;
+    }
+
+    fn each(&mut self, mut act: impl FnMut(&mut dyn Output) -> io::Result<()>) -> Result<(), Error> {
+        let mut number = 0;
+        while let Some(output) = self.outputs.get_mut(number) {
+            match act(output.as_mut()).map_err(Error::from) {
+                Err(Error::Closed) if self.outlives_reader => drop(self.outputs.remove(number)),
+                Err(error) => return Err(error),
+                Ok(()) => number += 1,
+            }
         }
         Ok(())
+    }
+
+    /// Remembers that something asserted did not hold, and says so on stderr if nobody would read it on stdout.
+    fn note_broken(&mut self, report: &Report) {
+        let told = self.telling.outputs.iter().any(|output| output.kind == text::KIND.name && output.path.is_none());
+        for asserted in report.expectations.iter().filter(|asserted| !asserted.held) {
+            self.broken = true;
+            if !told {
+                let (expect, why) = (printable(&asserted.expect, MAX_SHOWN), printable(&asserted.why, MAX_SHOWN));
+                eprintln!("imds-trace: expected {expect}: NOT HELD. {why}");
+            }
+        }
     }
 
     /// Tells what `run` says, until something cannot be told.
@@ -140,14 +196,16 @@ impl Outputs {
 
     /// Hands everything told so far to the system.
     pub fn flush(&mut self) -> Result<(), Error> {
-        for output in &mut self.outputs {
-            output.flush()?;
-        }
-        Ok(())
+        self.each(|output| output.flush())
     }
 
-    /// Did something happen that was asserted not to?
-    pub fn failed(&self) -> bool {
+    /// Did something that was asserted (`--expect`) not hold?
+    pub fn broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Was an error found, and is that a failure (`--exit-code`)?
+    pub fn erred(&self) -> bool {
         self.telling.exit_code && self.errors > 0
     }
 }

@@ -9,18 +9,22 @@ use anstyle::{AnsiColor, Style};
 
 use super::json::rfc3339;
 use super::{Kind, Output};
-use crate::event::{Event, ExchangeEvent, Lost};
+use crate::event::{Event, ExchangeEvent, Lost, Probed};
 use crate::exchange::Exchange;
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::{Attribution, Key};
 use crate::journey::Fate;
 use crate::net::{BootTime, Timestamp, bounded};
 use crate::printable::printable;
-use crate::report::{Report, Tally};
+use crate::report::{Asserted, Report, Tally};
 
 /// The kind.
-pub const KIND: Kind =
-    Kind { name: "text", explain: "for people", open: |stream, boot_time| Box::new(Text { stream, boot_time }) };
+pub const KIND: Kind = Kind {
+    name: "text",
+    explain: "for people",
+    needs_path: false,
+    open: |stream, boot_time| Box::new(Text { stream, boot_time, probed: false }),
+};
 
 const RED: Style = AnsiColor::Red.on_default().bold();
 const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
@@ -40,6 +44,8 @@ const SHORT_ID: usize = 12;
 struct Text {
     stream: Box<dyn Write>,
     boot_time: BootTime,
+    /// What came of a probe has been told: what follows only says why, and what to do.
+    probed: bool,
 }
 
 impl Output for Text {
@@ -47,6 +53,7 @@ impl Output for Text {
         match event {
             // stderr says what is attached.
             Event::Ready(..) => Ok(()),
+            Event::Exchange(_) | Event::Finding(..) if self.probed => Ok(()),
             Event::Exchange(event) => {
                 let line = self.exchange(event);
                 writeln!(self.stream, "{line}")
@@ -65,6 +72,10 @@ impl Output for Text {
             Event::Loss(at, lost) => {
                 writeln!(self.stream, "{}  {RED}lost{RED:#}: {}", self.time(*at), lost_sentence(*lost))
             }
+            Event::Probed(_, probed) => {
+                self.probed = true;
+                self.stream.write_all(tell_probed(probed).as_bytes())
+            }
             Event::Report(_, report) => {
                 let text = self.report(report);
                 self.stream.write_all(text.as_bytes())
@@ -78,10 +89,8 @@ impl Output for Text {
 }
 
 impl Text {
-    /// Wall-clock time of day to the millisecond, UTC.
     fn time(&self, at: Timestamp) -> String {
-        // 2026-01-31T12:34:56.123456789Z
-        rfc3339(at, self.boot_time).get(11..23).unwrap_or("--:--:--.---").to_owned()
+        time(at, self.boot_time)
     }
 
     fn exchange(&self, event: &ExchangeEvent) -> String {
@@ -95,11 +104,13 @@ impl Text {
 
     fn report(&self, report: &Report) -> String {
         let mut out = String::new();
-        let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));
+        if !self.probed {
+            let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));
+        }
         if report.lost.sum() > 0 {
             let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", lost_sentence(report.lost));
         }
-        if report.subjects.is_empty() {
+        if report.subjects.is_empty() && !self.probed {
             let _ = match report.hidden {
                 0 => writeln!(out, "No packet to or from IMDS was seen."),
                 hidden => writeln!(
@@ -109,11 +120,11 @@ impl Text {
                 ),
             };
         }
-        for finding in &report.findings {
+        for found in &report.findings {
             let _ = writeln!(out);
-            self.finding(&mut out, finding);
+            finding(&mut out, found, self.boot_time, !self.probed);
         }
-        if !report.subjects.is_empty() {
+        if !report.subjects.is_empty() && !self.probed {
             let _ = writeln!(out, "\n{BOLD}Who asked{BOLD:#}");
             for tally in &report.subjects {
                 let _ = writeln!(out, "  {}", tally_line(tally));
@@ -132,47 +143,81 @@ impl Text {
         if let Some(difference) = report.spent.difference() {
             let _ = writeln!(out, "\nNote: {difference}.");
         }
+        if !report.expectations.is_empty() {
+            let _ = writeln!(out);
+        }
+        for asserted in &report.expectations {
+            let _ = writeln!(out, "{}", expectation(asserted));
+        }
         out
     }
+}
 
-    fn finding(&self, out: &mut String, finding: &Finding) {
-        let style = style(finding.severity);
-        let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
-        let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.summary, usize::MAX)));
-        if let Some(path) = &finding.path {
-            let _ = writeln!(out);
-            ladder::draw(out, path, finding);
-            let _ = writeln!(out);
-        }
-        let basis = match finding.confidence {
-            Confidence::Certain => "certain: seen in the kernel",
-            Confidence::Likely => "likely: inferred",
-        };
-        let (first, last) = (self.time(finding.first), self.time(finding.last));
-        let when = if finding.count == 1 {
-            format!("once, at {first}")
-        } else {
-            format!("{} times, {first} to {last}", finding.count)
-        };
-        let _ = writeln!(out, "  {}Seen {when} UTC ({basis}).", hop_limit(finding.hop_limit));
-        for (number, command) in finding.remedy.iter().enumerate() {
-            let label = if number == 0 { "Run" } else { "   " };
-            let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
-        }
-        if !finding.lasting.is_empty() {
-            let first = format!("  {DIM}Keep{DIM:#} ");
-            let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.lasting, usize::MAX)));
-        }
-        if !finding.caution.is_empty() {
-            let first = format!("  {DIM}But{DIM:#}  ");
-            let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.caution, usize::MAX)));
-        }
+/// Wall-clock time of day to the millisecond, UTC.
+fn time(at: Timestamp, boot_time: BootTime) -> String {
+    // 2026-01-31T12:34:56.123456789Z
+    rfc3339(at, boot_time).get(11..23).unwrap_or("--:--:--.---").to_owned()
+}
+
+/// What came of a probe: the sentence, then the way.
+fn tell_probed(probed: &Probed) -> String {
+    let style = if probed.reached { BOLD } else { RED };
+    let summary = printable(&probed.summary, usize::MAX);
+    let mut out = paragraph("", "  ", &format!("{style}{summary}{style:#}")) + "\n";
+    if let Some(path) = &probed.path {
+        out.push('\n');
+        ladder::draw(&mut out, path, probed.initial_ttl, probed.copies);
     }
+    out
+}
+
+/// A finding in full: what, where (if the way is to be drawn), how sure, and what to do.
+pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime, draws: bool) {
+    let style = style(finding.severity);
+    let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
+    let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.summary, usize::MAX)));
+    if let Some(path) = finding.path.as_ref().filter(|_| draws) {
+        let _ = writeln!(out);
+        ladder::draw(out, path, finding.who.initial_ttl, finding.count);
+        let _ = writeln!(out);
+    }
+    let basis = match finding.confidence {
+        Confidence::Certain => "certain: seen in the kernel",
+        Confidence::Likely => "likely: inferred",
+    };
+    let (first, last) = (time(finding.first, boot_time), time(finding.last, boot_time));
+    let when = if finding.count == 1 {
+        format!("once, at {first}")
+    } else {
+        format!("{} times, {first} to {last}", finding.count)
+    };
+    let _ = writeln!(out, "  {}Seen {when} UTC ({basis}).", hop_limit(finding.hop_limit));
+    for (number, command) in finding.remedy.iter().enumerate() {
+        let label = if number == 0 { "Run" } else { "   " };
+        let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
+    }
+    if !finding.lasting.is_empty() {
+        let first = format!("  {DIM}Keep{DIM:#} ");
+        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.lasting, usize::MAX)));
+    }
+    if !finding.caution.is_empty() {
+        let first = format!("  {DIM}But{DIM:#}  ");
+        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.caution, usize::MAX)));
+    }
+}
+
+fn expectation(asserted: &Asserted) -> String {
+    let held = if asserted.held { "held".to_owned() } else { format!("{RED}NOT HELD{RED:#}") };
+    let (expect, why) = (printable(&asserted.expect, MAX_PATH), printable(&asserted.why, usize::MAX));
+    paragraph("", "  ", &format!("Expected {BOLD}{expect}{BOLD:#}: {held}. {why}"))
 }
 
 /// Text in lines that fit a terminal. Commands are not broken: they are to be copied.
 fn paragraph(first: &str, further: &str, text: &str) -> String {
-    textwrap::fill(text, textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(further))
+    textwrap::fill(
+        text,
+        textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(further).break_words(false),
+    )
 }
 
 /// How much there was, and how much of it is wrong.
@@ -272,7 +317,7 @@ fn who(who: &Attribution) -> String {
     format!("{}{process}", subject(who))
 }
 
-fn subject(who: &Attribution) -> String {
+pub(super) fn subject(who: &Attribution) -> String {
     match (&who.container, who.by) {
         (Some(container), by) => {
             let name = container.name.as_deref().unwrap_or(bounded(&container.id, SHORT_ID));
@@ -285,7 +330,7 @@ fn subject(who: &Attribution) -> String {
     }
 }
 
-fn lost_sentence(lost: Lost) -> String {
+pub(super) fn lost_sentence(lost: Lost) -> String {
     let Lost { ring_buffer, unreadable, state_evicted } = lost;
     format!(
         "{ring_buffer} records found no room, {unreadable} could not be read, {state_evicted} connections or the like had to be \

@@ -32,7 +32,7 @@ pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions
     let mut hear = |event: &Event| match event {
         Event::Exchange(event) => exchanges.push((**event).clone()),
         Event::Report(_, told) => report = Some(told.clone()),
-        Event::Ready(..) | Event::Finding(..) | Event::Loss(..) => {}
+        Event::Ready(..) | Event::Finding(..) | Event::Loss(..) | Event::Probed(..) => {}
     };
     for input in inputs {
         while let Some(due) = pipeline.due().filter(|due| ticks && due.0 + TICK < input.at().0) {

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use super::RED;
-use crate::finding::{Finding, Path};
+use crate::finding::Path;
 use crate::journey::{Dropped, Fate, Hop};
-use crate::net::Direction;
+use crate::net::{Direction, Ttl};
 use crate::printable::printable;
 
 /// Bytes of an interface's name that are shown; the kernel allows 15.
@@ -18,13 +18,13 @@ struct Rung {
     remark: String,
 }
 
-/// Draws both ways under each other.
-pub fn draw(out: &mut String, path: &Path, finding: &Finding) {
+/// Draws both ways under each other. The request left its socket with this TTL; so many copies were dropped.
+pub fn draw(out: &mut String, path: &Path, initial: Option<Ttl>, copies: u64) {
     let mut outward = rungs(&path.outward.hops);
     let mut inward = rungs(&path.inward.hops);
-    outward.splice(0..0, before(path, finding));
+    outward.splice(0..0, before(path, initial));
     match &path.outward.fate {
-        Fate::Dropped(dropped) => outward.push(dropped_at(dropped, finding.count, path)),
+        Fate::Dropped(dropped) => outward.push(dropped_at(dropped, copies, path)),
         Fate::Delivered | Fate::Unresolved => {
             if let (Some(rung), Some(hop)) = (outward.last_mut(), path.outward.hops.last())
                 && hop.hook.direction == Direction::Egress
@@ -39,7 +39,7 @@ pub fn draw(out: &mut String, path: &Path, finding: &Finding) {
         rung.remark = "← IMDS".to_owned();
     }
     if let Fate::Dropped(dropped) = &path.inward.fate {
-        inward.push(dropped_at(dropped, finding.count, path));
+        inward.push(dropped_at(dropped, copies, path));
     }
     if path.inward.fate != Fate::Delivered && !matches!(path.outward.fate, Fate::Dropped(_)) {
         inward.extend(missed(path));
@@ -73,8 +73,8 @@ fn rungs(hops: &[Hop]) -> Vec<Rung> {
 }
 
 /// What lies between the client's socket and the first hook, if its TTL fell there: namespaces of its own.
-fn before(path: &Path, finding: &Finding) -> Option<Rung> {
-    let (initial, first) = (finding.who.initial_ttl?, path.outward.hops.first()?);
+fn before(path: &Path, initial: Option<Ttl>) -> Option<Rung> {
+    let (initial, first) = (initial?, path.outward.hops.first()?);
     let forwards = initial.0.checked_sub(first.ttl.0).filter(|forwards| *forwards > 0)?;
     let times = if forwards == 1 { "once".to_owned() } else { format!("{forwards} times") };
     Some(Rung {

@@ -1,0 +1,209 @@
+//! What does one packet change about an exchange?
+
+use super::assemble::Sink;
+use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Travel};
+use crate::journey::{Connection, Fate, Hop, Journey};
+use crate::net::{Direction, Timestamp, Ttl};
+use crate::observation::{ResponseHead, TcpFlags};
+
+/// Where a head was: sequence number of the segment, and its place among the heads there.
+pub(super) type Position = (u32, usize);
+
+/// An exchange, and what its assembly needs to know of it.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) exchange: Exchange,
+    pub(super) request_at: Option<Position>,
+    pub(super) response_at: Option<Position>,
+    /// Sequence number of the packet that answered it.
+    answered_by: Option<u32>,
+    pub(super) settled: bool,
+    /// Worth telling: something besides the end of an older connection was seen.
+    pub(super) told: bool,
+}
+
+/// An exchange of which nothing is known but its connection.
+pub(super) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> Exchange {
+    Exchange {
+        id,
+        connection,
+        opened,
+        asked: None,
+        answered: None,
+        closed: None,
+        request: None,
+        response: None,
+        outward: None,
+        inward: None,
+        handshake: false,
+        responded: false,
+        came: None,
+        refusal: None,
+        left: None,
+        discarded: false,
+        issued: None,
+        attempt: None,
+        hop_limit: None,
+        decrements: Decrements::default(),
+    }
+}
+
+impl Live {
+    /// Nothing has happened yet.
+    pub(super) fn new(exchange: Exchange) -> Self {
+        Self { exchange, request_at: None, response_at: None, answered_by: None, settled: false, told: false }
+    }
+
+    /// Is an answer still to come?
+    pub(super) fn waits(&self) -> bool {
+        self.exchange.answered.is_none() && self.exchange.closed.is_none()
+    }
+
+    /// It is over.
+    pub(super) fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
+        if self.exchange.closed.is_none() {
+            self.exchange.closed = Some(at);
+            if self.told {
+                sink(&self.exchange, Moment::Closed);
+            }
+        }
+    }
+
+    /// Nothing more will come of it.
+    pub(super) fn settle(&mut self, sink: &mut Sink<'_>) {
+        if !self.settled {
+            self.settled = true;
+            if self.told && (self.exchange.answered.is_none() || self.exchange.is_late()) {
+                sink(&self.exchange, Moment::Settled);
+            }
+        }
+    }
+
+    /// A packet of its client.
+    pub(super) fn outward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
+        let exchange = &mut self.exchange;
+        if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last()) {
+            // Both numbers from one packet, the one that most hooks saw.
+            if last.hook.direction == Direction::Egress && journey.hops.len() > exchange.decrements.hops {
+                let seen = first.ttl.0.checked_sub(last.ttl.0);
+                exchange.decrements =
+                    Decrements { seen, first: Some((first.ttl, first.hook.direction)), hops: journey.hops.len() };
+            }
+        }
+        // The exchange was asked for in this packet, and in no earlier one.
+        let asks = exchange.request.is_some() && exchange.outward.is_none();
+        self.told |= journey.tcp.flags.opens() || asks || journey.fate != Fate::Delivered;
+        travelled(&mut exchange.outward, journey, exchange.closed.is_some());
+        if asks {
+            sink(exchange, Moment::Asked);
+        }
+        if journey.fate != Fate::Delivered {
+            sink(exchange, Moment::Lost(journey));
+        }
+    }
+
+    /// A packet of the answering side; `answers` if its head is in it.
+    pub(super) fn inward(&mut self, journey: &Journey, answers: Option<&ResponseHead>, sink: &mut Sink<'_>) {
+        let doomed;
+        let journey = if self.is_doomed(journey) {
+            doomed = Journey { fate: Fate::Unresolved, ..journey.clone() };
+            &doomed
+        } else {
+            journey
+        };
+        let exchange = &mut self.exchange;
+        let has_payload = journey.tcp.len > 0;
+        let lost = matches!(journey.fate, Fate::Dropped(_)) && self.answered_by == Some(journey.tcp.seq);
+        if has_payload && lost && exchange.closed.is_none() {
+            // A copy of what seemed to have arrived was dropped, and nobody acknowledged any: it was dropped then as well, unseen.
+            (exchange.answered, exchange.inward, self.answered_by) = (None, None, None);
+        }
+        exchange.handshake |= journey.tcp.flags.has(TcpFlags::SYN);
+        self.told |= answers.is_some() || journey.fate != Fate::Delivered;
+        if has_payload && !exchange.responded {
+            exchange.responded = true;
+            exchange.came = Some(journey.hops.first().map_or(journey.at, |hop| hop.at));
+            // The handshake led here.
+            exchange.inward = None;
+        }
+        if let Some(head) = answers {
+            let grants_token = exchange.imds() == Some(Imds::Token) && head.status == 200;
+            if let Some(hop) =
+                journey.hops.first().filter(|hop| grants_token && hop.hook.direction == Direction::Ingress)
+            {
+                exchange.hop_limit.get_or_insert(hop.ttl);
+            }
+        }
+        if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last())
+            && first.hook.direction == Direction::Ingress
+            && last.hook.direction == Direction::Egress
+            && exchange.decrements.hops == 0
+        {
+            fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
+        }
+        let answered = has_payload && journey.fate == Fate::Delivered && exchange.answered.is_none();
+        if answered {
+            exchange.answered = Some(journey.hops.last().map_or(journey.at, |hop| hop.at));
+            self.answered_by = (!journey.acked).then_some(journey.tcp.seq);
+        }
+        travelled(&mut exchange.inward, journey, exchange.closed.is_some());
+        if answered {
+            sink(exchange, Moment::Answered);
+        }
+        if journey.fate != Fate::Delivered {
+            sink(exchange, Moment::Lost(journey));
+        }
+    }
+
+    /// Does it only seem to have arrived? A copy before it was dropped behind the same hook, where it had the same TTL, and nobody
+    /// acknowledged this one: that its drop was not seen does not mean that there was none.
+    fn is_doomed(&self, journey: &Journey) -> bool {
+        let Some(before) = &self.exchange.inward else { return false };
+        let Fate::Dropped(dropped) = &before.fate else { return false };
+        let same = |(hop, last): (&Hop, &Hop)| hop.hook == last.hook && hop.ttl == last.ttl;
+        let last = journey.hops.last().zip(before.hops.last());
+        !journey.acked && journey.fate == Fate::Delivered && dropped.ttl.0 <= 1 && last.is_some_and(same)
+    }
+}
+
+/// Enters how often a TTL fell between two hooks; the most that was seen, as ways may differ.
+fn fell(seen: &mut Option<u8>, first: Ttl, last: Ttl) {
+    if let Some(decrements) = first.0.checked_sub(last.0) {
+        *seen = Some(seen.map_or(decrements, |known| known.max(decrements)));
+    }
+}
+
+/// Enters how a packet travelled. Bare acknowledgements, FIN and RST tell nothing of the way but that they were lost, and what
+/// happens after the end is not why it ended: of those only the losses are counted.
+fn travelled(travel: &mut Option<Travel>, journey: &Journey, is_over: bool) {
+    let tells = !is_over && journey.carries();
+    let lost = u64::from(journey.fate != Fate::Delivered);
+    let last_lost = (lost > 0).then_some(journey.at);
+    match travel {
+        None if !tells => {}
+        None => {
+            *travel = Some(Travel {
+                hops: journey.hops.clone(),
+                fate: journey.fate.clone(),
+                copies: lost,
+                last_lost,
+                join: journey.join,
+            });
+        }
+        Some(travel) => {
+            travel.copies += lost;
+            travel.last_lost = last_lost.or(travel.last_lost);
+            let better = match (&travel.fate, &journey.fate) {
+                (Fate::Delivered, _) | (Fate::Dropped(_), Fate::Unresolved) => false,
+                (_, Fate::Delivered) => true,
+                (Fate::Unresolved, Fate::Dropped(_)) => true,
+                (Fate::Dropped(_), Fate::Dropped(_)) | (Fate::Unresolved, Fate::Unresolved) => false,
+            };
+            if better && tells {
+                travel.hops.clone_from(&journey.hops);
+                travel.fate = journey.fate.clone();
+                travel.join = journey.join;
+            }
+        }
+    }
+}
