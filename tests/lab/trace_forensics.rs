@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::Lab;
-use crate::trace::{client, go, run_all, watched};
+use crate::trace::{SOON, client, go, run_all, watched};
 
 crate::tests![
     processes_that_are_long_gone_are_named_with_all_that_they_were,
@@ -20,6 +20,7 @@ crate::tests![
     a_token_in_a_command_line_is_masked,
     a_token_that_is_cut_leaves_no_piece,
     a_connect_without_a_route_is_named_too,
+    what_has_no_connect_is_counted,
 ];
 
 type Outcome = Result<(), Failed>;
@@ -178,5 +179,22 @@ fn a_connect_without_a_route_is_named_too(lab: &Lab) -> Outcome {
     expect_equal("its command line", &process["argv"], &json!(["imds-client", "v1"]))?;
     expect_equal("its executable", process["exe"].as_str(), Some("/bin/imds-client"))?;
     expect_equal("its number inside", &process["pid_in_container"], &containers[0].attempts()?[0]["pid"])?;
+    Ok(())
+}
+
+fn what_has_no_connect_is_counted(lab: &Lab) -> Outcome {
+    let (seen, (container, address)) = watched(lab, &["--output", "text={dir}/report.txt"], |_| {
+        let container = lab.host.run(shell("pings", "busybox ping -c 3 -i 0.1 169.254.169.254"))?;
+        let address = container.address().map(|address| address.to_string());
+        go(std::slice::from_ref(&container))?;
+        expect_equal("it was answered", container.wait(SOON)?, 0)?;
+        Ok((container, address.unwrap_or_default()))
+    })?;
+    expect_equal("there is no exchange", seen.exchanges(&container).len(), 0)?;
+    let counted = json!([{"source": address, "destination": "169.254.169.254", "protocol": 1, "packets": 3}]);
+    expect_equal("each counts once", &seen.outcome.report()?["other_packets"], &counted)?;
+    let report = std::fs::read_to_string(seen.outcome.dir.join("report.txt"))?;
+    let sentence = format!("3 ICMP packets from {address} to 169.254.169.254: no connect, not HTTP");
+    expect_that("and is told", report.contains(&sentence), report)?;
     Ok(())
 }

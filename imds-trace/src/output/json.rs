@@ -12,7 +12,7 @@ use crate::event::{Event, ExchangeEvent, Lost, Ready};
 use crate::exchange::{Imds, Refusal, Refused, Software, Travel};
 use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
 use crate::identity::{Ancestor, Container, Key, Process};
-use crate::journey::{Dropped, Fate, Hop, Join};
+use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
 use crate::printable::json_safe;
 use crate::report::{Asserted, Report};
@@ -222,6 +222,7 @@ struct ReportLine<'a> {
     containers: Vec<TallyLine<'a>>,
     lost: u64,
     spent: SpentLine,
+    other_packets: Vec<OtherLine>,
     expectations: &'a [Asserted],
 }
 
@@ -233,6 +234,15 @@ struct TallyLine<'a> {
     unanswered: u64,
     hop_limit: HopLimit,
     findings: &'a [&'static str],
+}
+
+/// Packets that are no TCP.
+#[derive(Serialize)]
+struct OtherLine {
+    source: Option<std::net::IpAddr>,
+    destination: std::net::IpAddr,
+    protocol: u8,
+    packets: u64,
 }
 
 /// Packets lost to a used-up TTL.
@@ -402,8 +412,14 @@ fn report_line(at: String, report: &Report) -> ReportLine<'_> {
             counted_by_kernel: report.spent.counted,
             difference: report.spent.difference(),
         },
+        other_packets: report.other.iter().map(other).collect(),
         expectations: &report.expectations,
     }
+}
+
+fn other(other: &OtherPackets) -> OtherLine {
+    let OtherPackets { source, destination, protocol, packets } = *other;
+    OtherLine { source, destination, protocol, packets }
 }
 
 /// Milliseconds to a tenth of a microsecond.
