@@ -111,7 +111,7 @@ pub struct Network {
     pub ip_id: u16,
     /// TCP or UDP source port; 0 where there is none.
     pub source_port: u16,
-    /// TCP or UDP destination port; 0 where there is none.
+    /// TCP or UDP destination port; of an ICMP packet type and code, as NetFlow has it; 0 where there is none.
     pub destination_port: u16,
     /// 4 or 6.
     pub version: u8,

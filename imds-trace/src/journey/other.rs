@@ -11,6 +11,12 @@ const MAX_PACKETS: usize = 4096;
 /// Sources counted apart at most: a container can choose its source address.
 const MAX_SOURCES: usize = 64;
 
+/// Protocols, and what a ping sends of them (RFC 792, RFC 4443).
+const ICMP: u8 = 1;
+const ECHO: u8 = 8;
+const ICMPV6: u8 = 58;
+const ECHO_V6: u8 = 128;
+
 /// Packets of one kind from one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherPackets {
@@ -45,8 +51,7 @@ impl Others {
     /// Takes in an observation, of TCP too.
     pub fn note(&mut self, observation: &Observation) {
         let Place::Hook(hook) = &observation.place else { return };
-        let is_other = observation.protocol != IPPROTO_TCP && observation.tcp.is_none() && observation.icmp.is_none();
-        if observation.heading != Heading::ToImds || !is_other {
+        if observation.heading != Heading::ToImds || !is_counted(observation) {
             return;
         }
         let destination = observation.flow.destination;
@@ -93,6 +98,18 @@ impl Others {
     }
 }
 
+/// Of ICMP only what asks: this host itself sends IMDS errors about answers whose TTL is used up.
+fn is_counted(observation: &Observation) -> bool {
+    // The kernel half puts type and code where others have their port.
+    let [kind, _] = observation.flow.destination.port.to_be_bytes();
+    match observation.protocol {
+        IPPROTO_TCP => false,
+        ICMP => kind == ECHO,
+        ICMPV6 => kind == ECHO_V6,
+        _ => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +153,18 @@ mod tests {
         }
         let rows: Vec<_> = others.take().into_iter().map(|row| (row.source, row.packets)).collect();
         assert_eq!(rows, [(Some(inside.into()), 3), (Some(outside.into()), 1)]);
+    }
+
+    #[test]
+    fn an_error_about_an_answer_is_no_question() {
+        let mut others = Others::default();
+        for (protocol, kind) in [(ICMP, 11), (ICMP, ECHO), (ICMPV6, 3), (ICMPV6, 135), (ICMPV6, ECHO_V6), (6, 0)] {
+            let mut packet = packet([10, 0, 0, 1], (3, Direction::Egress), 1);
+            (packet.protocol, packet.flow.destination.port) = (protocol, u16::from_be_bytes([kind, 0]));
+            others.note(&packet);
+        }
+        let kinds: Vec<_> = others.take().iter().map(|row| (row.protocol, row.packets)).collect();
+        assert_eq!(kinds, [(ICMP, 1), (ICMPV6, 1)]);
     }
 
     #[test]
