@@ -42,10 +42,11 @@ pub fn observe_v6(ctx: &SockAddrContext) -> i32 {
     let address = address_v6(to);
     // An IPv6 socket that speaks IPv4 (::ffff:a.b.c.d).
     let mapped = address[0] == 0 && address[1] == 0 && address[2] == u32::to_be(0xffff);
-    if mapped && global::is_endpoint_v4(address[3]) {
-        record(4, [address[3], 0, 0, 0], port);
-    } else if global::is_endpoint_v6(&address) {
-        record(6, address, port);
+    let (version, address) = if mapped { (4, [address[3], 0, 0, 0]) } else { (6, address) };
+    let is_watched = if mapped { global::is_endpoint_v4(address[0]) } else { global::is_endpoint_v6(&address) };
+    // In one place: `record` is inlined, and would cost the verifier twice.
+    if is_watched {
+        record(version, address, port);
     }
     PROCEED
 }
