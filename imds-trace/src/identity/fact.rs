@@ -130,9 +130,12 @@ pub fn command_line(text: &str, cut: bool) -> Option<Vec<String>> {
     if cut {
         // Half of an argument may be half of a secret, which no longer looks like one.
         arguments.pop();
-        arguments.push(CUT);
     }
-    (!text.is_empty()).then(|| secret::mask_argv(&arguments))
+    let mut masked = secret::mask_argv(&arguments);
+    if cut {
+        masked.push(CUT.to_owned());
+    }
+    (!text.is_empty()).then_some(masked)
 }
 
 /// The path of these names, the last one first, a NUL behind each; secrets masked. `cut`: it goes on towards the root.
@@ -231,4 +234,34 @@ pub struct ContainerDetail {
     pub pid: Option<u32>,
     /// Its addresses on all its networks.
     pub addresses: Vec<IpAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = r#"{"at":1,"connecting":{"socket":2,"destination":{"address":"169.254.169.254","port":80},"netns":3,"pid":4,
+        "tid":5,"uid":0,"gid":0,"comm":"curl","cgroup":6,"ttl":64}}"#;
+
+    #[test]
+    fn a_connect_is_read_as_it_was_written_before_the_kernel_told_more_and_since() {
+        let mut fact: Fact = serde_json::from_str(OLD).expect("a fact of an older recording");
+        let Said::Connecting(task) = &mut fact.said else { panic!("another fact") };
+        assert_eq!((task.started, task.inner_pid, &task.told), (None, None, &Told::default()));
+        task.started = Some(Timestamp(7));
+        task.told = Told {
+            exe: Some("/usr/bin/curl".into()),
+            argv: Some(vec!["curl".into()]),
+            cgroup: Some("/".into()),
+            ancestors: vec![Ancestor { pid: 1, comm: "init".into() }],
+        };
+        let written = serde_json::to_string(&fact).expect("it can be written");
+        assert_eq!(serde_json::from_str::<Fact>(&written).expect("and read"), fact);
+    }
+
+    #[test]
+    fn a_command_line_that_was_cut_says_so_even_behind_the_name_of_a_secret() {
+        let argv = command_line("curl\0--token\0AQAE", true).expect("there is one");
+        assert_eq!(argv, ["curl", "--token", "…"]);
+    }
 }

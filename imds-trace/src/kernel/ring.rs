@@ -121,6 +121,19 @@ mod tests {
         assert!(read(align(&[0xff; 512])).is_none());
     }
 
+    #[test]
+    fn a_connect_is_read_with_its_task_or_without() {
+        let mut connect = record::Connect::default();
+        connect.header.kind = kind::CONNECT;
+        connect.header.len = size_of::<record::Connect>() as u32;
+        assert!(matches!(read(align(connect.as_bytes())), Some(Record::Connect(_, None))));
+        connect.header.kind = kind::ATTEMPT;
+        connect.header.len += size_of::<record::Task>() as u32;
+        let bytes = [connect.as_bytes(), record::Task::default().as_bytes()].concat();
+        assert!(matches!(read(align(&bytes)), Some(Record::Attempt(_, Some(_)))));
+        assert!(read(&align(&bytes)[..bytes.len() - 8]).is_none());
+    }
+
     fn align(bytes: &[u8]) -> &'static [u8] {
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
         words.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
