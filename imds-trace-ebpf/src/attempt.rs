@@ -1,17 +1,17 @@
 //! Who is about to connect to a watched endpoint? Asked before the kernel looks for a route: a connect that finds none never
 //! changes its socket's state, so nothing else would see it. Always lets the connect go on, and changes nothing.
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr,
-    helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        generated::{bpf_get_current_cgroup_id, bpf_get_current_task},
-    },
-    programs::SockAddrContext,
-};
-use imds_trace_ebpf::record::{Connect, kind};
+use core::ptr::addr_of_mut;
 
-use crate::{drop::read, emit, global, global::offset};
+use aya_ebpf::{bindings::bpf_sock_addr, helpers::generated::bpf_get_current_task, programs::SockAddrContext};
+use imds_trace_ebpf::record::kind;
+
+use crate::{
+    drop::read,
+    emit, global,
+    global::offset,
+    task::{self, ConnectWithTask},
+};
 
 /// The connect goes on.
 const PROCEED: i32 = 1;
@@ -42,10 +42,11 @@ pub fn observe_v6(ctx: &SockAddrContext) -> i32 {
     let address = address_v6(to);
     // An IPv6 socket that speaks IPv4 (::ffff:a.b.c.d).
     let mapped = address[0] == 0 && address[1] == 0 && address[2] == u32::to_be(0xffff);
-    if mapped && global::is_endpoint_v4(address[3]) {
-        record(4, [address[3], 0, 0, 0], port);
-    } else if global::is_endpoint_v6(&address) {
-        record(6, address, port);
+    let (version, address) = if mapped { (4, [address[3], 0, 0, 0]) } else { (6, address) };
+    let is_watched = if mapped { global::is_endpoint_v4(address[0]) } else { global::is_endpoint_v6(&address) };
+    // In one place: `record` is inlined, and would cost the verifier twice.
+    if is_watched {
+        record(version, address, port);
     }
     PROCEED
 }
@@ -67,34 +68,29 @@ fn address_v6(to: *mut bpf_sock_addr) -> [u32; 4] {
 
 #[inline(always)]
 fn record(version: u8, destination: [u32; 4], port: u32) {
-    let Some(mut entry) = emit::reserve::<Connect>() else {
+    let Some(mut entry) = emit::reserve::<ConnectWithTask>() else {
         return;
     };
-    let ids = bpf_get_current_pid_tgid();
-    let owner = bpf_get_current_uid_gid();
     let mut bytes = [0u8; 16];
     for (to, word) in bytes.chunks_exact_mut(4).zip(destination) {
         to.copy_from_slice(&word.to_ne_bytes());
     }
-    let connect = Connect {
-        header: emit::header(kind::ATTEMPT, size_of::<Connect>()),
-        socket: 0,
-        // SAFETY: the helper takes nothing.
-        cgroup: unsafe { bpf_get_current_cgroup_id() },
-        destination: bytes,
-        tgid: (ids >> 32) as u32,
-        tid: ids as u32,
-        uid: owner as u32,
-        gid: (owner >> 32) as u32,
-        netns: netns().unwrap_or(0),
-        destination_port: u16::from_be(port as u16),
-        version,
-        ttl: 0,
-        comm: bpf_get_current_comm().unwrap_or([0; 16]),
-    };
-    // SAFETY: the entry has room for one `Connect`.
-    unsafe { emit::place(&mut entry).write(connect) };
+    let to = emit::place(&mut entry);
+    // SAFETY: the entry has room for one `ConnectWithTask`.
+    unsafe {
+        let connect = addr_of_mut!((*to).connect);
+        addr_of_mut!((*connect).header).write(emit::header(kind::ATTEMPT, size_of::<ConnectWithTask>()));
+        addr_of_mut!((*connect).socket).write(0);
+        addr_of_mut!((*connect).destination).write(bytes);
+        addr_of_mut!((*connect).netns).write(netns().unwrap_or(0));
+        addr_of_mut!((*connect).destination_port).write(u16::from_be(port as u16));
+        addr_of_mut!((*connect).version).write(version);
+        addr_of_mut!((*connect).ttl).write(0);
+        task::name(connect);
+        task::describe(addr_of_mut!((*to).task));
+    }
     entry.submit(0);
+    task::told();
 }
 
 /// The network namespace that the task is in; a socket is mostly in its task's.

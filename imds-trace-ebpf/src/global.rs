@@ -14,8 +14,8 @@ pub static OFFSETS: Offsets = Offsets::absent();
 /// Reads one offset. Volatile, or the compiler would fold the initial value in; the verifier knows the loaded value and removes
 /// what is behind an [`ABSENT`] one.
 macro_rules! offset {
-    ($field:ident) => {
-        $crate::global::read_offset(core::ptr::addr_of!($crate::global::OFFSETS.$field))
+    ($field:ident $([$number:ident])?) => {
+        $crate::global::read_offset(core::ptr::addr_of!($crate::global::OFFSETS.$field$([$number])?))
     };
 }
 pub(crate) use offset;

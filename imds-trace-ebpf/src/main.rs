@@ -9,6 +9,7 @@ mod global;
 mod hook;
 mod packet;
 mod socket;
+mod task;
 
 mod programs {
     use aya_ebpf::{

@@ -355,6 +355,12 @@ fn transport(bytes: &impl Bytes, parsed: &mut Parsed, start: u32, header_len: u3
                     network.destination_port = u16::from_be_bytes([udp[2], udp[3]]);
                 }
             }
+            IPPROTO_ICMP | IPPROTO_ICMPV6 => {
+                let mut kind = [0u8; 2];
+                if bytes.read(start + header_len, &mut kind).is_some() {
+                    network.destination_port = u16::from_be_bytes(kind);
+                }
+            }
             _ => {}
         }
     }

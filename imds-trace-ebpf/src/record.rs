@@ -1,7 +1,11 @@
-//! How are a packet, a drop and a connect written into the ring buffer, and what are the shared names?
+//! How are a packet, a drop, a connect and its task written into the ring buffer, and what are the shared names?
 //!
 //! Integers and byte arrays only, no padding, no `bool`, enum or `Option`: both halves read the same bytes, checked by zerocopy.
 //! All multi-byte integers are in host byte order, ports and TCP numbers included; addresses are in network order.
+
+mod offsets;
+
+pub use offsets::{ABSENT, CONTROLLERS, Offsets};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -17,13 +21,14 @@ pub mod kind {
     pub const PACKET_WITH_PAYLOAD: u32 = 2;
     /// A [`super::Drop`].
     pub const DROP: u32 = 3;
-    /// A [`super::Connect`].
+    /// A [`super::Connect`]; a [`super::Task`] follows if `len` counts it.
     pub const CONNECT: u32 = 4;
     /// A [`super::Connected`].
     pub const CONNECTED: u32 = 5;
     /// A [`super::IcmpError`].
     pub const ICMP_ERROR: u32 = 6;
-    /// A [`super::Connect`] of a task that is about to connect: no route was asked for yet, so its socket and TTL are 0.
+    /// A [`super::Connect`] and a [`super::Task`], of a task that is about to connect: no route was asked for yet, so its socket and
+    /// TTL are 0. What is known of the task comes with this record, not again with the [`CONNECT`] that follows.
     pub const ATTEMPT: u32 = 7;
 }
 
@@ -76,127 +81,6 @@ pub struct Endpoints {
     pub v6_len: u32,
 }
 
-/// An offset that the running kernel does not have.
-pub const ABSENT: u32 = u32::MAX;
-
-/// Where the running kernel keeps what we read, in bytes from the start of the structure named first. From its BTF, set by the
-/// loader before load. [`ABSENT`] where the field does not exist.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Offsets {
-    /// `sk_buff.head`
-    pub skb_head: u32,
-    /// `sk_buff.network_header`
-    pub skb_network_header: u32,
-    /// `sk_buff.protocol`
-    pub skb_protocol: u32,
-    /// `sk_buff.dev`
-    pub skb_dev: u32,
-    /// `sk_buff.sk`
-    pub skb_sk: u32,
-    /// `sk_buff._skb_refdst`
-    pub skb_dst: u32,
-    /// `dst_entry.dev`
-    pub dst_dev: u32,
-    /// `net_device.ifindex`
-    pub dev_ifindex: u32,
-    /// `net_device.name`
-    pub dev_name: u32,
-    /// `net_device.nd_net.net`
-    pub dev_net: u32,
-    /// `net.ns.inum`
-    pub net_inum: u32,
-    /// `task_struct.nsproxy`
-    pub task_nsproxy: u32,
-    /// `nsproxy.net_ns`
-    pub nsproxy_net_ns: u32,
-    /// `net.ipv4.sysctl_ip_default_ttl`
-    pub net_default_ttl: u32,
-    /// `net.ipv6.devconf_all`
-    pub net_v6_devconf_all: u32,
-    /// `ipv6_devconf.hop_limit`
-    pub v6_devconf_hop_limit: u32,
-    /// `sock_common.skc_family`
-    pub skc_family: u32,
-    /// `sock_common.skc_daddr`
-    pub skc_daddr: u32,
-    /// `sock_common.skc_rcv_saddr`
-    pub skc_rcv_saddr: u32,
-    /// `sock_common.skc_v6_daddr`
-    pub skc_v6_daddr: u32,
-    /// `sock_common.skc_v6_rcv_saddr`
-    pub skc_v6_rcv_saddr: u32,
-    /// `sock_common.skc_dport`
-    pub skc_dport: u32,
-    /// `sock_common.skc_net.net`
-    pub skc_net: u32,
-    /// `sock.sk_protocol`
-    pub sk_protocol: u32,
-    /// `sock.sk_err`
-    pub sk_err: u32,
-    /// `inet_sock.inet_sport`
-    pub inet_sport: u32,
-    /// `inet_sock.uc_ttl`
-    pub inet_uc_ttl: u32,
-    /// `inet_sock.pinet6`
-    pub inet_pinet6: u32,
-    /// `ipv6_pinfo.hop_limit`
-    pub pinet6_hop_limit: u32,
-    /// `tcp_sock.snd_una`
-    pub tcp_snd_una: u32,
-    /// `tcp_sock.write_seq`
-    pub tcp_write_seq: u32,
-    /// 1 if `skb:kfree_skb` has a third argument, the reason (Linux 5.17 and later), else 0.
-    pub kfree_skb_has_reason: u32,
-}
-
-impl Default for Offsets {
-    fn default() -> Self {
-        Self::absent()
-    }
-}
-
-impl Offsets {
-    /// Every field [`ABSENT`], no drop reason.
-    pub const fn absent() -> Self {
-        const A: u32 = ABSENT;
-        Self {
-            skb_head: A,
-            skb_network_header: A,
-            skb_protocol: A,
-            skb_dev: A,
-            skb_sk: A,
-            skb_dst: A,
-            dst_dev: A,
-            dev_ifindex: A,
-            dev_name: A,
-            dev_net: A,
-            net_inum: A,
-            task_nsproxy: A,
-            nsproxy_net_ns: A,
-            net_default_ttl: A,
-            net_v6_devconf_all: A,
-            v6_devconf_hop_limit: A,
-            skc_family: A,
-            skc_daddr: A,
-            skc_rcv_saddr: A,
-            skc_v6_daddr: A,
-            skc_v6_rcv_saddr: A,
-            skc_dport: A,
-            skc_net: A,
-            sk_protocol: A,
-            sk_err: A,
-            inet_sport: A,
-            inet_uc_ttl: A,
-            inet_pinet6: A,
-            pinet6_hop_limit: A,
-            tcp_snd_una: A,
-            tcp_write_seq: A,
-            kfree_skb_has_reason: 0,
-        }
-    }
-}
-
 /// What every record begins with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -227,7 +111,7 @@ pub struct Network {
     pub ip_id: u16,
     /// TCP or UDP source port; 0 where there is none.
     pub source_port: u16,
-    /// TCP or UDP destination port; 0 where there is none.
+    /// TCP or UDP destination port; of an ICMP packet type and code, as NetFlow has it; 0 where there is none.
     pub destination_port: u16,
     /// 4 or 6.
     pub version: u8,
@@ -325,6 +209,8 @@ pub struct Connect {
     pub socket: u64,
     /// Version 2 cgroup of the task.
     pub cgroup: u64,
+    /// When the process started, ns since boot; 0 if not known.
+    pub started: u64,
     /// Where it connects to, network order; IPv4 in the first four bytes.
     pub destination: [u8; 16],
     /// Process, in the initial pid namespace.
@@ -335,8 +221,12 @@ pub struct Connect {
     pub uid: u32,
     /// Group, in the initial user namespace.
     pub gid: u32,
-    /// Network namespace (inode number) of the socket.
+    /// Network namespace (inode number) of the socket; of the task in an attempt.
     pub netns: u32,
+    /// Pid namespace (inode number) of the process; 0 if not known.
+    pub pid_namespace: u32,
+    /// Process, in its own pid namespace; 0 if not known.
+    pub inner_pid: u32,
     /// Port it connects to.
     pub destination_port: u16,
     /// 4 or 6.
@@ -345,6 +235,87 @@ pub struct Connect {
     pub ttl: u8,
     /// The task's name, NUL-padded.
     pub comm: [u8; 16],
+}
+
+/// Ancestors read of a task.
+pub const ANCESTORS: usize = 8;
+/// Bytes read of a command line.
+pub const ARGV: usize = 256;
+/// Bytes of a path behind which no further name is begun.
+pub const PATH: usize = 256;
+/// The longest name in a path, its NUL included (`NAME_MAX` of `include/uapi/linux/limits.h`, and one).
+pub const NAME: usize = 256;
+
+/// A process from which another one comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Ancestor {
+    /// Process, in the initial pid namespace; 0 behind the last.
+    pub pid: u32,
+    /// Its name, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// What a task runs and where it comes from. Follows a [`Connect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Task {
+    /// The parent first.
+    pub ancestors: [Ancestor; ANCESTORS],
+    /// Bytes of `argv` that count; the rest is not written.
+    pub argv_len: u16,
+    /// 1 if the command line is longer.
+    pub argv_cut: u8,
+    /// Always 0.
+    pub reserved: u8,
+    /// The command line's beginning, a NUL behind each argument.
+    pub argv: [u8; ARGV],
+    /// Of the executable, in its mount namespace.
+    pub exe: Path,
+    /// Of the cgroup: in the version 2 hierarchy, or if that is its root, in the first of [`CONTROLLERS`] where it is not.
+    pub cgroup: Path,
+}
+
+/// A path from its end to its root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Path {
+    /// Bytes of `names` that count; the rest is not written.
+    pub len: u16,
+    /// One of [`path`].
+    pub state: u16,
+    /// Its names, a NUL behind each, the last one first.
+    pub names: [u8; PATH + NAME],
+}
+
+/// Values of [`Path::state`].
+pub mod path {
+    /// It could not be read.
+    pub const UNKNOWN: u16 = 0;
+    /// It is whole; without names it is the root.
+    pub const WHOLE: u16 = 1;
+    /// It goes on towards the root.
+    pub const CUT: u16 = 2;
+}
+
+impl Default for Path {
+    fn default() -> Self {
+        Self { len: 0, state: path::UNKNOWN, names: [0; PATH + NAME] }
+    }
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self {
+            ancestors: [Ancestor::default(); ANCESTORS],
+            argv_len: 0,
+            argv_cut: 0,
+            reserved: 0,
+            argv: [0; ARGV],
+            exe: Path::default(),
+            cgroup: Path::default(),
+        }
+    }
 }
 
 /// A connecting socket left SYN_SENT ([`kind::CONNECTED`]), for ESTABLISHED or for CLOSE. Says nothing about a task: this runs in

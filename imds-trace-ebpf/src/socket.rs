@@ -1,14 +1,16 @@
 //! Who connects to a watched endpoint? The task is read where it is certain, the port where it is chosen.
 
-use aya_ebpf::{
-    helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated::bpf_get_current_cgroup_id,
-    },
-    programs::RawTracePointContext,
-};
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::programs::RawTracePointContext;
 use imds_trace_ebpf::record::{Connect, Connected, kind};
 
-use crate::{drop::read, emit, global, global::offset};
+use crate::{
+    drop::read,
+    emit, global,
+    global::offset,
+    task::{self, ConnectWithTask},
+};
 
 /// Socket states, `include/net/tcp_states.h`: part of the kernel's promise to user space.
 const TCP_ESTABLISHED: u32 = 1;
@@ -88,29 +90,39 @@ fn ends(sk: *const u8) -> Option<Ends> {
 fn connect(sk: *const u8) -> Option<()> {
     let ends = ends(sk)?;
     let net: *const u8 = read(sk, offset!(skc_net)?)?;
-    let ids = bpf_get_current_pid_tgid();
-    let owner = bpf_get_current_uid_gid();
-    let mut entry = emit::reserve::<Connect>()?;
-    let connect = Connect {
-        header: emit::header(kind::CONNECT, size_of::<Connect>()),
-        socket: sk as u64,
-        // SAFETY: the helper takes nothing.
-        cgroup: unsafe { bpf_get_current_cgroup_id() },
-        destination: ends.destination,
-        tgid: (ids >> 32) as u32,
-        tid: ids as u32,
-        uid: owner as u32,
-        gid: (owner >> 32) as u32,
-        netns: offset!(net_inum).and_then(|at| read(net, at)).unwrap_or(0),
-        destination_port: ends.destination_port,
-        version: ends.version,
-        ttl: initial_ttl(sk, net, ends.version).unwrap_or(0),
-        comm: bpf_get_current_comm().unwrap_or([0; 16]),
-    };
-    // SAFETY: the entry has room for one `Connect`.
-    unsafe { emit::place(&mut entry).write(connect) };
+    if task::take_told() {
+        let mut entry = emit::reserve::<Connect>()?;
+        // SAFETY: the entry has room for one `Connect`.
+        unsafe { write(emit::place(&mut entry), sk, net, &ends, size_of::<Connect>()) };
+        entry.submit(0);
+        return Some(());
+    }
+    let mut entry = emit::reserve::<ConnectWithTask>()?;
+    let to = emit::place(&mut entry);
+    // SAFETY: the entry has room for one `ConnectWithTask`.
+    unsafe {
+        write(addr_of_mut!((*to).connect), sk, net, &ends, size_of::<ConnectWithTask>());
+        task::describe(addr_of_mut!((*to).task));
+    }
     entry.submit(0);
     Some(())
+}
+
+/// # Safety
+/// `to` must have room for one `Connect`.
+#[inline(always)]
+unsafe fn write(to: *mut Connect, sk: *const u8, net: *const u8, ends: &Ends, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        addr_of_mut!((*to).header).write(emit::header(kind::CONNECT, len));
+        addr_of_mut!((*to).socket).write(sk as u64);
+        addr_of_mut!((*to).destination).write(ends.destination);
+        addr_of_mut!((*to).netns).write(offset!(net_inum).and_then(|at| read(net, at)).unwrap_or(0));
+        addr_of_mut!((*to).destination_port).write(ends.destination_port);
+        addr_of_mut!((*to).version).write(ends.version);
+        addr_of_mut!((*to).ttl).write(initial_ttl(sk, net, ends.version).unwrap_or(0));
+        task::name(to);
+    }
 }
 
 /// The TTL that the socket's packets start with: its own setting, else its namespace's.

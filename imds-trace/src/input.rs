@@ -3,7 +3,7 @@
 use imds_trace_ebpf::record;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::fact::{Connected, Connecting, Fact, Said};
+use crate::identity::fact::{self, Ancestor, Connected, Connecting, Fact, Said, Told};
 use crate::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, address};
 pub use crate::observation::Streams;
 use crate::observation::{self, Drop, Hook, Icmp, Observation, Place, Tcp, TcpFlags};
@@ -56,9 +56,9 @@ pub enum Record<'a> {
     /// An ICMP error.
     IcmpError(&'a record::IcmpError),
     /// A task is about to connect.
-    Attempt(&'a record::Connect),
-    /// A connect.
-    Connect(&'a record::Connect),
+    Attempt(&'a record::Connect, Option<&'a record::Task>),
+    /// A connect. Without its task where the attempt told of it.
+    Connect(&'a record::Connect, Option<&'a record::Task>),
     /// The port of one.
     Connected(&'a record::Connected),
 }
@@ -144,9 +144,9 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 icmp: None,
             })
         }
-        Record::Attempt(attempt) => fact(attempt.header.at, Said::Attempting(connecting(attempt))),
-        Record::Connect(connect) => fact(connect.header.at, Said::Connecting(connecting(connect))),
-        Record::Connected(connected) => fact(
+        Record::Attempt(attempt, task) => said(attempt.header.at, Said::Attempting(connecting(attempt, task))),
+        Record::Connect(connect, task) => said(connect.header.at, Said::Connecting(connecting(connect, task))),
+        Record::Connected(connected) => said(
             connected.header.at,
             Said::Connected(Connected {
                 socket: connected.socket,
@@ -161,7 +161,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
     }
 }
 
-fn fact(at: u64, said: Said) -> Input {
+fn said(at: u64, said: Said) -> Input {
     Input::Fact(Fact { at: Timestamp(at), said })
 }
 
@@ -181,7 +181,7 @@ fn callers(drop: &record::Drop, names: &impl Names) -> Vec<String> {
     stack.skip_while(|function| *function != location).skip(1).take(MAX_CALLERS).collect()
 }
 
-fn connecting(connect: &record::Connect) -> Connecting {
+fn connecting(connect: &record::Connect, task: Option<&record::Task>) -> Connecting {
     Connecting {
         socket: connect.socket,
         destination: end(connect.version, connect.destination, connect.destination_port),
@@ -193,7 +193,32 @@ fn connecting(connect: &record::Connect) -> Connecting {
         comm: text(&connect.comm),
         cgroup: connect.cgroup,
         ttl: (connect.ttl != 0).then_some(Ttl(connect.ttl)),
+        started: (connect.started != 0).then_some(Timestamp(connect.started)),
+        pid_namespace: (connect.pid_namespace != 0).then_some(connect.pid_namespace),
+        inner_pid: (connect.inner_pid != 0).then_some(connect.inner_pid),
+        told: task.map(told).unwrap_or_default(),
     }
+}
+
+/// What the kernel half read of a task, secrets masked: nothing else of it is kept.
+fn told(task: &record::Task) -> Told {
+    let ancestors = task.ancestors.iter().take_while(|ancestor| ancestor.pid != 0);
+    Told {
+        exe: path(&task.exe),
+        argv: fact::command_line(&beginning(&task.argv, task.argv_len), task.argv_cut != 0),
+        cgroup: path(&task.cgroup),
+        ancestors: ancestors.map(|ancestor| Ancestor { pid: ancestor.pid, comm: text(&ancestor.comm) }).collect(),
+    }
+}
+
+fn path(path: &record::Path) -> Option<String> {
+    let is_known = path.state != record::path::UNKNOWN;
+    is_known.then(|| fact::path(&beginning(&path.names, path.len), path.state == record::path::CUT))
+}
+
+/// The first `len` bytes, those that were written. What is not UTF-8 becomes U+FFFD.
+fn beginning(bytes: &[u8], len: u16) -> String {
+    String::from_utf8_lossy(&bytes[..usize::from(len).min(bytes.len())]).into_owned()
 }
 
 fn end(version: u8, bytes: [u8; 16], port: u16) -> Endpoint {
@@ -204,4 +229,70 @@ fn end(version: u8, bytes: [u8; 16], port: u16) -> Endpoint {
 fn text(bytes: &[u8; 16]) -> String {
     let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..len]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use imds_trace_ebpf::record::Task;
+
+    use super::*;
+
+    const TOKEN: &str = "AQAEAEXAMPLEtokenEXAMPLEtokenEXAMPLEtoken0123456789abc==";
+
+    /// A task whose command line the kernel half read as far as it does.
+    fn task(argv: &[&str]) -> Task {
+        let whole: Vec<u8> = argv.iter().flat_map(|argument| argument.bytes().chain([0])).collect();
+        // What lay in the ring buffer before.
+        let mut task = Task { argv: [b'x'; record::ARGV], ..Task::default() };
+        let len = whole.len().min(record::ARGV);
+        task.argv[..len].copy_from_slice(&whole[..len]);
+        task.argv_len = len as u16;
+        task.argv_cut = u8::from(whole.len() > len);
+        task
+    }
+
+    fn names(names: &[u8], state: u16) -> record::Path {
+        let mut path = record::Path { names: [b'x'; record::PATH + record::NAME], ..record::Path::default() };
+        path.names[..names.len()].copy_from_slice(names);
+        (path.len, path.state) = (names.len() as u16, state);
+        path
+    }
+
+    #[test]
+    fn a_command_line_is_kept_with_its_secrets_masked() {
+        let header = format!("X-aws-ec2-metadata-token: {TOKEN}");
+        let argv = told(&task(&["curl", "-s", TOKEN, "", "-H", &header])).argv.expect("there is one");
+        assert_eq!(argv, ["curl", "-s", "***", "", "-H", "X-aws-ec2-metadata-token:***"]);
+        assert_eq!(told(&task(&[])).argv, None);
+    }
+
+    #[test]
+    fn of_a_secret_that_is_cut_nothing_is_kept() {
+        for before in 256 - TOKEN.len() - 6..256 {
+            let padding = "a".repeat(before);
+            let argv = told(&task(&["curl", &padding, TOKEN])).argv.expect("there is one");
+            let is_kept = |argument: &String| ["curl", &padding, "***", "…"].contains(&argument.as_str());
+            assert!(argv.iter().all(is_kept), "{before}: {argv:?}");
+            let whole = "curl".len() + 1 + before + 1 + TOKEN.len() < record::ARGV;
+            assert_eq!(argv.last().map(String::as_str), Some(if whole { "***" } else { "…" }), "{before}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_joined_from_its_end() {
+        let exe = names(b"python3.11\0bin\0usr\0", record::path::WHOLE);
+        let told_of = |exe| told(&Task { exe, ..Task::default() }).exe;
+        assert_eq!(told_of(exe).as_deref(), Some("/usr/bin/python3.11"));
+        assert_eq!(told_of(names(b"c\0b\0", record::path::CUT)).as_deref(), Some("…/b/c"));
+        assert_eq!(told_of(names(b"", record::path::WHOLE)).as_deref(), Some("/"));
+        assert_eq!(told_of(names(b"half", record::path::UNKNOWN)), None);
+        assert_eq!(told_of(names(b"\xff\x1b\0", record::path::WHOLE)).as_deref(), Some("/\u{fffd}\u{1b}"));
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_do_no_harm() {
+        let mut task = task(&["a"]);
+        (task.argv_len, task.exe.len, task.exe.state) = (u16::MAX, u16::MAX, 9);
+        assert!(told(&task).argv.is_some_and(|argv| argv.len() == 2));
+    }
 }

@@ -7,7 +7,7 @@ use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
 use crate::identity::{Directory, Query, Said};
 use crate::input::Input;
-use crate::journey::{Connection, END, Joiner, Journey};
+use crate::journey::{Connection, END, Joiner, Journey, Others};
 use crate::net::{Netns, Timestamp, Ttl};
 use crate::report::{Reconciled, Tallies};
 
@@ -24,6 +24,7 @@ pub struct Host {
 #[derive(Debug)]
 pub struct Pipeline {
     joiner: Joiner,
+    others: Others,
     assembler: Assembler,
     interpreter: Interpreter,
     now: Timestamp,
@@ -57,6 +58,7 @@ impl Pipeline {
     pub fn new(host: Host) -> Self {
         Self {
             joiner: Joiner::new(host.netns),
+            others: Others::default(),
             assembler: Assembler::default(),
             interpreter: Interpreter {
                 directory: Directory::new(host.netns),
@@ -95,6 +97,7 @@ impl Pipeline {
         match input {
             Input::Observation(observation) => {
                 self.advance(observation.at, sink);
+                self.others.note(&observation);
                 self.joiner.push(observation);
             }
             Input::Fact(fact) => {
@@ -129,7 +132,8 @@ impl Pipeline {
         let interpreter = &mut self.interpreter;
         let tallies = &mut interpreter.tallies;
         interpreter.ledger.finish(&mut |finding| tell_finding(finding, end, tallies, sink));
-        let report = tallies.finish(self.lost, interpreter.spent);
+        let mut report = tallies.finish(self.lost, interpreter.spent);
+        report.other = self.others.take();
         sink(&Event::Report(end, report));
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::event::{Event, Lost};
 use crate::finding::{Finding, HopLimit};
 use crate::identity::{Attribution, Subject};
+use crate::journey::OtherPackets;
 
 /// Subjects counted apart at most; the rest is counted as lost.
 const MAX_SUBJECTS: usize = 8_192;
@@ -22,6 +23,8 @@ pub struct Report {
     pub lost: Lost,
     /// The kernel's own count beside ours.
     pub spent: Reconciled,
+    /// Packets to IMDS that are no TCP: nothing else is said of them.
+    pub other: Vec<OtherPackets>,
     /// Exchanges that are not shown, as was asked for.
     pub hidden: u64,
     /// What was asserted, and whether it held.

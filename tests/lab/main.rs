@@ -16,7 +16,9 @@ mod trace;
 mod trace_capture;
 mod trace_causes;
 mod trace_drops;
+mod trace_forensics;
 mod trace_frames;
+mod trace_ground_truth;
 mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
@@ -86,6 +88,8 @@ fn main() -> ExitCode {
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),
         ("trace_names", trace_names::TESTS),
+        ("trace_forensics", trace_forensics::TESTS),
+        ("trace_ground_truth", trace_ground_truth::TESTS),
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
         ("trace_causes", trace_causes::TESTS),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::Runtime;
 use crate::net::{Endpoint, Ifindex, Netns, Timestamp, Ttl};
+use crate::secret;
 
 /// One thing that a source said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +91,59 @@ pub struct Connecting {
     pub cgroup: u64,
     /// TTL its packets start with.
     pub ttl: Option<Ttl>,
+    /// When the process started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
+    /// Its pid namespace: the inode number in `/proc/PID/ns/pid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_namespace: Option<u32>,
+    /// Process id in that namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner_pid: Option<u32>,
+    /// What it runs and where it comes from.
+    #[serde(flatten)]
+    pub told: Told,
+}
+
+/// What the kernel told of a task at its connect(). Empty in the connect that follows an attempt: what was said then holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Path of its executable, in its own mount namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exe: Option<String>,
+    /// Its command line, secrets masked; ends in [`CUT`] where it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// Its cgroup path, from the root of the hierarchy.
+    #[serde(default, rename = "cgroup_path", skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Its parent first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Ancestor>,
+}
+
+/// Stands where a command line or a path was cut.
+pub const CUT: &str = "…";
+
+/// The arguments in `text`, a NUL behind each, secrets masked; `None` if there are none. `cut`: the command line goes on.
+pub fn command_line(text: &str, cut: bool) -> Option<Vec<String>> {
+    let mut arguments: Vec<&str> = if cut { text } else { text.trim_end_matches('\0') }.split('\0').collect();
+    if cut {
+        // Half of an argument may be half of a secret, which no longer looks like one.
+        arguments.pop();
+    }
+    let mut masked = secret::mask_argv(&arguments);
+    if cut {
+        masked.push(CUT.to_owned());
+    }
+    (!text.is_empty()).then_some(masked)
+}
+
+/// The path of these names, the last one first, a NUL behind each; secrets masked. `cut`: it goes on towards the root.
+pub fn path(names: &str, cut: bool) -> String {
+    let names: Vec<&str> = names.trim_end_matches('\0').rsplit('\0').collect();
+    let begin = if cut { CUT } else { "" };
+    secret::mask(&format!("{begin}/{}", names.join("/")))
 }
 
 /// A connecting socket got its port.
@@ -121,6 +175,9 @@ pub struct Ancestor {
     pub comm: String,
 }
 
+/// Nanoseconds to which /proc knows the start of a process: `USER_HZ` is 100 on every architecture that Linux has BPF for.
+pub const TICK: u64 = 10_000_000;
+
 /// What /proc says of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessDetail {
@@ -128,6 +185,9 @@ pub struct ProcessDetail {
     pub pid: u32,
     /// Could it be read? If not, it was gone already, and nothing else here is known.
     pub found: bool,
+    /// When it started, to a tick of [`TICK`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
     /// Path of its executable, in its own mount namespace.
     pub exe: Option<String>,
     /// Its command line, secrets masked.
@@ -139,6 +199,22 @@ pub struct ProcessDetail {
     pub container: Option<String>,
     /// Its parent first.
     pub ancestors: Vec<Ancestor>,
+}
+
+impl ProcessDetail {
+    /// Of a process that was gone.
+    pub fn gone(pid: u32) -> Self {
+        Self {
+            pid,
+            found: false,
+            started: None,
+            exe: None,
+            argv: None,
+            cgroup: None,
+            container: None,
+            ancestors: Vec::new(),
+        }
+    }
 }
 
 /// What the engine says of a container. A field that is not known yet is `None`; a later fact adds it.
@@ -165,4 +241,34 @@ pub struct ContainerDetail {
     /// What the engine is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<Runtime>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = r#"{"at":1,"connecting":{"socket":2,"destination":{"address":"169.254.169.254","port":80},"netns":3,"pid":4,
+        "tid":5,"uid":0,"gid":0,"comm":"curl","cgroup":6,"ttl":64}}"#;
+
+    #[test]
+    fn a_connect_is_read_as_it_was_written_before_the_kernel_told_more_and_since() {
+        let mut fact: Fact = serde_json::from_str(OLD).expect("a fact of an older recording");
+        let Said::Connecting(task) = &mut fact.said else { panic!("another fact") };
+        assert_eq!((task.started, task.inner_pid, &task.told), (None, None, &Told::default()));
+        task.started = Some(Timestamp(7));
+        task.told = Told {
+            exe: Some("/usr/bin/curl".into()),
+            argv: Some(vec!["curl".into()]),
+            cgroup: Some("/".into()),
+            ancestors: vec![Ancestor { pid: 1, comm: "init".into() }],
+        };
+        let written = serde_json::to_string(&fact).expect("it can be written");
+        assert_eq!(serde_json::from_str::<Fact>(&written).expect("and read"), fact);
+    }
+
+    #[test]
+    fn a_command_line_that_was_cut_says_so_even_behind_the_name_of_a_secret() {
+        let argv = command_line("curl\0--token\0AQAE", true).expect("there is one");
+        assert_eq!(argv, ["curl", "--token", "…"]);
+    }
 }

@@ -4,7 +4,13 @@
 //! host can forge that. A network namespace may be shared by several containers (`--network container:X`), so it decides only
 //! where one container is in it. An address can be reused within a second and forged with a raw socket: last, and labelled so.
 //!
+//! What the kernel read of the task inside its connect() stands; /proc, which is read a little later, only adds what is unknown
+//! then, and nothing at all if the process there started at another time: the number was given to another one.
+//!
 //! Refuses to guess: what no source said is `None`, and `by` says what the answer rests on.
+//!
+//! Cannot know: who uses a connection after it was opened. A socket may be inherited or handed over (fork, `SCM_RIGHTS`), and a
+//! proxy asks for others: named is the process that connected. Packets without a connect (a raw socket) have no process.
 
 pub mod cgroup;
 pub mod docker;
@@ -97,21 +103,35 @@ impl Container {
 }
 
 /// A process, as reports name it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     /// Process id in the initial pid namespace.
     pub pid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
     /// User id in the initial user namespace.
     pub uid: u32,
+    /// Group id in the initial user namespace.
+    pub gid: u32,
     /// The connecting task's name.
     pub comm: String,
-    /// Path of the executable; `None` if the process was gone before it could be read.
+    /// Path of the executable in its mount namespace; `None` if it could not be read.
     pub exe: Option<String>,
     /// Command line, secrets masked; `None` like `exe`.
     pub argv: Option<Vec<String>>,
-    /// Cgroup path; `None` like `exe`.
+    /// When it started; `None` where the kernel could not tell.
+    pub started: Option<Timestamp>,
+    /// Process id in its own pid namespace; `None` like `started`.
+    pub pid_in_container: Option<u32>,
+    /// That namespace, an inode number; `None` like `started`.
+    pub pid_namespace: Option<u32>,
+    /// The socket's network namespace.
+    pub netns: Netns,
+    /// Version 2 cgroup id.
+    pub cgroup_id: u64,
+    /// Cgroup path; `None` if it could not be read.
     pub cgroup: Option<String>,
-    /// Parent first; empty like `exe`.
+    /// Parent first, up to the first process; empty like `exe`.
     pub ancestors: Vec<Ancestor>,
 }
 
@@ -130,7 +150,7 @@ pub enum Key {
 }
 
 /// To whom an exchange belongs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attribution {
     /// The container; `None` for the host's own processes and where nothing is known (then `by` is [`Key::Unknown`]).
     pub container: Option<Container>,
@@ -141,16 +161,12 @@ pub struct Attribution {
     /// The client's address as it stood in its packets nearest to it.
     pub address: IpAddr,
     /// The TTL its packets started with, from its socket.
-    #[serde(skip)]
     pub initial_ttl: Option<Ttl>,
     /// The network namespace of its socket.
-    #[serde(skip)]
     pub netns: Option<Netns>,
     /// The error with which its connect failed, a number of `errno.h`.
-    #[serde(skip)]
     pub error: Option<u16>,
     /// How long its connect took to fail, if it did.
-    #[serde(skip)]
     pub failed_after: Option<std::time::Duration>,
 }
 
@@ -213,7 +229,7 @@ impl Directory {
                 0
             }
             Said::Process(detail) => {
-                if let (Some(id), Some((netns, cgroup))) = (&detail.container, self.sockets.place_of(detail.pid)) {
+                if let (Some(id), Some((netns, cgroup))) = (&detail.container, self.sockets.place_of(detail)) {
                     let netns = (netns != self.host_netns).then_some(netns);
                     let path = detail.cgroup.as_deref().and_then(cgroup::read_path);
                     let within = path.filter(|within| within.outer.id == *id);
@@ -287,8 +303,9 @@ impl Directory {
             attribution.netns = Some(socket.netns());
             attribution.error = socket.error();
             attribution.failed_after = socket.failed_after();
-            let id = socket
-                .container()
+            let own = socket.container();
+            let id = own
+                .as_deref()
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))
                 .or_else(|| self.containers.of_process(socket.pid(), at).filter(|_| !socket.was_read()));
             if let Some(id) = id {

@@ -6,8 +6,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::cgroup;
-use super::fact::{Ancestor, ProcessDetail};
-use crate::net::{Netns, bounded};
+use super::fact::{self, Ancestor, ProcessDetail, TICK};
+use crate::net::{Netns, Timestamp, bounded};
 use crate::secret;
 
 /// Ancestors read at most.
@@ -44,20 +44,12 @@ impl Procfs {
         // What matters most first. The executable goes with the process: if it is there now, the cgroup was the process's.
         let cgroups = read(&dir.join("cgroup"), MAX_FILE).unwrap_or_default();
         let exe = fs::read_link(dir.join("exe")).ok();
-        let parent = parent(&dir);
+        let (parent, started) = stat(&dir).unzip();
         let argv = argv(&dir);
         let known = self.known.get(&pid);
         let Some(exe) = exe else {
             self.known.remove(&pid);
-            return Some(ProcessDetail {
-                pid,
-                found: false,
-                exe: None,
-                argv: None,
-                cgroup: None,
-                container: None,
-                ancestors: Vec::new(),
-            });
+            return Some(ProcessDetail::gone(pid));
         };
         let ancestors = match (known, parent) {
             (Some((known_parent, detail)), Some(parent)) if *known_parent == parent => detail.ancestors.clone(),
@@ -66,7 +58,7 @@ impl Procfs {
         };
         let exe = Some(bounded(&secret::mask(&exe.to_string_lossy()), MAX_EXE).to_owned());
         let (cgroup, container) = (cgroup_path(&cgroups), cgroup::read(&cgroups).map(|named| named.outer.id));
-        let detail = ProcessDetail { pid, found: true, exe, argv, cgroup, container, ancestors };
+        let detail = ProcessDetail { pid, found: true, started, exe, argv, cgroup, container, ancestors };
         if known.is_some_and(|(_, known)| *known == detail) {
             return None;
         }
@@ -88,7 +80,7 @@ impl Procfs {
             let dir = self.root.join(pid.to_string());
             let Some(comm) = read(&dir.join("comm"), 64) else { break };
             found.push(Ancestor { pid, comm: comm.trim_end().to_owned() });
-            pid = parent(&dir).unwrap_or(0);
+            pid = stat(&dir).map_or(0, |(parent, _)| parent);
         }
         found
     }
@@ -129,20 +121,21 @@ fn read(path: &Path, limit: u64) -> Option<String> {
 
 fn argv(dir: &Path) -> Option<Vec<String>> {
     let text = read(&dir.join("cmdline"), MAX_ARGV)?;
-    let mut arguments: Vec<&str> = text.trim_end_matches('\0').split('\0').collect();
-    if text.len() as u64 >= MAX_ARGV {
-        // Half of an argument may be half of a secret, which no longer looks like one.
-        arguments.pop();
-        arguments.push("…");
-    }
-    (!text.is_empty()).then(|| secret::mask_argv(&arguments))
+    fact::command_line(&text, text.len() as u64 >= MAX_ARGV)
 }
 
-/// The fourth field of `stat`. The second, the name, may hold spaces and brackets: the last bracket ends it.
-fn parent(dir: &Path) -> Option<u32> {
-    let stat = read(&dir.join("stat"), MAX_FILE)?;
+/// Parent and start: fields 4 and 22 of `stat`.
+fn stat(dir: &Path) -> Option<(u32, Timestamp)> {
+    parent_and_start(&read(&dir.join("stat"), MAX_FILE)?)
+}
+
+/// The second field, the name, may hold spaces and brackets: the last bracket ends it.
+fn parent_and_start(stat: &str) -> Option<(u32, Timestamp)> {
     let (_, behind_name) = stat.rsplit_once(')')?;
-    behind_name.split_whitespace().nth(1)?.parse().ok()
+    let mut fields = behind_name.split_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    let ticks: u64 = fields.nth(17)?.parse().ok()?;
+    Some((parent, Timestamp(ticks.saturating_mul(TICK))))
 }
 
 /// The path that says most: the one that names a container, or one in it; else the longest. On a version 1 or hybrid host every controller has its own, some of them `/`.
@@ -170,6 +163,13 @@ mod tests {
         let detail = procfs.describe(std::process::id()).expect("this process is there");
         assert_eq!(detail.ancestors.first().map(|parent| parent.pid), Some(std::os::unix::process::parent_id()));
         assert_eq!(procfs.describe(std::process::id()), None, "nothing new");
+    }
+
+    #[test]
+    fn the_start_is_the_twenty_second_field() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 1234 9 9";
+        assert_eq!(parent_and_start(stat), Some((1, Timestamp(12_340_000_000))));
+        assert_eq!(parent_and_start("7 (a) S 1"), None);
     }
 
     #[test]

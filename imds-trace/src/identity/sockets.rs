@@ -4,7 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::fact::{Connected, Connecting, ProcessDetail};
+use super::cgroup;
+use super::fact::{CUT, Connected, Connecting, ProcessDetail, TICK, Told};
 use super::{Process, Query};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 
@@ -24,7 +25,9 @@ const FAILED: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Socket {
     at: Timestamp,
+    /// Without what it `told`.
     task: Connecting,
+    told: Rc<Told>,
     detail: Option<Rc<ProcessDetail>>,
     /// What it was told when the connection failed.
     error: Option<u16>,
@@ -35,26 +38,39 @@ pub struct Socket {
 impl Socket {
     /// The process that opened it.
     pub fn process(&self) -> Process {
-        let detail = self.detail.as_deref();
+        let (told, detail) = (&self.told, self.detail.as_deref());
+        let exe = told.exe.clone().filter(|exe| !exe.starts_with(CUT));
+        let ancestors = Some(&told.ancestors).filter(|ancestors| !ancestors.is_empty());
         Process {
             pid: self.task.pid,
+            tid: self.task.tid,
             uid: self.task.uid,
+            gid: self.task.gid,
             comm: self.task.comm.clone(),
-            exe: detail.and_then(|detail| detail.exe.clone()),
-            argv: detail.and_then(|detail| detail.argv.clone()),
-            cgroup: detail.and_then(|detail| detail.cgroup.clone()),
-            ancestors: detail.map(|detail| detail.ancestors.clone()).unwrap_or_default(),
+            exe: exe.or_else(|| detail?.exe.clone()).or_else(|| told.exe.clone()),
+            argv: whole(told.argv.as_ref(), detail.and_then(|detail| detail.argv.as_ref())).cloned(),
+            started: self.task.started,
+            pid_in_container: self.task.inner_pid,
+            pid_namespace: self.task.pid_namespace,
+            netns: self.task.netns,
+            cgroup_id: self.task.cgroup,
+            cgroup: told.cgroup.clone().or_else(|| detail?.cgroup.clone()),
+            ancestors: ancestors.or(detail.map(|detail| &detail.ancestors)).cloned().unwrap_or_default(),
         }
     }
 
-    /// Container id from the task's cgroup path.
-    pub fn container(&self) -> Option<&str> {
-        self.detail.as_deref()?.container.as_deref()
+    /// Container id from the task's cgroup path: as /proc said, which knows every hierarchy, else as the kernel told.
+    pub fn container(&self) -> Option<String> {
+        match self.detail.as_deref() {
+            Some(detail) if detail.found => detail.container.clone(),
+            _ => cgroup::read_path(self.told.cgroup.as_deref()?).map(|named| named.outer.id),
+        }
     }
 
     /// Was the task's cgroup path read? Then a missing container id means: none.
     pub fn was_read(&self) -> bool {
-        self.detail.as_deref().is_some_and(|detail| detail.found)
+        let told = self.told.cgroup.as_deref().is_some_and(|path| !path.starts_with(CUT));
+        told || self.detail.as_deref().is_some_and(|detail| detail.found)
     }
 
     /// Its process.
@@ -85,6 +101,25 @@ impl Socket {
     /// TTL its packets start with.
     pub fn ttl(&self) -> Option<Ttl> {
         self.task.ttl
+    }
+}
+
+/// The command line that the kernel told of, or /proc's if that one goes on where the kernel's was cut. A process may have become
+/// another program between the two.
+fn whole<'a>(told: Option<&'a Vec<String>>, read: Option<&'a Vec<String>>) -> Option<&'a Vec<String>> {
+    let Some(told) = told else { return read };
+    let goes_on = |read: &&Vec<String>| match told.split_last() {
+        Some((last, before)) => last == CUT && read.len() > before.len() && read.starts_with(before),
+        None => false,
+    };
+    Some(read.filter(goes_on).unwrap_or(told))
+}
+
+/// Is this /proc's word on the very process that connected? If not, its number was given to another one since.
+fn is_of(detail: &ProcessDetail, task: &Connecting) -> bool {
+    match (detail.started, task.started) {
+        (Some(read), Some(told)) => read.0 / TICK == told.0 / TICK,
+        _ => true,
     }
 }
 
@@ -120,20 +155,31 @@ impl Sockets {
     /// A task connects: a route was found. Gives how many old sockets had to go.
     pub fn connecting(&mut self, at: Timestamp, task: &Connecting) -> u64 {
         let attempt = self.attempting.get(&task.tid).copied();
-        let same = |number: &u64| {
-            self.all
-                .get(number)
-                .is_some_and(|socket| (socket.task.pid, socket.task.destination) == (task.pid, task.destination))
-        };
-        let (number, evicted) = match attempt.filter(same) {
-            Some(number) => {
+        let attempted = attempt.and_then(|number| Some((number, self.all.get(&number)?)));
+        let attempted = attempted
+            .filter(|(_, socket)| (socket.task.pid, socket.task.started) == (task.pid, task.started))
+            .map(|(number, socket)| (number, Rc::clone(&socket.told), socket.task.destination));
+        let (number, evicted) = match attempted {
+            Some((number, _, destination)) if destination == task.destination => {
                 self.attempting.remove(&task.tid);
                 if let Some(socket) = self.all.get_mut(&number) {
-                    socket.task = task.clone();
+                    if task.told != Told::default() {
+                        socket.told = Rc::new(task.told.clone());
+                    }
+                    socket.task = Connecting { told: Told::default(), ..task.clone() };
                 }
                 (number, 0)
             }
-            None => self.enter(at, task),
+            attempted => {
+                let (number, evicted) = self.enter(at, task);
+                // Somebody wrote another destination into the same call.
+                if let (Some((_, told, _)), Some(socket)) = (attempted, self.all.get_mut(&number))
+                    && task.told == Told::default()
+                {
+                    socket.told = told;
+                }
+                (number, evicted)
+            }
         };
         self.connecting.insert(task.socket, number);
         evicted
@@ -143,8 +189,14 @@ impl Sockets {
         let number = self.next;
         self.next += 1;
         // A process says what is new about it right after its connect; silence means that what is known still holds.
-        let detail = self.processes.get(&task.pid).map(|(_, detail)| Rc::clone(detail));
-        self.all.insert(number, Socket { at, task: task.clone(), detail, error: None, failed_after: None });
+        let known = self.processes.get(&task.pid).filter(|(_, detail)| is_of(detail, task));
+        let detail = known.map(|(_, detail)| Rc::clone(detail));
+        // Of many connects of one process most tell the same.
+        let latest = self.latest_of(task.pid).and_then(|latest| self.all.get(&latest));
+        let told = latest.map(|latest| Rc::clone(&latest.told)).filter(|told| **told == task.told);
+        let told = told.unwrap_or_else(|| Rc::new(task.told.clone()));
+        let task = Connecting { told: Told::default(), ..task.clone() };
+        self.all.insert(number, Socket { at, task, told, detail, error: None, failed_after: None });
         self.order.push_back(number);
         let mut evicted = 0;
         while self.order.len() > MAX_SOCKETS {
@@ -194,10 +246,10 @@ impl Sockets {
         }
     }
 
-    /// Where a process that connects stands: namespace and cgroup, of its latest socket.
-    pub fn place_of(&self, pid: u32) -> Option<(Netns, u64)> {
-        let socket = self.all.get(&self.latest_of(pid)?)?;
-        Some((socket.task.netns, socket.task.cgroup))
+    /// Where a process that connects stands: namespace and cgroup, of its latest socket; `None` if /proc spoke of another one.
+    pub fn place_of(&self, detail: &ProcessDetail) -> Option<(Netns, u64)> {
+        let socket = self.all.get(&self.latest_of(detail.pid)?)?;
+        is_of(detail, &socket.task).then_some((socket.task.netns, socket.task.cgroup))
     }
 
     fn latest_of(&self, pid: u32) -> Option<u64> {
@@ -213,11 +265,12 @@ impl Sockets {
         let Some(number) = self.latest_of(detail.pid) else { return };
         let Some(socket) = self.all.get_mut(&number) else { return };
         let place = (socket.task.netns, socket.task.cgroup);
-        let detail = match self.processes.get(&detail.pid) {
-            Some((known_place, known)) if *known_place == place && (!detail.found || **known == *detail) => {
-                Rc::clone(known)
-            }
-            _ => Rc::new(detail.clone()),
+        let found = detail.found && is_of(detail, &socket.task);
+        let known = self.processes.get(&detail.pid).filter(|(at, known)| *at == place && is_of(known, &socket.task));
+        let detail = match known {
+            Some((_, known)) if !found || **known == *detail => Rc::clone(known),
+            _ if found => Rc::new(detail.clone()),
+            _ => Rc::new(ProcessDetail::gone(detail.pid)),
         };
         socket.detail = Some(Rc::clone(&detail));
         let pid = detail.pid;

@@ -1,6 +1,6 @@
 //! Does the directory answer for a moment, and never guess?
 
-use super::fact::{Connected, Connecting, ProcessDetail};
+use super::fact::{Connected, Connecting, ProcessDetail, Told};
 use super::*;
 
 const HOST: Netns = Netns(1);
@@ -18,11 +18,10 @@ fn query(client: &str, isn: u32) -> Query {
     Query { client: end(client), endpoint: end("169.254.169.254:80"), isn: Some(isn), attempt: None }
 }
 
-fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &str, isn: u32) {
-    let destination = end("169.254.169.254:80");
-    let said = Said::Connecting(Connecting {
-        socket: u64::from(isn),
-        destination,
+fn task(socket: u64, pid: u32, netns: u32) -> Connecting {
+    Connecting {
+        socket,
+        destination: end("169.254.169.254:80"),
         netns: Netns(netns),
         pid,
         tid: pid,
@@ -31,12 +30,25 @@ fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &st
         comm: "python3".into(),
         cgroup: 1,
         ttl: Some(Ttl(64)),
-    });
+        started: None,
+        pid_namespace: None,
+        inner_pid: None,
+        told: Told::default(),
+    }
+}
+
+fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &str, isn: u32) {
+    let said = Said::Connecting(task(u64::from(isn), pid, netns));
     directory.learn(&Fact { at: at(ms), said });
+    connected(directory, ms, netns, source, isn);
+}
+
+/// The socket of this number got its port, and its first sequence number is the same.
+fn connected(directory: &mut Directory, ms: u64, netns: u32, source: &str, isn: u32) {
     let said = Said::Connected(Connected {
         socket: u64::from(isn),
         source: end(source),
-        destination,
+        destination: end("169.254.169.254:80"),
         isn,
         netns: Netns(netns),
         established: true,
@@ -49,6 +61,7 @@ fn process(directory: &mut Directory, ms: u64, pid: u32, container: Option<&str>
     let detail = ProcessDetail {
         pid,
         found: true,
+        started: None,
         exe: None,
         argv: None,
         cgroup: None,
@@ -177,15 +190,7 @@ fn a_reused_pid_inherits_nothing_if_its_second_process_was_gone_too_soon() {
     directory.learn(&Fact { at: at(1300), said: Said::ContainerGone { id: "a".into() } });
     container(&mut directory, 1600, "b", Some(30), None);
     connect(&mut directory, 1700, 77, 30, "172.17.0.3:40000", 10);
-    let mut gone = ProcessDetail {
-        pid: 77,
-        found: false,
-        exe: None,
-        argv: None,
-        cgroup: None,
-        container: None,
-        ancestors: vec![],
-    };
+    let mut gone = ProcessDetail::gone(77);
     directory.learn(&Fact { at: at(1701), said: Said::Process(gone.clone()) });
     let who = directory.who(query("172.17.0.3:40000", 10), at(1702));
     assert_eq!((id(&who), who.by), (Some("b"), Key::Netns));
@@ -231,13 +236,10 @@ fn runtime_pod_and_inner_container_come_from_the_cgroup_path() {
     let mut ask = |ms: u64, pid: u32, path: String| {
         connect(&mut directory, ms, pid, 20, "172.17.0.2:40000", pid);
         let detail = ProcessDetail {
-            pid,
             found: true,
-            exe: None,
-            argv: None,
             cgroup: Some(path),
             container: Some(OUTER.into()),
-            ancestors: vec![],
+            ..ProcessDetail::gone(pid)
         };
         directory.learn(&Fact { at: at(ms), said: Said::Process(detail) });
         directory.who(query("172.17.0.2:40000", pid), at(ms + 1)).container.unwrap()
@@ -249,4 +251,88 @@ fn runtime_pod_and_inner_container_come_from_the_cgroup_path() {
     assert_eq!((plain.runtime, plain.inner), (Some(Runtime::Docker), None));
     let other = ask(3000, 9, format!("/docker/{INNER}/docker/{OUTER}"));
     assert_eq!(other.inner, None, "a path that names another container says nothing of this one");
+}
+
+/// A process as the kernel told of it, and then perhaps another of the same number as /proc did.
+fn told(directory: &mut Directory, ms: u64, started: u64, told: Told) {
+    let mut task = task(5, 77, HOST.0);
+    (task.started, task.told) = (Some(at(started)), told);
+    directory.learn(&Fact { at: at(ms), said: Said::Connecting(task) });
+    connected(directory, ms, HOST.0, "10.0.0.1:40000", 5);
+}
+
+fn read(directory: &mut Directory, ms: u64, started: u64, argv: &[&str]) {
+    let detail = ProcessDetail {
+        started: Some(at(started)),
+        found: true,
+        exe: Some("/read".into()),
+        argv: Some(argv.iter().map(|argument| (*argument).to_owned()).collect()),
+        container: Some("a".into()),
+        ..ProcessDetail::gone(77)
+    };
+    directory.learn(&Fact { at: at(ms), said: Said::Process(detail) });
+}
+
+fn argv(arguments: &[&str]) -> Option<Vec<String>> {
+    Some(arguments.iter().map(|argument| (*argument).to_owned()).collect())
+}
+
+#[test]
+fn a_number_given_to_another_process_lends_nothing_of_it() {
+    let mut directory = Directory::new(HOST);
+    told(&mut directory, 1100, 1000, Told { argv: argv(&["first"]), ..Told::default() });
+    read(&mut directory, 1101, 1100, &["second"]);
+    let who = directory.who(query("10.0.0.1:40000", 5), at(1102));
+    let process = who.process.as_ref().expect("it connected");
+    assert_eq!((process.argv.clone(), process.exe.clone()), (argv(&["first"]), None));
+    assert_eq!((id(&who), who.by), (None, Key::Unknown), "nor is it in the other one's container");
+    // And the other way round: what was read of the one is not held to be true of the next.
+    read(&mut directory, 1103, 1000, &["first"]);
+    assert_eq!(id(&directory.who(query("10.0.0.1:40000", 5), at(1104))), Some("a"));
+    told(&mut directory, 1200, 1150, Told::default());
+    assert_eq!(directory.who(query("10.0.0.1:40000", 5), at(1202)).process.unwrap().argv, None);
+}
+
+#[test]
+fn what_the_kernel_said_stands_and_proc_adds_to_it() {
+    let mut directory = Directory::new(HOST);
+    let cut = Told { argv: argv(&["curl", "-s", "…"]), ..Told::default() };
+    told(&mut directory, 1100, 1000, cut);
+    // Within the tick of /proc.
+    read(&mut directory, 1101, 1009, &["curl", "-s", "http://169.254.169.254/"]);
+    let process = directory.who(query("10.0.0.1:40000", 5), at(1102)).process.unwrap();
+    assert_eq!(process.argv, argv(&["curl", "-s", "http://169.254.169.254/"]));
+    assert_eq!(process.exe.as_deref(), Some("/read"));
+    read(&mut directory, 1103, 1000, &["sleep", "1"]);
+    let process = directory.who(query("10.0.0.1:40000", 5), at(1104)).process.unwrap();
+    assert_eq!(process.argv, argv(&["curl", "-s", "…"]), "it has become another program since");
+}
+
+#[test]
+fn the_kernels_word_on_the_cgroup_tells_host_and_container_apart() {
+    let host = |path: &str| {
+        let mut directory = Directory::new(HOST);
+        told(&mut directory, 1100, 1000, Told { cgroup: Some(path.into()), ..Told::default() });
+        directory.learn(&Fact { at: at(1101), said: Said::Process(ProcessDetail::gone(77)) });
+        let who = directory.who(query("10.0.0.1:40000", 5), at(1102));
+        (id(&who).map(str::to_owned), who.by)
+    };
+    let container = "0123456789abcdef".repeat(4);
+    assert_eq!(host(&format!("/docker/{container}")), (Some(container.clone()), Key::Cgroup));
+    assert_eq!(host("/user.slice"), (None, Key::Cgroup));
+    assert_eq!(host("…/deep/down"), (None, Key::Unknown), "what was cut off may have named one");
+}
+
+#[test]
+fn an_attempts_word_holds_for_the_connect_that_follows() {
+    // The second: somebody wrote another destination into the call.
+    for destination in ["169.254.169.254:80", "10.9.9.9:80"] {
+        let mut directory = Directory::new(HOST);
+        let mut attempt = Connecting { destination: end(destination), ..task(0, 77, HOST.0) };
+        attempt.told.argv = argv(&["curl"]);
+        directory.learn(&Fact { at: at(1100), said: Said::Attempting(attempt) });
+        connect(&mut directory, 1101, 77, HOST.0, "10.0.0.1:40000", 5);
+        let process = directory.who(query("10.0.0.1:40000", 5), at(1103)).process;
+        assert_eq!(process.and_then(|process| process.argv), argv(&["curl"]), "{destination}");
+    }
 }

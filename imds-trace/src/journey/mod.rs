@@ -8,12 +8,14 @@
 
 mod connections;
 mod join;
+mod other;
 
 use serde::Serialize;
 
 use crate::net::{Endpoint, Heading, Timestamp, Ttl};
 use crate::observation::{Drop, Head, Hook, Icmp, Tcp, TcpFlags};
 pub use join::{END, Joiner};
+pub use other::{OtherPackets, Others};
 
 /// Numbers connections within one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -10,7 +10,7 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
-use imds_trace_ebpf::record::{Endpoints, MAX_ENDPOINTS, name};
+use imds_trace_ebpf::record::{ABSENT, Endpoints, MAX_ENDPOINTS, name};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use zerocopy::IntoBytes;
 
@@ -62,7 +62,11 @@ impl Tracer {
     /// Loads all programs and attaches those on tracepoints. Nothing is on an interface yet. `verbose` turns the probes' own log
     /// on.
     pub fn load(layout: &Layout, endpoints: &[IpAddr], verbose: bool) -> Result<Self, Error> {
-        let offsets = layout.offsets()?;
+        let mut offsets = layout.offsets()?;
+        if !features::in_first_cgroup_namespace() {
+            // The kernel would tell of the container that this program is in, not of those that it can know.
+            offsets.task_cgroups = ABSENT;
+        }
         let watched = watched(endpoints);
         let log_level: u8 = if verbose { aya_log::Level::Debug as u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()

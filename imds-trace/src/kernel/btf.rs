@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 
 use btf_rs::{Btf, BtfType, Type};
-use imds_trace_ebpf::record::{ABSENT, Offsets};
+use imds_trace_ebpf::record::{self, ABSENT, Offsets};
 
 use super::Error;
+
+/// Controllers that container engines use; on a version 1 host each may have a hierarchy of its own.
+const CONTROLLERS: [&str; record::CONTROLLERS] = ["pids_cgrp_id", "memory_cgrp_id", "cpu_cgrp_id", "freezer_cgrp_id"];
 
 /// The kernel's type information.
 pub struct Layout {
@@ -48,6 +51,39 @@ impl Layout {
             net_inum: must("net.ns.inum")?,
             task_nsproxy: may("task_struct.nsproxy"),
             nsproxy_net_ns: may("nsproxy.net_ns"),
+            task_group_leader: may("task_struct.group_leader"),
+            task_real_parent: may("task_struct.real_parent"),
+            task_tgid: may("task_struct.tgid"),
+            task_comm: may("task_struct.comm"),
+            task_started: self
+                .offset("task_struct.start_boottime")
+                .unwrap_or_else(|| may("task_struct.real_start_time")),
+            task_thread_pid: may("task_struct.thread_pid"),
+            pid_level: may("pid.level"),
+            pid_numbers: may("pid.numbers"),
+            upid_size: self.size("upid").unwrap_or(ABSENT),
+            upid_nr: may("upid.nr"),
+            upid_ns: may("upid.ns"),
+            pid_namespace_inum: may("pid_namespace.ns.inum"),
+            task_mm: may("task_struct.mm"),
+            mm_arg_start: may("mm_struct.arg_start"),
+            mm_arg_end: may("mm_struct.arg_end"),
+            mm_exe_file: may("mm_struct.exe_file"),
+            file_mnt: may("file.f_path.mnt"),
+            file_dentry: may("file.f_path.dentry"),
+            mount_mnt: may("mount.mnt"),
+            mount_parent: may("mount.mnt_parent"),
+            mount_mountpoint: may("mount.mnt_mountpoint"),
+            vfsmount_root: may("vfsmount.mnt_root"),
+            dentry_parent: may("dentry.d_parent"),
+            dentry_name: may("dentry.d_name.name"),
+            task_cgroups: may("task_struct.cgroups"),
+            css_set_cgroup: may("css_set.dfl_cgrp"),
+            css_set_controllers: CONTROLLERS.map(|controller| self.css_set_controller(controller).unwrap_or(ABSENT)),
+            css_cgroup: may("cgroup_subsys_state.cgroup"),
+            cgroup_node: may("cgroup.kn"),
+            node_parent: self.offset("kernfs_node.__parent").unwrap_or_else(|| may("kernfs_node.parent")),
+            node_name: may("kernfs_node.name"),
             net_default_ttl: may("net.ipv4.sysctl_ip_default_ttl"),
             net_v6_devconf_all: may("net.ipv6.devconf_all"),
             v6_devconf_hop_limit: may("ipv6_devconf.hop_limit"),
@@ -85,6 +121,16 @@ impl Layout {
         names
     }
 
+    /// Where `css_set` points to a controller's state, by the controller's name in `enum cgroup_subsys_id`.
+    fn css_set_controller(&self, name: &str) -> Option<u32> {
+        /// Pointers are that long wherever Linux has BPF for 64 bits.
+        const POINTER: u32 = 8;
+        let Type::Enum(all) = self.btf.resolve_types_by_name("cgroup_subsys_id").ok()?.pop()? else { return None };
+        let found =
+            all.members.iter().find(|member| self.btf.resolve_name(*member).is_ok_and(|found| found == name))?;
+        Some(self.offset("css_set.subsys")? + found.val() * POINTER)
+    }
+
     /// Is there a type of this name? A structure is there where the code is that uses it.
     pub fn has_type(&self, name: &str) -> bool {
         self.btf.resolve_types_by_name(name).is_ok_and(|found| !found.is_empty())
@@ -107,14 +153,9 @@ impl Layout {
 
     /// Offset in bytes of `structure.field.field…`; looks into anonymous members. `None` if there is no such field.
     pub fn offset(&self, path: &str) -> Option<u32> {
-        let mut names = path.split('.');
-        let structure = names.next()?;
-        let mut found = self.btf.resolve_types_by_name(structure).ok()?.into_iter().find_map(|found| match found {
-            Type::Struct(found) => Some(found),
-            _ => None,
-        })?;
+        let mut names = path.split('.').peekable();
+        let mut found = self.named(names.next()?)?;
         let mut bits = 0;
-        let mut names = names.peekable();
         while let Some(name) = names.next() {
             let (at, kind) = self.member(&found, name)?;
             bits += at;
@@ -123,6 +164,18 @@ impl Layout {
             }
         }
         Some(bits / 8)
+    }
+
+    /// Size in bytes of a structure.
+    fn size(&self, structure: &str) -> Option<u32> {
+        u32::try_from(self.named(structure)?.size()).ok()
+    }
+
+    fn named(&self, structure: &str) -> Option<btf_rs::Struct> {
+        self.btf.resolve_types_by_name(structure).ok()?.into_iter().find_map(|found| match found {
+            Type::Struct(found) => Some(found),
+            _ => None,
+        })
     }
 
     /// Bit offset and type of a member, in `structure` or in an anonymous member of it.

@@ -32,6 +32,11 @@ pub fn has_tcx(interface: &str) -> bool {
     SchedClassifier::query_tcx(interface, TcAttachType::Ingress).is_ok()
 }
 
+/// Do cgroup paths begin for this process where the kernel's own do? `PROC_CGROUP_INIT_INO` of `include/linux/proc_ns.h`.
+pub fn in_first_cgroup_namespace() -> bool {
+    fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link.as_os_str() == "cgroup:[4026531835]")
+}
+
 /// Where the root of the version 2 cgroup hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid host.
 pub fn cgroup2_root() -> Option<PathBuf> {
     fs::read_to_string("/proc/self/mountinfo").ok().and_then(|mounts| root_of_cgroup2(&mounts))

@@ -45,8 +45,13 @@ pub fn read(bytes: &[u8]) -> Option<Record<'_>> {
             Some(Record::Packet(packet, rest.get(..snapped)?))
         }
         kind::DROP => Some(Record::Drop(record::Drop::ref_from_prefix(bytes).ok()?.0)),
-        kind::CONNECT => Some(Record::Connect(record::Connect::ref_from_prefix(bytes).ok()?.0)),
-        kind::ATTEMPT => Some(Record::Attempt(record::Connect::ref_from_prefix(bytes).ok()?.0)),
+        kind::CONNECT | kind::ATTEMPT => {
+            let (connect, rest) = record::Connect::ref_from_prefix(bytes).ok()?;
+            let is_described = header.len as usize > size_of::<record::Connect>();
+            let task = if is_described { Some(record::Task::ref_from_prefix(rest).ok()?.0) } else { None };
+            let attempt = header.kind == kind::ATTEMPT;
+            Some(if attempt { Record::Attempt(connect, task) } else { Record::Connect(connect, task) })
+        }
         kind::ICMP_ERROR => Some(Record::IcmpError(record::IcmpError::ref_from_prefix(bytes).ok()?.0)),
         kind::CONNECTED => Some(Record::Connected(record::Connected::ref_from_prefix(bytes).ok()?.0)),
         _ => None,
@@ -114,6 +119,19 @@ mod tests {
         assert!(read(&aligned[..size_of::<record::Packet>() + 2]).is_none());
         assert!(read(&[]).is_none());
         assert!(read(align(&[0xff; 512])).is_none());
+    }
+
+    #[test]
+    fn a_connect_is_read_with_its_task_or_without() {
+        let mut connect = record::Connect::default();
+        connect.header.kind = kind::CONNECT;
+        connect.header.len = size_of::<record::Connect>() as u32;
+        assert!(matches!(read(align(connect.as_bytes())), Some(Record::Connect(_, None))));
+        connect.header.kind = kind::ATTEMPT;
+        connect.header.len += size_of::<record::Task>() as u32;
+        let bytes = [connect.as_bytes(), record::Task::default().as_bytes()].concat();
+        assert!(matches!(read(align(&bytes)), Some(Record::Attempt(_, Some(_)))));
+        assert!(read(&align(&bytes)[..bytes.len() - 8]).is_none());
     }
 
     fn align(bytes: &[u8]) -> &'static [u8] {

@@ -179,17 +179,19 @@ impl Session {
             let read = records.next(|bytes| {
                 let record = ring::read(bytes)?;
                 let connecting = match record {
-                    Record::Attempt(connect) | Record::Connect(connect) => Some(connect.tgid),
+                    // Without its task it is the connect of an attempt: /proc was asked then.
+                    Record::Attempt(connect, task) | Record::Connect(connect, task) => task.map(|_| connect.tgid),
                     _ => None,
                 };
                 Some((input::from_record(record, names, streams), connecting))
             });
             let Some(read) = read else { break };
             taken += 1;
-            let Some((input, connecting)) = read else {
+            let Some((mut input, connecting)) = read else {
                 self.unreadable += 1;
                 continue;
             };
+            self.disown(&mut input);
             let at = input.at();
             self.push(input)?;
             // At once: the process may not live long.
@@ -204,6 +206,15 @@ impl Session {
             self.outputs.flush()?;
         }
         Ok(taken)
+    }
+
+    /// Where we ask for somebody, the kernel's word on our own cgroup does not count either.
+    fn disown(&self, input: &mut Input) {
+        if let Input::Fact(Fact { said: Said::Attempting(task) | Said::Connecting(task), .. }) = input
+            && self.own.as_ref().is_some_and(|own| own.is_ours(task.pid))
+        {
+            task.told.cgroup = None;
+        }
     }
 
     /// What /proc says of a process. Where we ask for a container, our own cgroup is not the one that counts.

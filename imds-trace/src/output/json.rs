@@ -11,8 +11,8 @@ use super::{Kind, Output};
 use crate::event::{Event, ExchangeEvent, Lost, Ready};
 use crate::exchange::{Imds, Refusal, Refused, Software, Travel};
 use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
-use crate::identity::{Container, Key, Process};
-use crate::journey::{Dropped, Fate, Hop, Join};
+use crate::identity::{Ancestor, Container, Key, Process};
+use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
 use crate::printable::json_safe;
 use crate::report::{Asserted, Report};
@@ -38,10 +38,14 @@ impl Output for Json {
         let line = match event {
             Event::Ready(when, ready) => Line::Ready { at: at(when), ready },
             Event::Packet(_) => return Ok(()),
-            Event::Exchange(event) => Line::Exchange(Box::new(exchange(at(&event.exchange.opened), event))),
+            Event::Exchange(event) => Line::Exchange(Box::new(ExchangeLine {
+                process: process(&event.who.process, self.boot_time),
+                ..exchange(at(&event.exchange.opened), event)
+            })),
             Event::Finding(when, finding) => Line::Finding(Box::new(FindingLine {
                 first: at(&finding.first),
                 last: at(&finding.last),
+                process: process(&finding.who.process, self.boot_time),
                 ..finding_line(at(when), finding)
             })),
             Event::Loss(when, lost) => Line::Loss { at: at(when), lost },
@@ -121,11 +125,30 @@ struct ExchangeLine<'a> {
     client: Option<&'a Endpoint>,
     endpoint: &'a Endpoint,
     container: &'a Option<Container>,
-    process: &'a Option<Process>,
+    process: Option<ProcessLine<'a>>,
     attributed_by: Key,
     request: Option<TravelLine<'a>>,
     response: Option<TravelLine<'a>>,
     hop_limit: HopLimit,
+}
+
+/// What [`Process`] says, in the same order.
+#[derive(Serialize)]
+struct ProcessLine<'a> {
+    pid: u32,
+    tid: u32,
+    uid: u32,
+    gid: u32,
+    comm: &'a str,
+    exe: Option<&'a str>,
+    argv: Option<&'a [String]>,
+    started: Option<String>,
+    pid_in_container: Option<u32>,
+    pid_namespace: Option<u32>,
+    netns: Option<Netns>,
+    cgroup_id: u64,
+    cgroup: Option<&'a str>,
+    ancestors: &'a [Ancestor],
 }
 
 /// The token that a request carried, if it was issued while tracing.
@@ -179,7 +202,7 @@ struct FindingLine<'a> {
     severity: Severity,
     confidence: Confidence,
     container: &'a Option<Container>,
-    process: &'a Option<Process>,
+    process: Option<ProcessLine<'a>>,
     address: std::net::IpAddr,
     attributed_by: Key,
     count: u64,
@@ -201,6 +224,7 @@ struct ReportLine<'a> {
     containers: Vec<TallyLine<'a>>,
     lost: u64,
     spent: SpentLine,
+    other_packets: Vec<OtherLine>,
     expectations: &'a [Asserted],
 }
 
@@ -212,6 +236,15 @@ struct TallyLine<'a> {
     unanswered: u64,
     hop_limit: HopLimit,
     findings: &'a [&'static str],
+}
+
+/// Packets that are no TCP.
+#[derive(Serialize)]
+struct OtherLine {
+    source: Option<std::net::IpAddr>,
+    destination: std::net::IpAddr,
+    protocol: u8,
+    packets: u64,
 }
 
 /// Packets lost to a used-up TTL.
@@ -244,12 +277,48 @@ fn exchange(at: String, event: &ExchangeEvent) -> ExchangeLine<'_> {
         client: exchange.attempt.is_none().then_some(&exchange.connection.client),
         endpoint: &exchange.connection.endpoint,
         container: &event.who.container,
-        process: &event.who.process,
+        process: None,
         attributed_by: event.who.by,
         request: exchange.outward.as_ref().map(travel),
         response: exchange.response_travel().map(travel),
         hop_limit: event.hop_limit,
     }
+}
+
+fn process(process: &Option<Process>, boot_time: BootTime) -> Option<ProcessLine<'_>> {
+    // Taken apart whole: what a process gains must be told here.
+    let Process {
+        pid,
+        tid,
+        uid,
+        gid,
+        comm,
+        exe,
+        argv,
+        started,
+        pid_in_container,
+        pid_namespace,
+        netns,
+        cgroup_id,
+        cgroup,
+        ancestors,
+    } = process.as_ref()?;
+    Some(ProcessLine {
+        pid: *pid,
+        tid: *tid,
+        uid: *uid,
+        gid: *gid,
+        comm,
+        exe: exe.as_deref(),
+        argv: argv.as_deref(),
+        started: started.map(|started| rfc3339(started, boot_time)),
+        pid_in_container: *pid_in_container,
+        pid_namespace: *pid_namespace,
+        netns: (*netns != Netns::default()).then_some(*netns),
+        cgroup_id: *cgroup_id,
+        cgroup: cgroup.as_deref(),
+        ancestors,
+    })
 }
 
 fn token(token: TokenUse) -> TokenLine {
@@ -306,7 +375,7 @@ fn finding_line(at: String, finding: &Finding) -> FindingLine<'_> {
         severity: finding.severity,
         confidence: finding.confidence,
         container: &finding.who.container,
-        process: &finding.who.process,
+        process: None,
         address: finding.who.address,
         attributed_by: finding.who.by,
         count: finding.count,
@@ -345,8 +414,14 @@ fn report_line(at: String, report: &Report) -> ReportLine<'_> {
             counted_by_kernel: report.spent.counted,
             difference: report.spent.difference(),
         },
+        other_packets: report.other.iter().map(other).collect(),
         expectations: &report.expectations,
     }
+}
+
+fn other(other: &OtherPackets) -> OtherLine {
+    let OtherPackets { source, destination, protocol, packets } = *other;
+    OtherLine { source, destination, protocol, packets }
 }
 
 /// Milliseconds to a tenth of a microsecond.

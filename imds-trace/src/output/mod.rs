@@ -146,6 +146,7 @@ impl Outputs {
                 let mut shown = report.clone();
                 if !filter.is_empty() {
                     shown = self.tallies.finish(report.lost, report.spent);
+                    shown.other.clone_from(&report.other);
                     shown.hidden = self.hidden;
                 }
                 shown.expectations = self.expectations.judge(report.lost);

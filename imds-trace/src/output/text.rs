@@ -14,7 +14,7 @@ use crate::exchange::Exchange;
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::job::{Evidence, Job};
 use crate::identity::{Attribution, Key};
-use crate::journey::Fate;
+use crate::journey::{Fate, OtherPackets};
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
 use crate::report::{Asserted, Report, Tally};
@@ -142,6 +142,9 @@ impl Text {
                 let _ = writeln!(out, "{verdict}");
             }
         }
+        for other in &report.other {
+            let _ = writeln!(out, "\nNote: {}.", other_packets(other));
+        }
         if let Some(difference) = report.spent.difference() {
             let _ = writeln!(out, "\nNote: {difference}.");
         }
@@ -212,6 +215,18 @@ fn expectation(asserted: &Asserted) -> String {
     let held = if asserted.held { "held".to_owned() } else { format!("{RED}NOT HELD{RED:#}") };
     let (expect, why) = (printable(&asserted.expect, MAX_PATH), printable(&asserted.why, usize::MAX));
     paragraph("", "  ", &format!("Expected {BOLD}{expect}{BOLD:#}: {held}. {why}"))
+}
+
+fn other_packets(other: &OtherPackets) -> String {
+    // Numbers of IANA's list of protocols.
+    let protocol = match other.protocol {
+        1 | 58 => "ICMP".to_owned(),
+        17 => "UDP".to_owned(),
+        other => format!("protocol {other}"),
+    };
+    let packets = counted(other.packets, &format!("{protocol} packet"));
+    let source = other.source.map_or("elsewhere".to_owned(), |source| source.to_string());
+    format!("{packets} from {source} to {}: no connect, not HTTP", other.destination)
 }
 
 /// Text in lines that fit a terminal. Commands are not broken: they are to be copied.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use imds_trace::event::Ready;
-use imds_trace::identity::fact::{Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said};
+use imds_trace::identity::fact::{Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
 use imds_trace::input::Input;
 use imds_trace::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
 use imds_trace::observation::Observation;
@@ -136,6 +136,10 @@ impl Scenario {
             comm: connect.comm.clone(),
             cgroup: connect.cgroup.unwrap_or(1),
             ttl: Some(Ttl(connect.ttl.unwrap_or(64))),
+            started: None,
+            pid_namespace: None,
+            inner_pid: None,
+            told: Told::default(),
         });
         let connected = Said::Connected(Connected {
             socket,
@@ -226,6 +230,10 @@ fn attempted(attempt: &Attempt) -> Result<Connecting> {
         comm: attempt.comm.clone(),
         cgroup: 1,
         ttl: None,
+        started: None,
+        pid_namespace: None,
+        inner_pid: None,
+        told: Told::default(),
     })
 }
 
@@ -233,6 +241,7 @@ fn describe(process: &Process) -> Input {
     let detail = ProcessDetail {
         pid: process.pid,
         found: !process.gone,
+        started: None,
         exe: process.exe.clone(),
         argv: process.argv.clone(),
         cgroup: None,

@@ -20,7 +20,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("finding", &["net", "exchange", "journey", "identity"]),
     // An event carries the report, and the report absorbs events: two files of one thing.
     ("event", &["net", "observation", "input", "journey", "exchange", "identity", "finding", "report"]),
-    ("report", &["net", "event", "exchange", "finding", "identity"]),
+    ("report", &["net", "event", "exchange", "finding", "identity", "journey::OtherPackets"]),
     ("expect", &["net", "event", "exchange", "journey", "finding", "identity", "report", "config"]),
     ("probe", &["net", "exchange", "finding", "identity::fact", "journey", "event", "report"]),
     ("pipeline", &["net", "input", "observation", "journey", "exchange", "identity", "finding", "event", "report"]),
