@@ -159,8 +159,9 @@ struct Network<'a> {
 pub fn packet(bytes: &[u8], is_endpoint: impl Fn(IpAddr) -> bool) -> Packet<'_> {
     let Ok(sliced) = LaxSlicedPacket::from_ip(bytes) else { return Packet::Other };
     let Some(network) = network(&sliced, bytes) else { return Packet::Other };
-    if network.protocol == IpNumber::ICMP || network.protocol == IpNumber::IPV6_ICMP {
-        return error(&sliced, &network, is_endpoint).map_or(Packet::Other, Packet::Seen);
+    let is_icmp = network.protocol == IpNumber::ICMP || network.protocol == IpNumber::IPV6_ICMP;
+    if is_icmp && let Some(error) = error(&sliced, &network, &is_endpoint) {
+        return Packet::Seen(error);
     }
     let heading = if is_endpoint(network.destination) {
         Heading::ToImds
@@ -169,8 +170,11 @@ pub fn packet(bytes: &[u8], is_endpoint: impl Fn(IpAddr) -> bool) -> Packet<'_> 
     } else {
         return Packet::Other;
     };
-    if network.protocol != IpNumber::TCP || network.is_fragment {
+    if network.is_fragment {
         return Packet::Other;
+    }
+    if network.protocol != IpNumber::TCP {
+        return no_tcp(&network, heading, is_icmp);
     }
     let Some(TransportSlice::Tcp(segment)) = &sliced.transport else { return Packet::Cut };
     let header = segment.header_slice();
@@ -194,6 +198,26 @@ pub fn packet(bytes: &[u8], is_endpoint: impl Fn(IpAddr) -> bool) -> Packet<'_> 
         tcp: Some(tcp),
         icmp: None,
         payload: &payload[..payload.len().min(tcp.len as usize)],
+    })
+}
+
+/// A packet of another protocol, of which no more is asked than that it was there.
+fn no_tcp<'a>(network: &Network<'a>, heading: Heading, is_icmp: bool) -> Packet<'a> {
+    let two = |at: usize| network.payload.get(at..at + 2).map_or(0, |bytes| u16_at(bytes, 0));
+    // As the kernel half does: type and code of ICMP stand where others have their port.
+    let (source_port, destination_port) = if is_icmp { (0, two(0)) } else { (two(0), two(2)) };
+    Packet::Seen(Seen {
+        heading,
+        flow: Flow {
+            source: Endpoint { address: network.source, port: source_port },
+            destination: Endpoint { address: network.destination, port: destination_port },
+        },
+        ttl: network.ttl,
+        ip_id: network.id,
+        protocol: network.protocol.0,
+        tcp: None,
+        icmp: None,
+        payload: &[],
     })
 }
 
