@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use imds_trace_ebpf::record::MAX_ENDPOINTS;
@@ -269,11 +269,17 @@ pub fn record(path: Option<PathBuf>, outputs: &[OutputSpec]) -> Result<Option<Pa
     let wrong = |path: &PathBuf, why| Err(Error::Record(path.display().to_string(), why));
     match &path {
         Some(path) if path.as_os_str() == "-" => wrong(path, "a recording goes to a file; stdout is for --output"),
-        Some(path) if outputs.iter().any(|output| output.path.as_ref() == Some(path)) => {
+        Some(path) if outputs.iter().any(|output| output.path.as_ref().is_some_and(|other| is_same(other, path))) => {
             wrong(path, "an output goes to the same file")
         }
         _ => Ok(path),
     }
+}
+
+/// Do two paths name the same file, as far as they say themselves: `./a` and `a` do.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let plain = |path: &Path| path.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>();
+    plain(one) == plain(other)
 }
 
 /// Reads `--output`, `KIND` or `KIND=PATH`; without any, text on stdout. `known` are the kinds there are, and whether each must go

@@ -293,10 +293,15 @@ fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
 
 fn v2_only(scope: &Scope<'_>, lost: u64) -> Verdict {
     if let Some((who, v1)) = scope.which(|seen| &seen.v1) {
-        return Err(format!("{who} asked without a token (IMDSv1): {}{}", v1.first, times(v1.count)));
+        let sure = scope.within.iter().chain(&scope.unknown).filter(|seen| seen.v1.count > 0).any(|seen| seen.known);
+        let hedge = if sure { "" } else { " (known by its address only: no socket of it was seen)" };
+        return Err(format!("{who} asked without a token (IMDSv1){hedge}: {}{}", v1.first, times(v1.count)));
     }
     if let Some((who, unread)) = scope.which(|seen| &seen.unread) {
-        return Err(format!("{who} was answered, and it was not seen what it had asked{}", times(unread.count)));
+        return Err(format!(
+            "{who} was answered, and it was not seen what it had asked, or whether with a token{}",
+            times(unread.count)
+        ));
     }
     if lost > 0 {
         let lost = counted_were(lost, "record");
@@ -356,6 +361,8 @@ impl Seen {
         // An answer whose status was not seen may have been any.
         let delivered = answered && status.is_none_or(|status| status == 200);
         match asks {
+            // Whatever the request was: a token was in the answer.
+            _ if answered && exchange.issued.is_some() => self.granted.note(|| happened(exchange)),
             Asks::Token | Asks::Credentials if delivered && status.is_some() => {
                 self.granted.note(|| happened(exchange));
             }
@@ -367,7 +374,8 @@ impl Seen {
         if exchange.imds() == Some(Imds::V1) {
             self.v1.note(|| happened(exchange));
         }
-        if asks == Asks::Unseen && answered {
+        let unread = exchange.request.as_ref().is_some_and(|request| request.cut && !request.token);
+        if (asks == Asks::Unseen || unread) && answered {
             self.unread.note(|| happened(exchange));
         }
     }

@@ -105,6 +105,13 @@ impl Pipeline {
                     self.joiner.uplinks(interfaces);
                 }
                 self.interpreter.note(&fact.said);
+                if let Said::Connected(socket) = &fact.said
+                    && !socket.established
+                    && self.interpreter.surroundings.watched
+                    && !self.joiner.has_seen(socket.isn)
+                {
+                    self.interpreter.directory.unseen(fact.at, socket);
+                }
                 self.lost.state_evicted += self.interpreter.directory.learn(&fact);
             }
             Input::Tick { at } => self.advance(at, sink),
@@ -200,7 +207,8 @@ impl Interpreter {
             sink(&event);
         }
         let (history, host, complete) = (&self.history, &self.surroundings, !self.lossy);
-        let case = Case { exchange, moment, who: &who, hop_limit, history, host, complete };
+        let directory = &self.directory;
+        let case = Case { exchange, moment, who: &who, hop_limit, history, host, directory, complete };
         let tallies = &mut self.tallies;
         let when = match moment {
             Moment::Lost(journey) => journey.at,

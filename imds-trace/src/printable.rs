@@ -39,8 +39,7 @@ pub fn json_safe(text: &str) -> Cow<'_, str> {
 
 /// Moves the cursor, turns the writing direction or takes no room. All are below U+10000. A line's own end is not in a line.
 fn is_unsafe(c: char) -> bool {
-    let invisible =
-        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let invisible = matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     c.is_control() || invisible
 }
 
@@ -56,6 +55,16 @@ pub fn causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// A name as one word of a command: who owns a container's namespace chooses the names in it.
+pub fn shell_word(name: &str) -> String {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "./:,_-@".contains(c);
+    if !name.is_empty() && name.chars().all(harmless) {
+        name.to_owned()
+    } else {
+        format!("'{}'", name.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -74,5 +83,13 @@ mod tests {
     fn a_long_name_is_cut_and_says_so() {
         assert_eq!(printable("abcdef", 3), "abc…");
         assert_eq!(printable("abc", 3), "abc");
+    }
+
+    #[test]
+    fn a_name_in_a_command_is_one_word_and_nothing_else() {
+        assert_eq!(shell_word("br-0123456789ab"), "br-0123456789ab");
+        assert_eq!(shell_word("x;reboot"), "'x;reboot'");
+        assert_eq!(shell_word("it's $(x)"), r"'it'\''s $(x)'");
+        assert_eq!(shell_word(""), "''");
     }
 }

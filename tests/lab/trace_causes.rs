@@ -21,6 +21,7 @@ crate::tests![
     a_server_that_resets_refuses_the_request,
     a_container_without_a_route_never_leaves,
     a_route_that_says_no_is_no_route,
+    a_gateway_that_does_not_answer_is_named,
     a_host_without_a_route_is_named,
     an_answer_that_fails_the_reverse_path_is_named,
     a_request_that_leaves_unmasqueraded_is_named,
@@ -194,6 +195,25 @@ fn a_route_that_says_no_is_no_route(lab: &Lab) -> Outcome {
             asked(lab, client(kind, "put-only"), |own| obstacle::prohibited_route(own, Family::V4, kind))?;
         only_error(&seen, &container, "no-route")?;
     }
+    Ok(())
+}
+
+fn a_gateway_that_does_not_answer_is_named(lab: &Lab) -> Outcome {
+    // The client gives up before ARP does.
+    let (seen, container) = asked(lab, client("lonely", "put-only --timeout-ms 800"), |own| {
+        own.ip("route replace default via 172.17.0.99")?;
+        Ok(Obstacle::default())
+    })?;
+    let finding = only_error(&seen, &container, "no-route")?;
+    expect_says(finding, "no packet of it was seen")?;
+    let remedy = finding["remedy"][0].as_str().unwrap_or_default();
+    expect_that("the command enters the namespace by a process that lives", remedy.starts_with("nsenter -t "), remedy)?;
+    // And after it.
+    let (seen, container) = asked(lab, client("lonelier", "put-only --timeout-ms 6000"), |own| {
+        own.ip("route replace default via 172.17.0.99")?;
+        Ok(Obstacle::default())
+    })?;
+    expect_says(only_error(&seen, &container, "no-route")?, "does not answer")?;
     Ok(())
 }
 

@@ -25,7 +25,8 @@ fn judge(container: &Running, endpoints: &[IpAddr]) -> Vec<Answer> {
     let answer = |status, summary: String| {
         // Names alone: what the values are, only the one who asks should see.
         let format = "'{{range .Config.Env}}{{println .}}{{end}}'";
-        let look = format!("docker inspect --format {format} {} | cut -d= -f1", super::shell_word(&container.name));
+        let look =
+            format!("docker inspect --format {format} {} | cut -d= -f1", crate::printable::shell_word(&container.name));
         Answer::new(Subject::Container(container.name.clone()), status, summary).look(look)
     };
     let is_true = |name: &str| value(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
@@ -64,7 +65,7 @@ fn judge(container: &Running, endpoints: &[IpAddr]) -> Vec<Answer> {
             answer(Status::Ok, format!("{names} is set, and no_proxy spares IMDS."))
         } else {
             let summary = format!("{names} is set, and no_proxy does not name 169.254.169.254: some SDKs send what is for IMDS to the proxy, which is another host.");
-            answer(Status::Warning, summary).mend(format!("docker run --env NO_PROXY=169.254.169.254 --env no_proxy=169.254.169.254 … {}", super::shell_word(&container.name)))
+            answer(Status::Warning, summary).mend(format!("docker run --env NO_PROXY=169.254.169.254 --env no_proxy=169.254.169.254 … {}", crate::printable::shell_word(&container.name)))
         });
     }
     if answers.is_empty() {

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use super::firewall::rules::{Hit, Verdict, walk};
 use super::firewall::{Client, Firewall, Heading};
 use super::sight::Sight;
-use super::{Answer, Check, Status, Subject, shell_word, some_of};
+use super::{Answer, Check, Status, Subject, some_of};
+use crate::printable::shell_word;
 
 /// The check.
 pub const CHECK: Check =

@@ -162,16 +162,6 @@ pub fn doctor(config: Doctor) -> anyhow::Result<u8> {
     Ok(u8::from(config.exit_code && broken))
 }
 
-/// A name as one word of a command: who owns a container's namespace chooses the names in it.
-fn shell_word(name: &str) -> String {
-    let harmless = |c: char| c.is_ascii_alphanumeric() || "./:,_-@".contains(c);
-    if !name.is_empty() && name.chars().all(harmless) {
-        name.to_owned()
-    } else {
-        format!("'{}'", name.replace('\'', r"'\''"))
-    }
-}
-
 /// `1 packet`, `2 packets`.
 fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
@@ -190,14 +180,6 @@ fn some_of(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_in_a_command_is_one_word_and_nothing_else() {
-        assert_eq!(shell_word("br-0123456789ab"), "br-0123456789ab");
-        assert_eq!(shell_word("x;reboot"), "'x;reboot'");
-        assert_eq!(shell_word("it's $(x)"), r"'it'\''s $(x)'");
-        assert_eq!(shell_word(""), "''");
-    }
 
     #[test]
     fn each_check_has_a_name_of_its_own() {

@@ -244,10 +244,13 @@ impl Entry {
         sink: &mut Sink<'_>,
     ) -> usize {
         if let Some(again) = self.live.iter().position(|live| live.request_at == Some(position)) {
+            if journey.contradicted || self.live[again].exchange.request.as_ref() != Some(request) {
+                self.live[again].exchange.request = None;
+            }
             return again;
         }
         let at = journey.hops.first().map_or(journey.at, |hop| hop.at);
-        let needs_another = self.live.back().is_none_or(|last| last.exchange.request.is_some());
+        let needs_another = self.live.back().is_none_or(|last| last.exchange.asked.is_some());
         if needs_another && let Some(last) = self.live.back_mut() {
             if last.exchange.answered.is_some() {
                 // Another request on a connection that was kept alive.
@@ -264,7 +267,7 @@ impl Entry {
         let index = self.live.len() - 1;
         let live = &mut self.live[index];
         live.request_at = Some(position);
-        live.exchange.request = Some(request.clone());
+        live.exchange.request = (!journey.contradicted).then(|| request.clone());
         live.exchange.asked = Some(at);
         // What happened to the SYN matters no more: it led here.
         live.exchange.outward = None;

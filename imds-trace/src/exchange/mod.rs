@@ -90,7 +90,7 @@ pub struct Exchange {
     pub answered: Option<Timestamp>,
     /// When it was over; `None` while it is open.
     pub closed: Option<Timestamp>,
-    /// The request's head.
+    /// The request's head; `None` if it was not seen, or if several that contradict each other were.
     pub request: Option<RequestHead>,
     /// The response's head, as it came in from IMDS; it may not have reached the client.
     pub response: Option<ResponseHead>,

@@ -91,7 +91,7 @@ impl Live {
             }
         }
         // The exchange was asked for in this packet, and in no earlier one.
-        let asks = exchange.request.is_some() && exchange.outward.is_none();
+        let asks = exchange.asked.is_some() && exchange.outward.is_none();
         self.told |= journey.tcp.flags.opens() || asks || journey.fate != Fate::Delivered;
         travelled(&mut exchange.outward, journey, exchange.closed.is_some());
         if asks {

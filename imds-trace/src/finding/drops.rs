@@ -28,10 +28,10 @@ pub(super) enum Cause {
 const FORWARDS: [&str; 2] = ["ip_forward", "ip6_forward"];
 /// Functions that drop for netfilter, by prefix.
 const NETFILTER: [&str; 5] = ["nf_", "nft_", "ipt_", "ip6t_", "xt_"];
-/// Functions that drop what has no route.
-const NO_ROUTE: [&str; 2] = ["ip_error", "ip6_pkt_drop"];
+/// Functions that drop what has no route, or whose next hop does not answer. By prefix.
+const NO_ROUTE: [&str; 5] = ["ip_error", "ip6_pkt_drop", "neigh_", "arp_error_report", "ndisc_error_report"];
 /// Reasons that say so.
-const NO_ROUTE_REASONS: [&str; 2] = ["IP_OUTNOROUTES", "IP_INNOROUTES"];
+const NO_ROUTE_REASONS: [&str; 4] = ["IP_OUTNOROUTES", "IP_INNOROUTES", "NEIGH_FAILED", "NEIGH_CREATEFAIL"];
 /// A client that sends broken packets is refused for them, which is no loss.
 const MALFORMED: [&str; 5] = ["IP_INHDR", "IP_CSUM", "TCP_CSUM", "PKT_TOO_SMALL", "HDR_TRUNC"];
 
@@ -51,7 +51,7 @@ pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
         Cause::Netfilter
     } else if reason == "IP_RPFILTER" {
         Cause::ReversePath
-    } else if NO_ROUTE_REASONS.contains(&reason) || NO_ROUTE.contains(&function) {
+    } else if NO_ROUTE_REASONS.contains(&reason) || NO_ROUTE.iter().any(|prefix| function.starts_with(prefix)) {
         Cause::NoRoute
     } else if heading == Heading::ToImds && MALFORMED.contains(&reason) {
         Cause::Malformed

@@ -62,9 +62,6 @@ pub(super) fn commands(case: &Case<'_>, dropped: &Dropped) -> Vec<String> {
         Some(chain @ ("INPUT" | "OUTPUT" | "FORWARD")) => {
             commands.push(format!("{enter}{iptables} -vnL {chain} --line-numbers"));
         }
-        Some(chain @ ("PREROUTING" | "POSTROUTING")) => {
-            commands.push(format!("{enter}{iptables} -t mangle -vnL {chain} --line-numbers"));
-        }
         _ => commands.push(format!("{enter}{iptables}-save -c")),
     }
     commands.push(format!("{enter}nft -a list ruleset"));
@@ -81,12 +78,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         Some(hook) => format!("at netfilter's {hook} hook"),
         None => "at one of netfilter's hooks".to_owned(),
     };
-    let place = if case.enter(drop.netns).is_empty() { "of this host" } else { "in its own network namespace" };
     let mut verdict = Verdict::certain(
         format!("{:?} {at} {}", failed.heading, drop.netns.0),
         format!(
-            "{} was dropped by a firewall rule {place} {at}{}, and no answer reached the client.",
+            "{} was dropped by a firewall rule of {} {at}{}, and no answer reached the client.",
             failed.packet(&case.subject()),
+            case.whose(drop.netns),
             failed.on()
         ),
     );

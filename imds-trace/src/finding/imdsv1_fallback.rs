@@ -30,6 +30,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let mut verdict = Verdict::certain(status.to_string(), capitalised(summary));
     verdict.waited = Some(forsaken.waited);
+    verdict.remedy = case.probe().into_iter().collect();
     verdict.caution =
         "Mend the token request (see the finding about it); AWS_EC2_METADATA_V1_DISABLED=true makes SDKs fail \
                        openly instead of falling back."

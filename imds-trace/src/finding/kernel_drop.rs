@@ -2,6 +2,7 @@
 
 use super::drops::{Cause, failed};
 use super::{Case, Rule, Severity, Verdict};
+use crate::printable::shell_word;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -24,6 +25,15 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             failed.on()
         ),
     );
+    let enter = case.enter(drop.netns);
+    if let Some(interface) = &drop.interface {
+        verdict.remedy.push(format!("{enter}ip -s -s link show dev {}", shell_word(&interface.name)));
+    }
+    verdict.remedy.push(format!("{enter}nstat -az"));
+    verdict.remedy.push("imds-trace doctor".to_owned());
+    verdict.caution = "The kernel's own word for the reason stands in its include/net/dropreason-core.h, with a line on each; the \
+                       function says where. The counters of interface and namespace show whether other traffic is hit too."
+        .to_owned();
     verdict.path = case.path(None);
     verdict.drop = Some(failed.dropped.clone());
     verdict.weight = failed.weight;

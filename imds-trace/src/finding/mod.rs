@@ -31,9 +31,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::exchange::{Exchange, ExchangeId, Moment, Travel};
-use crate::identity::Attribution;
+use crate::identity::{Attribution, Directory};
 use crate::journey::{Dropped, Fate, Hop, Journey};
 use crate::net::{Netns, Timestamp, Ttl};
+use crate::printable::shell_word;
 pub use drops::{Spent, spent};
 pub use history::{History, TokenUse};
 pub use ledger::Ledger;
@@ -150,6 +151,8 @@ pub struct Case<'a> {
     pub history: &'a History,
     /// What is known of the host.
     pub host: &'a Surroundings,
+    /// Who is who.
+    pub directory: &'a Directory,
     /// Was everything kept so far? If not, what was not seen may have been there.
     pub complete: bool,
 }
@@ -194,11 +197,31 @@ impl<'a> Case<'a> {
 
     /// What goes before a command that is to run in this namespace: nothing in the host's.
     fn enter(&self, netns: Netns) -> String {
-        match &self.who.process {
-            _ if netns == self.host.netns || netns == Netns::default() => String::new(),
-            Some(process) => format!("nsenter -t {} -n ", process.pid),
+        if netns == self.host.netns || netns == Netns::default() {
+            return String::new();
+        }
+        // A container's first process lives as long as it does; the one that asked may be gone, or have been elsewhere.
+        let asked = self.who.process.as_ref().filter(|_| self.who.netns == Some(netns)).map(|process| process.pid);
+        match self.directory.pid_in(netns, self.exchange.opened).or(asked) {
+            Some(pid) => format!("nsenter -t {pid} -n "),
             None => "nsenter -t <pid> -n ".to_owned(),
         }
+    }
+
+    /// Whose namespace it is, in a sentence about the client.
+    fn whose(&self, netns: Netns) -> &'static str {
+        match netns {
+            netns if self.enter(netns).is_empty() => "this host",
+            netns if self.who.netns == Some(netns) => "the client's own network namespace",
+            _ => "a network namespace on its way",
+        }
+    }
+
+    /// The command that asks IMDS from inside the client's container, if it is one.
+    fn probe(&self) -> Option<String> {
+        let container = self.who.container.as_ref()?;
+        let name = container.name.as_deref().unwrap_or(crate::net::bounded(&container.id, 12));
+        Some(format!("imds-trace probe {}", shell_word(name)))
     }
 
     /// What the client asked, e.g. `PUT /latest/api/token`.

@@ -26,22 +26,33 @@ fn never_left(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|_| case.complete)?;
     let endpoint = exchange.connection.endpoint;
     let subject = case.subject();
-    let mut verdict = Verdict::certain(
-        "attempt",
-        capitalised(format!(
-            "{subject} called connect() to {endpoint} and no SYN followed: the kernel found no route for it in the client's \
-             network namespace, or was told to refuse it."
-        )),
-    );
-    verdict.confidence = Confidence::Likely;
-    let enter = match &case.who.process {
-        Some(process) if case.who.netns != Some(case.host.netns) => format!("nsenter -t {} -n ", process.pid),
-        _ => String::new(),
+    let (cause, what) = match case.who.failed_after {
+        None => (
+            "attempt",
+            format!(
+                "{subject} called connect() to {endpoint} and no SYN followed: the kernel found no route for it in the client's \
+                 network namespace, or was told to refuse it."
+            ),
+        ),
+        Some(after) => (
+            "silent",
+            format!(
+                "{subject} called connect() to {endpoint} and gave up after {:.1} s, and no packet of it was seen: it never came \
+                 out of the client's network namespace. The gateway does not answer (ARP, neighbour discovery), or the \
+                 interface is down.",
+                after.as_secs_f64()
+            ),
+        ),
     };
-    verdict.remedy = vec![
-        format!("{enter}ip route get {}", endpoint.address),
-        format!("{enter}ip {}route show table all", if endpoint.address.is_ipv4() { "" } else { "-6 " }),
-    ];
+    let mut verdict = Verdict::certain(cause, capitalised(what));
+    verdict.confidence = Confidence::Likely;
+    let enter = case.who.netns.map(|netns| case.enter(netns)).unwrap_or_default();
+    let family = if endpoint.address.is_ipv4() { "" } else { "-6 " };
+    verdict.remedy = vec![format!("{enter}ip route get {}", endpoint.address)];
+    verdict.remedy.push(match case.who.failed_after {
+        None => format!("{enter}ip {family}route show table all"),
+        Some(_) => format!("{enter}ip {family}neigh show"),
+    });
     Some(verdict)
 }
 
@@ -49,21 +60,26 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
     let failed = failed(case).filter(|failed| failed.cause == Cause::NoRoute)?;
     let drop = &failed.dropped.drop;
     let enter = case.enter(drop.netns);
-    let whose = if enter.is_empty() { "this host" } else { "a network namespace on its way" };
+    let whose = case.whose(drop.netns);
+    let by_neighbour = drop.location.starts_with("neigh_")
+        || drop.location.ends_with("_error_report")
+        || drop.reason.as_deref().is_some_and(|reason| reason.starts_with("NEIGH_"));
+    let why = match by_neighbour {
+        true => format!("the next hop that {whose} has for it does not answer (ARP, neighbour discovery)"),
+        false => format!("{whose} has no route for it, or one that refuses it"),
+    };
     let mut verdict = Verdict::certain(
         format!("{:?} {} {}", failed.heading, drop.location, drop.netns.0),
-        format!(
-            "{} was dropped in {}{}: {whose} has no route for it, or one that refuses it.",
-            failed.packet(&case.subject()),
-            drop.location,
-            failed.on()
-        ),
+        format!("{} was dropped in {}{}: {why}.", failed.packet(&case.subject()), drop.location, failed.on()),
     );
     let address = match failed.heading {
         crate::net::Heading::ToImds => case.exchange.connection.endpoint.address,
         crate::net::Heading::FromImds => case.who.address,
     };
-    verdict.remedy = vec![format!("{enter}ip route get {address}"), format!("{enter}ip rule show")];
+    verdict.remedy = vec![
+        format!("{enter}ip route get {address}"),
+        format!("{enter}ip {} show", if by_neighbour { "neigh" } else { "rule" }),
+    ];
     verdict.path = case.path(None);
     verdict.drop = Some(failed.dropped.clone());
     verdict.weight = failed.weight;

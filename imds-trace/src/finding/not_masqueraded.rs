@@ -6,6 +6,7 @@ use super::unanswered::{Unanswered, unanswered};
 use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::journey::Hop;
 use crate::net::Direction;
+use crate::printable::shell_word;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -42,8 +43,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.remedy = vec![
         format!("{iptables} -t nat -vnL POSTROUTING --line-numbers"),
         format!(
-            "{iptables} -t nat -A POSTROUTING -d {}/{bits} -o {interface} -j MASQUERADE",
-            exchange.connection.endpoint.address
+            "{iptables} -t nat -I POSTROUTING 1 -d {}/{bits} -o {} -j MASQUERADE",
+            exchange.connection.endpoint.address,
+            shell_word(interface)
         ),
     ];
     verdict.caution = "Docker masquerades its bridges unless told not to (daemon option --ip-masq=false, network option \

@@ -78,9 +78,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         (true, _) => "from beyond this host".to_owned(),
         (false, Some(dropped)) => {
             let at = hook(dropped).map(|hook| format!(" at netfilter's {hook} hook")).unwrap_or_default();
-            let own = case.enter(dropped.drop.netns).is_empty();
-            let where_ = if own { "this host" } else { "the client's own network namespace" };
-            format!("from {where_}: a firewall rule rejects it{at}")
+            let whose = case.whose(dropped.drop.netns);
+            format!("from {whose}: a firewall rule rejects it{at}")
         }
         (false, None) => "from this host: it never came in from outside".to_owned(),
     };

@@ -3,6 +3,7 @@
 use super::drops::{Cause, failed};
 use super::{Case, Rule, Severity, Verdict};
 use crate::net::Heading;
+use crate::printable::shell_word;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -19,22 +20,25 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let interface = drop.interface.as_ref().map_or("<interface>", |interface| interface.name.as_str());
     let subject = case.subject();
     let what = failed.packet(&subject);
-    let back = match failed.heading {
-        Heading::FromImds => "to IMDS",
-        Heading::ToImds => "to the client",
+    let (back, source) = match failed.heading {
+        Heading::FromImds => ("to IMDS", case.exchange.connection.endpoint.address),
+        Heading::ToImds => ("to the client", case.who.address),
     };
     let mut verdict = Verdict::certain(
         format!("{:?} {interface} {}", failed.heading, drop.netns.0),
         format!(
-            "{what} was dropped by reverse-path filtering on {interface}: by this host's routes the way back {back} does not \
-             lead out by that interface, and no answer reached the client."
+            "{what} was dropped by reverse-path filtering on {interface}: by the routes of {} the way back {back} does not \
+             lead out by that interface, and no answer reached the client.",
+            case.whose(drop.netns)
         ),
     );
-    let (enter, endpoint) = (case.enter(drop.netns), case.exchange.connection.endpoint.address);
+    let enter = case.enter(drop.netns);
+    // With slashes: an interface's name may have dots.
+    let setting = shell_word(&format!("net/ipv4/conf/{interface}/rp_filter=2"));
     verdict.remedy = vec![
-        format!("{enter}ip route get {endpoint}"),
+        format!("{enter}ip route get {source}"),
         format!("{enter}ip rule show"),
-        format!("{enter}sysctl -w net.ipv4.conf.{interface}.rp_filter=2"),
+        format!("{enter}sysctl -w {setting}"),
     ];
     verdict.caution = "2 is loose filtering: a packet is let in if any interface leads back. It gives up some protection against \
                        forged source addresses on that interface; a route that leads back by it needs no such change. The larger \

@@ -1,6 +1,7 @@
 //! Did the answer come when its client had given up?
 
 use super::{Case, Rule, Severity, Verdict};
+use crate::printable::shell_word;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -29,7 +30,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.path = case.path(None);
     verdict.remedy = vec![
         "export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=3".to_owned(),
-        "ethtool -S <interface> | grep linklocal_allowance_exceeded".replace("<interface>", uplink(case)),
+        format!("ethtool -S {} | grep linklocal_allowance_exceeded", shell_word(uplink(case))),
     ];
     verdict.caution =
         "The two variables are botocore's and the AWS CLI's (Java v2 has the first); other SDKs set the time in code. \

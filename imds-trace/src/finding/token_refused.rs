@@ -43,7 +43,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         cause,
         capitalised(format!("{subject}{} asked {} with a token and got 401: {why}.", case.hint(), case.request_line())),
     );
-    verdict.caution = "A client is to ask for a new token when it gets 401, and before the old one expires; a token holds for at most \
+    verdict.remedy = case.probe().into_iter().collect();
+    verdict.caution = "The command asks for a new token from inside the container and uses it: with that IMDS answers. A client is to ask for a new token when it gets 401, and before the old one expires; a token holds for at most \
                        six hours (21600 s) and on its own instance only. One that was baked into an image, a file or a variable \
                        does not last."
         .to_owned();

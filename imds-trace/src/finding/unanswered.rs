@@ -8,6 +8,7 @@ use super::refused::is_refused;
 use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::exchange::Exchange;
 use crate::journey::{Fate, Hop};
+use crate::printable::shell_word;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -88,7 +89,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.confidence = Confidence::Likely;
     verdict.path = case.path(None);
     // A capture may not know its interfaces' names.
-    let named = if case.host.capture { "<interface>" } else { interface };
+    let named = if case.host.capture { "<interface>".to_owned() } else { shell_word(interface) };
     verdict.remedy = vec![format!("ethtool -S {named} | grep linklocal_allowance_exceeded"), case.describe_options()];
     if exceeded.is_some_and(|packets| packets > 0) {
         verdict.caution =

@@ -132,6 +132,12 @@ impl Containers {
         }
     }
 
+    /// The first process of a container that was in a namespace at a moment.
+    pub fn pid_in(&self, netns: Netns, at: Timestamp) -> Option<u32> {
+        let mut held = self.by_netns.get(&netns)?.iter().filter(|tenure| tenure.until.is_none_or(|until| at <= until));
+        held.find_map(|tenure| self.known.get(&tenure.id)?.pids.first().copied())
+    }
+
     /// An address of a container, of one family.
     pub fn address_of(&self, id: &str, v4: bool) -> Option<IpAddr> {
         self.known.get(id)?.addresses.iter().copied().find(|address| address.is_ipv4() == v4)

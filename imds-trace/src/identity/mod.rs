@@ -252,6 +252,16 @@ impl Directory {
         }
     }
 
+    /// A process by which a network namespace can be entered: the first one of a container in it.
+    pub fn pid_in(&self, netns: Netns, at: Timestamp) -> Option<u32> {
+        self.containers.pid_in(netns, at)
+    }
+
+    /// A socket gave up connecting, and no packet of it was seen.
+    pub fn unseen(&mut self, at: Timestamp, socket: &fact::Connected) {
+        self.sockets.unseen(at, socket);
+    }
+
     /// When [`Self::failed`] may have something to tell.
     pub fn due(&self) -> Option<Timestamp> {
         self.sockets.due()

@@ -123,6 +123,16 @@ fn is_of(detail: &ProcessDetail, task: &Connecting) -> bool {
     }
 }
 
+/// A connect that may have failed before a packet of it was made, or seen.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    at: Timestamp,
+    tid: u32,
+    number: u64,
+    /// It gave up, and no packet was seen; else it is not known yet whether it went on.
+    gave_up: bool,
+}
+
 /// All sockets that connect or connected to a watched endpoint, the latest [`MAX_SOCKETS`].
 #[derive(Debug, Default)]
 pub struct Sockets {
@@ -132,8 +142,8 @@ pub struct Sockets {
     next: u64,
     /// Thread to number, from the attempt until its SYN is about to be sent.
     attempting: HashMap<u32, u64>,
-    /// Attempts in the order in which they were made, until it is known what became of them.
-    attempts: VecDeque<(Timestamp, u32, u64)>,
+    /// Attempts, and connects that gave up unseen, in their order, until it is known what became of them.
+    attempts: VecDeque<Attempt>,
     /// Kernel address to number, from connect until the port is known.
     connecting: HashMap<u64, u64>,
     by_isn: HashMap<(u32, Endpoint), u64>,
@@ -148,7 +158,7 @@ impl Sockets {
     pub fn attempting(&mut self, at: Timestamp, task: &Connecting) -> u64 {
         let (number, evicted) = self.enter(at, task);
         self.attempting.insert(task.tid, number);
-        self.attempts.push_back((at, task.tid, number));
+        self.attempts.push_back(Attempt { at, tid: task.tid, number, gave_up: false });
         evicted
     }
 
@@ -215,20 +225,30 @@ impl Sockets {
         (number, evicted)
     }
 
+    /// A socket gave up connecting, and no packet of it was seen. To be told before [`Self::connected`] is.
+    pub fn unseen(&mut self, at: Timestamp, socket: &Connected) {
+        let Some(number) = self.connecting.get(&socket.socket).copied() else { return };
+        if let Some(known) = self.all.get(&number) {
+            self.attempts.push_back(Attempt { at, tid: known.task.tid, number, gave_up: true });
+        }
+    }
+
     /// When [`Self::failed`] may have something to tell.
     pub fn due(&self) -> Option<Timestamp> {
-        self.attempts.front().map(|(at, ..)| at.after(FAILED))
+        self.attempts.front().map(|attempt| attempt.at.after(FAILED))
     }
 
     /// The next attempt that has failed by `now`: its number, when it was made, and where to.
     pub fn failed(&mut self, now: Timestamp) -> Option<(u64, Timestamp, Endpoint)> {
         while self.due().is_some_and(|due| due <= now) {
-            let (at, tid, number) = self.attempts.pop_front()?;
+            let Attempt { at, tid, number, gave_up } = self.attempts.pop_front()?;
             if self.attempting.get(&tid) == Some(&number) {
                 self.attempting.remove(&tid);
             }
             // One that went on has its socket by now.
-            let Some(socket) = self.all.get(&number).filter(|socket| socket.task.socket == 0) else { continue };
+            let Some(socket) = self.all.get(&number).filter(|socket| gave_up || socket.task.socket == 0) else {
+                continue;
+            };
             return Some((number, at, socket.task.destination));
         }
         None

@@ -136,6 +136,11 @@ impl<Open> Connections<Open> {
         self.states.get_mut(&id)
     }
 
+    /// Is there a connection with this first sequence number?
+    pub fn has_isn(&self, isn: u32) -> bool {
+        self.by_isn.contains_key(&isn)
+    }
+
     /// How many connections were forgotten before their time, to stay within bounds; counted anew after each call.
     pub fn take_evicted(&mut self) -> u64 {
         std::mem::take(&mut self.evicted)

@@ -31,6 +31,7 @@ struct Open {
     /// The receiving host's TCP had it in hand.
     reached: bool,
     heads: Vec<Head>,
+    contradicted: bool,
     icmp: Option<Icmp>,
     join: Join,
     last: Timestamp,
@@ -139,6 +140,7 @@ impl Joiner {
                     dropped: None,
                     reached: false,
                     heads: Vec::new(),
+                    contradicted: false,
                     icmp: observation.icmp,
                     join,
                     last: observation.at,
@@ -150,6 +152,8 @@ impl Joiner {
         open.join = open.join.max(join);
         if open.heads.is_empty() {
             open.heads = observation.heads;
+        } else if !observation.heads.is_empty() && open.heads != observation.heads {
+            open.contradicted = true;
         }
         let client = match observation.heading {
             Heading::ToImds => observation.flow.source,
@@ -176,6 +180,11 @@ impl Joiner {
     fn is_foreign(&self, observation: &Observation) -> bool {
         let elsewhere = matches!(&observation.place, Place::Drop(drop) if drop.netns != self.host);
         elsewhere && observation.heading == Heading::FromImds
+    }
+
+    /// Was a SYN with this first sequence number seen?
+    pub fn has_seen(&self, isn: u32) -> bool {
+        self.connections.has_isn(isn)
     }
 
     /// Gives the journeys that are over at `now`, in the order in which they ended.
@@ -247,6 +256,7 @@ fn finish(open: Open, state: &State<Open>, in_capture: Option<bool>) -> Journey 
         tcp: open.tcp,
         ip_id: open.key.ip_id,
         heads: open.heads,
+        contradicted: open.contradicted,
         icmp: open.icmp,
         hops: open.hops,
         fate,

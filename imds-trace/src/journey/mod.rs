@@ -103,6 +103,8 @@ pub struct Journey {
     pub ip_id: u16,
     /// What its payload says of HTTP messages.
     pub heads: Vec<Head>,
+    /// Did two hooks see different messages in it? Then a packet with its numbers was forged, and nobody knows which one.
+    pub contradicted: bool,
     /// Set if it is an ICMP error about a packet of the client's: then `tcp` has that one's sequence number.
     pub icmp: Option<Icmp>,
     /// Where it was seen, in order; empty if only its drop was seen.

@@ -52,6 +52,11 @@ pub struct TokenMark(pub u64);
 pub struct Marker(RandomState);
 
 impl Marker {
+    /// A number that is the same for the same bytes, within this run.
+    pub fn tell_apart(&self, bytes: &[u8]) -> u64 {
+        self.0.hash_one(bytes)
+    }
+
     /// The mark of what may be a token, one word of the letters that tokens are made of; `None` if it is no such word.
     pub fn mark(&self, token: &[u8]) -> Option<TokenMark> {
         let token = token.trim_ascii();
@@ -68,7 +73,7 @@ pub struct RequestHead {
     pub method: String,
     /// Path without query, masked where it holds what does not belong into a path.
     pub path: String,
-    /// Was there an `X-aws-ec2-metadata-token`?
+    /// Was there an `X-aws-ec2-metadata-token`, as far as the head was read?
     pub token: bool,
     /// Which token it was; `None` if it cannot be one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -213,13 +218,17 @@ fn path(path: &str) -> String {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let mut named_by_account = false;
     let mut masked = false;
-    let segments: Vec<&str> = path
-        .split('/')
-        .map(|segment| {
+    let segments: Vec<&str> = path.split('/').collect();
+    let last = segments.iter().rposition(|segment| !segment.is_empty()).unwrap_or(0);
+    let segments: Vec<&str> = segments
+        .into_iter()
+        .enumerate()
+        .map(|(number, segment)| {
             let names = std::mem::replace(&mut named_by_account, NAMED_BY_ACCOUNT.contains(&segment));
             let fits = segment.len() <= MAX_SEGMENT
                 && if names {
-                    !segment.ends_with('=')
+                    // Nothing stands behind a role's name or a tag's key: a secret with slashes may.
+                    !segment.ends_with('=') && number >= last
                 } else {
                     !segment.bytes().any(|byte| byte.is_ascii_uppercase()) && mask(segment) == segment
                 };
@@ -320,6 +329,15 @@ mod tests {
         assert_ne!(another.mark(TOKEN.as_bytes()), mark);
         assert_eq!(marker.mark(b"short"), None);
         assert_eq!(marker.mark(b"two words that are together long enough"), None);
+    }
+
+    #[test]
+    fn a_secret_with_slashes_in_the_place_of_a_role_is_masked_from_its_beginning() {
+        for place in ["iam/security-credentials", "tags/instance"] {
+            let text = format!("GET /latest/meta-data/{place}/wJalrXUtnFEMI/K7MDENG/bPxRfiCYKEY HTTP/1.1\r\n\r\n");
+            let Some(Head::Request(head)) = read(text.as_bytes()) else { panic!("not a request") };
+            assert_eq!(head.path, format!("/latest/meta-data/{place}/***/***/***"));
+        }
     }
 
     #[test]

@@ -47,8 +47,8 @@ struct Stream {
     /// The next byte's sequence number.
     next: u32,
     within: Within,
-    /// Latest segments with heads, by sequence number and length.
-    sent: VecDeque<(u32, u32, Vec<Head>)>,
+    /// Latest segments with heads, by sequence number and a keyed hash of their bytes: a forged one has the numbers of another.
+    sent: VecDeque<(u32, u64, Vec<Head>)>,
 }
 
 /// Reads HTTP out of TCP segments.
@@ -75,15 +75,20 @@ impl Streams {
             self.order.push_back(key);
             Stream { next: tcp.seq, within: Within::Head(Vec::new()), sent: VecDeque::new() }
         });
-        if let Some((.., heads)) = stream.sent.iter().find(|(seq, len, _)| (*seq, *len) == (tcp.seq, tcp.len)) {
+        let bytes = self.marker.tell_apart(payload);
+        if let Some((.., heads)) = stream.sent.iter().find(|(seq, known, _)| (*seq, *known) == (tcp.seq, bytes)) {
             return heads.clone();
+        }
+        // The same numbers and other bytes: one of the two is forged, and nobody knows which. Each speaks for itself.
+        if stream.sent.iter().any(|(seq, ..)| *seq == tcp.seq) {
+            return redact::head(payload, &self.marker).into_iter().collect();
         }
         let heads = stream.take(&self.marker, tcp, payload);
         if !heads.is_empty() {
             if stream.sent.len() == MAX_SENT {
                 stream.sent.pop_front();
             }
-            stream.sent.push_back((tcp.seq, tcp.len, heads.clone()));
+            stream.sent.push_back((tcp.seq, bytes, heads.clone()));
         }
         heads
     }
@@ -273,6 +278,15 @@ mod tests {
         assert_eq!(first.len(), 1);
         assert_eq!(side.at(seq, text.len(), text.as_bytes()), first);
         assert_eq!(side.says("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").len(), 1);
+    }
+
+    #[test]
+    fn a_forged_segment_does_not_speak_for_the_real_one() {
+        let mut side = Side::new();
+        let seq = side.seq;
+        assert_eq!(paths(&side.says("GET /forged HTTP/1.1\r\n\r\n")), ["/forged"]);
+        let real = "PUT /really HTTP/1.1\r\n\r\n";
+        assert_eq!(paths(&side.at(seq, real.len(), real.as_bytes())), ["/really"]);
     }
 
     #[test]

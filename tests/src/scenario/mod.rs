@@ -299,8 +299,8 @@ impl Scenario {
     /// Reads a text.
     pub fn parse(text: &str) -> Result<Scenario> {
         let scenario: Scenario = toml::from_str(text)?;
-        if scenario.packets.is_empty() && scenario.attempts.is_empty() {
-            bail!("a scenario without packets or attempts shows nothing");
+        if scenario.packets.is_empty() && scenario.attempts.is_empty() && scenario.connects.is_empty() {
+            bail!("a scenario without packets, connects or attempts shows nothing");
         }
         Ok(scenario)
     }
