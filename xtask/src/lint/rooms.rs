@@ -17,7 +17,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("journey", &["net", "observation"]),
     ("exchange", &["net", "observation", "journey"]),
     ("identity", &["net", "secret", "printable"]),
-    ("finding", &["net", "exchange", "journey", "identity"]),
+    ("finding", &["net", "exchange", "journey", "identity", "printable"]),
     // An event carries the report, and the report absorbs events: two files of one thing.
     ("event", &["net", "observation", "input", "journey", "exchange", "identity", "finding", "report"]),
     ("report", &["net", "event", "exchange", "finding", "identity", "journey::OtherPackets"]),
