@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::config::{self, Doctor, Filter, Probe, Run, Telling, Tracing, Watch};
+use crate::config::{self, Doctor, Filter, Probe, Replay, Run, Telling, Tracing, Watch};
 use crate::doctor::KINDS;
 use crate::finding::RULES;
 use crate::output::{Kind, OUTPUTS};
@@ -37,7 +37,10 @@ pub enum Command {
     /// The container needs no shell: imds-trace enters its network and asks by itself, a token first, then the instance's id with it.
     /// Needs what `watch` needs, and CAP_SYS_ADMIN.
     Probe(ProbeArgs),
-    /// Draw the same conclusions from a recording
+    /// Draw the same conclusions from recordings, and answer questions about them
+    ///
+    /// Several files are taken in the order of their time; those of one run are one. What of them is not as it was written is left
+    /// out and told.
     Replay(ReplayArgs),
     /// Say what this kernel and this host allow, and what on the host would break IMDS now
     ///
@@ -100,8 +103,16 @@ struct TracingArgs {
 #[derive(Debug, Args)]
 struct ListeningArgs {
     /// Also write the recording: every packet's headers and every fact, without tokens and credentials; see `replay`
+    ///
+    /// `x.jsonl.zst` is compressed. An earlier recording at PATH is put away as x.TIME-NUMBER.jsonl, never overwritten.
     #[arg(long, value_name = "PATH")]
     record: Option<PathBuf>,
+    /// Begin a new file of the recording when one has this size, e.g. 64MiB or 500MB, or this age, e.g. 24h; twice: one of each
+    #[arg(long, value_name = "SIZE|AGE")]
+    record_rotate: Vec<String>,
+    /// Keep so many files of the recording besides the current one, and delete older ones [default: all]
+    #[arg(long, value_name = "N")]
+    record_keep: Option<String>,
     /// Listen on this interface (repeatable, * stands for any characters) instead of on those that the routes to the endpoints
     /// use and on every container bridge
     #[arg(long = "interface", value_name = "NAME")]
@@ -119,9 +130,18 @@ struct ListeningArgs {
 pub struct ReplayArgs {
     #[command(flatten)]
     telling: TellingArgs,
-    /// The recording; - is stdin
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    /// Show nothing before this time: 2026-11-20, "2026-11-20 08:00" (UTC), 2026-11-20T08:00:00+01:00, "2h ago" or -2h
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    since: Option<String>,
+    /// Show nothing from this time on
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    until: Option<String>,
+    /// More on stderr
+    #[arg(short, action = ArgAction::Count)]
+    verbose: u8,
+    /// Recordings, or patterns of their names like 'host*.jsonl'; - is stdin
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
 }
 
 /// What `doctor` takes.
@@ -154,6 +174,24 @@ struct TellingArgs {
     /// Show only this process (repeatable)
     #[arg(long = "pid", value_name = "N")]
     pids: Vec<u32>,
+    /// Show only processes of this name (repeatable, * stands for any characters)
+    #[arg(long = "comm", value_name = "NAME")]
+    comms: Vec<String>,
+    /// Show only processes of this user (repeatable)
+    #[arg(long = "uid", value_name = "N")]
+    uids: Vec<u32>,
+    /// Show only containers of this image (repeatable, * stands for any characters)
+    #[arg(long = "image", value_name = "GLOB")]
+    images: Vec<String>,
+    /// Show only requests for this path (repeatable, * stands for any characters, / too)
+    #[arg(long = "path", value_name = "GLOB")]
+    paths: Vec<String>,
+    /// Show only requests without a token (v1), with one (v2), or for one (token) (repeatable)
+    #[arg(long = "imds", value_name = "v1|v2|token")]
+    imds: Vec<String>,
+    /// Also count exchanges and credentials taken by container, process, image, job (of CI) or path
+    #[arg(long, value_name = "WHAT")]
+    group_by: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -189,20 +227,38 @@ impl SayingArgs {
             filter,
             exit_code: self.exit_code,
             expectations: self.expectations.iter().map(|text| config::expectation(text)).collect::<Result<_, _>>()?,
+            group_by: None,
         })
     }
 }
 
 impl TellingArgs {
     fn mean(self) -> Result<Telling, config::Error> {
-        self.saying.mean(Filter { containers: self.containers, pids: self.pids })
+        let filter = Filter {
+            containers: self.containers,
+            images: self.images,
+            pids: self.pids,
+            uids: self.uids,
+            comms: self.comms,
+            paths: self.paths,
+            imds: self.imds.iter().map(|text| config::asked(text)).collect::<Result<_, _>>()?,
+            since: None,
+            until: None,
+        };
+        let group_by = self.group_by.as_deref().map(config::group_by).transpose()?;
+        Ok(Telling { group_by, ..self.saying.mean(filter)? })
     }
 }
 
 impl ListeningArgs {
     fn mean(self, telling: Telling, endpoints: &[String]) -> Result<Tracing, config::Error> {
         Ok(Tracing {
-            record: config::record(self.record, &telling.outputs)?,
+            record: config::record(
+                self.record,
+                &self.record_rotate,
+                self.record_keep.as_deref(),
+                &telling.outputs,
+            )?,
             telling,
             interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
             endpoints: config::endpoints(endpoints)?,
@@ -248,9 +304,15 @@ impl ProbeArgs {
 }
 
 impl ReplayArgs {
-    /// What it means: how to tell it, and of which file.
-    pub fn mean(self) -> Result<(Telling, PathBuf), config::Error> {
-        Ok((self.telling.mean()?, self.file))
+    /// What it means.
+    pub fn mean(self) -> Result<Replay, config::Error> {
+        Ok(Replay {
+            telling: self.telling.mean()?,
+            files: self.files,
+            since: self.since.map(|text| config::moment("--since", &text)).transpose()?,
+            until: self.until.map(|text| config::moment("--until", &text)).transpose()?,
+            verbosity: self.verbose,
+        })
     }
 }
 

@@ -1,61 +1,225 @@
-//! What does a recording say? Feeds it to the same pipeline as the live shell.
+//! What do recordings say? Feeds them to the same pipeline as the live shell.
+//!
+//! Files of one run are one list of inputs. Several runs of one host are told one after the other, each by a pipeline of its own, with
+//! one report of all. What of a file is not as it was written is left out, and said.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::path::Path;
+mod files;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
-use crate::config::Telling;
+use crate::config::{Moment, Replay};
 use crate::event::Event;
+use crate::exchange::ExchangeId;
 use crate::input::Input;
+use crate::net::{BootTime, Timestamp};
 use crate::output::{self, Outputs};
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
-use crate::recording::{self, Reader};
+use crate::recording::Error;
+use crate::report::{Report, Tallies};
+use files::{Run, Source};
 
-/// Replays `file` (`-` is stdin). Gives the exit code: 0, or 1 if what was asserted failed. An unreadable recording is an error that names the line.
-pub fn replay(telling: &Telling, file: &Path) -> anyhow::Result<u8> {
-    let name = file.display().to_string();
-    let input: Box<dyn BufRead> = if name == "-" {
-        Box::new(BufReader::new(io::stdin()))
-    } else {
-        Box::new(BufReader::new(File::open(file).with_context(|| name.clone())?))
+/// Bytes of a sentence on stderr.
+const MAX_SHOWN: usize = 2048;
+/// Sentences about broken recordings that are told; the rest is counted.
+const MAX_BROKEN: usize = 8;
+
+/// Replays recordings. Gives the exit code: 0, or 1 if what was asserted failed. A recording of which nothing can be used is an error
+/// that names the line.
+pub fn replay(config: Replay) -> anyhow::Result<u8> {
+    let mut telling = config.telling;
+    telling.filter.since = config.since.map(instant);
+    telling.filter.until = config.until.map(instant);
+    let runs = files::runs(&config.files)?;
+    // Times of all runs are told by the clock that started first, so that none is negative.
+    let boot_time = runs.iter().map(|run| run.boot_time()).min_by_key(|time| time.0).context("no recording")?;
+    let several = runs.len() > 1;
+    let mut replaying = Replaying {
+        outputs: Outputs::open(&telling, boot_time)?,
+        boot_time,
+        verbose: config.verbosity > 0,
+        whole: several.then(Tallies::default),
+        report: None,
+        broken: Vec::new(),
+        unsaid: 0,
+        inputs: 0,
+        exchanges: 0,
     };
-    let reader = Reader::new(input).with_context(|| name.clone())?;
-    let mut outputs = Outputs::open(telling, reader.header.boot_time)?;
-    match run(reader, &mut outputs) {
-        Ok(()) => Ok(u8::from(outputs.broken() || outputs.erred())),
-        Err(Stopped::Output(output::Error::Closed)) => Ok(0),
-        Err(Stopped::Output(error)) => Err(error.into()),
-        Err(Stopped::Recording(error)) => Err(error).with_context(|| name.clone()),
+    let told = runs.into_iter().try_for_each(|run| replaying.run(run)).and_then(|()| replaying.finish());
+    match told {
+        Ok(()) => Ok(u8::from(replaying.outputs.broken() || replaying.outputs.erred())),
+        Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
+        Err(error) => Err(error),
     }
 }
 
-enum Stopped {
-    Output(output::Error),
-    Recording(recording::Error),
-}
-
-fn run(mut reader: Reader<impl BufRead>, outputs: &mut Outputs) -> Result<(), Stopped> {
-    let header = reader.header.clone();
-    let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
-    outputs.tell(&Event::Ready(header.at, header.ready)).map_err(Stopped::Output)?;
-    let mut last = header.at;
-    for input in &mut reader {
-        match input {
-            Ok(input) => {
-                last = last.max(input.at());
-                outputs.told(|tell| pipeline.push(input, tell)).map_err(Stopped::Output)?;
-            }
-            // The writer was killed: everything before this line is whole, and what is missing is said.
-            Err(error @ recording::Error::CutShort { .. }) => {
-                eprintln!("imds-trace: {}; what came after it is missing", printable(&error.to_string(), 512));
-                let lost = Input::Lost { at: last, ring_buffer: 0, unreadable: 1 };
-                outputs.told(|tell| pipeline.push(lost, tell)).map_err(Stopped::Output)?;
-            }
-            Err(error) => return Err(Stopped::Recording(error)),
+/// When that is, in nanoseconds from the Unix epoch.
+fn instant(moment: Moment) -> i128 {
+    match moment {
+        Moment::At(at) => at,
+        Moment::Ago(ago) => {
+            let ago = i128::try_from(ago.as_nanos()).unwrap_or(i128::MAX);
+            jiff::Timestamp::now().as_nanosecond().saturating_sub(ago)
         }
     }
-    outputs.told(|tell| pipeline.finish(tell)).and_then(|()| outputs.flush()).map_err(Stopped::Output)
+}
+
+struct Replaying {
+    outputs: Outputs,
+    boot_time: BootTime,
+    verbose: bool,
+    /// Of all runs, where there are several.
+    whole: Option<Tallies>,
+    /// The last run's report, what was lost and spent added up.
+    report: Option<(Timestamp, Report)>,
+    broken: Vec<String>,
+    /// Sentences beyond those.
+    unsaid: u64,
+    /// Inputs that could be used.
+    inputs: u64,
+    /// The highest number of an exchange in the runs before.
+    exchanges: u64,
+}
+
+impl Replaying {
+    /// Replays the files of one run.
+    fn run(&mut self, run: Run) -> anyhow::Result<()> {
+        let header = run.header().clone();
+        let later = u64::try_from(run.boot_time().0.saturating_sub(self.boot_time.0)).unwrap_or(0);
+        let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
+        let mut telling = Telling { later, before: self.exchanges, ready: Some((header.at, header.ready)) };
+        let mut last = header.at;
+        for source in run.sources {
+            if let Some(why) = &source.missing {
+                self.note_broken(why.clone());
+                let lost = Input::Lost { at: last.max(source.header().at), ring_buffer: 0, unreadable: 1 };
+                self.push(&mut pipeline, &mut telling, lost)?;
+            }
+            if self.verbose {
+                source.notes().iter().for_each(|note| eprintln!("imds-trace: {}", printable(note, MAX_SHOWN)));
+            }
+            let Source { name, reader, .. } = source;
+            let sealed = reader.why_unverified().is_none();
+            for input in reader {
+                let error = match input {
+                    Ok(input) => {
+                        last = last.max(input.at());
+                        self.inputs += 1;
+                        self.push(&mut pipeline, &mut telling, input)?;
+                        continue;
+                    }
+                    Err(error) => error,
+                };
+                if !sealed && !error.leaves_a_rest() {
+                    return Err(error).context(name);
+                }
+                // Everything before it is whole, and what is missing is said.
+                let goes_on = matches!(error, Error::Broken { .. });
+                self.note_broken(format!("{name}: {error}"));
+                let lost = Input::Lost { at: last, ring_buffer: 0, unreadable: 1 };
+                self.push(&mut pipeline, &mut telling, lost)?;
+                if !goes_on {
+                    break;
+                }
+            }
+        }
+        if self.inputs == 0
+            && let Some(why) = self.broken.first()
+        {
+            bail!("{why}; nothing of it can be used");
+        }
+        self.say_ready(&mut telling)?;
+        self.told(&mut telling, |tell| pipeline.finish(tell))
+    }
+
+    /// Tells what is attached before anything else, and not before anything could be used.
+    fn say_ready(&mut self, telling: &mut Telling) -> anyhow::Result<()> {
+        let Some((at, ready)) = telling.ready.take() else { return Ok(()) };
+        Ok(self.outputs.tell(&Event::Ready(at.after(std::time::Duration::from_nanos(telling.later)), ready))?)
+    }
+
+    fn push(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, input: Input) -> anyhow::Result<()> {
+        if self.inputs > 0 {
+            self.say_ready(telling)?;
+        }
+        let later = telling.later;
+        self.told(telling, |tell| pipeline.push(input.later(later), tell))
+    }
+
+    fn told(&mut self, telling: &mut Telling, run: impl FnOnce(&mut dyn FnMut(&Event))) -> anyhow::Result<()> {
+        let Self { outputs, whole, report, exchanges, .. } = self;
+        let before = telling.before;
+        outputs.told(|tell| {
+            run(&mut |event| match event {
+                Event::Report(at, latest) => {
+                    let mut latest = latest.clone();
+                    if let Some((_, earlier)) = report.take() {
+                        latest.lost.add(earlier.lost);
+                        latest.spent = latest.spent.and(earlier.spent);
+                    }
+                    *report = Some((*at, latest));
+                }
+                event => {
+                    let event = numbered(event, before);
+                    if let Event::Exchange(exchange) = &event {
+                        *exchanges = (*exchanges).max(exchange.exchange.id.0);
+                    }
+                    if let Some(whole) = whole {
+                        whole.absorb(&event);
+                    }
+                    tell(&event);
+                }
+            });
+        })?;
+        Ok(())
+    }
+
+    /// Says what is wrong with a recording.
+    fn note_broken(&mut self, why: String) {
+        if self.broken.len() >= MAX_BROKEN {
+            self.unsaid += 1;
+            return;
+        }
+        // Nothing of use: then it is the one sentence that is said.
+        self.broken.push(why);
+    }
+
+    /// Tells the report.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        if self.unsaid > 0 {
+            self.broken.push(format!("{} more places like these", self.unsaid));
+        }
+        for why in &self.broken {
+            eprintln!("imds-trace: {}", printable(why, MAX_SHOWN));
+        }
+        let Some((at, mut report)) = self.report.take() else { return Ok(()) };
+        if let Some(whole) = &mut self.whole {
+            let Report { lost, spent, .. } = report;
+            report = whole.finish(lost, spent);
+        }
+        report.broken = std::mem::take(&mut self.broken);
+        self.outputs.tell(&Event::Report(at, report))?;
+        Ok(self.outputs.flush()?)
+    }
+}
+
+/// What changes in the events of one run, for they stand beside those of others.
+struct Telling {
+    /// By how many nanoseconds its clock is behind.
+    later: u64,
+    /// Exchanges of the runs before.
+    before: u64,
+    ready: Option<(Timestamp, crate::event::Ready)>,
+}
+
+/// An event whose exchanges are numbered on from those of the runs before.
+fn numbered(event: &Event, before: u64) -> Event {
+    let mut event = event.clone();
+    let renumber = |id: &mut ExchangeId| id.0 += before;
+    match &mut event {
+        Event::Exchange(exchange) => renumber(&mut exchange.exchange.id),
+        Event::Finding(_, finding) => finding.evidence.iter_mut().for_each(renumber),
+        _ => {}
+    }
+    event
 }

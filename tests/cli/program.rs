@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use imds_trace::input::Input;
 use imds_trace::recording::Writer;
-use imds_trace_tests::scenario::{Scenario, folder, header};
+use imds_trace_tests::scenario::{END, Scenario, folder, header};
 use imds_trace_tests::{children, tracer};
 use serde_json::Value;
 
@@ -187,7 +187,7 @@ pub fn recording(inputs: &[Input]) -> Result<Vec<u8>> {
     for input in inputs {
         writer.write(input)?;
     }
-    writer.flush()?;
+    writer.close(END, false)?;
     Ok(bytes)
 }
 

@@ -6,7 +6,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use imds_trace::config::{OutputSpec, Telling};
+use imds_trace::config::{OutputSpec, Replay, Telling};
 use imds_trace::finding::{Confidence, Finding, Severity};
 use imds_trace::input::Input;
 use imds_trace::pipeline::Host;
@@ -69,7 +69,7 @@ fn is_told_as_before(recording: &Path) -> Result<()> {
     std::fs::create_dir(&folder.0).context("make a folder")?;
     let output = |(kind, ending): (&str, &str)| OutputSpec { kind: kind.to_owned(), path: Some(folder.0.join(ending)) };
     let telling = Telling { outputs: TOLD.map(output).to_vec(), ..Telling::default() };
-    replay(&telling, recording)?;
+    replay(Replay { telling, files: vec![recording.to_owned()], ..Replay::default() })?;
     for (_, ending) in TOLD {
         let path = recording.with_file_name(format!("{name}.{ending}"));
         let before = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

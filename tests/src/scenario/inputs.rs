@@ -8,7 +8,7 @@ use imds_trace::identity::fact::{Connected, Connecting, ContainerDetail, Fact, P
 use imds_trace::input::Input;
 use imds_trace::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
 use imds_trace::observation::Observation;
-use imds_trace::recording::{Header, VERSION};
+use imds_trace::recording::{Chain, Header, VERSION};
 
 use super::place::{interface, socket};
 use super::tcp::Conversation;
@@ -36,6 +36,7 @@ pub fn header() -> Header {
         endpoints: vec![[169, 254, 169, 254].into(), [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254].into()],
         instance: Some(INSTANCE.to_owned()),
         ready: Ready { version: "0.1.0".into(), kernel: "6.12.0".into(), hooks: Vec::new(), missing: Vec::new() },
+        chain: Chain::default(),
     }
 }
 

@@ -20,7 +20,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("finding", &["net", "exchange", "journey", "identity"]),
     // An event carries the report, and the report absorbs events: two files of one thing.
     ("event", &["net", "observation", "input", "journey", "exchange", "identity", "finding", "report"]),
-    ("report", &["net", "event", "exchange", "finding", "identity"]),
+    ("report", &["net", "event", "exchange", "finding", "identity", "config"]),
     ("expect", &["net", "event", "exchange", "journey", "finding", "identity", "report", "config"]),
     ("probe", &["net", "exchange", "finding", "identity::fact", "journey", "event", "report"]),
     ("pipeline", &["net", "input", "observation", "journey", "exchange", "identity", "finding", "event", "report"]),
@@ -41,7 +41,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "printable",
         ],
     ),
-    ("recording", &["net", "input", "event", "printable"]),
+    ("recording", &["net", "input", "identity::fact", "event", "printable"]),
     // What is typed, and what it means.
     ("cli", &["config", "output::OUTPUTS", "output::Kind", "finding::RULES", "doctor::KINDS"]),
     ("config", &[]),
@@ -67,7 +67,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "printable",
         ],
     ),
-    ("replay", &["net", "input", "recording", "pipeline", "event", "report", "output", "config", "printable"]),
+    ("replay", &["net", "input", "exchange", "recording", "pipeline", "event", "report", "output", "config", "printable"]),
     (
         "doctor",
         &[
@@ -114,7 +114,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
 pub const CALLS: &[(&str, &[&str])] = &[
     ("Instant::now", &["live"]),
     ("SystemTime::now", &["live"]),
-    ("Timestamp::now", &["live", "doctor"]),
+    ("Timestamp::now", &["live", "replay", "doctor"]),
     ("tokio::spawn", &["live", "interfaces"]),
     ("process::exit", &["main"]),
 ];
