@@ -253,12 +253,7 @@ impl TellingArgs {
 impl ListeningArgs {
     fn mean(self, telling: Telling, endpoints: &[String]) -> Result<Tracing, config::Error> {
         Ok(Tracing {
-            record: config::record(
-                self.record,
-                &self.record_rotate,
-                self.record_keep.as_deref(),
-                &telling.outputs,
-            )?,
+            record: config::record(self.record, &self.record_rotate, self.record_keep.as_deref(), &telling.outputs)?,
             telling,
             interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
             endpoints: config::endpoints(endpoints)?,

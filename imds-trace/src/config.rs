@@ -278,7 +278,9 @@ pub enum Error {
     #[error("{0}: needs --record PATH")]
     NoRecord(&'static str),
     /// Not a moment.
-    #[error("{0} {1}: not a time (try 2026-11-20, \"2026-11-20 08:00\", 2026-11-20T08:00:00Z or \"2h ago\"; UTC unless it says otherwise)")]
+    #[error(
+        "{0} {1}: not a time (try 2026-11-20, \"2026-11-20 08:00\", 2026-11-20T08:00:00Z or \"2h ago\"; UTC unless it says otherwise)"
+    )]
     Moment(&'static str, String),
     /// Not a way of asking.
     #[error("--imds {0}: not v1, v2 or token")]

@@ -117,9 +117,7 @@ pub enum Error {
         why: String,
     },
     /// The last line has no end: the writer was stopped in the middle of it.
-    #[error(
-        "line {line}: cut short: the writer was stopped in the middle of this line; what came after it is missing"
-    )]
+    #[error("line {line}: cut short: the writer was stopped in the middle of this line; what came after it is missing")]
     CutShort {
         /// Line number, from 1.
         line: u64,

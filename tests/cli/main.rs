@@ -3,7 +3,9 @@
 //! The built program, from outside: `$IMDS_TRACE_BIN`, else the one beside this test. No root needed; what only root can try is
 //! marked as not run for others.
 
+mod asking;
 mod doctoring;
+mod evidence;
 mod expecting;
 mod hostile;
 mod program;
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
     let tables = [
         ("typing", typing::TESTS, false),
         ("replaying", replaying::TESTS, false),
+        ("evidence", evidence::TESTS, false),
+        ("asking", asking::TESTS, false),
         ("expecting", expecting::TESTS, false),
         ("hostile", hostile::TESTS, false),
         ("terminal", terminal::TESTS, false),

@@ -22,6 +22,7 @@ mod trace_identity;
 mod trace_network;
 mod trace_probe;
 mod trace_programs;
+mod trace_record;
 mod trace_run;
 mod trace_tokens;
 
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         ("trace_guest", trace_guest::TESTS),
         ("trace_run", trace_run::TESTS),
         ("trace_probe", trace_probe::TESTS),
+        ("trace_record", trace_record::TESTS),
         ("samples", samples::TESTS),
     ];
     if arguments.list {

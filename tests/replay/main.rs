@@ -3,6 +3,7 @@
 //! No kernel, no root: below the seam everything is a function of the inputs. Each scenario and each recording is a test of its
 //! own; a new file is a new test.
 
+mod evidence;
 mod recordings;
 mod scenarios;
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = scenarios::trials().and_then(|mut trials: Vec<Trial>| {
         trials.extend(recordings::trials()?);
+        trials.extend(evidence::trials());
         Ok(trials)
     });
     match trials {

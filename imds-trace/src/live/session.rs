@@ -276,7 +276,9 @@ fn begin_recording(config: &Tracing, header: &Header) -> anyhow::Result<Option<F
             None => "nothing of it can be read".to_owned(),
         };
         let [path, kept] = [&record.path, &kept].map(|path| printable(&path.display().to_string(), MAX_SHOWN));
-        eprintln!("imds-trace: --record {path}: an earlier recording there was not closed: {reaches}; it is kept as {kept}");
+        eprintln!(
+            "imds-trace: --record {path}: an earlier recording there was not closed: {reaches}; it is kept as {kept}"
+        );
     }
     Ok(Some(files))
 }

@@ -55,10 +55,12 @@ impl Output for Json {
                 summary: &probed.summary,
             },
             Event::Report(when, report) => {
-                let groups = report.groups.iter().flat_map(|groups| groups.groups.iter().map(|group| (groups.by, group)));
+                let groups =
+                    report.groups.iter().flat_map(|groups| groups.groups.iter().map(|group| (groups.by, group)));
                 for (by, group) in groups {
                     let (first, last) = (at(&group.first), at(&group.last));
-                    let taken = [group.credentials.first, group.credentials.last].map(|when| when.map(|when| at(&when)));
+                    let taken =
+                        [group.credentials.first, group.credentials.last].map(|when| when.map(|when| at(&when)));
                     let line = GroupLine { at: at(when), first, last, ..group_line(by, group, taken) };
                     self.write(&Line::Group(Box::new(line)))?;
                 }
@@ -429,8 +431,7 @@ fn report_line(at: String, report: &Report) -> ReportLine<'_> {
             difference: report.spent.difference(),
         },
         expectations: &report.expectations,
-        recording: (!report.broken.is_empty())
-            .then(|| RecordingLine { intact: false, why: report.broken.join("; ") }),
+        recording: (!report.broken.is_empty()).then(|| RecordingLine { intact: false, why: report.broken.join("; ") }),
     }
 }
 

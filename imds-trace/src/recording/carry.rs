@@ -104,7 +104,9 @@ impl Carry {
         let text = text.to_owned();
         match &fact.said {
             Said::Uplinks { .. } => drop(self.single.insert("uplinks".into(), text)),
-            Said::LinkLocalExceeded { interface, .. } => drop(self.single.insert(format!("exceeded {interface}"), text)),
+            Said::LinkLocalExceeded { interface, .. } => {
+                drop(self.single.insert(format!("exceeded {interface}"), text))
+            }
             Said::InHdrErrors { .. } => {}
             Said::Container(detail) => {
                 let mut texts = self.containers.take(&detail.id);
@@ -169,7 +171,8 @@ mod tests {
     use crate::identity::fact::{ContainerDetail, ProcessDetail};
 
     fn container(seconds: u64, name: &str) -> Fact {
-        let detail = ContainerDetail { id: name.into(), name: Some(name.into()), labels: Arc::default(), ..Default::default() };
+        let detail =
+            ContainerDetail { id: name.into(), name: Some(name.into()), labels: Arc::default(), ..Default::default() };
         Fact { at: Timestamp(seconds * 1_000_000_000), said: Said::Container(detail) }
     }
 

@@ -104,11 +104,7 @@ fn expect_one_host(earlier: &Run, later: &Run) -> anyhow::Result<()> {
     let last = earlier.sources.last().map_or(0, Source::wall);
     let overlap = differ(&one.chain.boot, &other.chain.boot) && i128::from(other.boot_time.0) < last;
     if differ(&one.instance, &other.instance) || overlap {
-        bail!(
-            "{} and {} are of two hosts: replay them one by one",
-            earlier.sources[0].name,
-            later.sources[0].name
-        );
+        bail!("{} and {} are of two hosts: replay them one by one", earlier.sources[0].name, later.sources[0].name);
     }
     Ok(())
 }
@@ -126,7 +122,10 @@ fn chain(runs: &mut [Run]) {
                 Some((path, _)) => match digest_of(&path) {
                     Ok(digest) if digest == previous.digest => Ok(()),
                     Ok(_) if path.file_name().is_some_and(|name| name.to_string_lossy() == previous.file) => {
-                        Err(format!("{}: the file before it, {}, is not as it was when it was put away", source.name, previous.file))
+                        Err(format!(
+                            "{}: the file before it, {}, is not as it was when it was put away",
+                            source.name, previous.file
+                        ))
                     }
                     Ok(_) => Err(format!("{}: the file before it, {}, is missing", source.name, previous.file)),
                     Err(error) => Err(format!("{}: {error}", path.display())),

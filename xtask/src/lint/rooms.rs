@@ -67,7 +67,10 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "printable",
         ],
     ),
-    ("replay", &["net", "input", "exchange", "recording", "pipeline", "event", "report", "output", "config", "printable"]),
+    (
+        "replay",
+        &["net", "input", "exchange", "recording", "pipeline", "event", "report", "output", "config", "printable"],
+    ),
     (
         "doctor",
         &[

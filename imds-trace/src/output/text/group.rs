@@ -50,7 +50,9 @@ fn title(by: GroupBy, group: &Group) -> String {
 
 fn details(by: GroupBy, group: &Group, boot_time: BootTime) -> Vec<String> {
     let mut lines = Vec::new();
-    if let Some(container) = group.who.container.as_ref().filter(|_| matches!(by, GroupBy::Container | GroupBy::Process)) {
+    if let Some(container) =
+        group.who.container.as_ref().filter(|_| matches!(by, GroupBy::Container | GroupBy::Process))
+    {
         let image = container.image.as_deref().map(|image| format!("image {}", printable(image, MAX_PATH)));
         let job = job(container).map(|job| format!("CI job {}", printable(job, MAX_NAME)));
         let known: Vec<String> = [image, job].into_iter().flatten().collect();
@@ -59,7 +61,8 @@ fn details(by: GroupBy, group: &Group, boot_time: BootTime) -> Vec<String> {
         }
     }
     if let Some(process) = group.who.process.as_ref().filter(|_| by == GroupBy::Process) {
-        let exe = process.exe.as_deref().map_or("its executable is not known".to_owned(), |exe| printable(exe, MAX_PATH));
+        let exe =
+            process.exe.as_deref().map_or("its executable is not known".to_owned(), |exe| printable(exe, MAX_PATH));
         let argv = process.argv.as_ref().map(|argv| format!(": {}", printable(&argv.join(" "), MAX_ARGV)));
         lines.push(format!("uid {}, {exe}{}", process.uid, argv.unwrap_or_default()));
         let parents: Vec<String> = process
