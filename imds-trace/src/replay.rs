@@ -180,7 +180,7 @@ impl Replaying {
             self.unsaid += 1;
             return;
         }
-        // Nothing of use: then it is the one sentence that is said.
+        // Said at the end: if nothing can be used, the first is the one sentence that is said.
         self.broken.push(why);
     }
 

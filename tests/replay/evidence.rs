@@ -12,15 +12,18 @@ use libtest_mimic::{Failed, Trial};
 /// What is done to each byte: the smallest change, and upper or lower case.
 const FLIPS: [u8; 2] = [0x01, 0x20];
 
+/// A claim and the story that shows it.
+type Test = (&'static str, fn() -> Result<()>);
+
 pub fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn() -> Result<()>); 5] = [
+    let tests: [Test; 5] = [
         ("a_recording_reads_as_it_was_written", a_recording_reads_as_it_was_written),
         ("a_byte_that_is_flipped_is_noticed_wherever_it_is", a_flipped_byte_is_noticed),
         ("a_line_that_is_taken_out_doubled_or_moved_is_noticed", a_line_out_of_place_is_noticed),
         ("a_recording_that_ends_early_is_noticed_wherever_it_does", an_early_end_is_noticed),
         ("what_stands_between_other_seals_is_good_all_the_same", other_seals_are_good),
     ];
-    let trial = |(claim, test): (&str, fn() -> Result<()>)| {
+    let trial = |(claim, test): Test| {
         Trial::test(format!("evidence::{claim}"), move || test().map_err(|error| Failed::from(format!("{error:#}"))))
     };
     tests.into_iter().map(trial).collect()

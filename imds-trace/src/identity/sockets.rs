@@ -10,6 +10,8 @@ use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 
 /// Sockets remembered at most; 11,000 connects a second, the fastest a client was seen to ask, fill it in six seconds.
 const MAX_SOCKETS: usize = 65_536;
+/// Ways to find them at most, two for each, before those that lead nowhere any more are looked for: once in some 16,000 connects.
+const MAX_KEYS: usize = MAX_SOCKETS * 5 / 2;
 /// Processes whose /proc entries are remembered at most.
 const MAX_PROCESSES: usize = 4_096;
 /// An initial sequence number is believed this long before and after the packets: Linux draws a new one for a reused pair of
@@ -153,7 +155,7 @@ impl Sockets {
                 evicted += 1;
             }
         }
-        if evicted > 0 && self.by_flow.len() + self.by_isn.len() + self.connecting.len() > 4 * MAX_SOCKETS {
+        if evicted > 0 && self.by_flow.len() + self.by_isn.len() + self.connecting.len() > MAX_KEYS {
             let all = &self.all;
             self.attempting.retain(|_, number| all.contains_key(number));
             self.connecting.retain(|_, number| all.contains_key(number));

@@ -95,6 +95,7 @@ impl Files {
                 let newest = place.put_away()?.pop();
                 header.chain.number = newest.as_ref().map_or(1, |(number, _)| number + 1);
                 header.chain.previous = newest.map(|(_, file)| previous(&file)).transpose()?;
+                remove_if_there(path)?;
             }
             place.keep(limits.keep)?;
         }
@@ -152,7 +153,7 @@ impl Files {
         // What is not compressed yet becomes smaller, hardly ever larger.
         let most = |before, after, bytes: u64| after + (bytes - before) + line + ROOM;
         let bytes = self.writer.bytes();
-        if most(before, after, bytes) > size && before != bytes && after > 0 {
+        if most(before, after, bytes) > size && before != bytes && matches!(self.writer.out(), Sink::Zstd(_)) {
             self.compress(self.flushed.0)?;
             (before, after) = (self.flushed.1, self.flushed.2);
         }
@@ -171,10 +172,7 @@ impl Files {
         header.chain.number += 1;
         // The next one is made under a name of its own first: there is always a file to write to.
         let next = place.folder.join(format!(".{}{}.new", place.stem, place.ending));
-        match fs::remove_file(&next) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&next)?;
         let sink = Sink::open(&next, true)?;
         let writer = std::mem::replace(&mut self.writer, Writer::new(Sink::nowhere()?, &header)?);
         let digest = writer.close(at, true)?.finish()?;
@@ -224,9 +222,9 @@ impl std::fmt::Debug for Sink {
 }
 
 impl Sink {
-    /// Only its owner may read it. `new`: nothing may be there but an empty file.
+    /// Only its owner may read it. `new`: nothing may be there.
     fn open(path: &Path, new: bool) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create(true).truncate(new).mode(0o600).open(path)?;
+        let file = OpenOptions::new().write(true).create(true).create_new(new).mode(0o600).open(path)?;
         let out = BufWriter::new(Hashing { out: file, hash: Sha256::new(), bytes: 0 });
         let name = path.to_string_lossy();
         if name.ends_with(ZSTD) || name.ends_with(".zst.new") {
@@ -350,6 +348,13 @@ fn wall(boot_time: BootTime, at: Timestamp) -> String {
 fn previous(path: &Path) -> io::Result<Previous> {
     let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Previous { file, digest: digest_of(path)? })
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// SHA-256 of a file's bytes, in hexadecimal.

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use wildmatch::WildMatch;
 
 use crate::net::BootTime;
-use crate::recording::{self, Header, Reader, digest_of};
+use crate::recording::{self, Header, Previous, Reader, digest_of};
 
 /// Characters of a pattern.
 const WILD: [char; 2] = ['*', '?'];
@@ -111,36 +111,34 @@ fn expect_one_host(earlier: &Run, later: &Run) -> anyhow::Result<()> {
 
 /// Looks whether each file goes on from the one before it.
 fn chain(runs: &mut [Run]) {
-    let mut earlier: Option<(PathBuf, u64)> = None;
-    for (is_first_run, run) in runs.iter_mut().enumerate().map(|(number, run)| (number == 0, run)) {
+    let mut earlier: Vec<PathBuf> = Vec::new();
+    for run in runs {
         for (number, source) in run.sources.iter_mut().enumerate() {
-            let header = source.reader.header.clone();
-            let goes_on_from = earlier.take();
-            earlier = source.path.clone().map(|path| (path, header.chain.number));
-            let Some(previous) = header.chain.previous.as_ref() else { continue };
-            let whole = match goes_on_from {
-                Some((path, _)) => match digest_of(&path) {
-                    Ok(digest) if digest == previous.digest => Ok(()),
-                    Ok(_) if path.file_name().is_some_and(|name| name.to_string_lossy() == previous.file) => {
-                        Err(format!(
-                            "{}: the file before it, {}, is not as it was when it was put away",
-                            source.name, previous.file
-                        ))
-                    }
-                    Ok(_) => Err(format!("{}: the file before it, {}, is missing", source.name, previous.file)),
-                    Err(error) => Err(format!("{}: {error}", path.display())),
-                },
-                // The first of those given: that older ones were deleted, or are not asked for, is nothing wrong.
-                None if is_first_run && number == 0 => continue,
-                None => Err(format!("{}: the file before it, {}, is missing", source.name, previous.file)),
-            };
-            match whole {
-                Ok(()) if number > 0 => source.reader.skip_repeated(),
-                Ok(()) => {}
-                Err(why) => source.missing = Some(why),
+            let before = source.reader.header.chain.previous.clone();
+            match before.and_then(|before| missing(&source.name, &before, &earlier)) {
+                Some(Err(why)) => source.missing = Some(why),
+                Some(Ok(())) if number > 0 => source.reader.skip_repeated(),
+                Some(Ok(())) | None => {}
             }
+            earlier.extend(source.path.clone());
         }
     }
+}
+
+/// Why a file does not go on from the one that it names, which should be the last of its chain among those before it. `None` if no
+/// other of its chain was given: that older ones were deleted, or are not asked for, is nothing wrong.
+fn missing(name: &str, before: &Previous, earlier: &[PathBuf]) -> Option<Result<(), String>> {
+    let stem = before.file.split('.').next().unwrap_or_default();
+    let file_name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let last = earlier.iter().rev().find(|path| file_name(path).starts_with(stem))?;
+    Some(match digest_of(last) {
+        Ok(digest) if digest == before.digest => Ok(()),
+        Ok(_) if file_name(last) == before.file => {
+            Err(format!("{name}: the file before it, {}, is not as it was when it was put away", before.file))
+        }
+        Ok(_) => Err(format!("{name}: the file before it, {}, is missing", before.file)),
+        Err(error) => Err(format!("{}: {error}", last.display())),
+    })
 }
 
 /// The files that are meant, each once.

@@ -56,8 +56,10 @@ fn run(folder: &Path) -> Result<()> {
     let mut early = 0;
     for number in 0..MANY {
         load::exchange(number).into_iter().try_for_each(&mut take)?;
-        if number + 1 == FEW {
-            early = peak_kb()?;
+        if (number + 1) % FEW == 0 {
+            let peak = peak_kb()?;
+            println!("{:>8} exchanges, {:.0} s: {peak} kB", number + 1, start.elapsed().as_secs_f64());
+            early = if early == 0 { peak } else { early };
         }
     }
     load::conclusion(MANY).into_iter().try_for_each(&mut take)?;
