@@ -16,7 +16,7 @@ use imds_trace::recording::{Files, Header, Limits, Reader, open};
 use imds_trace_tests::load;
 use imds_trace_tests::scenario::{HOST_NETNS, header};
 
-/// Exchanges, and after how many memory must have found its size: sockets are remembered up to 65,536.
+/// Exchanges, and after how many memory must have found its size: it remembers 57,000 sockets.
 const MANY: u64 = 1_000_000;
 const FEW: u64 = 100_000;
 /// Memory may grow by so many hundredths from then on.
