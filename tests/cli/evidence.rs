@@ -254,7 +254,7 @@ fn what_cannot_be_used_at_all_is_an_error() -> Outcome {
     let good = std::fs::read_to_string(&path)?;
     // A letter in each line but the first two.
     let header: String = good.split_inclusive('\n').take(2).collect();
-    std::fs::write(&path, format!("{header}{}", good[header.len()..].replace("\"at\":1", "\"at\":2")))?;
+    std::fs::write(&path, format!("{header}{}", good[header.len()..].replace("\"at\":", "\"at\":1")))?;
     replay(&path, &[])?.expect_sentence(&["host.jsonl", "lines 3 to ", "nothing of it can be used"])?;
     std::fs::write(&path, good.replacen("\"boot_time\":17", "\"boot_time\":16", 1))?;
     replay(&path, &[])?.expect_sentence(&["host.jsonl", "line 1", "header"])?;
