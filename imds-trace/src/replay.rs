@@ -42,6 +42,7 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         report: None,
         broken: Vec::new(),
         unsaid: 0,
+        unheard: 0,
         inputs: 0,
         exchanges: 0,
     };
@@ -75,6 +76,8 @@ struct Replaying {
     broken: Vec<String>,
     /// Sentences beyond those.
     unsaid: u64,
+    /// Losses before the first of the inputs.
+    unheard: u64,
     /// Inputs that could be used.
     inputs: u64,
     /// The highest number of an exchange in the runs before.
@@ -92,8 +95,8 @@ impl Replaying {
         for source in run.sources {
             if let Some(why) = &source.missing {
                 self.note_broken(why.clone());
-                let lost = Input::Lost { at: last.max(source.header().at), ring_buffer: 0, unreadable: 1 };
-                self.push(&mut pipeline, &mut telling, lost)?;
+                last = last.max(source.header().at);
+                self.lose(&mut pipeline, &mut telling, last)?;
             }
             if self.verbose {
                 source.notes().iter().for_each(|note| eprintln!("imds-trace: {}", printable(note, MAX_SHOWN)));
@@ -105,6 +108,9 @@ impl Replaying {
                     Ok(input) => {
                         last = last.max(input.at());
                         self.inputs += 1;
+                        if self.unheard > 0 {
+                            self.lose(&mut pipeline, &mut telling, last)?;
+                        }
                         self.push(&mut pipeline, &mut telling, input)?;
                         continue;
                     }
@@ -116,8 +122,7 @@ impl Replaying {
                 // Everything before it is whole, and what is missing is said.
                 let goes_on = matches!(error, Error::Broken { .. });
                 self.note_broken(format!("{name}: {error}"));
-                let lost = Input::Lost { at: last, ring_buffer: 0, unreadable: 1 };
-                self.push(&mut pipeline, &mut telling, lost)?;
+                self.lose(&mut pipeline, &mut telling, last)?;
                 if !goes_on {
                     break;
                 }
@@ -138,10 +143,18 @@ impl Replaying {
         Ok(self.outputs.tell(&Event::Ready(at.after(std::time::Duration::from_nanos(telling.later)), ready))?)
     }
 
-    fn push(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, input: Input) -> anyhow::Result<()> {
-        if self.inputs > 0 {
-            self.say_ready(telling)?;
+    /// Counts a loss. It is told once there is something to tell of.
+    fn lose(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, at: Timestamp) -> anyhow::Result<()> {
+        if self.inputs == 0 {
+            self.unheard += 1;
+            return Ok(());
         }
+        let unreadable = std::mem::take(&mut self.unheard).max(1);
+        self.push(pipeline, telling, Input::Lost { at, ring_buffer: 0, unreadable })
+    }
+
+    fn push(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, input: Input) -> anyhow::Result<()> {
+        self.say_ready(telling)?;
         let later = telling.later;
         self.told(telling, |tell| pipeline.push(input.later(later), tell))
     }

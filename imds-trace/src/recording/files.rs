@@ -224,7 +224,8 @@ impl std::fmt::Debug for Sink {
 impl Sink {
     /// Only its owner may read it. `new`: nothing may be there.
     fn open(path: &Path, new: bool) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create(true).create_new(new).mode(0o600).open(path)?;
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).create_new(new).mode(0o600).open(path)?;
         let out = BufWriter::new(Hashing { out: file, hash: Sha256::new(), bytes: 0 });
         let name = path.to_string_lossy();
         if name.ends_with(ZSTD) || name.ends_with(".zst.new") {
