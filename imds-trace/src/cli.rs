@@ -37,7 +37,10 @@ pub enum Command {
     /// The container needs no shell: imds-trace enters its network and asks by itself, a token first, then the instance's id with it.
     /// Needs what `watch` needs, and CAP_SYS_ADMIN.
     Probe(ProbeArgs),
-    /// Draw the same conclusions from a recording, or what follows from somebody's capture (.pcap, .pcapng)
+    /// Draw the same conclusions from recordings, answer questions about them; or what follows from a capture (.pcap, .pcapng)
+    ///
+    /// Several files are taken in the order of their time; those of one run are one. What of them is not as it was written is left
+    /// out and told.
     ///
     /// A capture shows no drops, no processes and no containers: what is concluded from one says so. tcpdump -i any -w FILE 'host
     /// 169.254.169.254 or host fd00:ec2::254' sees most.
@@ -103,8 +106,16 @@ struct TracingArgs {
 #[derive(Debug, Args)]
 struct ListeningArgs {
     /// Also write the recording: every packet's headers and every fact, without tokens and credentials; see `replay`
+    ///
+    /// `x.jsonl.zst` is compressed. An earlier recording at PATH is put away as x.TIME-NUMBER.jsonl, never overwritten.
     #[arg(long, value_name = "PATH")]
     record: Option<PathBuf>,
+    /// Begin a new file of the recording when one has this size, e.g. 64MiB or 500MB, or this age, e.g. 24h; twice: one of each
+    #[arg(long, value_name = "SIZE|AGE")]
+    record_rotate: Vec<String>,
+    /// Keep so many files of the recording besides the current one, and delete older ones [default: all]
+    #[arg(long, value_name = "N")]
+    record_keep: Option<String>,
     /// Listen on this interface (repeatable, * stands for any characters) instead of on those that the routes to the endpoints
     /// use and on every container bridge
     #[arg(long = "interface", value_name = "NAME")]
@@ -125,9 +136,18 @@ pub struct ReplayArgs {
     /// Look for this address in a capture (repeatable) instead of 169.254.169.254 and fd00:ec2::254
     #[arg(long = "endpoint", value_name = "ADDR")]
     endpoints: Vec<String>,
-    /// The recording, or a pcap or pcapng file; - is stdin
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    /// Show nothing before this time: 2026-11-20, "2026-11-20 08:00" (UTC), 2026-11-20T08:00:00+01:00, "2h ago" or -2h
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    since: Option<String>,
+    /// Show nothing from this time on
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    until: Option<String>,
+    /// More on stderr
+    #[arg(short, action = ArgAction::Count)]
+    verbose: u8,
+    /// Recordings, or patterns of their names like 'host*.jsonl'; or one pcap or pcapng file; - is stdin
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
 }
 
 /// What `doctor` takes.
@@ -160,6 +180,24 @@ struct TellingArgs {
     /// Show only this process (repeatable)
     #[arg(long = "pid", value_name = "N")]
     pids: Vec<u32>,
+    /// Show only processes of this name (repeatable, * stands for any characters)
+    #[arg(long = "comm", value_name = "NAME")]
+    comms: Vec<String>,
+    /// Show only processes of this user (repeatable)
+    #[arg(long = "uid", value_name = "N")]
+    uids: Vec<u32>,
+    /// Show only containers of this image (repeatable, * stands for any characters)
+    #[arg(long = "image", value_name = "GLOB")]
+    images: Vec<String>,
+    /// Show only requests for this path (repeatable, * stands for any characters, / too)
+    #[arg(long = "path", value_name = "GLOB")]
+    paths: Vec<String>,
+    /// Show only requests without a token (v1), with one (v2), or for one (token) (repeatable)
+    #[arg(long = "imds", value_name = "v1|v2|token")]
+    imds: Vec<String>,
+    /// Also count exchanges and credentials taken by container, process, image, job (of CI) or path
+    #[arg(long, value_name = "WHAT")]
+    group_by: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -195,20 +233,33 @@ impl SayingArgs {
             filter,
             exit_code: self.exit_code,
             expectations: self.expectations.iter().map(|text| config::expectation(text)).collect::<Result<_, _>>()?,
+            group_by: None,
         })
     }
 }
 
 impl TellingArgs {
     fn mean(self) -> Result<Telling, config::Error> {
-        self.saying.mean(Filter { containers: self.containers, pids: self.pids })
+        let filter = Filter {
+            containers: self.containers,
+            images: self.images,
+            pids: self.pids,
+            uids: self.uids,
+            comms: self.comms,
+            paths: self.paths,
+            imds: self.imds.iter().map(|text| config::asked(text)).collect::<Result<_, _>>()?,
+            since: None,
+            until: None,
+        };
+        let group_by = self.group_by.as_deref().map(config::group_by).transpose()?;
+        Ok(Telling { group_by, ..self.saying.mean(filter)? })
     }
 }
 
 impl ListeningArgs {
     fn mean(self, telling: Telling, endpoints: &[String]) -> Result<Tracing, config::Error> {
         Ok(Tracing {
-            record: config::record(self.record, &telling.outputs)?,
+            record: config::record(self.record, &self.record_rotate, self.record_keep.as_deref(), &telling.outputs)?,
             telling,
             interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
             endpoints: config::endpoints(endpoints)?,
@@ -257,7 +308,14 @@ impl ReplayArgs {
     /// What it means.
     pub fn mean(self) -> Result<Replay, config::Error> {
         let endpoints = (!self.endpoints.is_empty()).then(|| config::endpoints(&self.endpoints));
-        Ok(Replay { telling: self.telling.mean()?, file: self.file, endpoints: endpoints.transpose()? })
+        Ok(Replay {
+            endpoints: endpoints.transpose()?,
+            telling: self.telling.mean()?,
+            files: self.files,
+            since: self.since.map(|text| config::moment("--since", &text)).transpose()?,
+            until: self.until.map(|text| config::moment("--until", &text)).transpose()?,
+            verbosity: self.verbose,
+        })
     }
 }
 

@@ -1,11 +1,14 @@
 //! What does the user want? Plain values, checked; no clap and no I/O here.
 
+mod question;
+
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use imds_trace_ebpf::record::MAX_ENDPOINTS;
+pub use question::{Asked, GroupBy, Moment, asked, group_by, moment};
 use thiserror::Error;
 
 /// IMDS on IPv4.
@@ -47,13 +50,57 @@ pub struct Expectation {
 /// The host's own processes, where a container could be named.
 pub const HOST: &str = "host";
 
-/// What is shown. Empty lists show everything.
+/// What is shown: what fits one of each list that is not empty, and the time. In patterns `*` stands for any characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Names, ids, or beginnings of ids.
     pub containers: Vec<String>,
+    /// Patterns of images.
+    pub images: Vec<String>,
     /// Process ids.
     pub pids: Vec<u32>,
+    /// User ids.
+    pub uids: Vec<u32>,
+    /// Patterns of process names.
+    pub comms: Vec<String>,
+    /// Patterns of paths.
+    pub paths: Vec<String>,
+    /// Ways of asking.
+    pub imds: Vec<Asked>,
+    /// Not before, in nanoseconds from the Unix epoch.
+    pub since: Option<i128>,
+    /// Not after.
+    pub until: Option<i128>,
+}
+
+/// Where a recording goes, and when a new file is begun.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// The current file.
+    pub path: PathBuf,
+    /// Bytes of one file.
+    pub size: Option<u64>,
+    /// Age of one file.
+    pub age: Option<Duration>,
+    /// Files kept besides the current one; `None`: all.
+    pub keep: Option<usize>,
+}
+
+/// What `replay` is asked to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replay {
+    /// How it is told.
+    pub telling: Telling,
+    /// Recordings, or patterns of their names, or one capture; `-` is stdin.
+    pub files: Vec<PathBuf>,
+    /// Addresses of IMDS in a capture, if not the usual ones; a recording has its own.
+    pub endpoints: Option<Vec<IpAddr>>,
+    /// Show nothing before.
+    pub since: Option<Moment>,
+    /// Show nothing after.
+    pub until: Option<Moment>,
+    /// 1: more on stderr.
+    pub verbosity: u8,
 }
 
 /// What `watch` and `replay` have in common.
@@ -67,6 +114,8 @@ pub struct Telling {
     pub exit_code: bool,
     /// What is asserted.
     pub expectations: Vec<Expectation>,
+    /// What exchanges are counted together by, in the report.
+    pub group_by: Option<GroupBy>,
 }
 
 /// What every command that traces live is asked to do.
@@ -75,7 +124,7 @@ pub struct Tracing {
     /// How it is told.
     pub telling: Telling,
     /// Where the recording goes.
-    pub record: Option<PathBuf>,
+    pub record: Option<Record>,
     /// Names of interfaces, `*` stands for any characters; empty: routes and bridges.
     pub interfaces: Vec<String>,
     /// Watched addresses.
@@ -104,17 +153,6 @@ pub struct Run {
     pub tracing: Tracing,
     /// The command and its arguments.
     pub command: Vec<OsString>,
-}
-
-/// What `replay` is asked to do.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Replay {
-    /// How it is told.
-    pub telling: Telling,
-    /// The recording or the capture; `-` is stdin.
-    pub file: PathBuf,
-    /// Addresses of IMDS in a capture, if not the usual ones; a recording has its own.
-    pub endpoints: Option<Vec<IpAddr>>,
 }
 
 /// Whose network a probe asks from.
@@ -181,6 +219,29 @@ pub enum Error {
     /// Not a place for a recording.
     #[error("--record {0}: {1}")]
     Record(String, &'static str),
+    /// Neither a size nor an age.
+    #[error("--record-rotate {0}: neither a size from {MIN_ROTATE_KIB}KiB on (64MiB, 500MB, 1000000) nor an age (24h)")]
+    Rotate(String),
+    /// Two sizes, or two ages.
+    #[error("--record-rotate {0}: a second {1}; give one size and one age at most")]
+    RotateTwice(String, &'static str),
+    /// Not a number of files.
+    #[error("--record-keep {0}: not a number of files from 1 on")]
+    Keep(String),
+    /// Of a recording that is not made.
+    #[error("{0}: needs --record PATH")]
+    NoRecord(&'static str),
+    /// Not a moment.
+    #[error(
+        "{0} {1}: not a time (try 2026-11-20, \"2026-11-20 08:00\", 2026-11-20T08:00:00Z or \"2h ago\"; UTC unless it says otherwise)"
+    )]
+    Moment(&'static str, String),
+    /// Not a way of asking.
+    #[error("--imds {0}: not v1, v2 or token")]
+    Asked(String),
+    /// Not something to count by.
+    #[error("--group-by {0}: not container, process, image, job or path")]
+    GroupBy(String),
     /// No interface can have this name.
     #[error("--interface {0:?}: not an interface name (1 to 15 characters, no space and no slash; * stands for any)")]
     Interface(String),
@@ -264,16 +325,60 @@ pub fn target(text: &str) -> Result<Target, Error> {
     }
 }
 
-/// Reads `--record`, beside the outputs.
-pub fn record(path: Option<PathBuf>, outputs: &[OutputSpec]) -> Result<Option<PathBuf>, Error> {
-    let wrong = |path: &PathBuf, why| Err(Error::Record(path.display().to_string(), why));
-    match &path {
-        Some(path) if path.as_os_str() == "-" => wrong(path, "a recording goes to a file; stdout is for --output"),
-        Some(path) if outputs.iter().any(|output| output.path.as_ref().is_some_and(|other| is_same(other, path))) => {
-            wrong(path, "an output goes to the same file")
-        }
-        _ => Ok(path),
+/// Smallest size of a file, KiB: the header and what every file repeats need some.
+const MIN_ROTATE_KIB: u64 = 64;
+
+/// Reads `--record`, `--record-rotate` and `--record-keep`, beside the outputs.
+pub fn record(
+    path: Option<PathBuf>,
+    rotate: &[String],
+    keep: Option<&str>,
+    outputs: &[OutputSpec],
+) -> Result<Option<Record>, Error> {
+    let Some(path) = path else {
+        return match (rotate, keep) {
+            ([], None) => Ok(None),
+            ([], Some(_)) => Err(Error::NoRecord("--record-keep")),
+            _ => Err(Error::NoRecord("--record-rotate")),
+        };
+    };
+    let wrong = |why| Err(Error::Record(path.display().to_string(), why));
+    if path.as_os_str() == "-" {
+        return wrong("a recording goes to a file; stdout is for --output");
     }
+    if outputs.iter().any(|output| output.path.as_ref().is_some_and(|other| is_same(other, &path))) {
+        return wrong("an output goes to the same file");
+    }
+    let mut record = Record { path, ..Record::default() };
+    for text in rotate {
+        let twice = |what| Error::RotateTwice(text.clone(), what);
+        match (bytes(text), text.parse::<jiff::SignedDuration>().ok().and_then(|age| Duration::try_from(age).ok())) {
+            (Some(_), _) if record.size.is_some() => return Err(twice("size")),
+            (Some(size), _) if size >= MIN_ROTATE_KIB << 10 => record.size = Some(size),
+            (None, Some(_)) if record.age.is_some() => return Err(twice("age")),
+            (None, Some(age)) if !age.is_zero() => record.age = Some(age),
+            _ => return Err(Error::Rotate(text.clone())),
+        }
+    }
+    let kept = |text: &str| text.parse().ok().filter(|keep| *keep > 0).ok_or_else(|| Error::Keep(text.to_owned()));
+    record.keep = keep.map(kept).transpose()?;
+    Ok(Some(record))
+}
+
+/// A number of bytes: `1000000`, `64KiB`, `64MiB`, `1GiB`, `500kB`, `500MB`, `1GB`.
+fn bytes(text: &str) -> Option<u64> {
+    const UNITS: [(&str, u64); 7] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("", 1),
+    ];
+    let (number, unit) = UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
+    let number = number.strip_suffix(' ').unwrap_or(number);
+    number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse::<u64>().ok()?.checked_mul(*unit))?
 }
 
 /// Do two paths name the same file, as far as they say themselves: `./a` and `a` do.
@@ -351,6 +456,24 @@ mod tests {
         assert_eq!(read(&["junit=x.xml"]).unwrap().len(), 1);
         assert_eq!(read(&["text", "json"]), Err(Error::Twice("stdout".into())));
         assert_eq!(read(&["text=a", "json=a"]), Err(Error::Twice("a".into())));
+    }
+
+    #[test]
+    fn a_file_is_put_away_by_size_or_age() {
+        let read = |rotate: &[&str]| {
+            let rotate: Vec<String> = rotate.iter().map(|text| (*text).to_owned()).collect();
+            record(Some("x".into()), &rotate, None, &[]).map(|record| record.map(|record| (record.size, record.age)))
+        };
+        for (text, size) in [("64MiB", 64 << 20), ("1000000", 1_000_000), ("500kB", 500_000), ("2 GB", 2_000_000_000)] {
+            assert_eq!(read(&[text]), Ok(Some((Some(size), None))), "{text}");
+        }
+        assert_eq!(read(&["24h", "256KiB"]), Ok(Some((Some(256 << 10), Some(Duration::from_secs(86_400))))));
+        for wrong in ["", "64", "64M", "-1", "KiB", "0s", "1.5GiB", "99999999999999999999", "18446744073709551615GiB"] {
+            assert_eq!(read(&[wrong]), Err(Error::Rotate(wrong.into())), "{wrong}");
+        }
+        assert_eq!(read(&["1MB", "2MB"]), Err(Error::RotateTwice("2MB".into(), "size")));
+        assert_eq!(record(None, &[], Some("3"), &[]), Err(Error::NoRecord("--record-keep")));
+        assert_eq!(record(Some("x".into()), &[], Some("0"), &[]), Err(Error::Keep("0".into())));
     }
 
     #[test]

@@ -44,6 +44,17 @@ impl Input {
             Self::Tick { at } | Self::Lost { at, .. } => *at,
         }
     }
+
+    /// The same, so many nanoseconds later: told by the clock of another boot.
+    pub fn later(mut self, by: u64) -> Self {
+        let at = match &mut self {
+            Self::Observation(observation) => &mut observation.at,
+            Self::Fact(fact) => &mut fact.at,
+            Self::Tick { at } | Self::Lost { at, .. } => at,
+        };
+        at.0 = at.0.saturating_add(by);
+        self
+    }
 }
 
 /// A kernel record as it lies in the ring buffer.

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Command::Run(args) => args.mean().map_err(anyhow::Error::from).and_then(live::run),
         Command::Probe(args) => args.mean().map_err(anyhow::Error::from).and_then(live::probe),
         Command::Doctor(args) => args.mean().map_err(anyhow::Error::from).and_then(doctor::doctor),
-        Command::Replay(args) => args.mean().map_err(anyhow::Error::from).and_then(|asked| replay::replay(&asked)),
+        Command::Replay(args) => args.mean().map_err(anyhow::Error::from).and_then(replay::replay),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -1,25 +1,47 @@
-//! How are inputs kept in a file, and read again?
+//! How are inputs kept in a file as evidence, and read again?
 //!
-//! JSON Lines. The first line is the header: `{"recording":1,…}`, where 1 is the version of the format. Every further line is one
-//! input, `{"observation":…}`, `{"fact":…}`, `{"tick":…}` or `{"lost":…}`, in the order in which the pipeline took them. Times are
-//! nanoseconds since boot; the header's `boot_time` (nanoseconds from the Unix epoch to boot) makes wall-clock time of them.
-//! Fields may be added within a version; a reader ignores those it does not know.
+//! JSON Lines; `host.jsonl.zst` is the same, compressed with Zstandard. `docs/recording.md` is the description for others; this is
+//! what this program does.
+//!
+//! * The first line is the header: `{"recording":2,…}`, where 2 is the version of the format. `chain` in it ties files together:
+//!   the boot and the run it is of, its number, and name and SHA-256 of the file before it.
+//! * Every further line is one input, `{"observation":…}`, `{"fact":…}`, `{"tick":…}` or `{"lost":…}`, in the order in which the
+//!   pipeline took them. Times are nanoseconds since boot; the header's `boot_time` (nanoseconds from the Unix epoch to boot) makes
+//!   wall-clock time of them.
+//! * `{"again":{"fact":…}}` repeats what an earlier file of the same run says, so that a file can be read on its own. Whoever has
+//!   read the file before it passes over these.
+//! * `{"seal":{"inputs":N},"digest":"…"}` seals what stands between it and the seal before: after the header, then each second or
+//!   every 64 lines. N is the number of inputs so far in this file. See [`seal`].
+//! * `{"end":{"at":…,"inputs":N,"lost":N,"rotated":…},"digest":"…"}` is a seal too, and the last line of a file that was closed in
+//!   order.
+//!
+//! Version 1 has neither seals nor an end: it is read, and cannot be verified. Fields may be added within a version; a reader ignores
+//! those it does not know.
 //!
 //! Secrets never reach this file: what can be an input is an allow-list (`observation::redact`).
 
-use std::io::{self, BufRead, Write};
+mod carry;
+mod files;
+mod read;
+mod seal;
+mod write;
+
+use std::io;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::event::Ready;
-use crate::input::Input;
 use crate::net::{BootTime, Netns, Timestamp};
-use crate::printable::json_safe;
+pub use files::{Closed, Files, Limits, Notice, digest_of, open};
+pub use read::Reader;
+pub use write::Writer;
 
-/// Version of the format that this program writes and reads.
-pub const VERSION: u32 = 1;
+/// Version of the format that this program writes, and the highest it reads.
+pub const VERSION: u32 = 2;
+/// The first version whose files are sealed.
+const SEALED_SINCE: u32 = 2;
 /// A line longer than this is no recording; the longest input, a container with many labels, has some kilobytes.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -30,7 +52,7 @@ pub struct Header {
     pub recording: u32,
     /// Makes wall-clock time of timestamps.
     pub boot_time: BootTime,
-    /// When tracing began.
+    /// When tracing began, or this file where it goes on from another.
     pub at: Timestamp,
     /// The namespace that the hooks were in.
     pub netns: Netns,
@@ -38,11 +60,36 @@ pub struct Header {
     pub endpoints: Vec<IpAddr>,
     /// The EC2 instance's id, if known.
     pub instance: Option<String>,
-    /// What was attached.
+    /// What was attached when tracing began.
     pub ready: Ready,
+    /// How it hangs together with other files.
+    #[serde(default)]
+    pub chain: Chain,
 }
 
-/// Why a recording cannot be read.
+/// How files hang together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// The kernel's random name for the time since boot; `None` if not known.
+    pub boot: Option<String>,
+    /// When tracing began: together with the boot it names the run. `None` for a file that is of no chain.
+    pub run: Option<Timestamp>,
+    /// Its place in the chain, from 1; 0 if it is of none.
+    pub number: u64,
+    /// The file before it; `None` for the first.
+    pub previous: Option<Previous>,
+}
+
+/// A file, by name and content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// Its name, without folder, as it was put away.
+    pub file: String,
+    /// SHA-256 of all its bytes on disk: what `sha256sum` prints.
+    pub digest: String,
+}
+
+/// Why a recording cannot be read, or not to its end.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The file could not be read.
@@ -72,105 +119,34 @@ pub enum Error {
         why: String,
     },
     /// The last line has no end: the writer was stopped in the middle of it.
-    #[error("line {line}: cut short: the writer was stopped in the middle of this line")]
+    #[error("line {line}: cut short: the writer was stopped in the middle of this line; what came after it is missing")]
     CutShort {
         /// Line number, from 1.
         line: u64,
     },
+    /// There is no closing line.
+    #[error(
+        "line {line}: the recording was not closed (its writer was killed, or still writes): what came after this line is missing"
+    )]
+    NotClosed {
+        /// The last line's number, from 1.
+        line: u64,
+    },
+    /// Lines are not as they were written.
+    #[error("lines {first} to {last}: {why}; they are left out")]
+    Broken {
+        /// Number of the first one, from 1.
+        first: u64,
+        /// Number of the last one.
+        last: u64,
+        /// How one can tell.
+        why: String,
+    },
 }
 
-/// Writes a recording.
-#[derive(Debug)]
-pub struct Writer<W> {
-    out: W,
-}
-
-impl<W: Write> Writer<W> {
-    /// Writes the header.
-    pub fn new(mut out: W, header: &Header) -> io::Result<Self> {
-        serde_json::to_writer(&mut out, header)?;
-        out.write_all(b"\n")?;
-        out.flush()?;
-        Ok(Self { out })
+impl Error {
+    /// Is what can be read beside it still of use?
+    pub fn leaves_a_rest(&self) -> bool {
+        matches!(self, Self::CutShort { .. } | Self::NotClosed { .. } | Self::Broken { .. })
     }
-
-    /// Writes one input.
-    pub fn write(&mut self, input: &Input) -> io::Result<()> {
-        self.out.write_all(json_safe(&serde_json::to_string(input)?).as_bytes())?;
-        self.out.write_all(b"\n")
-    }
-
-    /// Hands everything written so far to the system.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-/// Reads a recording.
-#[derive(Debug)]
-pub struct Reader<R> {
-    input: R,
-    line: u64,
-    /// The first line.
-    pub header: Header,
-}
-
-/// Only the version, which every later format keeps.
-#[derive(Deserialize)]
-struct Versioned {
-    recording: u32,
-}
-
-impl<R: BufRead> Reader<R> {
-    /// Reads the header.
-    pub fn new(mut input: R) -> Result<Self, Error> {
-        let text = match read_line(&mut input, 1)? {
-            Some(Line::Whole(text)) => text,
-            Some(Line::Cut) | None => return Err(Error::NotARecording("it has no whole line".into())),
-        };
-        let version: Versioned =
-            serde_json::from_slice(&text).map_err(|error| Error::NotARecording(error.to_string()))?;
-        if version.recording > VERSION {
-            return Err(Error::TooNew(version.recording));
-        }
-        let header = serde_json::from_slice(&text).map_err(|error| Error::NotARecording(error.to_string()))?;
-        Ok(Self { input, line: 1, header })
-    }
-}
-
-impl<R: BufRead> Iterator for Reader<R> {
-    type Item = Result<Input, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.line += 1;
-        let line = self.line;
-        match read_line(&mut self.input, line) {
-            Ok(None) => None,
-            Ok(Some(Line::Cut)) => Some(Err(Error::CutShort { line })),
-            Ok(Some(Line::Whole(text))) => {
-                Some(serde_json::from_slice(&text).map_err(|error| Error::Unreadable { line, why: error.to_string() }))
-            }
-            Err(error) => Some(Err(error)),
-        }
-    }
-}
-
-enum Line {
-    Whole(Vec<u8>),
-    Cut,
-}
-
-fn read_line(input: &mut impl BufRead, line: u64) -> Result<Option<Line>, Error> {
-    let mut text = Vec::new();
-    let read = io::Read::take(&mut *input, MAX_LINE)
-        .read_until(b'\n', &mut text)
-        .map_err(|error| Error::Io { line, error })?;
-    Ok(match (read, text.last()) {
-        (0, _) => None,
-        (_, Some(b'\n')) => Some(Line::Whole(text)),
-        _ if read as u64 == MAX_LINE => {
-            return Err(Error::Unreadable { line, why: format!("longer than {MAX_LINE} bytes") });
-        }
-        _ => Some(Line::Cut),
-    })
 }

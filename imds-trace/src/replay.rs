@@ -1,145 +1,251 @@
-//! What does a recording say, or somebody's capture? Feeds it to the same pipeline as the live shell.
+//! What do recordings say, or somebody's capture? Feeds them to the same pipeline as the live shell.
+//!
+//! Files of one run are one list of inputs. Several runs of one host are told one after the other, each by a pipeline of its own, with
+//! one report of all. What of a file is not as it was written is left out, and said.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+mod capture;
+mod files;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 
-use crate::capture;
-use crate::config::{self, Replay};
-use crate::event::{Event, Ready};
+use crate::config::{Moment, Replay};
+use crate::event::Event;
+use crate::exchange::ExchangeId;
 use crate::input::Input;
 use crate::net::{BootTime, Timestamp};
 use crate::output::{self, Outputs};
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
-use crate::recording;
+use crate::recording::Error;
+use crate::report::{Report, Tallies};
+use files::{Run, Source};
 
 /// Bytes of a sentence on stderr.
-const MAX_SHOWN: usize = 512;
-/// How files begin that gzip, xz and zstd made.
-const COMPRESSED: [&[u8]; 3] = [&[0x1f, 0x8b], &[0xfd, b'7', b'z', b'X'], &[0x28, 0xb5, 0x2f, 0xfd]];
+const MAX_SHOWN: usize = 2048;
+/// Sentences about broken recordings that are told; the rest is counted.
+const MAX_BROKEN: usize = 8;
 
-/// Replays a recording or a capture; its first bytes say which it is. Gives the exit code: 0, or 1 if what was asserted failed. A
-/// file that cannot be read is an error that names the line or the packet.
-pub fn replay(asked: &Replay) -> anyhow::Result<u8> {
-    let name = asked.file.display().to_string();
-    let mut input: Box<dyn Read + Send> = if name == "-" {
-        Box::new(io::stdin())
-    } else {
-        Box::new(File::open(&asked.file).with_context(|| name.clone())?)
-    };
-    let mut magic = Vec::new();
-    (&mut input).take(capture::MAGIC_LENGTH as u64).read_to_end(&mut magic).with_context(|| name.clone())?;
-    if COMPRESSED.iter().any(|known| magic.starts_with(known)) {
-        bail!("{name}: it is compressed: unpack it first");
+/// Replays recordings, or a capture; the first bytes say which it is. Gives the exit code: 0, or 1 if what was asserted failed. A
+/// recording or capture of which nothing can be used is an error that names the line or the packet.
+pub fn replay(config: Replay) -> anyhow::Result<u8> {
+    let mut telling = config.telling.clone();
+    telling.filter.since = config.since.map(instant);
+    telling.filter.until = config.until.map(instant);
+    let mut stdin = None;
+    if let [file] = &config.files[..] {
+        match capture::open(file)? {
+            capture::Opened::Capture(input) => return capture::replay(input, &telling, &config),
+            capture::Opened::Stdin(input) => stdin = Some(input),
+            capture::Opened::Other => {}
+        }
     }
-    let is_capture = capture::is_capture(&magic);
-    let input: Box<dyn Read + Send> = Box::new(io::Cursor::new(magic).chain(BufReader::new(input)));
-    let told = if is_capture { tell_capture(input, asked) } else { tell_recording(BufReader::new(input), asked) };
+    if config.endpoints.is_some() {
+        bail!("--endpoint is for captures: a recording says itself which addresses were watched");
+    }
+    let runs = files::runs(&config.files, stdin)?;
+    // Times of all runs are told by the clock that started first, so that none is negative.
+    let boot_time = runs.iter().map(|run| run.boot_time()).min_by_key(|time| time.0).context("no recording")?;
+    let several = runs.len() > 1;
+    let mut replaying = Replaying {
+        outputs: Outputs::open(&telling, boot_time)?,
+        boot_time,
+        verbose: config.verbosity > 0,
+        whole: several.then(Tallies::default),
+        report: None,
+        broken: Vec::new(),
+        unsaid: 0,
+        unheard: 0,
+        inputs: 0,
+        exchanges: 0,
+    };
+    let told = runs.into_iter().try_for_each(|run| replaying.run(run)).and_then(|()| replaying.finish());
     match told {
-        Ok(outputs) => Ok(u8::from(outputs.broken() || outputs.erred())),
-        Err(Stopped::Output(output::Error::Closed)) => Ok(0),
-        Err(Stopped::Output(error)) => Err(error.into()),
-        Err(Stopped::File(error)) => Err(error).context(name),
+        Ok(()) => Ok(u8::from(replaying.outputs.broken() || replaying.outputs.erred())),
+        Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
+        Err(error) => Err(error),
     }
 }
 
-enum Stopped {
-    Output(output::Error),
-    File(anyhow::Error),
-}
-
-impl From<output::Error> for Stopped {
-    fn from(error: output::Error) -> Self {
-        Self::Output(error)
+/// When that is, in nanoseconds from the Unix epoch.
+fn instant(moment: Moment) -> i128 {
+    match moment {
+        Moment::At(at) => at,
+        Moment::Ago(ago) => {
+            let ago = i128::try_from(ago.as_nanos()).unwrap_or(i128::MAX);
+            jiff::Timestamp::now().as_nanosecond().saturating_sub(ago)
+        }
     }
 }
 
-impl From<recording::Error> for Stopped {
-    fn from(error: recording::Error) -> Self {
-        Self::File(error.into())
-    }
-}
-
-/// A pipeline and those who hear it.
-struct Telling {
+struct Replaying {
     outputs: Outputs,
-    pipeline: Pipeline,
-    last: Timestamp,
+    boot_time: BootTime,
+    verbose: bool,
+    /// Of all runs, where there are several.
+    whole: Option<Tallies>,
+    /// The last run's report, what was lost and spent added up.
+    report: Option<(Timestamp, Report)>,
+    broken: Vec<String>,
+    /// Sentences beyond those.
+    unsaid: u64,
+    /// Losses before the first of the inputs.
+    unheard: u64,
+    /// Inputs that could be used.
+    inputs: u64,
+    /// The highest number of an exchange in the runs before.
+    exchanges: u64,
 }
 
-impl Telling {
-    fn begin(
-        asked: &Replay,
-        boot_time: BootTime,
-        mut pipeline: Pipeline,
-        at: Timestamp,
-        ready: Ready,
-    ) -> Result<Self, Stopped> {
-        let mut outputs = Outputs::open(&asked.telling, boot_time)?;
-        pipeline.tell_packets(outputs.want_packets());
-        outputs.tell(&Event::Ready(at, ready))?;
-        Ok(Self { outputs, pipeline, last: at })
-    }
-
-    fn push(&mut self, input: Input) -> Result<(), Stopped> {
-        self.last = self.last.max(input.at());
-        Ok(self.outputs.told(|tell| self.pipeline.push(input, tell))?)
-    }
-
-    /// Everything up to here could be read, and what is missing is said.
-    fn cut(&mut self, error: &dyn std::error::Error) -> Result<(), Stopped> {
-        eprintln!("imds-trace: {}; what came after it is missing", printable(&error.to_string(), MAX_SHOWN));
-        self.push(Input::Lost { at: self.last, ring_buffer: 0, unreadable: 1 })
-    }
-
-    fn finish(mut self) -> Result<Outputs, Stopped> {
-        self.outputs.told(|tell| self.pipeline.finish(tell))?;
-        self.outputs.flush()?;
-        Ok(self.outputs)
-    }
-}
-
-fn tell_recording(input: impl BufRead, asked: &Replay) -> Result<Outputs, Stopped> {
-    let mut reader = recording::Reader::new(input)?;
-    if asked.endpoints.is_some() {
-        return Err(Stopped::File(anyhow!(
-            "--endpoint is for captures: a recording says itself which addresses were watched"
-        )));
-    }
-    let header = reader.header.clone();
-    let pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
-    let mut telling = Telling::begin(asked, header.boot_time, pipeline, header.at, header.ready)?;
-    for input in &mut reader {
-        match input {
-            Ok(input) => telling.push(input)?,
-            // The writer was killed: everything before this line is whole.
-            Err(error @ recording::Error::CutShort { .. }) => telling.cut(&error)?,
-            Err(error) => return Err(error.into()),
+impl Replaying {
+    /// Replays the files of one run.
+    fn run(&mut self, run: Run) -> anyhow::Result<()> {
+        let header = run.header().clone();
+        let later = u64::try_from(run.boot_time().0.saturating_sub(self.boot_time.0)).unwrap_or(0);
+        let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
+        pipeline.tell_packets(self.outputs.want_packets());
+        let mut telling = Telling { later, before: self.exchanges, ready: Some((header.at, header.ready)) };
+        let mut last = header.at;
+        for source in run.sources {
+            if let Some(why) = &source.missing {
+                self.note_broken(why.clone());
+                last = last.max(source.header().at);
+                self.lose(&mut pipeline, &mut telling, last)?;
+            }
+            if self.verbose {
+                source.notes().iter().for_each(|note| eprintln!("imds-trace: {}", printable(note, MAX_SHOWN)));
+            }
+            let Source { name, reader, .. } = source;
+            let sealed = reader.why_unverified().is_none();
+            for input in reader {
+                let error = match input {
+                    Ok(input) => {
+                        last = last.max(input.at());
+                        self.inputs += 1;
+                        if self.unheard > 0 {
+                            self.lose(&mut pipeline, &mut telling, last)?;
+                        }
+                        self.push(&mut pipeline, &mut telling, input)?;
+                        continue;
+                    }
+                    Err(error) => error,
+                };
+                if !sealed && !error.leaves_a_rest() {
+                    return Err(error).context(name);
+                }
+                // Everything before it is whole, and what is missing is said.
+                let goes_on = matches!(error, Error::Broken { .. });
+                self.note_broken(format!("{name}: {error}"));
+                self.lose(&mut pipeline, &mut telling, last)?;
+                if !goes_on {
+                    break;
+                }
+            }
         }
+        if self.inputs == 0
+            && let Some(why) = self.broken.first()
+        {
+            bail!("{why}; nothing of it can be used");
+        }
+        self.say_ready(&mut telling)?;
+        self.told(&mut telling, |tell| pipeline.finish(tell))
     }
-    telling.finish()
+
+    /// Tells what is attached before anything else, and not before anything could be used.
+    fn say_ready(&mut self, telling: &mut Telling) -> anyhow::Result<()> {
+        let Some((at, ready)) = telling.ready.take() else { return Ok(()) };
+        Ok(self.outputs.tell(&Event::Ready(at.after(std::time::Duration::from_nanos(telling.later)), ready))?)
+    }
+
+    /// Counts a loss. It is told once there is something to tell of.
+    fn lose(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, at: Timestamp) -> anyhow::Result<()> {
+        if self.inputs == 0 {
+            self.unheard += 1;
+            return Ok(());
+        }
+        let unreadable = std::mem::take(&mut self.unheard).max(1);
+        self.push(pipeline, telling, Input::Lost { at, ring_buffer: 0, unreadable })
+    }
+
+    fn push(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, input: Input) -> anyhow::Result<()> {
+        self.say_ready(telling)?;
+        let later = telling.later;
+        self.told(telling, |tell| pipeline.push(input.later(later), tell))
+    }
+
+    fn told(&mut self, telling: &mut Telling, run: impl FnOnce(&mut dyn FnMut(&Event))) -> anyhow::Result<()> {
+        let Self { outputs, whole, report, exchanges, .. } = self;
+        let before = telling.before;
+        outputs.told(|tell| {
+            run(&mut |event| match event {
+                Event::Report(at, latest) => {
+                    let mut latest = latest.clone();
+                    if let Some((_, earlier)) = report.take() {
+                        latest.lost.add(earlier.lost);
+                        latest.spent = latest.spent.and(earlier.spent);
+                    }
+                    *report = Some((*at, latest));
+                }
+                event => {
+                    let event = numbered(event, before);
+                    if let Event::Exchange(exchange) = &event {
+                        *exchanges = (*exchanges).max(exchange.exchange.id.0);
+                    }
+                    if let Some(whole) = whole {
+                        whole.absorb(&event);
+                    }
+                    tell(&event);
+                }
+            });
+        })?;
+        Ok(())
+    }
+
+    /// Says what is wrong with a recording.
+    fn note_broken(&mut self, why: String) {
+        if self.broken.len() >= MAX_BROKEN {
+            self.unsaid += 1;
+            return;
+        }
+        // Said at the end: if nothing can be used, the first is the one sentence that is said.
+        self.broken.push(why);
+    }
+
+    /// Tells the report.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        if self.unsaid > 0 {
+            self.broken.push(format!("{} more places like these", self.unsaid));
+        }
+        for why in &self.broken {
+            eprintln!("imds-trace: {}", printable(why, MAX_SHOWN));
+        }
+        let Some((at, mut report)) = self.report.take() else { return Ok(()) };
+        if let Some(whole) = &mut self.whole {
+            let Report { lost, spent, .. } = report;
+            report = whole.finish(lost, spent);
+        }
+        report.broken = std::mem::take(&mut self.broken);
+        self.outputs.tell(&Event::Report(at, report))?;
+        Ok(self.outputs.flush()?)
+    }
 }
 
-fn tell_capture(input: Box<dyn Read + Send>, asked: &Replay) -> Result<Outputs, Stopped> {
-    let endpoints = match &asked.endpoints {
-        Some(endpoints) => endpoints.clone(),
-        None => config::endpoints(&[]).map_err(|error| Stopped::File(error.into()))?,
-    };
-    let mut reader = capture::Reader::new(input, endpoints)
-        .map_err(|error| Stopped::File(anyhow::Error::from(error).context("a capture of which nothing can be read")))?;
-    let pipeline = Pipeline::of_capture();
-    // Times of a capture count from the Unix epoch.
-    let mut telling = Telling::begin(asked, BootTime(0), pipeline, reader.started(), reader.ready())?;
-    for input in &mut reader {
-        match input {
-            Ok(input) => telling.push(input)?,
-            Err(error) => telling.cut(&error)?,
-        }
+/// What changes in the events of one run, for they stand beside those of others.
+struct Telling {
+    /// By how many nanoseconds its clock is behind.
+    later: u64,
+    /// Exchanges of the runs before.
+    before: u64,
+    ready: Option<(Timestamp, crate::event::Ready)>,
+}
+
+/// An event whose exchanges are numbered on from those of the runs before.
+fn numbered(event: &Event, before: u64) -> Event {
+    let mut event = event.clone();
+    let renumber = |id: &mut ExchangeId| id.0 += before;
+    match &mut event {
+        Event::Exchange(exchange) => renumber(&mut exchange.exchange.id),
+        Event::Finding(_, finding) => finding.evidence.iter_mut().for_each(renumber),
+        _ => {}
     }
-    for note in reader.notes() {
-        eprintln!("imds-trace: {}: {note}", printable(&asked.file.display().to_string(), MAX_SHOWN));
-    }
-    telling.finish()
+    event
 }

@@ -1,5 +1,7 @@
 //! What came of it all, container by container?
 
+mod group;
+
 use std::collections::HashMap;
 
 use serde::Serialize;
@@ -8,6 +10,7 @@ use crate::event::{Event, Lost};
 use crate::finding::{Finding, HopLimit};
 use crate::identity::{Attribution, Subject};
 use crate::journey::OtherPackets;
+pub use group::{Credentials, Group, Groups, job};
 
 /// Subjects counted apart at most; the rest is counted as lost.
 const MAX_SUBJECTS: usize = 8_192;
@@ -29,6 +32,10 @@ pub struct Report {
     pub hidden: u64,
     /// What was asserted, and whether it held.
     pub expectations: Vec<Asserted>,
+    /// What is shown, counted together, if that was asked for.
+    pub groups: Option<Groups>,
+    /// What is wrong with the recording that this was concluded from, a sentence each; empty if nothing is, and of a live run.
+    pub broken: Vec<String>,
 }
 
 /// Something that was asserted.
@@ -70,6 +77,15 @@ pub struct Reconciled {
 }
 
 impl Reconciled {
+    /// Both together, of two runs.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            seen: self.seen + other.seen,
+            inferred: self.inferred + other.inferred,
+            counted: self.counted.zip(other.counted).map(|(one, two)| one + two),
+        }
+    }
+
     /// The sentence to say where the counts do not agree.
     pub fn difference(&self) -> Option<String> {
         let counted = self.counted?;

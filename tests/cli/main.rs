@@ -3,8 +3,10 @@
 //! The built program, from outside: `$IMDS_TRACE_BIN`, else the one beside this test. No root needed; what only root can try is
 //! marked as not run for others.
 
+mod asking;
 mod capturing;
 mod doctoring;
+mod evidence;
 mod expecting;
 mod hostile;
 mod program;
@@ -43,6 +45,8 @@ fn main() -> ExitCode {
         ("typing", typing::TESTS, false),
         ("replaying", replaying::TESTS, false),
         ("capturing", capturing::TESTS, false),
+        ("evidence", evidence::TESTS, false),
+        ("asking", asking::TESTS, false),
         ("expecting", expecting::TESTS, false),
         ("hostile", hostile::TESTS, false),
         ("terminal", terminal::TESTS, false),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use imds_trace::input::Input;
 use imds_trace::recording::Writer;
-use imds_trace_tests::scenario::{Scenario, folder, header};
+use imds_trace_tests::scenario::{END, Scenario, folder, header};
 use imds_trace_tests::{children, tracer};
 use serde_json::Value;
 
@@ -187,8 +187,16 @@ pub fn recording(inputs: &[Input]) -> Result<Vec<u8>> {
     for input in inputs {
         writer.write(input)?;
     }
-    writer.flush()?;
+    writer.close(END, false)?;
     Ok(bytes)
+}
+
+/// A recording as the first version of the format had it: without seals.
+pub fn unsealed(bytes: &[u8]) -> Result<String> {
+    let text = std::str::from_utf8(bytes).context("a recording is text")?;
+    let is_seal = |line: &&str| line.starts_with("{\"seal\"") || line.starts_with("{\"end\"");
+    let lines: String = text.split_inclusive('\n').filter(|line| !is_seal(line)).collect();
+    Ok(lines.replacen("{\"recording\":2,", "{\"recording\":1,", 1))
 }
 
 /// The scenario called `name` as a recording.

@@ -27,6 +27,7 @@ mod trace_network;
 mod trace_pcap;
 mod trace_probe;
 mod trace_programs;
+mod trace_record;
 mod trace_run;
 mod trace_tokens;
 
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
         ("trace_capture", trace_capture::TESTS),
         ("trace_run", trace_run::TESTS),
         ("trace_probe", trace_probe::TESTS),
+        ("trace_record", trace_record::TESTS),
         ("samples", samples::TESTS),
     ];
     if arguments.list {

@@ -4,6 +4,7 @@
 //! own; a new file is a new test.
 
 mod captures;
+mod evidence;
 mod recordings;
 mod scenarios;
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let trials = scenarios::trials().and_then(|mut trials: Vec<Trial>| {
         trials.extend(recordings::trials()?);
         trials.extend(captures::trials()?);
+        trials.extend(evidence::trials());
         Ok(trials)
     });
     match trials {

@@ -70,7 +70,7 @@ pub fn is_told_as_before(recording: &Path, name: &str) -> Result<()> {
     std::fs::create_dir(&folder.0).context("make a folder")?;
     let output = |(kind, ending): (&str, &str)| OutputSpec { kind: kind.to_owned(), path: Some(folder.0.join(ending)) };
     let telling = Telling { outputs: TOLD.map(output).to_vec(), ..Telling::default() };
-    replay(&Replay { telling, file: recording.to_owned(), endpoints: None })?;
+    replay(Replay { telling, files: vec![recording.to_owned()], ..Replay::default() })?;
     for (_, ending) in TOLD {
         let path = recording.with_file_name(format!("{name}.{ending}"));
         let before = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

@@ -29,6 +29,7 @@ pub mod house;
 mod image;
 pub mod imds;
 pub mod junit;
+pub mod load;
 pub mod netns;
 pub mod obstacle;
 pub mod pieces;

@@ -61,7 +61,7 @@ pub struct Outcome {
 impl Tracer {
     /// Starts `imds-trace watch --output json --record … --ready-file … --docker-host …` and `args` on the runner host and
     /// waits until it says it is ready. In `args`, `{dir}` stands for its folder, e.g. `pcapng={dir}/it.pcapng`; a
-    /// `--docker-host` among them replaces the host's.
+    /// `--docker-host` or a `--record` among them replaces the one above.
     pub fn start(host: &RunnerHost, args: &[&str]) -> Result<Tracer> {
         Tracer::start_program(host, &program()?, args)
     }
@@ -85,7 +85,10 @@ impl Tracer {
         let dir = host.dir().join(format!("tracer-{}", next()));
         std::fs::create_dir(&dir)?;
         let mut command = host.runner().command(program);
-        command.args([word, "--output", "json", "--record"]).arg(dir.join("recording.jsonl"));
+        command.args([word, "--output", "json"]);
+        if !args.contains(&"--record") {
+            command.arg("--record").arg(dir.join("recording.jsonl"));
+        }
         if word != "probe" {
             command.arg("--ready-file").arg(dir.join("ready"));
         }
@@ -181,6 +184,12 @@ impl Tracer {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Kills it, as if the machine had lost power, and collects what it left.
+    pub fn killed(mut self) -> Result<Outcome> {
+        self.kill();
+        self.outcome(END)
     }
 
     /// Waits for it to end by itself (`--for`) and collects what it left.

@@ -19,16 +19,16 @@ pub fn demo() -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
+/// Builds every program, optimised.
+pub fn build() -> Result<()> {
+    let packages = ["--package=imds-trace", "--package=imds-trace-tests"];
+    workspace::run(&mut workspace::cargo([&["build", "--release", "--bins"], &packages[..]].concat()))
+}
+
 /// Builds what the demo takes; the command is ready to run.
 pub fn prepare() -> Result<Command> {
     println!("building imds-trace and the lab …");
-    workspace::run(&mut workspace::cargo([
-        "build",
-        "--release",
-        "--package=imds-trace",
-        "--package=imds-trace-tests",
-        "--bins",
-    ]))?;
+    build()?;
     println!("starting the lab …");
     let mut lab = Command::new(workspace::built("release", "lab")?);
     lab.arg("demo").env("IMDS_TRACE_BIN", workspace::built("release", "imds-trace")?).current_dir(workspace::root());

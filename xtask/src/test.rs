@@ -1,7 +1,7 @@
 //! Does everything work? Runs the tests part by part, adds them up, and says what did not run and why.
 
 use std::{
-    process::ExitCode,
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -27,6 +27,8 @@ pub enum Part {
     Replay,
     /// The program as it is typed
     Cli,
+    /// A million exchanges through pipeline and recording, optimised
+    Endless,
     /// A real kernel, network namespaces, a Docker engine (root)
     Lab,
     /// What `cargo xtask demo` runs, as one test (root)
@@ -34,7 +36,7 @@ pub enum Part {
     Demo,
 }
 
-const TESTS: &[Part] = &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Lab];
+const TESTS: &[Part] = &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Endless, Part::Lab];
 
 /// What came of a part.
 struct Outcome {
@@ -101,6 +103,7 @@ impl Part {
             Self::Unit => "unit",
             Self::Replay => "replay",
             Self::Cli => "cli",
+            Self::Endless => "endless",
             Self::Lab => "lab",
             Self::Demo => "demo",
         }
@@ -121,6 +124,7 @@ impl Part {
             }
             Self::Replay => libtest(&["--package=imds-trace-tests", "--test=replay"], filter, deadline, tally),
             Self::Cli => libtest(&["--package=imds-trace-tests", "--test=cli"], filter, deadline, tally),
+            Self::Endless => endless(deadline, tally),
             Self::Lab => {
                 if let Some(why) = no_lab()? {
                     return Ok(Some(why));
@@ -173,6 +177,20 @@ fn libtest(
         }
         Some(_) => None,
     })
+}
+
+/// One test: memory stays flat and files stay few. It says its figures itself.
+fn endless(deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
+    demo::build()?;
+    let mut program = Command::new(workspace::built("release", "endless")?);
+    let status = workspace::stream(&mut program, deadline, |_| {})?;
+    let why = match status {
+        None => Some("did not end in time and was ended".to_owned()),
+        Some(status) if !status.success() => Some(format!("{} failed ({status})", workspace::shown(&program))),
+        Some(_) => None,
+    };
+    *tally += Tally { passed: usize::from(why.is_none()), failed: usize::from(why.is_some()), ignored: 0 };
+    Ok(why)
 }
 
 /// The demo counts as one test: it ends well, and it finds what it was set up to show.

@@ -9,8 +9,9 @@ use super::fact::{CUT, Connected, Connecting, ProcessDetail, TICK, Told};
 use super::{Process, Query};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 
-/// Sockets remembered at most; 11,000 connects a second, the fastest a client was seen to ask, fill it in six seconds.
-const MAX_SOCKETS: usize = 65_536;
+/// Sockets remembered at most; 11,000 connects a second, the fastest a client was seen to ask, fill it in five seconds. A table with
+/// room for 114,688 that is never more than half full tidies itself up in place, and never doubles.
+const MAX_SOCKETS: usize = 57_000;
 /// Processes whose /proc entries are remembered at most.
 const MAX_PROCESSES: usize = 4_096;
 /// An initial sequence number is believed this long before and after the packets: Linux draws a new one for a reused pair of
@@ -33,7 +34,13 @@ pub struct Socket {
     error: Option<u16>,
     /// How long the connect took to fail.
     failed_after: Option<Duration>,
+    /// Under which first sequence number and addresses it is entered.
+    keys: Option<(Isn, Ends)>,
 }
+
+/// A first sequence number and where to; and both ends of a connection.
+type Isn = (u32, Endpoint);
+type Ends = (Endpoint, Endpoint);
 
 impl Socket {
     /// The process that opened it.
@@ -136,8 +143,8 @@ struct Attempt {
 /// All sockets that connect or connected to a watched endpoint, the latest [`MAX_SOCKETS`].
 #[derive(Debug, Default)]
 pub struct Sockets {
-    /// By number, in the order of their connects.
-    all: HashMap<u64, Socket>,
+    /// By number, in the order of their connects. Boxed: the table has room for more than there are.
+    all: HashMap<u64, Box<Socket>>,
     order: VecDeque<u64>,
     next: u64,
     /// Thread to number, from the attempt until its SYN is about to be sent.
@@ -146,8 +153,8 @@ pub struct Sockets {
     attempts: VecDeque<Attempt>,
     /// Kernel address to number, from connect until the port is known.
     connecting: HashMap<u64, u64>,
-    by_isn: HashMap<(u32, Endpoint), u64>,
-    by_flow: HashMap<(Endpoint, Endpoint), u64>,
+    by_isn: HashMap<Isn, u64>,
+    by_flow: HashMap<Ends, u64>,
     /// What /proc said last, and where the process stood then.
     processes: HashMap<u32, ((Netns, u64), Rc<ProcessDetail>)>,
     process_order: VecDeque<u32>,
@@ -206,21 +213,20 @@ impl Sockets {
         let told = latest.map(|latest| Rc::clone(&latest.told)).filter(|told| **told == task.told);
         let told = told.unwrap_or_else(|| Rc::new(task.told.clone()));
         let task = Connecting { told: Told::default(), ..task.clone() };
-        self.all.insert(number, Socket { at, task, told, detail, error: None, failed_after: None });
+        let socket = Socket { at, task, told, detail, error: None, failed_after: None, keys: None };
+        self.all.insert(number, Box::new(socket));
         self.order.push_back(number);
         let mut evicted = 0;
         while self.order.len() > MAX_SOCKETS {
             if let Some(oldest) = self.order.pop_front() {
-                self.all.remove(&oldest);
+                self.forget(oldest);
                 evicted += 1;
             }
         }
-        if evicted > 0 && self.by_flow.len() + self.by_isn.len() + self.connecting.len() > 4 * MAX_SOCKETS {
+        if evicted > 0 && self.attempting.len() + self.connecting.len() > MAX_SOCKETS {
             let all = &self.all;
             self.attempting.retain(|_, number| all.contains_key(number));
             self.connecting.retain(|_, number| all.contains_key(number));
-            self.by_isn.retain(|_, number| all.contains_key(number));
-            self.by_flow.retain(|_, number| all.contains_key(number));
         }
         (number, evicted)
     }
@@ -230,6 +236,17 @@ impl Sockets {
         let Some(number) = self.connecting.get(&socket.socket).copied() else { return };
         if let Some(known) = self.all.get(&number) {
             self.attempts.push_back(Attempt { at, tid: known.task.tid, number, gave_up: true });
+        }
+    }
+
+    fn forget(&mut self, number: u64) {
+        let Some((isn, ends)) = self.all.remove(&number).and_then(|socket| socket.keys) else { return };
+        // A later socket may have come to the same keys.
+        if self.by_isn.get(&isn) == Some(&number) {
+            self.by_isn.remove(&isn);
+        }
+        if self.by_flow.get(&ends) == Some(&number) {
+            self.by_flow.remove(&ends);
         }
     }
 
@@ -257,12 +274,14 @@ impl Sockets {
     /// A socket got its port.
     pub fn connected(&mut self, at: Timestamp, socket: &Connected) {
         if let Some(number) = self.connecting.remove(&socket.socket) {
+            let keys = ((socket.isn, socket.destination), (socket.source, socket.destination));
             if let Some(known) = self.all.get_mut(&number) {
+                known.keys = Some(keys);
                 known.error = socket.error;
                 known.failed_after = (!socket.established).then(|| at.since(known.at));
             }
-            self.by_isn.insert((socket.isn, socket.destination), number);
-            self.by_flow.insert((socket.source, socket.destination), number);
+            self.by_isn.insert(keys.0, number);
+            self.by_flow.insert(keys.1, number);
         }
     }
 
@@ -312,7 +331,7 @@ impl Sockets {
             (None, Some(isn)) => self.by_isn.get(&(isn, query.endpoint))?,
             (None, None) => self.by_flow.get(&(query.client, query.endpoint))?,
         };
-        let socket = self.all.get(number)?;
+        let socket: &Socket = self.all.get(number)?;
         let apart = at.since(socket.at).max(socket.at.since(at));
         (apart < BELIEVED).then_some(socket)
     }

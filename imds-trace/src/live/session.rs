@@ -1,8 +1,6 @@
 //! What becomes of a record, a fact and a moment of a live run?
 
-use std::fs::{self, OpenOptions};
-use std::io::BufWriter;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -22,7 +20,7 @@ use crate::output::Outputs;
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
 use crate::probe::{Answers, Own};
-use crate::recording::{self, Header};
+use crate::recording::{self, Chain, Files, Header, Limits, Notice};
 
 /// On Nitro instances the board's asset tag is the instance's id.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
@@ -30,7 +28,8 @@ const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
 /// What takes longer is not waited for at the end: the end of an exchange that nobody closed, or forgetting one.
 const MOMENT: Duration = Duration::from_secs(1);
 
-type Recording = recording::Writer<BufWriter<fs::File>>;
+/// A random name for the time since this boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What came of it.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +54,7 @@ pub(super) struct Session {
     pub(super) outputs: Outputs,
     /// What we ask ourselves, where only that is told.
     own: Option<Own>,
-    recording: Option<Recording>,
+    recording: Option<Files>,
     procfs: Procfs,
     streams: Streams,
     /// The last of each driver.
@@ -88,12 +87,9 @@ impl Session {
             endpoints: config.endpoints.clone(),
             instance: read_line(ASSET_TAG).filter(|tag| tag.starts_with("i-")),
             ready: ready.clone(),
+            chain: Chain { boot: read_line(BOOT_ID), ..Chain::default() },
         };
-        let recording = config.record.as_ref().map(|path| {
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-            file.and_then(|file| recording::Writer::new(BufWriter::new(file), &header))
-                .with_context(|| format!("--record {}", path.display()))
-        });
+        let recording = begin_recording(config, &header)?;
         let mut outputs = Outputs::open(&config.telling, header.boot_time)?;
         if !errand.needs_reader() {
             outputs.outlive_reader();
@@ -107,7 +103,7 @@ impl Session {
             pipeline,
             outputs,
             own: errand.asks_for(),
-            recording: recording.transpose()?,
+            recording,
             procfs: Procfs::default(),
             streams: Streams::default(),
             readings: Vec::new(),
@@ -236,12 +232,12 @@ impl Session {
             self.push(Input::Tick { at })?;
         }
         self.outputs.flush()?;
-        self.keep(recording::Writer::flush);
+        self.keep(|recording| recording.flush(at));
         Ok(())
     }
 
     /// Writes to the recording, if there is one. An error, a full disk mostly, ends it and the run; what was seen so far is told.
-    fn keep(&mut self, write: impl FnOnce(&mut Recording) -> std::io::Result<()>) {
+    fn keep(&mut self, write: impl FnOnce(&mut Files) -> std::io::Result<()>) {
         if let Some(Err(error)) = self.recording.as_mut().map(write) {
             self.recording = None;
             self.stopped = Some(error);
@@ -276,17 +272,44 @@ impl Session {
         let at = now()?;
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
-        self.keep(recording::Writer::flush);
+        let closed = self.recording.take().map(|recording| recording.close(at)).transpose();
+        let closed = closed.unwrap_or_else(|error| {
+            self.stopped = Some(error);
+            None
+        });
         self.tell(|pipeline, tell| pipeline.finish(tell))?;
         if let Some(own) = self.own.take() {
             self.outputs.told(|tell| own.tell(answers.as_ref(), tell))?;
         }
         self.outputs.flush()?;
+        if let Some(closed) = closed {
+            let path = printable(&closed.path.display().to_string(), MAX_SHOWN);
+            eprintln!("imds-trace: recorded in {path}; SHA-256 {}", closed.digest);
+        }
         match self.stopped {
             Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),
             None => Ok(Judged { broken: self.outputs.broken(), erred: self.outputs.erred() }),
         }
     }
+}
+
+/// Begins the recording that was asked for; says so if an earlier one there was not closed.
+fn begin_recording(config: &Tracing, header: &Header) -> anyhow::Result<Option<Files>> {
+    let Some(record) = &config.record else { return Ok(None) };
+    let limits = Limits { size: record.size, age: record.age, keep: record.keep };
+    let (files, notice) = Files::begin(&record.path, header.clone(), limits)
+        .with_context(|| format!("--record {}", record.path.display()))?;
+    if let Some(Notice { kept, reaches }) = notice {
+        let reaches = match reaches {
+            Some((from, until)) => format!("it reaches from {from} to {until}, and its end is missing"),
+            None => "nothing of it can be read".to_owned(),
+        };
+        let [path, kept] = [&record.path, &kept].map(|path| printable(&path.display().to_string(), MAX_SHOWN));
+        eprintln!(
+            "imds-trace: --record {path}: an earlier recording there was not closed: {reaches}; it is kept as {kept}"
+        );
+    }
+    Ok(Some(files))
 }
 
 fn tell_what_is_watched(ready: &Ready, until: &str) {

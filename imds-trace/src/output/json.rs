@@ -8,6 +8,7 @@ use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 
 use super::{Kind, Output};
+use crate::config::GroupBy;
 use crate::event::{Event, ExchangeEvent, Lost, Ready};
 use crate::exchange::{Imds, Refusal, Refused, Software, Travel};
 use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
@@ -15,7 +16,7 @@ use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
 use crate::printable::json_safe;
-use crate::report::{Asserted, Report};
+use crate::report::{Asserted, Credentials, Group, Report, job};
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -34,7 +35,8 @@ struct Json {
 
 impl Output for Json {
     fn tell(&mut self, event: &Event) -> io::Result<()> {
-        let at = |at: &Timestamp| rfc3339(*at, self.boot_time);
+        let boot_time = self.boot_time;
+        let at = |at: &Timestamp| rfc3339(*at, boot_time);
         let line = match event {
             Event::Ready(when, ready) => Line::Ready { at: at(when), ready },
             Event::Packet(_) => return Ok(()),
@@ -58,16 +60,34 @@ impl Output for Json {
                 hop_limit: probed.hop_limit,
                 summary: &probed.summary,
             },
-            Event::Report(when, report) => Line::Report(report_line(at(when), report)),
+            Event::Report(when, report) => {
+                let groups =
+                    report.groups.iter().flat_map(|groups| groups.groups.iter().map(|group| (groups.by, group)));
+                for (by, group) in groups {
+                    let (first, last) = (at(&group.first), at(&group.last));
+                    let taken =
+                        [group.credentials.first, group.credentials.last].map(|when| when.map(|when| at(&when)));
+                    let process = process(&group.who.process, self.boot_time).filter(|_| by == GroupBy::Process);
+                    let line = GroupLine { at: at(when), process, first, last, ..group_line(by, group, taken) };
+                    self.write(&Line::Group(Box::new(line)))?;
+                }
+                Line::Report(report_line(at(when), report))
+            }
         };
-        self.line.clear();
-        self.line.put(json_safe(&serde_json::to_string(&line)?).as_bytes());
-        self.line.put_u8(b'\n');
-        self.stream.write_all(&self.line)
+        self.write(&line)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
+    }
+}
+
+impl Json {
+    fn write(&mut self, line: &Line<'_>) -> io::Result<()> {
+        self.line.clear();
+        self.line.put(json_safe(&serde_json::to_string(&line)?).as_bytes());
+        self.line.put_u8(b'\n');
+        self.stream.write_all(&self.line)
     }
 }
 
@@ -102,6 +122,7 @@ enum Line<'a> {
         hop_limit: HopLimit,
         summary: &'a str,
     },
+    Group(Box<GroupLine<'a>>),
     Report(ReportLine<'a>),
 }
 
@@ -226,6 +247,47 @@ struct ReportLine<'a> {
     spent: SpentLine,
     other_packets: Vec<OtherLine>,
     expectations: &'a [Asserted],
+    /// `null` unless something is wrong with it.
+    recording: Option<RecordingLine>,
+}
+
+#[derive(Serialize)]
+struct RecordingLine {
+    intact: bool,
+    why: String,
+}
+
+/// Exchanges counted together. What tells one group from another is there, the rest `null`.
+#[derive(Serialize)]
+struct GroupLine<'a> {
+    at: String,
+    by: &'static str,
+    container: Option<&'a Container>,
+    process: Option<ProcessLine<'a>>,
+    image: Option<&'a str>,
+    job: Option<&'a str>,
+    path: Option<&'a str>,
+    address: Option<std::net::IpAddr>,
+    exchanges: u64,
+    answered: u64,
+    token: u64,
+    v2: u64,
+    v1: u64,
+    other: u64,
+    credentials: CredentialsLine<'a>,
+    first: String,
+    last: String,
+}
+
+/// Requests for a role's credentials: `taken` were answered with 200 and reached the client, `over_v1` of them without a token.
+#[derive(Serialize)]
+struct CredentialsLine<'a> {
+    asked: u64,
+    taken: u64,
+    over_v1: u64,
+    roles: &'a [String],
+    first: Option<String>,
+    last: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -392,6 +454,32 @@ fn finding_line(at: String, finding: &Finding) -> FindingLine<'_> {
     }
 }
 
+fn group_line(by: GroupBy, group: &Group, [first, last]: [Option<String>; 2]) -> GroupLine<'_> {
+    let container = group.who.container.as_ref();
+    let is_one = matches!(by, GroupBy::Container | GroupBy::Process);
+    let [token, v2, v1, other] = group.asked;
+    let Credentials { asked, taken, over_v1, roles, .. } = &group.credentials;
+    GroupLine {
+        at: String::new(),
+        by: by.name(),
+        container: container.filter(|_| is_one),
+        process: None,
+        image: container.and_then(|container| container.image.as_deref()).filter(|_| is_one || by == GroupBy::Image),
+        job: container.and_then(job).filter(|_| is_one || by == GroupBy::Job),
+        path: group.path.as_deref(),
+        address: is_one.then_some(group.who.address),
+        exchanges: group.exchanges,
+        answered: group.answered,
+        token,
+        v2,
+        v1,
+        other,
+        credentials: CredentialsLine { asked: *asked, taken: *taken, over_v1: *over_v1, roles, first, last },
+        first: String::new(),
+        last: String::new(),
+    }
+}
+
 fn report_line(at: String, report: &Report) -> ReportLine<'_> {
     ReportLine {
         at,
@@ -416,6 +504,7 @@ fn report_line(at: String, report: &Report) -> ReportLine<'_> {
         },
         other_packets: report.other.iter().map(other).collect(),
         expectations: &report.expectations,
+        recording: (!report.broken.is_empty()).then(|| RecordingLine { intact: false, why: report.broken.join("; ") }),
     }
 }
 

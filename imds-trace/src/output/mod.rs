@@ -20,7 +20,8 @@ use crate::expect::Expectations;
 use crate::finding::Severity;
 use crate::net::BootTime;
 use crate::printable::printable;
-use crate::report::{Report, Tallies};
+use crate::report::{Groups, Report, Tallies};
+use filter::Sieve;
 
 /// Bytes of a sentence on stderr.
 const MAX_SHOWN: usize = 2048;
@@ -82,6 +83,8 @@ impl From<io::Error> for Error {
 pub struct Outputs {
     outputs: Vec<Box<dyn Output>>,
     telling: Telling,
+    sieve: Sieve,
+    groups: Option<Groups>,
     /// Findings of severity error that were told.
     errors: u64,
     expectations: Expectations,
@@ -121,6 +124,8 @@ impl Outputs {
         Ok(Self {
             outputs,
             telling: telling.clone(),
+            sieve: Sieve::new(telling.filter.clone(), boot_time),
+            groups: telling.group_by.map(Groups::new),
             errors: 0,
             expectations: Expectations::new(telling.expectations.clone()),
             broken: false,
@@ -138,35 +143,46 @@ impl Outputs {
 
     /// Tells an event to all, if it is to be shown. What is not shown counts for what was asserted all the same.
     pub fn tell(&mut self, event: &Event) -> Result<(), Error> {
-        let filter = &self.telling.filter;
         self.expectations.absorb(event);
-        let whole;
-        let event = match event {
-            Event::Report(at, report) => {
-                let mut shown = report.clone();
-                if !filter.is_empty() {
-                    shown = self.tallies.finish(report.lost, report.spent);
-                    shown.other.clone_from(&report.other);
-                    shown.hidden = self.hidden;
-                }
-                shown.expectations = self.expectations.judge(report.lost);
-                self.note_broken(&shown);
-                whole = Event::Report(*at, shown);
-                &whole
+        if let Event::Report(at, report) = event {
+            let mut shown = report.clone();
+            if !self.sieve.is_open() {
+                shown = self.tallies.finish(report.lost, report.spent);
+                shown.hidden = self.hidden;
+                shown.broken.clone_from(&report.broken);
+                shown.other.clone_from(&report.other);
             }
-            event if filter.is_empty() => event,
-            event if filter.shows(event) => {
-                self.tallies.absorb(event);
-                event
-            }
-            event => {
-                self.hidden += u64::from(matches!(event, Event::Exchange(_)));
-                return Ok(());
-            }
-        };
-        if let Event::Finding(_, finding) = event {
-            self.errors += u64::from(finding.severity == Severity::Error);
+            shown.expectations = self.expectations.judge(report.lost);
+            shown.groups = self.groups.take();
+            self.note_broken(&shown);
+            return self.tell_each(&Event::Report(*at, shown));
         }
+        if self.sieve.is_open() {
+            return self.show(event);
+        }
+        let shown = self.sieve.sift(event);
+        let is_exchange = |event: &Event| matches!(event, Event::Exchange(_));
+        self.hidden += u64::from(is_exchange(event) && !shown.iter().any(is_exchange));
+        shown.iter().try_for_each(|event| {
+            self.tallies.absorb(event);
+            self.show(event)
+        })
+    }
+
+    fn show(&mut self, event: &Event) -> Result<(), Error> {
+        match event {
+            Event::Finding(_, finding) => self.errors += u64::from(finding.severity == Severity::Error),
+            Event::Exchange(exchange) => {
+                if let Some(groups) = &mut self.groups {
+                    groups.absorb(exchange);
+                }
+            }
+            _ => {}
+        }
+        self.tell_each(event)
+    }
+
+    fn tell_each(&mut self, event: &Event) -> Result<(), Error> {
         self.each(|output| output.tell(event))
     }
 

@@ -1,5 +1,6 @@
 //! How is it told to a tired person? A line per exchange and finding as they come; at the end, what is wrong, shown hop by hop.
 
+mod group;
 mod ladder;
 
 use std::fmt::Write as _;
@@ -109,6 +110,10 @@ impl Text {
         if !self.probed {
             let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));
         }
+        for why in &report.broken {
+            let text = format!("{RED}Recording not intact{RED:#}: {}", printable(why, usize::MAX));
+            let _ = writeln!(out, "{}", paragraph("", "  ", &text));
+        }
         if report.lost.sum() > 0 {
             let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", lost_sentence(report.lost));
         }
@@ -144,6 +149,9 @@ impl Text {
         }
         for other in &report.other {
             let _ = writeln!(out, "\nNote: {}.", other_packets(other));
+        }
+        if let Some(groups) = &report.groups {
+            group::tell(&mut out, groups, self.boot_time);
         }
         if let Some(difference) = report.spent.difference() {
             let _ = writeln!(out, "\nNote: {difference}.");

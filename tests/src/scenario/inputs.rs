@@ -6,7 +6,7 @@ use imds_trace::identity::fact::{Connected, Connecting, ContainerDetail, Fact, P
 use imds_trace::input::Input;
 use imds_trace::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
 use imds_trace::observation::Observation;
-use imds_trace::recording::{Header, VERSION};
+use imds_trace::recording::{Chain, Header, VERSION};
 
 use super::place::{interface, socket};
 use super::tcp::Conversation;
@@ -39,6 +39,7 @@ pub fn header() -> Header {
             hooks: Vec::new(),
             missing: Vec::new(),
         },
+        chain: Chain::default(),
     }
 }
 

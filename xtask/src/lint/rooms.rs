@@ -20,7 +20,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("finding", &["net", "exchange", "journey", "identity", "printable"]),
     // An event carries the report, and the report absorbs events: two files of one thing.
     ("event", &["net", "observation", "input", "journey", "exchange", "identity", "finding", "report"]),
-    ("report", &["net", "event", "exchange", "finding", "identity", "journey::OtherPackets"]),
+    ("report", &["net", "event", "exchange", "finding", "identity", "journey::OtherPackets", "config"]),
     ("expect", &["net", "event", "exchange", "journey", "finding", "identity", "report", "config"]),
     ("probe", &["net", "exchange", "finding", "identity::fact", "journey", "event", "report"]),
     ("pipeline", &["net", "input", "observation", "journey", "exchange", "identity", "finding", "event", "report"]),
@@ -41,7 +41,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "printable",
         ],
     ),
-    ("recording", &["net", "input", "event", "printable"]),
+    ("recording", &["net", "input", "identity::fact", "event", "printable"]),
     // Observations and what is known of them, from somebody else's file.
     ("capture", &["net", "input", "observation", "event"]),
     // What is typed, and what it means.
@@ -72,7 +72,19 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ),
     (
         "replay",
-        &["net", "input", "recording", "capture", "pipeline", "event", "report", "output", "config", "printable"],
+        &[
+            "net",
+            "input",
+            "exchange",
+            "recording",
+            "capture",
+            "pipeline",
+            "event",
+            "report",
+            "output",
+            "config",
+            "printable",
+        ],
     ),
     (
         "doctor",
@@ -120,7 +132,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
 pub const CALLS: &[(&str, &[&str])] = &[
     ("Instant::now", &["live"]),
     ("SystemTime::now", &["live"]),
-    ("Timestamp::now", &["live", "doctor"]),
+    ("Timestamp::now", &["live", "replay", "doctor"]),
     ("tokio::spawn", &["live", "interfaces"]),
     ("process::exit", &["main"]),
 ];

@@ -1,0 +1,196 @@
+//! Which files are meant, which belong together, and is one of them missing?
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use wildmatch::WildMatch;
+
+use super::capture::Input;
+use crate::net::BootTime;
+use crate::recording::{self, Header, Previous, Reader, digest_of};
+
+/// Characters of a pattern.
+const WILD: [char; 2] = ['*', '?'];
+
+/// A file, opened as far as its header.
+pub struct Source {
+    /// As it was given.
+    pub name: String,
+    /// What it says.
+    pub reader: Reader<Box<dyn BufRead>>,
+    /// What is missing before it, if it goes on from a file that is not there, or not that one any more.
+    pub missing: Option<String>,
+    path: Option<PathBuf>,
+}
+
+impl Source {
+    /// Its first line.
+    pub fn header(&self) -> &Header {
+        &self.reader.header
+    }
+
+    /// What somebody may want to know who wants to know more.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(why) = self.reader.why_unverified() {
+            notes.push(format!("{}: {why}, not chained: it cannot be verified", self.name));
+        }
+        if let Some(previous) = self.header().chain.previous.as_ref().filter(|_| self.missing.is_none()) {
+            notes.push(format!("{}: goes on from {} (SHA-256 {})", self.name, previous.file, previous.digest));
+        }
+        notes
+    }
+
+    fn wall(&self) -> i128 {
+        i128::from(self.header().boot_time.0) + i128::from(self.header().at.0)
+    }
+
+    /// Are both of one run?
+    fn is_of_one_run(&self, other: &Self) -> bool {
+        let key = |source: &Self| {
+            let header = source.header();
+            header.chain.run.map(|run| (run, header.chain.boot.clone(), header.boot_time.0))
+        };
+        key(self).is_some() && key(self) == key(other)
+    }
+}
+
+/// The files of one run, in the order of their time; never empty.
+pub struct Run {
+    /// The files.
+    pub sources: Vec<Source>,
+}
+
+impl Run {
+    /// The first file's header.
+    pub fn header(&self) -> &Header {
+        self.sources[0].header()
+    }
+
+    /// What makes wall-clock time of its times.
+    pub fn boot_time(&self) -> BootTime {
+        self.header().boot_time
+    }
+}
+
+/// The runs in these files, in the order in which they began.
+pub fn runs(given: &[PathBuf], mut stdin: Option<Input>) -> anyhow::Result<Vec<Run>> {
+    let mut sources = Vec::new();
+    for path in named(given)? {
+        sources.push(open(path, stdin.take())?);
+    }
+    sources.sort_by_key(|source| (source.wall(), source.header().chain.number));
+    let mut runs: Vec<Run> = Vec::new();
+    for source in sources {
+        match runs.iter_mut().find(|run| run.sources[0].is_of_one_run(&source)) {
+            Some(run) => run.sources.push(source),
+            None => runs.push(Run { sources: vec![source] }),
+        }
+    }
+    for pair in runs.windows(2) {
+        expect_one_host(&pair[0], &pair[1])?;
+    }
+    chain(&mut runs);
+    Ok(runs)
+}
+
+/// Two hosts cannot be told in one report: what is the same address, process or interface on both is not the same.
+fn expect_one_host(earlier: &Run, later: &Run) -> anyhow::Result<()> {
+    let (one, other) = (earlier.header(), later.header());
+    let differ = |one: &Option<String>, other: &Option<String>| one.is_some() && other.is_some() && one != other;
+    // A host that was started again had ended its earlier run by then.
+    let last = earlier.sources.last().map_or(0, Source::wall);
+    let overlap = differ(&one.chain.boot, &other.chain.boot) && i128::from(other.boot_time.0) < last;
+    if differ(&one.instance, &other.instance) || overlap {
+        bail!("{} and {} are of two hosts: replay them one by one", earlier.sources[0].name, later.sources[0].name);
+    }
+    Ok(())
+}
+
+/// Looks whether each file goes on from the one before it.
+fn chain(runs: &mut [Run]) {
+    let mut earlier: Vec<PathBuf> = Vec::new();
+    for run in runs {
+        for (number, source) in run.sources.iter_mut().enumerate() {
+            let before = source.reader.header.chain.previous.clone();
+            match before.and_then(|before| missing(&source.name, &before, &earlier)) {
+                Some(Err(why)) => source.missing = Some(why),
+                Some(Ok(())) if number > 0 => source.reader.skip_repeated(),
+                Some(Ok(())) | None => {}
+            }
+            earlier.extend(source.path.clone());
+        }
+    }
+}
+
+/// Why a file does not go on from the one that it names, which should be the last of its chain among those before it. `None` if no
+/// other of its chain was given: that older ones were deleted, or are not asked for, is nothing wrong.
+fn missing(name: &str, before: &Previous, earlier: &[PathBuf]) -> Option<Result<(), String>> {
+    let stem = before.file.split('.').next().unwrap_or_default();
+    let file_name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let last = earlier.iter().rev().find(|path| file_name(path).starts_with(stem))?;
+    Some(match digest_of(last) {
+        Ok(digest) if digest == before.digest => Ok(()),
+        Ok(_) if file_name(last) == before.file => {
+            Err(format!("{name}: the file before it, {}, is not as it was when it was put away", before.file))
+        }
+        Ok(_) => Err(format!("{name}: the file before it, {}, is missing", before.file)),
+        Err(error) => Err(format!("{}: {error}", last.display())),
+    })
+}
+
+/// The files that are meant, each once.
+fn named(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    let mut seen = BTreeSet::new();
+    for path in given {
+        if path.as_os_str() == "-" && given.len() > 1 {
+            bail!("replay -: stdin is one recording, and comes alone");
+        }
+        for path in matching(path)? {
+            // The same file by two names would say everything twice.
+            if seen.insert(fs::canonicalize(&path).unwrap_or_else(|_| path.clone())) {
+                paths.push(path);
+            }
+        }
+    }
+    Ok(paths)
+}
+
+/// The files that a pattern stands for; itself, if it is none.
+fn matching(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| name.contains(WILD));
+    let Some(pattern) = name.filter(|_| !path.exists()) else { return Ok(vec![path.to_owned()]) };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let pattern = WildMatch::new(pattern);
+    let mut found = Vec::new();
+    let listed = fs::read_dir(folder.unwrap_or(Path::new("."))).with_context(|| path.display().to_string())?;
+    for entry in listed {
+        let name = entry.with_context(|| path.display().to_string())?.file_name();
+        let is_hidden = name.to_string_lossy().starts_with('.');
+        if !is_hidden && pattern.matches(&name.to_string_lossy()) {
+            found.push(folder.map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name)));
+        }
+    }
+    if found.is_empty() {
+        bail!("{}: no file has such a name", path.display());
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Opens one file, if it is not open already, and reads its header.
+fn open(path: PathBuf, stdin: Option<Input>) -> anyhow::Result<Source> {
+    let name = path.display().to_string();
+    let is_stdin = stdin.is_some();
+    let input = match stdin {
+        Some(input) => recording::open(input),
+        None => File::open(&path).and_then(recording::open),
+    };
+    let input = input.with_context(|| name.clone())?;
+    let reader = Reader::new(input).with_context(|| name.clone())?;
+    Ok(Source { name, reader, missing: None, path: (!is_stdin).then_some(path) })
+}

@@ -1,0 +1,404 @@
+//! Is a recording kept as evidence: in files of a bounded size, that say what one would, and say when they are not whole?
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use imds_trace::input::Input;
+use imds_trace::net::{BootTime, Timestamp};
+use imds_trace::recording::{Chain, Files, Header, Limits, Notice};
+use imds_trace_tests::load;
+use imds_trace_tests::scenario::header;
+use serde_json::Value;
+
+use crate::Outcome;
+use crate::program::{Folder, Ran, command, finish, replay, run};
+
+crate::tests![
+    files_of_one_run_say_what_one_file_says,
+    compressed_files_say_the_same,
+    each_file_says_who_was_who_on_its_own,
+    files_stay_within_their_size_and_number_and_are_their_owners_only,
+    a_file_that_is_old_is_put_away,
+    a_file_that_is_missing_in_the_middle_is_noticed,
+    a_file_that_was_changed_is_named_with_its_lines,
+    what_cannot_be_used_at_all_is_an_error,
+    a_recording_that_was_not_closed_is_kept_and_told,
+    a_recording_that_was_closed_is_kept_too,
+    what_is_no_recording_is_not_overwritten,
+    a_compressed_recording_that_was_cut_short_is_told_up_to_there,
+    an_old_recording_cannot_be_verified_and_says_so_if_asked,
+    several_runs_are_told_in_the_order_of_their_time,
+    two_hosts_are_not_told_as_one,
+];
+
+const SIZE: u64 = 64 << 10;
+
+/// The inputs of a run with so many exchanges.
+fn inputs(exchanges: u64) -> Vec<Input> {
+    let told = (0..exchanges).flat_map(load::exchange);
+    load::introduction().into_iter().chain(told).chain(load::conclusion(exchanges)).collect()
+}
+
+fn first_line(boot: &str) -> Header {
+    Header { at: Timestamp(998_000_000_000), chain: Chain { boot: Some(boot.into()), ..Chain::default() }, ..header() }
+}
+
+/// Records as the live shell does, at `path`.
+fn record(path: &Path, inputs: &[Input], limits: Limits) -> Result<Option<Notice>> {
+    record_with(path, first_line("boot-1"), inputs, limits, true)
+}
+
+fn record_with(path: &Path, header: Header, inputs: &[Input], limits: Limits, close: bool) -> Result<Option<Notice>> {
+    let (mut files, notice) = Files::begin(path, header, limits)?;
+    for input in inputs {
+        files.write(input)?;
+        files.flush(input.at())?;
+    }
+    if close {
+        files.close(inputs.last().context("inputs")?.at())?;
+    }
+    Ok(notice)
+}
+
+fn sized(size: u64) -> Limits {
+    Limits { size: Some(size), ..Limits::default() }
+}
+
+/// The files in a folder, by name.
+fn files(folder: &Folder) -> Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> =
+        std::fs::read_dir(folder.path())?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    found.sort();
+    Ok(found)
+}
+
+fn replay_all(folder: &Folder, options: &[&str]) -> Result<Ran> {
+    let pattern = folder.path().join("host*");
+    let mut command = command(["replay"])?;
+    command.arg(pattern).args(options);
+    finish(command)
+}
+
+/// Replays all files of a folder and one file with the same inputs: both say the same to the last byte.
+fn expect_the_same(folder: &Folder, inputs: &[Input]) -> Result<()> {
+    let other = Folder::new()?;
+    let whole = other.path().join("whole.jsonl");
+    record(&whole, inputs, Limits::default())?;
+    for options in [&["--output", "json", "--group-by", "process"][..], &[]] {
+        let (one, many) = (replay(&whole, options)?, replay_all(folder, options)?);
+        one.expect_quiet()?;
+        many.expect_quiet()?;
+        if one.stdout != many.stdout || one.stdout.is_empty() {
+            let mut lines = one.stdout.lines().zip(many.stdout.lines());
+            bail!("not the same: {:?}", lines.find(|(one, many)| one != many));
+        }
+    }
+    Ok(())
+}
+
+fn files_of_one_run_say_what_one_file_says() -> Outcome {
+    let folder = Folder::new()?;
+    let inputs = inputs(300);
+    record(&folder.path().join("host.jsonl"), &inputs, sized(SIZE))?;
+    ensure_many(&files(&folder)?)?;
+    Ok(expect_the_same(&folder, &inputs)?)
+}
+
+fn ensure_many(files: &[PathBuf]) -> Result<()> {
+    ensure!(files.len() > 5, "too few files: {files:?}");
+    Ok(())
+}
+
+fn compressed_files_say_the_same() -> Outcome {
+    let folder = Folder::new()?;
+    let inputs = inputs(1_500);
+    record(&folder.path().join("host.jsonl.zst"), &inputs, sized(SIZE))?;
+    let found = files(&folder)?;
+    if found.len() < 3 || !found.iter().all(|file| file.to_string_lossy().ends_with(".jsonl.zst")) {
+        return Err(format!("{found:?}").into());
+    }
+    for file in &found {
+        let size = std::fs::metadata(file)?.len();
+        if size > SIZE {
+            return Err(format!("{} has {size} bytes", file.display()).into());
+        }
+    }
+    Ok(expect_the_same(&folder, &inputs)?)
+}
+
+fn each_file_says_who_was_who_on_its_own() -> Outcome {
+    let folder = Folder::new()?;
+    record(&folder.path().join("host.jsonl"), &inputs(300), sized(SIZE))?;
+    let found = files(&folder)?;
+    ensure_many(&found)?;
+    for file in &found {
+        let ran = replay(file, &["--output", "json"])?;
+        ran.expect_quiet()?;
+        let events = ran.json()?;
+        for exchange in events.iter().filter(|event| event["type"] == "exchange") {
+            let process = &exchange["process"];
+            let known = exchange["container"]["image"].is_string() && process["argv"].is_array();
+            if !known || process["ancestors"][0]["comm"] != "sh" {
+                return Err(format!("{}: nobody knows who {exchange} is", file.display()).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn files_stay_within_their_size_and_number_and_are_their_owners_only() -> Outcome {
+    let folder = Folder::new()?;
+    let limits = Limits { keep: Some(3), ..sized(SIZE) };
+    record(&folder.path().join("host.jsonl"), &inputs(600), limits)?;
+    let found = files(&folder)?;
+    let names: Vec<_> = found.iter().filter_map(|file| file.file_name()?.to_str()).collect();
+    if names.len() != 4 || names[3] != "host.jsonl" || !names[0].starts_with("host.20260101T00") {
+        return Err(format!("{names:?}").into());
+    }
+    for file in &found {
+        let metadata = std::fs::metadata(file)?;
+        let mode = metadata.permissions().mode() & 0o7777;
+        if metadata.len() > SIZE || mode != 0o600 {
+            return Err(format!("{}: {} bytes, mode {mode:o}", file.display(), metadata.len()).into());
+        }
+    }
+    // That the oldest are gone is nothing wrong, and what is left is one chain.
+    let ran = replay_all(&folder, &["-v"])?;
+    ran.expect_code(0)?;
+    if ran.stderr.contains("missing") || ran.stderr.matches("goes on from").count() != 4 {
+        return Err(format!("{ran:?}").into());
+    }
+    Ok(())
+}
+
+fn a_file_that_is_old_is_put_away() -> Outcome {
+    let folder = Folder::new()?;
+    let inputs = inputs(500);
+    let limits = Limits { age: Some(Duration::from_secs(2)), ..Limits::default() };
+    record(&folder.path().join("host.jsonl"), &inputs, limits)?;
+    let found = files(&folder)?;
+    if found.len() != 5 {
+        return Err(format!("{found:?}").into());
+    }
+    Ok(expect_the_same(&folder, &inputs)?)
+}
+
+/// It ran, and one sentence on stderr and one in the report name what is wrong.
+fn expect_broken(ran: &Ran, parts: &[&str]) -> Result<()> {
+    ran.expect_code(0)?;
+    let events = ran.json()?;
+    let told = &events.last().context("a report")?["recording"];
+    let why = told["why"].as_str().unwrap_or_default();
+    ensure!(told["intact"] == Value::Bool(false), "{ran:?}");
+    for part in parts {
+        ensure!(ran.stderr.contains(part) && why.contains(part), "nothing names {part}: {}, {told}", ran.stderr);
+    }
+    ensure!(ran.stderr.lines().count() == 1, "not one sentence: {}", ran.stderr);
+    Ok(())
+}
+
+fn a_file_that_is_missing_in_the_middle_is_noticed() -> Outcome {
+    let folder = Folder::new()?;
+    record(&folder.path().join("host.jsonl"), &inputs(300), sized(SIZE))?;
+    let found = files(&folder)?;
+    ensure_many(&found)?;
+    let name = found[2].file_name().and_then(|name| name.to_str()).context("a name")?.to_owned();
+    std::fs::remove_file(&found[2])?;
+    let ran = replay_all(&folder, &["--output", "json"])?;
+    expect_broken(&ran, &[&name, "missing"])?;
+    // All that is left is told.
+    if ran.json()?.iter().filter(|event| event["type"] == "exchange").count() < 200 {
+        return Err(format!("{ran:?}").into());
+    }
+    // So is a file that somebody put in the place of another.
+    std::fs::copy(&found[3], &found[2])?;
+    let text = std::fs::read_to_string(&found[1])?;
+    std::fs::write(&found[1], text.replacen("job-1", "job-9", 1))?;
+    let ran = replay_all(&folder, &["--output", "json"])?;
+    ran.expect_code(0)?;
+    for part in ["is not as it was when it was put away", "lines 3 to ", "is missing"] {
+        if !ran.stderr.contains(part) {
+            return Err(format!("nothing says {part:?}: {}", ran.stderr).into());
+        }
+    }
+    Ok(())
+}
+
+fn a_file_that_was_changed_is_named_with_its_lines() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().join("host.jsonl");
+    record(&path, &inputs(100), Limits::default())?;
+    let good = std::fs::read_to_string(&path)?;
+    let at = good.match_indices("\"pid\":4704").last().context("a pid")?.0;
+    let line = good[..at].lines().count();
+    let changed = format!("{}{}", &good[..at], good[at..].replacen("4704", "1", 1));
+    std::fs::write(&path, changed)?;
+    let ran = replay(&path, &["--output", "json"])?;
+    expect_broken(&ran, &["host.jsonl: lines ", "left out"])?;
+    if ran.stdout.contains("\"pid\":1,\"uid\"") {
+        return Err(format!("what was changed (line {line}) is told").into());
+    }
+    let text = replay(&path, &[])?;
+    if !text.stdout.contains("Recording not intact: ") || !text.stdout.contains("Incomplete") {
+        return Err(format!("{text:?}").into());
+    }
+    Ok(())
+}
+
+fn what_cannot_be_used_at_all_is_an_error() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().join("host.jsonl");
+    record(&path, &inputs(1), Limits::default())?;
+    let good = std::fs::read_to_string(&path)?;
+    // A letter in each line but the first two.
+    let header: String = good.split_inclusive('\n').take(2).collect();
+    std::fs::write(&path, format!("{header}{}", good[header.len()..].replace("\"at\":", "\"at\":1")))?;
+    replay(&path, &[])?.expect_sentence(&["host.jsonl", "lines 3 to ", "nothing of it can be used"])?;
+    std::fs::write(&path, good.replacen("\"boot_time\":17", "\"boot_time\":16", 1))?;
+    replay(&path, &[])?.expect_sentence(&["host.jsonl", "line 1", "header"])?;
+    Ok(())
+}
+
+fn a_recording_that_was_not_closed_is_kept_and_told() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().join("host.jsonl");
+    let inputs = inputs(50);
+    record_with(&path, first_line("boot-1"), &inputs, Limits::default(), false)?;
+    let left = std::fs::read(&path)?;
+    let next = Header { at: Timestamp(2_000_000_000_000), ..first_line("boot-1") };
+    let later: Vec<Input> = inputs.iter().map(|input| input.clone().later(1_000_000_000_000)).collect();
+    let notice = record_with(&path, next, &later, Limits::default(), true)?.context("a notice")?;
+    let (from, until) = notice.reaches.context("times")?;
+    if std::fs::read(&notice.kept)? != left || !from.starts_with("2026-01-01T00:16:38") || from >= until {
+        return Err(format!("{from} to {until}").into());
+    }
+    let ran = replay_all(&folder, &["--output", "json"])?;
+    expect_broken(&ran, &["-000001.jsonl", "not closed"])?;
+    let exchanges = ran.json()?.iter().filter(|event| event["type"] == "exchange").count();
+    if exchanges != 100 {
+        return Err(format!("{exchanges} exchanges: {ran:?}").into());
+    }
+    Ok(())
+}
+
+fn a_recording_that_was_closed_is_kept_too() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().join("host.jsonl");
+    for _ in 0..3 {
+        if let Some(notice) = record(&path, &inputs(5), Limits::default())? {
+            return Err(format!("{notice:?}").into());
+        }
+    }
+    let found = files(&folder)?;
+    let names: Vec<_> = found.iter().filter_map(|file| file.file_name()?.to_str()).collect();
+    if names.len() != 3 || !names[0].ends_with("-000001.jsonl") || !names[1].ends_with("-000002.jsonl") {
+        return Err(format!("{names:?}").into());
+    }
+    Ok(())
+}
+
+fn what_is_no_recording_is_not_overwritten() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.file("letter.txt", "Dear all,\n")?;
+    let Err(error) = record(&path, &inputs(1), Limits::default()) else { return Err("it was overwritten".into()) };
+    if !error.to_string().contains("no recording") || std::fs::read(&path)? != b"Dear all,\n" {
+        return Err(error.to_string().into());
+    }
+    let empty = folder.file("empty.jsonl", "")?;
+    record(&empty, &inputs(1), Limits::default())?;
+    replay(&empty, &[])?.expect_quiet()?;
+    Ok(())
+}
+
+fn a_compressed_recording_that_was_cut_short_is_told_up_to_there() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().join("host.jsonl.zst");
+    record(&path, &inputs(500), Limits::default())?;
+    let whole = std::fs::read(&path)?;
+    for cut in [whole.len() / 2, whole.len() - 200] {
+        std::fs::write(&path, &whole[..cut])?;
+        let ran = replay(&path, &["--output", "json"])?;
+        ran.expect_code(0)?;
+        let exchanges = ran.json()?.iter().filter(|event| event["type"] == "exchange").count();
+        if exchanges < 100 || ran.stderr.lines().count() != 1 || !ran.stderr.contains("missing") {
+            return Err(format!("cut at {cut}: {exchanges} exchanges, {}", ran.stderr).into());
+        }
+    }
+    // Damaged where it cannot be decompressed any more.
+    let mut damaged = whole.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle..middle + 8].fill(0xff);
+    std::fs::write(&path, damaged)?;
+    let ran = replay(&path, &["--output", "json"])?;
+    ran.expect_code(0)?;
+    if ran.stderr.is_empty() {
+        return Err("a damage was not noticed".into());
+    }
+    Ok(())
+}
+
+fn an_old_recording_cannot_be_verified_and_says_so_if_asked() -> Outcome {
+    for (name, path) in imds_trace_tests::record::all()?.into_iter().take(1) {
+        replay(&path, &[])?.expect_quiet()?;
+        let ran = replay(&path, &["-v"])?;
+        ran.expect_code(0)?;
+        if !ran.stderr.contains("not chained: it cannot be verified") {
+            return Err(format!("{name}: {ran:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Another boot of the same host, a day later.
+fn next_day() -> Header {
+    let BootTime(boot) = header().boot_time;
+    Header { boot_time: BootTime(boot + 86_400_000_000_000), ..first_line("boot-2") }
+}
+
+fn several_runs_are_told_in_the_order_of_their_time() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().join("host.jsonl");
+    record(&path, &inputs(50), sized(SIZE))?;
+    record_with(&path, next_day(), &inputs(60), sized(SIZE), true)?;
+    let ran = replay_all(&folder, &["--output", "json"])?;
+    ran.expect_quiet()?;
+    let events = ran.json()?;
+    let of_type = |kind: &str| events.iter().filter(|event| event["type"] == kind).collect::<Vec<_>>();
+    let ids: std::collections::BTreeSet<_> = of_type("exchange").iter().filter_map(|it| it["id"].as_u64()).collect();
+    if ids.len() != 110 || of_type("ready").len() != 2 || of_type("report").len() != 1 {
+        return Err(format!("{} exchanges: {ran:?}", ids.len()).into());
+    }
+    let days = |day: &str| {
+        of_type("exchange").iter().filter(|it| it["at"].as_str().is_some_and(|at| at.starts_with(day))).count()
+    };
+    if (days("2026-01-01"), days("2026-01-02")) != (50, 60) {
+        return Err(format!("{ran:?}").into());
+    }
+    let tuesday = replay_all(&folder, &["--output", "json", "--since", "2026-01-02", "--until", "2026-01-03"])?;
+    tuesday.expect_quiet()?;
+    let exchanges = tuesday.json()?.iter().filter(|event| event["type"] == "exchange").count();
+    if exchanges != 60 {
+        return Err(format!("{exchanges} exchanges on the second day").into());
+    }
+    Ok(())
+}
+
+fn two_hosts_are_not_told_as_one() -> Outcome {
+    let folder = Folder::new()?;
+    let [one, other] = ["host-a.jsonl", "host-b.jsonl"].map(|name| folder.path().join(name));
+    record(&one, &inputs(5), Limits::default())?;
+    record_with(&other, first_line("boot-b"), &inputs(5), Limits::default(), true)?;
+    replay_all(&folder, &[])?.expect_sentence(&["host-a.jsonl", "host-b.jsonl", "two hosts"])?;
+    let both: Vec<String> = [&one, &other].map(|path| path.display().to_string()).to_vec();
+    run([&["replay".to_owned()], &both[..]].concat())?.expect_sentence(&["two hosts"])?;
+    // The same file given twice is one.
+    let twice = ["replay", &both[0], &both[0], "--output", "json"];
+    let ran = run(twice)?;
+    ran.expect_quiet()?;
+    if ran.json()?.iter().filter(|event| event["type"] == "exchange").count() != 5 {
+        return Err(format!("{ran:?}").into());
+    }
+    Ok(())
+}
