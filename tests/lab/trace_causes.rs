@@ -134,7 +134,7 @@ fn a_firewall_in_the_containers_own_namespace_is_named(lab: &Lab) -> Outcome {
             obstacle::iptables(own, "OUTPUT", family, Traffic::ToImds, Verdict::Drop)
         })?;
         let finding = only_error(&seen, &container, "firewall-drop")?;
-        expect_says(finding, "in its own network namespace at netfilter's OUTPUT hook")?;
+        expect_says(finding, "of the client's own network namespace at netfilter's OUTPUT hook")?;
         let remedy = finding["remedy"][0].as_str().unwrap_or_default();
         expect_that("the command enters that namespace", remedy.starts_with("nsenter -t "), remedy)?;
     }

@@ -207,15 +207,7 @@ mod tests {
     #[test]
     fn a_process_without_its_connect_says_nothing() {
         let mut carry = Carry::new(10_000);
-        let detail = ProcessDetail {
-            pid: 7,
-            found: true,
-            exe: None,
-            argv: None,
-            cgroup: None,
-            container: None,
-            ancestors: Vec::new(),
-        };
+        let detail = ProcessDetail { found: true, ancestors: Vec::new(), ..ProcessDetail::gone(7) };
         carry.note(&Fact { at: Timestamp(1), said: Said::Process(detail) }, "who 7 is");
         assert_eq!(repeated(&mut carry, 1000), Vec::<String>::new());
     }
