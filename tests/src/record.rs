@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use imds_trace::input::Input;
+use imds_trace::recording::{Chain, Reader, Writer};
 
 use crate::expect::{assert_no_secret, wait_until};
 use crate::imds::{Behaviour, Tokens};
@@ -104,14 +106,26 @@ pub fn record(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The recording without what says more of this machine than of the situation: what its init is called, who built its kernel.
+/// The recording without what says more of this machine than of the situation: what its init is called, who built its kernel, when
+/// it was booted. Sealed anew, for what is changed is not as it was written.
 fn without_this_machine(recording: &str) -> Result<String> {
-    let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
-    let (name, release) = (read("/proc/1/comm")?, read("/proc/sys/kernel/osrelease")?);
-    let (name, release) = (name.trim(), release.trim());
-    let upstream = release.split('-').next().unwrap_or(release);
+    let name = std::fs::read_to_string("/proc/1/comm").context("read the name of this machine's init")?;
     let init = |name: &str| format!("{{\"pid\":1,\"comm\":\"{name}\"}}");
-    Ok(recording.replace(&init(name), &init("init")).replace(release, upstream))
+    let reader = Reader::new(recording.as_bytes())?;
+    let mut header = reader.header.clone();
+    header.chain = Chain::default();
+    let upstream = |release: &String| release.split('-').next().unwrap_or_default().to_owned();
+    header.ready.kernel = header.ready.kernel.as_ref().map(upstream);
+    let mut writer = Writer::new(Vec::new(), &header)?;
+    let mut last = header.at;
+    for input in reader {
+        let text = serde_json::to_string(&input?)?.replace(&init(name.trim()), &init("init"));
+        let input: Input = serde_json::from_str(&text)?;
+        last = last.max(input.at());
+        writer.write(&input)?;
+        writer.seal_if_due(input.at())?;
+    }
+    Ok(String::from_utf8(writer.close(last, false)?)?)
 }
 
 /// Writes what the program says now of every recording and every capture beside it.

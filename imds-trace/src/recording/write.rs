@@ -69,7 +69,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Seals what has been written, if it is time to. Gives whether it did.
-    pub(super) fn seal_if_due(&mut self, now: Timestamp) -> io::Result<()> {
+    pub fn seal_if_due(&mut self, now: Timestamp) -> io::Result<()> {
         let due = self.unsealed >= MAX_UNSEALED || now.since(self.sealed) >= SEAL_AFTER;
         if due && self.unsealed > 0 { self.seal(now) } else { Ok(()) }
     }
