@@ -227,7 +227,9 @@ fn metadata_proxy(host: &RunnerHost) -> Result<()> {
 
 fn slow_answer(host: &RunnerHost) -> Result<()> {
     host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.delay_token) = (2, Duration::from_millis(900)));
-    attempts(&[(client(host, "job-27", "put-only --timeout-ms 200 --user-agent Boto3/1.40.21", None)?, 1)])?;
+    // It lives until the answer has come: what comes for a container that is gone is lost, not late.
+    let job = [(client(host, "job-27", "put-only --timeout-ms 200 --user-agent Boto3/1.40.21", None)?, 1)];
+    attempts(&job)?;
     wait_until("the late answer", SOON, || {
         host.imds().requests().iter().any(|request| request.status == Some(200)).then_some(())
     })?;
