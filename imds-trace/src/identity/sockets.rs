@@ -61,7 +61,8 @@ impl Socket {
             pid_namespace: self.task.pid_namespace,
             netns: self.task.netns,
             cgroup_id: self.task.cgroup,
-            cgroup: told.cgroup.clone().or_else(|| detail?.cgroup.clone()),
+            // As with the container: /proc knows every hierarchy, the kernel told of one.
+            cgroup: detail.and_then(|detail| detail.cgroup.clone()).or_else(|| told.cgroup.clone()),
             ancestors: ancestors.or(detail.map(|detail| &detail.ancestors)).cloned().unwrap_or_default(),
         }
     }
