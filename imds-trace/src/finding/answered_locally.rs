@@ -34,7 +34,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             "{what} of {subject} was answered on this host: neither request nor answer passed an interface towards IMDS.{server}"
         ),
     );
-    let iptables = if exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
+    let iptables = case.iptables();
     verdict.remedy = vec![
         format!("{iptables} -t nat -vnL PREROUTING --line-numbers"),
         "nft -a list ruleset".to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! Each drop has one cause, so that one rule speaks of it.
 
-use super::Case;
+use super::{Case, Verdict};
 use crate::exchange::{Exchange, Moment};
 use crate::journey::{Dropped, Fate, Journey};
 use crate::net::{Direction, Heading, Timestamp};
@@ -18,6 +18,8 @@ pub(super) enum Cause {
     ReversePath,
     /// There is no route for it.
     NoRoute,
+    /// Its next hop does not answer (ARP, neighbour discovery).
+    NoNeighbour,
     /// It was broken when it came.
     Malformed,
     /// Something else.
@@ -28,10 +30,14 @@ pub(super) enum Cause {
 const FORWARDS: [&str; 2] = ["ip_forward", "ip6_forward"];
 /// Functions that drop for netfilter, by prefix.
 const NETFILTER: [&str; 5] = ["nf_", "nft_", "ipt_", "ip6t_", "xt_"];
-/// Functions that drop what has no route, or whose next hop does not answer. By prefix.
-const NO_ROUTE: [&str; 5] = ["ip_error", "ip6_pkt_drop", "neigh_", "arp_error_report", "ndisc_error_report"];
+/// Functions that drop what has no route, by prefix.
+const NO_ROUTE: [&str; 2] = ["ip_error", "ip6_pkt_drop"];
 /// Reasons that say so.
-const NO_ROUTE_REASONS: [&str; 4] = ["IP_OUTNOROUTES", "IP_INNOROUTES", "NEIGH_FAILED", "NEIGH_CREATEFAIL"];
+const NO_ROUTE_REASONS: [&str; 2] = ["IP_OUTNOROUTES", "IP_INNOROUTES"];
+/// Functions that drop what waited for a next hop in vain, by prefix.
+const NO_NEIGHBOUR: [&str; 3] = ["neigh_", "arp_error_report", "ndisc_error_report"];
+/// Reasons that say so.
+const NO_NEIGHBOUR_REASONS: [&str; 2] = ["NEIGH_FAILED", "NEIGH_CREATEFAIL"];
 /// A client that sends broken packets is refused for them, which is no loss.
 const MALFORMED: [&str; 5] = ["IP_INHDR", "IP_CSUM", "TCP_CSUM", "PKT_TOO_SMALL", "HDR_TRUNC"];
 
@@ -45,13 +51,16 @@ pub(super) fn plain(function: &str) -> &str {
 pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
     let function = plain(&dropped.drop.location);
     let reason = dropped.drop.reason.as_deref().unwrap_or_default();
+    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| function.starts_with(prefix));
     if heading == Heading::FromImds && dropped.ttl.0 <= 1 && FORWARDS.contains(&function) {
         Cause::Spent
-    } else if reason == "NETFILTER_DROP" || NETFILTER.iter().any(|prefix| function.starts_with(prefix)) {
+    } else if reason == "NETFILTER_DROP" || begins(&NETFILTER) {
         Cause::Netfilter
     } else if reason == "IP_RPFILTER" {
         Cause::ReversePath
-    } else if NO_ROUTE_REASONS.contains(&reason) || NO_ROUTE.iter().any(|prefix| function.starts_with(prefix)) {
+    } else if NO_NEIGHBOUR_REASONS.contains(&reason) || begins(&NO_NEIGHBOUR) {
+        Cause::NoNeighbour
+    } else if NO_ROUTE_REASONS.contains(&reason) || begins(&NO_ROUTE) {
         Cause::NoRoute
     } else if heading == Heading::ToImds && MALFORMED.contains(&reason) {
         Cause::Malformed
@@ -136,6 +145,15 @@ fn failed_there(exchange: &Exchange, heading: Heading, dropped: &Dropped) -> boo
 }
 
 impl Failed<'_> {
+    /// What every rule about a drop says besides its own words: the drop, the way there, and how many copies.
+    pub(super) fn concluded(&self, mut verdict: Verdict, case: &Case<'_>) -> Verdict {
+        verdict.path = case.path(None);
+        verdict.drop = Some(self.dropped.clone());
+        verdict.weight = self.weight;
+        verdict.last = self.last;
+        verdict.resting_on_absence(case)
+    }
+
     /// `A request packet of …` or `A response packet to …`.
     pub(super) fn packet(&self, subject: &str) -> String {
         match self.heading {

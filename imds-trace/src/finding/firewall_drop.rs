@@ -51,7 +51,7 @@ pub(super) fn hook(dropped: &Dropped) -> Option<&'static str> {
 pub(super) fn commands(case: &Case<'_>, dropped: &Dropped) -> Vec<String> {
     let enter = case.enter(dropped.drop.netns);
     let on_host = enter.is_empty();
-    let iptables = if case.exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
+    let iptables = case.iptables();
     let mut commands = Vec::new();
     match hook(dropped) {
         // Docker's own place for the user's rules comes first there.
@@ -92,9 +92,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                        job a role of its own (OIDC, ECS task role, EKS Pod Identity), or set AWS_EC2_METADATA_DISABLED=true so \
                        that SDKs do not wait for IMDS."
         .to_owned();
-    verdict.path = case.path(None);
-    verdict.drop = Some(failed.dropped.clone());
-    verdict.weight = failed.weight;
-    verdict.last = failed.last;
-    Some(verdict.resting_on_absence(case))
+    Some(failed.concluded(verdict, case))
 }

@@ -34,9 +34,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.caution = "The kernel's own word for the reason stands in its include/net/dropreason-core.h, with a line on each; the \
                        function says where. The counters of interface and namespace show whether other traffic is hit too."
         .to_owned();
-    verdict.path = case.path(None);
-    verdict.drop = Some(failed.dropped.clone());
-    verdict.weight = failed.weight;
-    verdict.last = failed.last;
-    Some(verdict.resting_on_absence(case))
+    Some(failed.concluded(verdict, case))
 }

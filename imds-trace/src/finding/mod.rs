@@ -208,6 +208,11 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// The tool for firewall rules of the endpoint's address family.
+    fn iptables(&self) -> &'static str {
+        if self.exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" }
+    }
+
     /// Whose namespace it is, in a sentence about the client.
     fn whose(&self, netns: Netns) -> &'static str {
         match netns {

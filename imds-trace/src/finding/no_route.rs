@@ -57,13 +57,11 @@ fn never_left(case: &Case<'_>) -> Option<Verdict> {
 }
 
 fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
-    let failed = failed(case).filter(|failed| failed.cause == Cause::NoRoute)?;
+    let failed = failed(case).filter(|failed| matches!(failed.cause, Cause::NoRoute | Cause::NoNeighbour))?;
     let drop = &failed.dropped.drop;
     let enter = case.enter(drop.netns);
     let whose = case.whose(drop.netns);
-    let by_neighbour = drop.location.starts_with("neigh_")
-        || drop.location.ends_with("_error_report")
-        || drop.reason.as_deref().is_some_and(|reason| reason.starts_with("NEIGH_"));
+    let by_neighbour = failed.cause == Cause::NoNeighbour;
     let why = match by_neighbour {
         true => format!("the next hop that {whose} has for it does not answer (ARP, neighbour discovery)"),
         false => format!("{whose} has no route for it, or one that refuses it"),
@@ -80,9 +78,5 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
         format!("{enter}ip route get {address}"),
         format!("{enter}ip {} show", if by_neighbour { "neigh" } else { "rule" }),
     ];
-    verdict.path = case.path(None);
-    verdict.drop = Some(failed.dropped.clone());
-    verdict.weight = failed.weight;
-    verdict.last = failed.last;
-    Some(verdict.resting_on_absence(case))
+    Some(failed.concluded(verdict, case))
 }

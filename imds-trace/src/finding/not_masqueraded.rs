@@ -38,15 +38,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     // That nothing came is inferred from not seeing it.
     verdict.confidence = Confidence::Likely;
     verdict.path = case.path(None);
-    let (iptables, bits) =
-        if exchange.connection.endpoint.address.is_ipv4() { ("iptables", 32) } else { ("ip6tables", 128) };
+    let (iptables, endpoint) = (case.iptables(), exchange.connection.endpoint.address);
+    let bits = if endpoint.is_ipv4() { 32 } else { 128 };
     verdict.remedy = vec![
         format!("{iptables} -t nat -vnL POSTROUTING --line-numbers"),
-        format!(
-            "{iptables} -t nat -I POSTROUTING 1 -d {}/{bits} -o {} -j MASQUERADE",
-            exchange.connection.endpoint.address,
-            shell_word(interface)
-        ),
+        format!("{iptables} -t nat -I POSTROUTING 1 -d {endpoint}/{bits} -o {} -j MASQUERADE", shell_word(interface)),
     ];
     verdict.caution = "Docker masquerades its bridges unless told not to (daemon option --ip-masq=false, network option \
                        com.docker.network.bridge.enable_ip_masquerade=false), or unless a reload of the firewall removed its \

@@ -101,7 +101,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                            does: a firewall, a network policy, or a proxy in the place of IMDS that does not run."
                 .to_owned();
         if !from_outside {
-            let iptables = if exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" };
+            let iptables = case.iptables();
             verdict.remedy.push(format!("{iptables} -t nat -vnL PREROUTING --line-numbers"));
             verdict.remedy.push("nft -a list ruleset".to_owned());
         }

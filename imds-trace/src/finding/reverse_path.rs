@@ -44,9 +44,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                        forged source addresses on that interface; a route that leads back by it needs no such change. The larger \
                        of conf.all and conf.INTERFACE holds."
         .to_owned();
-    verdict.path = case.path(None);
-    verdict.drop = Some(failed.dropped.clone());
-    verdict.weight = failed.weight;
-    verdict.last = failed.last;
-    Some(verdict.resting_on_absence(case))
+    Some(failed.concluded(verdict, case))
 }
