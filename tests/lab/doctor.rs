@@ -6,12 +6,12 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use imds_trace::ethtool;
 use imds_trace_tests::expect::{expect_equal, expect_that};
+use imds_trace_tests::obstacle::{self, Family};
 use imds_trace_tests::{Container, ContainerSpec, Engine, Namespace, NetworkSpec, children, tracer};
 use libtest_mimic::Failed;
 use serde_json::Value;
 
 use crate::Lab;
-use crate::trace::Firewall;
 
 crate::tests![
     a_healthy_host_has_nothing_broken,
@@ -191,7 +191,7 @@ fn a_rule_for_containers_that_drops_is_named(lab: &Lab) -> Outcome {
     let _job = waiting(lab, "job-17")?;
     let chain = if with_engine(lab) { "DOCKER-USER" } else { "FORWARD" };
     let rule = format!("{chain} -d 169.254.169.254 -p tcp --dport 80 -j DROP");
-    let _rule = Firewall::insert(lab.host.runner(), "filter", &rule)?;
+    let _rule = obstacle::iptables_rule(lab.host.runner(), Family::V4, "filter", &rule)?;
     let answers = doctor(lab, &[])?;
     let saved = format!("-A {chain} -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DROP");
     let who = if with_engine(lab) { "job-17" } else { "containers on docker0" };
@@ -222,8 +222,12 @@ fn a_rule_of_nftables_that_drops_is_named(lab: &Lab) -> Outcome {
 }
 
 fn a_rule_that_may_drop_is_no_error(lab: &Lab) -> Outcome {
-    let _rule =
-        Firewall::insert(lab.host.runner(), "filter", "OUTPUT -d 169.254.169.254 -m owner --uid-owner 1000 -j DROP")?;
+    let _rule = obstacle::iptables_rule(
+        lab.host.runner(),
+        Family::V4,
+        "filter",
+        "OUTPUT -d 169.254.169.254 -m owner --uid-owner 1000 -j DROP",
+    )?;
     let answers = doctor(lab, &[])?;
     expect_nothing_broken(&answers)?;
     expect(&answers, "firewall", "host", "warning", &["--uid-owner 1000", "chain OUTPUT", "the host's own processes"])?;
@@ -236,7 +240,7 @@ fn a_rule_inside_a_container_is_named_with_it(lab: &Lab) -> Outcome {
     }
     let (job, _other) = (waiting(lab, "job-17")?, waiting(lab, "job-18")?);
     let inside = job.namespace()?;
-    let _rule = Firewall::insert(&inside, "filter", "OUTPUT -d 169.254.0.0/16 -j DROP")?;
+    let _rule = obstacle::iptables_rule(&inside, Family::V4, "filter", "OUTPUT -d 169.254.0.0/16 -j DROP")?;
     let answers = doctor(lab, &[])?;
     let answer = expect(&answers, "firewall", "job-17", "broken", &["-A OUTPUT -d 169.254.0.0/16 -j DROP"])?;
     expect_that(
@@ -258,7 +262,7 @@ fn expect_engine_is_missed(lab: &Lab) -> Outcome {
 fn a_rule_that_sends_requests_to_a_local_listener_is_a_warning(lab: &Lab) -> Outcome {
     let _job = waiting(lab, "job-17")?;
     let rule = "PREROUTING -d 169.254.169.254 -p tcp --dport 80 -i docker0 -j DNAT --to-destination 10.77.0.10:8181";
-    let _rule = Firewall::insert(lab.host.runner(), "nat", rule)?;
+    let _rule = obstacle::iptables_rule(lab.host.runner(), Family::V4, "nat", rule)?;
     let answers = doctor(lab, &[])?;
     expect_nothing_broken(&answers)?;
     expect(&answers, "firewall", "host", "warning", &["DNAT --to-destination 10.77.0.10:8181", "answered locally"])?;
@@ -297,10 +301,14 @@ fn a_drivers_counter_is_read_by_its_name(lab: &Lab) -> Outcome {
 
 fn a_rule_about_others_is_not_told(lab: &Lab) -> Outcome {
     let _job = waiting(lab, "job-17")?;
-    let _dns = Firewall::insert(lab.host.runner(), "filter", "FORWARD -d 169.254.169.253 -j DROP")?;
-    let _ssh = Firewall::insert(lab.host.runner(), "filter", "INPUT -p tcp --dport 22 -j DROP")?;
-    let _but =
-        Firewall::insert(lab.host.runner(), "filter", "FORWARD ! -d 169.254.0.0/16 -i docker0 -p udp -j REJECT")?;
+    let _dns = obstacle::iptables_rule(lab.host.runner(), Family::V4, "filter", "FORWARD -d 169.254.169.253 -j DROP")?;
+    let _ssh = obstacle::iptables_rule(lab.host.runner(), Family::V4, "filter", "INPUT -p tcp --dport 22 -j DROP")?;
+    let _but = obstacle::iptables_rule(
+        lab.host.runner(),
+        Family::V4,
+        "filter",
+        "FORWARD ! -d 169.254.0.0/16 -i docker0 -p udp -j REJECT",
+    )?;
     expect(&doctor(lab, &[])?, "firewall", "host", "ok", &[])?;
     Ok(())
 }

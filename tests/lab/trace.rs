@@ -212,25 +212,3 @@ impl Seen {
 pub fn hops(travel: &Value) -> Vec<&str> {
     travel["hops"].as_array().into_iter().flatten().filter_map(|hop| hop["hook"].as_str()).collect()
 }
-
-/// An iptables rule; dropping it deletes it.
-pub struct Firewall<'a> {
-    namespace: &'a Namespace,
-    table: &'a str,
-    rule: Vec<&'a str>,
-}
-
-impl<'a> Firewall<'a> {
-    /// Puts a rule, e.g. `DOCKER-USER -p tcp -j DROP`, before all others of its chain.
-    pub fn insert(namespace: &'a Namespace, table: &'a str, rule: &'a str) -> Result<Firewall<'a>> {
-        let rule: Vec<_> = rule.split_whitespace().collect();
-        namespace.run("iptables", &[&["-w", "-t", table, "-I"], &rule[..]].concat())?;
-        Ok(Firewall { namespace, table, rule })
-    }
-}
-
-impl Drop for Firewall<'_> {
-    fn drop(&mut self) {
-        let _ = self.namespace.run("iptables", &[&["-w", "-t", self.table, "-D"], &self.rule[..]].concat());
-    }
-}

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use imds_trace_tests::expect::{expect_equal, expect_that};
+use imds_trace_tests::obstacle::{self, Family};
 use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
-use crate::trace::{Firewall, client, run_all, watched};
+use crate::trace::{client, run_all, watched};
 
 crate::tests![
     a_silent_server_is_unanswered_and_nothing_else,
@@ -45,7 +46,7 @@ fn a_silent_server_is_unanswered_by_the_host_too(lab: &Lab) -> Outcome {
 
 fn a_firewall_on_the_way_out_is_named(lab: &Lab) -> Outcome {
     let rule = "DOCKER-USER -d 169.254.169.254 -p tcp --dport 80 -j DROP";
-    let _firewall = Firewall::insert(lab.host.runner(), "filter", rule)?;
+    let _firewall = obstacle::iptables_rule(lab.host.runner(), Family::V4, "filter", rule)?;
     let (seen, containers) =
         watched(lab, &[], |_| run_all(lab, vec![client("fenced", "put-only --count 2 --timeout-ms 400")]))?;
     seen.expect_rules(&containers[0], &["firewall-drop"])?;
@@ -63,7 +64,7 @@ fn a_firewall_on_the_way_back_is_named(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.give_up) = (2, Duration::from_millis(500)));
     // Answers with data only, so that the handshake passes: what is dropped is what a hop limit would have killed.
     let rule = "DOCKER-USER -s 169.254.169.254 -p tcp --sport 80 --tcp-flags PSH PSH -j DROP";
-    let _firewall = Firewall::insert(lab.host.runner(), "filter", rule)?;
+    let _firewall = obstacle::iptables_rule(lab.host.runner(), Family::V4, "filter", rule)?;
     let (seen, containers) =
         watched(lab, &[], |_| run_all(lab, vec![client("fenced-in", "put-only --timeout-ms 400")]))?;
     seen.expect_rules(&containers[0], &["firewall-drop"])?;

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
+use imds_trace_tests::obstacle::{self, Family};
 use imds_trace_tests::topology::Nested;
 use imds_trace_tests::{Container, NetworkSpec};
 use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
-use crate::trace::{Firewall, SOON, client, go, hops, ours_on, run_all, watched};
+use crate::trace::{SOON, client, go, hops, ours_on, run_all, watched};
 
 crate::tests![
     a_source_port_changed_by_masquerading_is_followed,
@@ -75,7 +76,7 @@ fn a_source_port_changed_by_masquerading_is_followed(lab: &Lab) -> Outcome {
 fn a_source_port_from_a_masquerading_rule_is_followed(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
     let rule = "POSTROUTING -o ens5 -s 172.16.0.0/12 -p tcp --dport 80 -j MASQUERADE --to-ports 20000-20999";
-    let _masquerade = Firewall::insert(lab.host.runner(), "nat", rule)?;
+    let _masquerade = obstacle::iptables_rule(lab.host.runner(), Family::V4, "nat", rule)?;
     let (seen, containers) = watched(lab, &[], |_| {
         let clients = ["ported-1", "ported-2"].map(|name| client(name, &format!("v2 --count 8 --user-agent {name}")));
         run_all(lab, clients.into())

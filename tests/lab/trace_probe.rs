@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use imds_trace_tests::expect::{assert_no_secret, expect_equal, expect_that};
+use imds_trace_tests::obstacle::{self, Family};
 use imds_trace_tests::{Container, ContainerSpec, Engine, Outcome, Tracer, junit};
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
 use crate::Lab;
-use crate::trace::{Firewall, SOON, hops, ours_on};
+use crate::trace::{SOON, hops, ours_on};
 
 crate::tests![
     at_a_hop_limit_of_one_it_names_the_drop,
@@ -135,7 +136,7 @@ fn over_ipv6_it_asks_the_address_it_is_told(lab: &Lab) -> Told {
 fn a_firewall_in_its_way_is_named(lab: &Lab) -> Told {
     lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
     let rule = "DOCKER-USER -d 169.254.169.254 -p tcp --dport 80 -j DROP";
-    let _firewall = Firewall::insert(lab.host.runner(), "filter", rule)?;
+    let _firewall = obstacle::iptables_rule(lab.host.runner(), Family::V4, "filter", rule)?;
     let container = idle(lab, "fenced-off")?;
     let outcome = run(lab, &["fenced-off", "--timeout", "400ms", "--expect", "blocked"])?;
     let probed = probed(&outcome)?;
