@@ -8,6 +8,7 @@
 
 mod file;
 mod frame;
+mod order;
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -18,9 +19,10 @@ use crate::event::{Attached, Directions, Missing, Ready};
 use crate::input::Input;
 use crate::net::{Direction, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, bounded};
 use crate::observation::{Hook, Icmp, Observation, Place, Streams, Tcp};
-use file::{Described, File, Frame};
+use file::{Described, Frame};
 pub use file::{Error, MAGIC_LENGTH, is_capture};
 use frame::{Linked, Packet, Seen};
+use order::Ordered;
 
 /// A capture on all interfaces shows a packet at each that it passes, and where interfaces have no names, several times at one.
 /// Crossing them takes microseconds, and no TCP sends anything again so soon.
@@ -45,7 +47,7 @@ struct Sighting {
 
 /// Reads a capture.
 pub struct Reader {
-    file: File,
+    ordered: Ordered,
     endpoints: Vec<IpAddr>,
     streams: Streams,
     /// Read already, to know what the file is like.
@@ -62,16 +64,17 @@ pub struct Reader {
 impl Reader {
     /// Reads up to the first packet. A capture without any is one all the same.
     pub fn new(input: Box<dyn Read + Send>, endpoints: Vec<IpAddr>) -> Result<Self, Error> {
-        let mut file = File::new(input)?;
-        let first = file.next_frame()?;
+        let mut ordered = Ordered::new(input)?;
+        let first = ordered.next_frame()?;
+        let interfaces = ordered.file().interfaces();
         let is_foreign = |interface: &Described| matches!(frame::link(interface.link, &[]), Linked::Foreign);
-        match file.interfaces() {
-            [interface, ..] if file.interfaces().iter().all(is_foreign) => return Err(Error::Foreign(interface.link)),
+        match interfaces {
+            [interface, ..] if interfaces.iter().all(is_foreign) => return Err(Error::Foreign(interface.link)),
             _ => {}
         }
         let started = first.as_ref().map(|frame| frame.at).unwrap_or_default();
         Ok(Self {
-            file,
+            ordered,
             endpoints,
             streams: Streams::default(),
             first,
@@ -92,7 +95,7 @@ impl Reader {
     /// What a capture has of what is traced.
     pub fn ready(&self) -> Ready {
         let says = self.first.as_ref().is_some_and(|frame| frame.direction.is_some());
-        let hooks = self.file.interfaces().iter().map(|interface| Attached::Capture {
+        let hooks = self.ordered.file().interfaces().iter().map(|interface| Attached::Capture {
             interface: interface.name.as_deref().map(|name| bounded(name, MAX_NAME).to_owned()),
             link: frame::link_name(interface.link).to_owned(),
             directions: if says || frame::says_direction(interface.link) {
@@ -168,7 +171,7 @@ impl Reader {
 
     /// Where the frame was; `None` where the packet had been dropped, in a file of our own.
     fn hook(&self, frame: &Frame, linked: Option<Direction>, index: Option<u32>, heading: Heading) -> Option<Hook> {
-        let described = &self.file.interfaces()[frame.interface];
+        let described = &self.ordered.file().interfaces()[frame.interface];
         let mut number = described.number;
         let mut name = match (index, &described.name) {
             (Some(index), _) => format!("if{index}"),
@@ -176,7 +179,7 @@ impl Reader {
             (None, None) if frame::says_direction(described.link) => "any".to_owned(),
             (None, None) => "capture".to_owned(),
         };
-        if self.file.is_ours() {
+        if described.is_ours {
             if name.starts_with("drop ") {
                 return None;
             }
@@ -184,7 +187,7 @@ impl Reader {
             let bare = |name: &str| name.rsplit_once(' ').map_or(name, |(bare, _)| bare).to_owned();
             name = bare(&name);
             let same = |other: &&Described| other.name.as_deref().is_some_and(|other| bare(other) == name);
-            number = self.file.interfaces().iter().find(same).map_or(number, |first| first.number);
+            number = self.ordered.file().interfaces().iter().find(same).map_or(number, |first| first.number);
         }
         let index = Ifindex(index.unwrap_or(number));
         let direction = linked.or(frame.direction).unwrap_or_else(|| inferred(heading, &name));
@@ -211,7 +214,7 @@ impl Iterator for Reader {
         while !self.over {
             let frame = match self.first.take() {
                 Some(first) => Ok(Some(first)),
-                None => self.file.next_frame(),
+                None => self.ordered.next_frame(),
             };
             match frame {
                 Ok(Some(frame)) => {

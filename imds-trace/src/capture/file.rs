@@ -74,6 +74,8 @@ pub struct Described {
     offset: i64,
     /// Bytes kept of a packet; 0 is no limit.
     kept: u32,
+    /// Was it written by `--output pcapng`?
+    pub is_ours: bool,
 }
 
 /// A frame as captured.
@@ -81,7 +83,7 @@ pub struct Described {
 pub struct Frame {
     /// Since the Unix epoch.
     pub at: Timestamp,
-    /// Index of its interface.
+    /// Index of its interface, among those of the whole file.
     pub interface: usize,
     /// Link type of that.
     pub link: i32,
@@ -107,6 +109,8 @@ pub struct File {
 #[derive(Default)]
 struct Contents {
     interfaces: Vec<Described>,
+    /// Those before this one belong to earlier sections.
+    section: usize,
     frames: u64,
     is_big_endian: bool,
     is_nanoseconds: bool,
@@ -146,14 +150,9 @@ impl File {
         Ok(Self { reader, capacity: CAPACITY, contents: Contents::default() })
     }
 
-    /// The interfaces described so far.
+    /// The interfaces described so far, of all sections.
     pub fn interfaces(&self) -> &[Described] {
         &self.contents.interfaces
-    }
-
-    /// Was it written by `--output pcapng`?
-    pub fn is_ours(&self) -> bool {
-        self.contents.is_ours
     }
 
     /// The next frame; `None` at the end. Nothing can be read after an error.
@@ -198,7 +197,8 @@ impl Contents {
                 self.is_nanoseconds = header.is_nanosecond_precision();
                 // The upper bits say how long a checksum behind each frame is.
                 let link = header.network.0 & 0x0fff_ffff;
-                self.interfaces = vec![Described { number: 1, link, name: None, resolution: 6, offset: 0, kept: 0 }];
+                let (number, name, offset, kept, is_ours) = (1, None, 0, 0, false);
+                self.interfaces = vec![Described { number, link, name, resolution: 6, offset, kept, is_ours }];
                 Ok(None)
             }
             PcapBlockOwned::Legacy(packet) => {
@@ -207,7 +207,7 @@ impl Contents {
                 self.frame(0, Timestamp(at), None, packet.data).map(Some)
             }
             PcapBlockOwned::NG(Block::SectionHeader(header)) => {
-                self.interfaces.clear();
+                self.section = self.interfaces.len();
                 self.is_big_endian = header.big_endian();
                 let by = header.shb_userappl().and_then(Result::ok);
                 self.is_ours = by.is_some_and(|by| by.starts_with("imds-trace "));
@@ -217,10 +217,10 @@ impl Contents {
             PcapBlockOwned::NG(Block::EnhancedPacket(packet)) => self.enhanced(&packet).map(Some),
             PcapBlockOwned::NG(Block::SimplePacket(packet)) => {
                 let bytes = packet.packet_data();
-                let kept = self.interfaces.first().map(|interface| interface.kept).filter(|kept| *kept > 0);
+                let kept = self.interfaces.get(self.section).map(|interface| interface.kept).filter(|kept| *kept > 0);
                 let kept = kept.map_or(bytes.len(), |kept| bytes.len().min(kept as usize));
                 // It has no time of its own.
-                self.frame(0, self.last, None, &bytes[..kept]).map(Some)
+                self.frame(self.section, self.last, None, &bytes[..kept]).map(Some)
             }
             PcapBlockOwned::NG(_) => Ok(None),
         }
@@ -234,12 +234,13 @@ impl Contents {
         let offset = offset.and_then(|option| <[u8; 8]>::try_from(option.as_bytes().ok()?).ok());
         let read = if self.is_big_endian { i64::from_be_bytes } else { i64::from_le_bytes };
         self.interfaces.push(Described {
-            number: self.interfaces.len() as u32 + 1,
+            number: (self.interfaces.len() - self.section) as u32 + 1,
             link: described.linktype.0,
             name: described.if_name().and_then(Result::ok).filter(|name| !name.is_empty()).map(str::to_owned),
             resolution: described.if_tsresol,
             offset: offset.map_or(0, read),
             kept: described.snaplen,
+            is_ours: self.is_ours,
         });
         Ok(())
     }
@@ -253,7 +254,7 @@ impl Contents {
             2 => Some(Direction::Egress),
             _ => None,
         };
-        let interface = packet.if_id as usize;
+        let interface = self.section.saturating_add(packet.if_id as usize);
         let raw = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
         let at = self.interfaces.get(interface).map(|interface| interface.nanoseconds(raw)).unwrap_or_default();
         self.frame(interface, Timestamp(at), direction, packet.packet_data())
@@ -295,7 +296,7 @@ mod tests {
     use super::*;
 
     fn nanoseconds(resolution: u8, offset: i64, raw: u64) -> u64 {
-        Described { number: 1, link: 1, name: None, resolution, offset, kept: 0 }.nanoseconds(raw)
+        Described { number: 1, link: 1, name: None, resolution, offset, kept: 0, is_ours: false }.nanoseconds(raw)
     }
 
     #[test]
