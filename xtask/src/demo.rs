@@ -4,7 +4,10 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{setup, workspace};
+use crate::{release, setup, workspace};
+
+/// The program, and those of the lab.
+pub const PROGRAMS: &[&str] = &["--package=imds-trace", "--package=imds-trace-tests", "--bins"];
 
 /// Builds, then runs the lab's demo and passes its exit code on.
 pub fn demo() -> Result<ExitCode> {
@@ -19,18 +22,12 @@ pub fn demo() -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// Builds every program, optimised.
-pub fn build() -> Result<()> {
-    let packages = ["--package=imds-trace", "--package=imds-trace-tests"];
-    workspace::run(&mut workspace::cargo([&["build", "--release", "--bins"], &packages[..]].concat()))
-}
-
 /// Builds what the demo takes; the command is ready to run.
 pub fn prepare() -> Result<Command> {
     println!("building imds-trace and the lab …");
-    build()?;
+    let programs = release::build(PROGRAMS)?;
     println!("starting the lab …");
-    let mut lab = Command::new(workspace::built("release", "lab")?);
-    lab.arg("demo").env("IMDS_TRACE_BIN", workspace::built("release", "imds-trace")?).current_dir(workspace::root());
+    let mut lab = Command::new(programs.join("lab"));
+    lab.arg("demo").env("IMDS_TRACE_BIN", programs.join("imds-trace")).current_dir(workspace::root());
     Ok(lab)
 }

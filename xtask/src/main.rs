@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod demo;
 mod lint;
 mod record;
+mod release;
 mod setup;
 mod tally;
 mod test;

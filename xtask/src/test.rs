@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::{demo, lint, setup, tally::Tally, workspace};
+use crate::{demo, lint, release, setup, tally::Tally, workspace};
 
 /// How long `ci` may take altogether: half an hour, less what it takes to end what hangs.
 const CI_LIMIT: Duration = Duration::from_secs(29 * 60);
@@ -181,8 +181,7 @@ fn libtest(
 
 /// One test: memory stays flat and files stay few. It says its figures itself.
 fn endless(deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
-    demo::build()?;
-    let mut program = Command::new(workspace::built("release", "endless")?);
+    let mut program = Command::new(release::build(demo::PROGRAMS)?.join("endless"));
     let status = workspace::stream(&mut program, deadline, |_| {})?;
     let why = match status {
         None => Some("did not end in time and was ended".to_owned()),

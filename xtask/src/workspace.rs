@@ -21,10 +21,10 @@ pub fn root() -> PathBuf {
 }
 
 /// A program that cargo has built, in whatever target folder it was told to use: this program stands in the same one.
-pub fn built(profile: &str, program: &str) -> Result<PathBuf> {
+pub fn built(folder: impl AsRef<Path>, program: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("find this program's own path")?;
     let target = own.ancestors().nth(2).context("find the target folder")?;
-    Ok(target.join(profile).join(program))
+    Ok(target.join(folder).join(program))
 }
 
 /// The cargo that runs us, in the workspace's folder.
