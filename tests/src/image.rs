@@ -3,6 +3,7 @@
 //! Nothing can be pulled, so it is built in memory: busybox, the test client, and whatever shared libraries they want.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -88,13 +89,24 @@ fn file(tar: &mut tar::Builder<Vec<u8>>, target: &Path, source: &Path) -> Result
 
 /// The loader and the shared libraries a program wants; none for a static one.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+    if is_static(program)? {
+        return Ok(Vec::new());
+    }
     let mut ldd = children::command("ldd");
     ldd.arg(program);
     let output = ldd.output().with_context(|| format!("run ldd {}", program.display()))?;
-    // Static programs make ldd fail; that is an answer too.
     let text = String::from_utf8_lossy(&output.stdout);
     let words = text.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
     Ok(words.map(PathBuf::from).collect())
+}
+
+/// A dynamic program names its loader (`/lib64/ld-linux-…`) in its first page.
+fn is_static(program: &Path) -> Result<bool> {
+    const PAGE: u64 = 4096;
+    let mut page = Vec::new();
+    let file = std::fs::File::open(program).with_context(|| format!("open {}", program.display()))?;
+    file.take(PAGE).read_to_end(&mut page).with_context(|| format!("read {}", program.display()))?;
+    Ok(!page.windows(4).any(|window| window == b"/ld-"))
 }
 
 /// A program of this workspace: where `variable` says, else in the folder cargo put the running one.

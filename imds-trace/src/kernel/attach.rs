@@ -301,8 +301,20 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, program: &str) -> Result<&'a mut SchedClas
         .map_err(|error: ProgramError| load_error(program, &error))
 }
 
+/// Lines of the verifier that are shown: the last say what it did not like, and all the others how it came there.
+const VERIFIER_LINES: usize = 12;
+
 fn load_error(program: &str, error: &ProgramError) -> Error {
-    Error::Load { what: format!("program {program}"), why: causes(error) }
+    let why = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(VERIFIER_LINES)..];
+            format!("{io_error}; the verifier says at last: {}", last.join("; "))
+        }
+        error => causes(error),
+    };
+    Error::Load { what: format!("program {program}"), why }
 }
 
 fn watched(endpoints: &[IpAddr]) -> Endpoints {

@@ -1,0 +1,222 @@
+//! How does a virtual machine run, and what did its tests say? QEMU, with KVM where that works.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Outcome, cache, kernel::Kernel, unpack};
+use crate::{toolchain, workspace};
+
+/// Processors and memory of a machine: the engine's files and its containers all lie in memory.
+const SIZE: [&str; 4] = ["-smp", "2", "-m", "2G"];
+
+/// What a kernel prints when it is beyond help, or stuck.
+const BEYOND_HELP: [&str; 6] = [
+    "Kernel panic",
+    "soft lockup",
+    "hard LOCKUP",
+    "blocked for more than",
+    "detected stalls on CPUs",
+    "general protection fault",
+];
+
+/// Lines of its log that are shown of a machine that broke.
+const SHOWN: usize = 40;
+
+/// The emulator.
+pub struct Qemu {
+    program: PathBuf,
+    /// Where its files are, and its libraries, if it is not installed.
+    unpacked: Option<PathBuf>,
+}
+
+impl Qemu {
+    /// The one that is installed; else Debian's, fetched and unpacked beside the system: installing it can remove other packages.
+    pub fn find() -> Result<Self> {
+        let name = format!("qemu-system-{}", std::env::consts::ARCH);
+        if let Some(program) = toolchain::on_path(&name) {
+            return Ok(Self { program, unpacked: None });
+        }
+        let folder = cache("qemu")?.join("unpacked");
+        if !folder.is_dir() {
+            fetch(&folder)?;
+        }
+        let program = folder.join("usr/bin").join(&name);
+        if !program.is_file() {
+            bail!("{name} is not in the packages that were fetched: install it");
+        }
+        Ok(Self { program, unpacked: Some(folder) })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        if let Some(folder) = &self.unpacked {
+            let libraries = folder.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+            command.env("LD_LIBRARY_PATH", libraries);
+            for files in ["usr/share/qemu", "usr/share/seabios"] {
+                command.arg("-L").arg(folder.join(files));
+            }
+        }
+        command
+    }
+}
+
+fn fetch(folder: &Path) -> Result<()> {
+    println!("fetching qemu-system-x86");
+    let archives = tempfile::tempdir_in(cache("qemu")?)?;
+    fs::create_dir(archives.path().join("partial"))?;
+    let mut download = Command::new("apt-get");
+    download.args(["-qq", "--yes", "--no-install-recommends", "--download-only", "-o", "APT::Sandbox::User=root", "-o"]);
+    download.arg(format!("Dir::Cache::archives={}", archives.path().display())).args(["install", "qemu-system-x86"]);
+    workspace::run(download.stdin(Stdio::null()))?;
+    let packages = fs::read_dir(archives.path())?.filter_map(|entry| Some(entry.ok()?.path()));
+    let packages: Vec<PathBuf> = packages.filter(|path| path.extension().is_some_and(|kind| kind == "deb")).collect();
+    let unpacked = archives.path().join("unpacked");
+    unpack(&packages, &unpacked)?;
+    fs::rename(&unpacked, folder).context("keep qemu")
+}
+
+/// A machine to run.
+pub struct Run<'a> {
+    pub qemu: &'a Qemu,
+    pub kernel: &'a Kernel,
+    /// What it holds in memory.
+    pub image: &'a Path,
+    /// Where its log goes.
+    pub work: &'a Path,
+    /// When it is ended if it has not.
+    pub deadline: Instant,
+}
+
+/// Runs it to its end, showing what its tests print.
+pub fn run(asked: &Run<'_>) -> Result<Outcome> {
+    let mut accelerators = vec![["-accel", "tcg,thread=multi"]];
+    if Path::new("/dev/kvm").exists() {
+        accelerators.insert(0, ["-accel", "kvm"]);
+    }
+    for accelerator in &accelerators {
+        let (outcome, came_up) = boot(asked, accelerator)?;
+        // KVM can be there and not work: the emulator then ends before the kernel says a word.
+        if came_up || Some(accelerator) == accelerators.last() {
+            return Ok(outcome);
+        }
+    }
+    unreachable!("the last is returned")
+}
+
+fn boot(asked: &Run<'_>, accelerator: &[&str]) -> Result<(Outcome, bool)> {
+    let log = asked.work.join(format!("{}.log", asked.kernel.name));
+    File::create(&log)?;
+    let errors = asked.work.join(format!("{}.qemu", asked.kernel.name));
+    let mut qemu = asked.qemu.command();
+    // The microvm machine hangs at random. No network, no disk: nothing of this machine is within its reach.
+    qemu.args(accelerator).args(["-cpu", "max", "-M", "pc", "-nodefaults", "-no-user-config", "-no-reboot"]).args(SIZE);
+    qemu.args(["-display", "none", "-monitor", "none", "-nic", "none"]);
+    qemu.arg("-serial").arg(format!("file:{}", log.display())).args(["-serial", "stdio"]);
+    qemu.arg("-kernel").arg(&asked.kernel.image).arg("-initrd").arg(asked.image);
+    qemu.args(["-append", "console=ttyS0 panic=-1 oops=panic quiet cryptomgr.notests"]);
+    qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
+    let mut child = qemu.spawn().with_context(|| format!("run {}", workspace::shown(&qemu)))?;
+    let mut outcome = Outcome::default();
+    let ended = listen(&mut child, asked, &log, &mut outcome);
+    let _ = child.kill();
+    let _ = child.wait();
+    let text = read(&log);
+    let result = text.lines().rev().find_map(|line| line.trim().strip_prefix("RESULT rc=")?.parse::<i32>().ok());
+    let came_up = !text.is_empty() || !outcome.tests.is_empty();
+    let why = match (ended?, result) {
+        (Some(why), _) => Some(why),
+        (None, Some(0)) => None,
+        (None, Some(code)) if outcome.tests.values().any(|passed| !passed) && code == 101 => None,
+        (None, Some(code)) => Some(format!("the tests ended with exit code {code}")),
+        (None, None) => Some(format!("the machine ended without a result {}", read(&errors).trim())),
+    };
+    let tail: Vec<&str> = text.lines().rev().take(SHOWN).collect();
+    outcome.broken = why.map(|why| {
+        let log: Vec<&str> = tail.into_iter().rev().collect();
+        format!("{why}; the end of its log:\n{}", log.join("\n"))
+    });
+    Ok((outcome, came_up))
+}
+
+/// Shows what it prints and notes what passed, until it ends, or must be ended: then it says why.
+fn listen(child: &mut Child, asked: &Run<'_>, log: &Path, outcome: &mut Outcome) -> Result<Option<String>> {
+    let name = &asked.kernel.name;
+    let lines = lines(child);
+    loop {
+        match lines.recv_timeout(Duration::from_secs(1)) {
+            Ok(line) => {
+                println!("{name}: {line}");
+                if let Some(release) = line.strip_prefix("kernel ") {
+                    outcome.release = release.to_owned();
+                }
+                note(&line, &mut outcome.tests);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let text = read(log);
+        if let Some(line) = text.lines().find(|line| BEYOND_HELP.iter().any(|words| line.contains(words))) {
+            return Ok(Some(format!("the kernel said: {line}")));
+        }
+        if Instant::now() > asked.deadline {
+            return Ok(Some("it did not end in time and was ended".to_owned()));
+        }
+    }
+}
+
+fn lines(child: &mut Child) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    if let Some(stdout) = child.stdout.take() {
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    receiver
+}
+
+fn read(path: &Path) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// `test NAME … ok`: libtest-mimic pads the name. A test may print words of its own before the last.
+fn note(line: &str, tests: &mut BTreeMap<String, bool>) {
+    let Some((name, rest)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ").or(rest.split_once("... ")))
+    else {
+        return;
+    };
+    let passed = match rest.rsplit(' ').next() {
+        Some("ok") => true,
+        Some("FAILED") => false,
+        _ => return,
+    };
+    tests.insert(name.trim().to_owned(), passed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_test_came_to_is_read() {
+        let mut tests = BTreeMap::new();
+        for line in ["test kit::a         ... ok", "test kit::b ... FAILED", "running 2 tests", "test result: ok. 1 passed; 0 failed"] {
+            note(line, &mut tests);
+        }
+        assert_eq!(tests, BTreeMap::from([("kit::a".to_owned(), true), ("kit::b".to_owned(), false)]));
+    }
+}
