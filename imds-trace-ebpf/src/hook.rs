@@ -114,10 +114,12 @@ unsafe fn write(to: *mut Packet, parsed: &Parsed, kind: u32, snapped: u32, ifind
 #[inline(always)]
 fn snap(skb: &Skb, parsed: &Parsed, to: *mut u8) -> u32 {
     // The black box makes LLVM compare the very register that goes to the helper: the verifier tracks registers, and LLVM
-    // would otherwise derive the length anew behind a comparison of something else.
-    let len = core::hint::black_box(parsed.network.payload_len.min(SNAP as u32));
-    if len == 0 || len > SNAP as u32 {
+    // would otherwise derive the length anew behind a comparison of something else. One less than the length is compared, because
+    // verifiers before Linux 6.8 learn nothing from "not 0", and the helper takes no length of 0.
+    let last = core::hint::black_box(parsed.network.payload_len.min(SNAP as u32).wrapping_sub(1));
+    if last >= SNAP as u32 {
         return 0;
     }
+    let len = last + 1;
     if skb.read_payload(parsed, to, len) { len } else { 0 }
 }
