@@ -161,6 +161,9 @@ pub struct GenerateArgs {
     /// complete-bash, man, man-watch, …
     #[arg(value_name = "KIND")]
     kind: String,
+    /// The date at the foot of a manual page
+    #[arg(long, value_name = "YYYY-MM-DD", default_value = "")]
+    date: String,
 }
 
 /// What `doctor` takes.
@@ -348,6 +351,6 @@ impl DoctorArgs {
 impl GenerateArgs {
     /// The text that is asked for.
     pub fn text(self) -> Result<String, config::Error> {
-        generate::generate(&self.kind).ok_or(config::Error::Generate(self.kind))
+        generate::generate(&self.kind, &self.date).ok_or(config::Error::Generate(self.kind))
     }
 }

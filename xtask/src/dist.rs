@@ -22,7 +22,6 @@ mod parts;
 mod redhat;
 mod sbom;
 
-
 const NAME: &str = "imds-trace";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const SUMMARY: &str = "Finds out why containers on EC2 cannot get credentials";
@@ -115,17 +114,18 @@ fn contents(program: &Path) -> Result<Contents> {
     let moment = jiff::Timestamp::from_second(i64::try_from(date)?).context("SOURCE_DATE_EPOCH")?;
     let sbom = sbom::sbom(&parts, moment)?;
     let mut generated = Vec::new();
-    for kind in ask(program, "kinds")?.lines() {
-        generated.push((kind.to_owned(), ask(program, kind)?));
+    let day = moment.strftime("--date=%F").to_string();
+    for kind in ask(program, &["kinds"])?.lines() {
+        generated.push((kind.to_owned(), ask(program, &[kind, &day])?));
     }
     let program = fs::read(program).with_context(|| format!("read {}", program.display()))?;
     Ok(Contents { date, program, generated, unit: read(UNIT)?, documents, sbom })
 }
 
 /// What the program says of its own command line.
-fn ask(program: &Path, kind: &str) -> Result<String> {
+fn ask(program: &Path, words: &[&str]) -> Result<String> {
     let mut command = Command::new(program);
-    let output = command.args(["generate", kind]).env_clear().output();
+    let output = command.arg("generate").args(words).env_clear().output();
     let output = output.with_context(|| format!("run {}", workspace::shown(&command)))?;
     if !output.status.success() {
         bail!("{} failed: {}", workspace::shown(&command), String::from_utf8_lossy(&output.stderr).trim());
@@ -182,9 +182,7 @@ impl Contents {
             let file = match kind.as_str() {
                 "complete-bash" => File::new(format!("usr/share/bash-completion/completions/{NAME}"), text.as_str()),
                 "complete-zsh" => File::new(format!("{zsh}/_{NAME}"), text.as_str()),
-                "complete-fish" => {
-                    File::new(format!("usr/share/fish/vendor_completions.d/{NAME}.fish"), text.as_str())
-                }
+                "complete-fish" => File::new(format!("usr/share/fish/vendor_completions.d/{NAME}.fish"), text.as_str()),
                 page => File::new(format!("usr/share/man/man1/{}.gz", manual(page)), gzip(text.as_bytes())?),
             };
             files.push(file);

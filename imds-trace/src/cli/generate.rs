@@ -28,8 +28,8 @@ const EXIT_STATUS: [(&str, &str); 3] = [
 /// The list of kinds.
 const KINDS: &str = "kinds";
 
-/// What of `kind` there is; `None` if nothing can be made of that name.
-pub(super) fn generate(kind: &str) -> Option<String> {
+/// What of `kind` there is; `None` if nothing can be made of that name. `date` is the one of a manual page.
+pub(super) fn generate(kind: &str, date: &str) -> Option<String> {
     let program = program();
     if kind == KINDS {
         return Some(kinds(&program).concat());
@@ -41,19 +41,19 @@ pub(super) fn generate(kind: &str) -> Option<String> {
     }
     let mut text = Vec::new();
     match kind.strip_prefix("man-") {
-        None if kind == MAN => page(program, &mut text).ok()?,
+        None if kind == MAN => page(program, date, &mut text).ok()?,
         None => return None,
         Some(command) => {
             let command = program.get_subcommands().find(|known| known.get_name() == command)?.clone();
-            Man::new(command).source(SOURCE).render(&mut text).ok()?;
+            Man::new(command).source(SOURCE).date(date).render(&mut text).ok()?;
         }
     }
     String::from_utf8(text).ok()
 }
 
 /// The program's own page: with what it finds, and how it ends.
-fn page(program: Command, text: &mut Vec<u8>) -> io::Result<()> {
-    let man = Man::new(program).source(SOURCE);
+fn page(program: Command, date: &str, text: &mut Vec<u8>) -> io::Result<()> {
+    let man = Man::new(program).source(SOURCE).date(date);
     man.render_title(text)?;
     man.render_name_section(text)?;
     man.render_synopsis_section(text)?;
@@ -101,24 +101,24 @@ mod tests {
 
     #[test]
     fn every_kind_that_is_listed_can_be_made() {
-        let listed = generate(KINDS).unwrap();
+        let listed = generate(KINDS, "").unwrap();
         assert_eq!(listed.lines().count(), SHELLS.len() + 1 + program().get_subcommands().count());
         for kind in listed.lines() {
-            assert!(generate(kind).is_some_and(|text| text.lines().count() > 5), "{kind}");
+            assert!(generate(kind, "").is_some_and(|text| text.lines().count() > 5), "{kind}");
         }
-        assert_eq!(generate("man-generate"), None);
-        assert_eq!(generate("complete-"), None);
+        assert_eq!(generate("man-generate", ""), None);
+        assert_eq!(generate("complete-", ""), None);
     }
 
     #[test]
     fn what_is_made_knows_the_commands_and_not_what_made_it() {
         for (kind, _) in SHELLS {
-            let text = generate(kind).unwrap();
+            let text = generate(kind, "").unwrap();
             assert!(text.contains("probe") && text.contains("record-rotate"), "{kind}");
             assert!(!text.contains("generate"), "{kind}");
         }
-        let page = generate("man-watch").unwrap();
-        assert!(page.contains(".TH imds-trace-watch 1"), "{page}");
-        assert!(!generate(MAN).unwrap().contains("generate"));
+        let page = generate("man-watch", "2026-11-22").unwrap();
+        assert!(page.contains(".TH imds-trace-watch 1 2026-11-22"), "{page}");
+        assert!(!generate(MAN, "").unwrap().contains("generate"));
     }
 }

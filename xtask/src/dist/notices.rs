@@ -29,7 +29,8 @@ pub fn notices(parts: &Parts) -> Result<String> {
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (id, part) in parts.iter().filter(|(id, _)| !id.name.starts_with(NAME)) {
         list += &format!("  {}: {}\n", shown(id), part.license.as_deref().unwrap_or("see its text"));
-        for text in part.folder.iter().map(|folder| texts_in(folder)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        for text in part.folder.iter().map(|folder| texts_in(folder)).collect::<Result<Vec<_>>>()?.into_iter().flatten()
+        {
             texts.entry(text).or_default().insert(shown(id));
         }
     }

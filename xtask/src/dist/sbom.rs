@@ -12,7 +12,8 @@ use super::{
 
 /// The list as JSON. The same parts give the same bytes.
 pub fn sbom(parts: &Parts, date: Timestamp) -> Result<String> {
-    let (program, itself) = parts.iter().find(|(id, _)| id.name == NAME).context("the program is not among its parts")?;
+    let (program, itself) =
+        parts.iter().find(|(id, _)| id.name == NAME).context("the program is not among its parts")?;
     let others = parts.iter().filter(|(id, _)| id.name != NAME);
     let components: Vec<Value> = others.map(|(id, part)| component(id, part, "library")).collect();
     let needs = |part: &Part| part.needs.iter().map(reference).collect::<Vec<_>>();
