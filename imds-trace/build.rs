@@ -37,6 +37,12 @@ fn main() {
     }
 }
 
+/// Where cargo keeps the sources of crates, among others.
+fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
+}
+
 /// Builds the object in a target folder of its own (the outer cargo holds the lock on the usual one) and says where it is.
 /// dev, release and clippy each have another `OUT_DIR`; this folder lies above them all, so they share one build of core.
 fn build(toolchain: &toolchain::Toolchain, root: &Path, out: &Path) -> PathBuf {
@@ -48,6 +54,9 @@ fn build(toolchain: &toolchain::Toolchain, root: &Path, out: &Path) -> PathBuf {
         "-Cdebuginfo=2".to_owned(), // BTF is made from it
         "-Clink-arg=--btf".to_owned(),
         format!("-Clinker={}", linker.path.display()),
+        // Where this was built is in what describes the programs, and so in the file that is copied to others.
+        format!("--remap-path-prefix={}=.", root.display()),
+        format!("--remap-path-prefix={}=/cargo", cargo_home().display()),
     ];
     let status = compiler
         .cargo()

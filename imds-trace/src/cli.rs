@@ -1,5 +1,7 @@
 //! What was typed? Turned into [`crate::config`] at once; nothing else knows clap.
 
+mod generate;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -49,6 +51,9 @@ pub enum Command {
     ///
     /// Changes nothing and sends nothing to IMDS. Works without root, and knows more with it.
     Doctor(DoctorArgs),
+    /// Write a shell's completions or a manual page to stdout, for packages: `kinds` lists what there is
+    #[command(hide = true)]
+    Generate(GenerateArgs),
 }
 
 /// What `watch` takes.
@@ -148,6 +153,17 @@ pub struct ReplayArgs {
     /// Recordings, or patterns of their names like 'host*.jsonl'; or one pcap or pcapng file; - is stdin
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
+}
+
+/// What `generate` takes.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// complete-bash, man, man-watch, …
+    #[arg(value_name = "KIND")]
+    kind: String,
+    /// The date at the foot of a manual page
+    #[arg(long, value_name = "YYYY-MM-DD", default_value = "")]
+    date: String,
 }
 
 /// What `doctor` takes.
@@ -329,5 +345,12 @@ impl DoctorArgs {
             exit_code: self.exit_code,
             verbosity: self.verbose,
         })
+    }
+}
+
+impl GenerateArgs {
+    /// The text that is asked for.
+    pub fn text(self) -> Result<String, config::Error> {
+        generate::generate(&self.kind, &self.date).ok_or(config::Error::Generate(self.kind))
     }
 }

@@ -242,6 +242,9 @@ pub enum Error {
     /// Not something to count by.
     #[error("--group-by {0}: not container, process, image, job or path")]
     GroupBy(String),
+    /// Nothing that can be made of the command line.
+    #[error("generate {0}: there is none; `generate kinds` lists what there is")]
+    Generate(String),
     /// No interface can have this name.
     #[error("--interface {0:?}: not an interface name (1 to 15 characters, no space and no slash; * stands for any)")]
     Interface(String),

@@ -5,6 +5,7 @@ mod errand;
 mod follower;
 mod probe;
 mod session;
+mod supervisor;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -155,6 +156,8 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look_again = tokio::time::interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
     look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut supervisor = errand.supervisor();
+    supervisor.ready(&session::watched(&tracer.attached()));
     // A signal that came while it started ends it before anything is done.
     let mut going = !signals.has_come().await;
     if going {
@@ -174,18 +177,21 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             Some(change) = follower.changes.recv() => {
                 follower.change(change, &mut tracer, &mut session.names).await;
                 session.surroundings(follower.surroundings(&tracer))?;
+                supervisor.status(&session::watched(&tracer.attached()));
             }
             () = read_probe_log(&mut probe_log), if probe_log.is_some() => {}
             _ = look_again.tick() => {
                 follower.look_again(&mut tracer, &mut session.names).await;
                 session.surroundings(follower.surroundings(&tracer))?;
                 session.exceeded(follower.exceeded())?;
+                supervisor.status(&session::watched(&tracer.attached()));
             }
             _ = tick.tick() => {
                 // The time first: what the ring buffer holds now is not later.
                 let at = now()?;
                 session.drain(records.get_mut(), usize::MAX, at)?;
                 session.tick(&tracer, at)?;
+                supervisor.alive(Instant::now());
                 going = settling.is_none_or(|end| Instant::now() < end && !session.is_at_rest(at));
             }
             ready = records.readable_mut() => {
@@ -196,6 +202,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             }
         }
     }
+    supervisor.stopping();
     // The lost ones are asked for while there is somebody to ask; then nothing new comes, and what has come is read.
     let lost = tracer.lost();
     drop(tracer);

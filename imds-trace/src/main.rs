@@ -1,7 +1,9 @@
 //! What is the program's exit code? 0: ran; 1: what was asserted failed; 2: could not run.
 
+use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use imds_trace::cli::{Cli, Command};
 use imds_trace::printable::printable;
@@ -17,6 +19,7 @@ fn main() -> ExitCode {
         Command::Run(args) => args.mean().map_err(anyhow::Error::from).and_then(live::run),
         Command::Probe(args) => args.mean().map_err(anyhow::Error::from).and_then(live::probe),
         Command::Doctor(args) => args.mean().map_err(anyhow::Error::from).and_then(doctor::doctor),
+        Command::Generate(args) => args.text().map_err(anyhow::Error::from).and_then(|text| print(&text)),
         Command::Replay(args) => args.mean().map_err(anyhow::Error::from).and_then(replay::replay),
     };
     match result {
@@ -27,4 +30,9 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn print(text: &str) -> anyhow::Result<u8> {
+    std::io::stdout().write_all(text.as_bytes()).context("write to stdout")?;
+    Ok(0)
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod demo;
+mod dist;
 mod lint;
 mod record;
 mod release;
@@ -29,7 +30,7 @@ struct Cli {
 enum Task {
     /// Find what building the kernel half takes; install what is missing, where that can be done
     Setup {
-        /// What the lab takes, too: a Docker engine, busybox, iptables, nft, ip, boto3, aws-cli, curl
+        /// What the lab and packages take, too: a Docker engine, busybox, iptables, nft, ip, boto3, aws-cli, curl, systemd, rpm
         #[arg(long)]
         lab: bool,
     },
@@ -48,6 +49,8 @@ enum Task {
     Record,
     /// Write what the program says now of each recording beside it; `git diff` shows what changed
     Bless,
+    /// Make what others get, in target/dist: one static file, completions, manual pages, .deb, .rpm, sums and list of parts
+    Dist,
     /// Every test and the demo, in half an hour at most; installs what it needs
     Ci,
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Test { parts, filter } => test::test(&parts, &filter),
         Task::Record => record::record(),
         Task::Bless => record::bless(),
+        Task::Dist => dist::dist(),
         Task::Ci => test::ci(),
     };
     match done {

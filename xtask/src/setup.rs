@@ -32,6 +32,17 @@ const LAB_PROGRAMS: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/boto3/__init__.py", "python3-boto3"),
     ("/usr/bin/aws", "awscli"),
     ("/usr/bin/curl", "curl"),
+    // The service manager that the unit is tried with.
+    ("/lib/systemd/systemd", "systemd"),
+];
+
+/// What makes packages and looks at them, and the Debian package it comes in.
+const DIST_PROGRAMS: &[(&str, &str)] = &[
+    ("strip", "binutils"),
+    ("dpkg-deb", "dpkg"),
+    ("rpm", "rpm"),
+    ("mandoc", "mandoc"),
+    ("systemd-analyze", "systemd"),
 ];
 
 pub fn setup(lab: bool) -> Result<ExitCode> {
@@ -39,7 +50,8 @@ pub fn setup(lab: bool) -> Result<ExitCode> {
     println!("kernel half: {toolchain}");
     if lab {
         lab_half()?;
-        println!("lab: all there");
+        dist_half()?;
+        println!("lab and packages: all there");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -113,13 +125,21 @@ fn install_linker(compiler: &Compiler) -> Result<()> {
 
 /// What the lab runs: found, or installed.
 pub fn lab_half() -> Result<()> {
-    let missing: Vec<_> =
-        LAB_PROGRAMS.iter().filter(|(program, _)| !has(program)).map(|&(_, package)| package).collect();
+    programs(LAB_PROGRAMS)
+}
+
+/// What packages are made and looked at with: found, or installed.
+pub fn dist_half() -> Result<()> {
+    programs(DIST_PROGRAMS)
+}
+
+fn programs(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = wanted.iter().filter(|(program, _)| !has(program)).map(|&(_, package)| package).collect();
     if missing.is_empty() {
         return Ok(());
     }
     apt_install(&missing)?;
-    match LAB_PROGRAMS.iter().find(|(program, _)| !has(program)) {
+    match wanted.iter().find(|(program, _)| !has(program)) {
         Some((program, package)) => {
             bail!("{program} is still not there after installing {package}")
         }
@@ -136,7 +156,7 @@ fn has(program: &str) -> bool {
 }
 
 /// A dynamic program names its loader (`/lib64/ld-linux-…`) in the first page.
-fn is_static(program: &Path) -> bool {
+pub fn is_static(program: &Path) -> bool {
     let bytes = fs::read(program).unwrap_or_default();
     !bytes.is_empty() && !bytes[..bytes.len().min(4096)].windows(4).any(|window| window == b"/ld-")
 }

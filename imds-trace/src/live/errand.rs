@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use super::supervisor::Supervisor;
 use crate::probe::{Answers, Own};
 
 /// What a trace is for.
@@ -29,6 +30,11 @@ pub(super) trait Errand {
     /// For whom it asks IMDS itself, if it does: then only what it asked is told.
     fn asks_for(&self) -> Option<Own> {
         None
+    }
+
+    /// Who is told how it goes, where the trace is all that a service does.
+    fn supervisor(&self) -> Supervisor {
+        Supervisor::default()
     }
 
     /// What it was answered, if it asked.
@@ -76,6 +82,10 @@ impl Errand for Watching {
 
     fn ends_by(&mut self, _: Signal) -> bool {
         true
+    }
+
+    fn supervisor(&self) -> Supervisor {
+        Supervisor::of_environment()
     }
 }
 

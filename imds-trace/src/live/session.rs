@@ -312,10 +312,11 @@ fn begin_recording(config: &Tracing, header: &Header) -> anyhow::Result<Option<F
     Ok(Some(files))
 }
 
-fn tell_what_is_watched(ready: &Ready, until: &str) {
+/// What is watched, in words.
+pub(super) fn watched(hooks: &[Attached]) -> String {
     let mut interfaces: Vec<&str> = Vec::new();
     let mut tracepoints: Vec<&str> = Vec::new();
-    for hook in &ready.hooks {
+    for hook in hooks {
         match hook {
             Attached::Tc { interface, .. } if !interfaces.contains(&interface.as_str()) => interfaces.push(interface),
             Attached::Tc { .. } => {}
@@ -324,8 +325,11 @@ fn tell_what_is_watched(ready: &Ready, until: &str) {
         }
     }
     let interfaces = if interfaces.is_empty() { "no interface yet".to_owned() } else { interfaces.join(", ") };
-    let interfaces = printable(&interfaces, MAX_SHOWN);
-    eprintln!("imds-trace: watching {interfaces} and {}{until}", tracepoints.join(", "));
+    format!("watching {} and {}", printable(&interfaces, MAX_SHOWN), tracepoints.join(", "))
+}
+
+fn tell_what_is_watched(ready: &Ready, until: &str) {
+    eprintln!("imds-trace: {}{until}", watched(&ready.hooks));
     for missing in &ready.missing {
         eprintln!("imds-trace: warning: without {}: {}", missing.hook, printable(&missing.why, MAX_SHOWN));
     }

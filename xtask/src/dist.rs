@@ -1,0 +1,243 @@
+//! What do others get? `target/dist`: one static file, what belongs to it, packages for Debian and RPM, sums and the list of parts.
+//!
+//! The same commit on the same machine gives the same bytes: every time in them is the commit's.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, bail};
+use flate2::{Compression, GzBuilder};
+use sha2::{Digest, Sha256};
+
+use crate::{release, setup, workspace};
+
+mod check;
+mod deb;
+mod notices;
+mod parts;
+mod redhat;
+mod sbom;
+
+const NAME: &str = "imds-trace";
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+const SUMMARY: &str = "Finds out why containers on EC2 cannot get credentials";
+const DESCRIPTION: &str = "\
+imds-trace follows every packet to and from the EC2 instance metadata service (IMDS) through this host with eBPF, with its TTL at \
+every hop and every drop by the kernel, says which container and process it belonged to, and what to do.";
+const MAINTAINER: &str = "The imds-trace developers";
+/// Files of the workspace that go along, and what they are called there.
+const DOCUMENTS: &[(&str, &str)] = &[
+    ("README.md", "README.md"),
+    ("CHANGELOG.md", "CHANGELOG.md"),
+    ("docs/service.md", "service.md"),
+    ("docs/recording.md", "recording.md"),
+    ("LICENSE-MIT", "LICENSE-MIT"),
+    ("LICENSE-APACHE", "LICENSE-APACHE"),
+];
+const UNIT: &str = "xtask/dist/imds-trace.service";
+const SUMS: &str = "SHA256SUMS";
+
+/// A file of a package: where it goes (below `/`), who may do what with it, what it holds.
+pub struct File {
+    path: String,
+    mode: u32,
+    bytes: Vec<u8>,
+}
+
+impl File {
+    fn new(path: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { path: path.into(), mode: 0o644, bytes: bytes.into() }
+    }
+}
+
+/// What packages are made of.
+struct Contents {
+    /// Seconds since 1970: the commit's time.
+    date: u64,
+    program: Vec<u8>,
+    /// As the program names them, `complete-bash`, `man-watch`, and their text.
+    generated: Vec<(String, String)>,
+    unit: String,
+    documents: Vec<File>,
+    sbom: String,
+}
+
+pub fn dist() -> Result<ExitCode> {
+    setup::compiler_half()?;
+    setup::dist_half()?;
+    let (folder, _) = make()?;
+    println!("{}", fs::read_to_string(folder.join(SUMS)).context("read the sums")?.trim_end());
+    println!("all in {}", folder.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds, and writes everything anew. Gives the folder, and what of it can be copied to other machines.
+fn make() -> Result<(PathBuf, Vec<String>)> {
+    let built = release::build(&["--package=imds-trace", "--bins"])?.join(NAME);
+    let folder = workspace::built("dist", "")?;
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let program = folder.join(NAME);
+    workspace::run(Command::new("strip").arg("--strip-all").arg("-o").arg(&program).arg(&built))?;
+    let contents = contents(&program)?;
+
+    let plain = contents.plain();
+    for file in &plain {
+        write(&folder.join(&file.path), &file.bytes)?;
+    }
+    let mut names: Vec<String> = plain.into_iter().map(|file| file.path).chain([NAME.to_owned()]).collect();
+    let arch = env::consts::ARCH;
+    let archive = format!("{NAME}-{VERSION}-{arch}-linux.tar.gz");
+    write(&folder.join(&archive), &tar_gz(&contents)?)?;
+    names.extend([archive, deb::make(&contents, &folder)?, redhat::make(&contents, &folder)?]);
+    names.sort();
+    write(&folder.join(SUMS), sums(&folder, &names)?.as_bytes())?;
+    Ok((folder, names))
+}
+
+fn contents(program: &Path) -> Result<Contents> {
+    let date = date()?;
+    let parts = parts::linked()?;
+    let root = workspace::root();
+    let read = |path: &str| fs::read_to_string(root.join(path)).with_context(|| format!("read {path}"));
+    let mut documents = Vec::new();
+    for (path, name) in DOCUMENTS {
+        documents.push(File::new(*name, read(path)?));
+    }
+    documents.push(File::new("THIRD-PARTY.txt", notices::notices(&parts)?));
+    let moment = jiff::Timestamp::from_second(i64::try_from(date)?).context("SOURCE_DATE_EPOCH")?;
+    let sbom = sbom::sbom(&parts, moment)?;
+    let mut generated = Vec::new();
+    let day = moment.strftime("--date=%F").to_string();
+    for kind in ask(program, &["kinds"])?.lines() {
+        generated.push((kind.to_owned(), ask(program, &[kind, &day])?));
+    }
+    let program = fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    Ok(Contents { date, program, generated, unit: read(UNIT)?, documents, sbom })
+}
+
+/// What the program says of its own command line.
+fn ask(program: &Path, words: &[&str]) -> Result<String> {
+    let mut command = Command::new(program);
+    let output = command.arg("generate").args(words).env_clear().output();
+    let output = output.with_context(|| format!("run {}", workspace::shown(&command)))?;
+    if !output.status.success() {
+        bail!("{} failed: {}", workspace::shown(&command), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).context("read what the program generated")
+}
+
+/// When the commit was made, unless `$SOURCE_DATE_EPOCH` says otherwise (reproducible-builds.org).
+fn date() -> Result<u64> {
+    let text = match env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text,
+        Err(_) => {
+            let mut git = Command::new("git");
+            let output = git.args(["log", "-1", "--format=%ct"]).current_dir(workspace::root()).output();
+            String::from_utf8_lossy(&output.context("run git log")?.stdout).into_owned()
+        }
+    };
+    text.trim().parse().context("find the commit's time: this is no git clone, so set SOURCE_DATE_EPOCH")
+}
+
+impl Contents {
+    fn time(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.date)
+    }
+
+    /// The files as they lie in the folder, and in the archive, but for the program.
+    fn plain(&self) -> Vec<File> {
+        let mut files = vec![
+            File::new(format!("{NAME}.service"), self.unit.as_str()),
+            File::new(format!("{NAME}.cdx.json"), self.sbom.as_str()),
+        ];
+        for (kind, text) in &self.generated {
+            let path = match kind.as_str() {
+                "complete-bash" => format!("completions/{NAME}.bash"),
+                "complete-zsh" => format!("completions/_{NAME}"),
+                "complete-fish" => format!("completions/{NAME}.fish"),
+                page => format!("man/{}", manual(page)),
+            };
+            files.push(File::new(path, text.as_str()));
+        }
+        files.extend(self.documents.iter().map(|file| File::new(format!("doc/{}", file.path), file.bytes.clone())));
+        files
+    }
+
+    /// The files as they are installed. `zsh` is where the distribution's shell looks.
+    fn installed(&self, zsh: &str) -> Result<Vec<File>> {
+        let doc = format!("usr/share/doc/{NAME}");
+        let mut files = vec![
+            File { mode: 0o755, ..File::new(format!("usr/bin/{NAME}"), self.program.clone()) },
+            File::new(format!("usr/lib/systemd/system/{NAME}.service"), self.unit.as_str()),
+            File::new(format!("{doc}/{NAME}.cdx.json"), self.sbom.as_str()),
+        ];
+        for (kind, text) in &self.generated {
+            let file = match kind.as_str() {
+                "complete-bash" => File::new(format!("usr/share/bash-completion/completions/{NAME}"), text.as_str()),
+                "complete-zsh" => File::new(format!("{zsh}/_{NAME}"), text.as_str()),
+                "complete-fish" => File::new(format!("usr/share/fish/vendor_completions.d/{NAME}.fish"), text.as_str()),
+                page => File::new(format!("usr/share/man/man1/{}.gz", manual(page)), gzip(text.as_bytes())?),
+            };
+            files.push(file);
+        }
+        files.extend(self.documents.iter().map(|file| File::new(format!("{doc}/{}", file.path), file.bytes.clone())));
+        files.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(files)
+    }
+}
+
+/// `man-watch` is `imds-trace-watch.1`.
+fn manual(kind: &str) -> String {
+    format!("{NAME}{}.1", kind.strip_prefix("man").unwrap_or_default())
+}
+
+/// Without a name and a time in it.
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = GzBuilder::new().write(Vec::new(), Compression::best());
+    std::io::Write::write_all(&mut encoder, bytes).context("compress")?;
+    encoder.finish().context("compress")
+}
+
+fn tar_gz(contents: &Contents) -> Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(GzBuilder::new().write(Vec::new(), Compression::best()));
+    let program = File { mode: 0o755, ..File::new(NAME, contents.program.clone()) };
+    let mut files = contents.plain();
+    files.push(program);
+    files.sort_by(|one, other| one.path.cmp(&other.path));
+    for file in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(file.bytes.len() as u64);
+        header.set_mode(file.mode);
+        header.set_mtime(contents.date);
+        let path = format!("{NAME}-{VERSION}/{}", file.path);
+        archive.append_data(&mut header, path, file.bytes.as_slice()).context("pack the archive")?;
+    }
+    archive.into_inner().and_then(flate2::write::GzEncoder::finish).context("pack the archive")
+}
+
+/// As `sha256sum --check` reads them.
+fn sums(folder: &Path, names: &[String]) -> Result<String> {
+    let mut lines = String::new();
+    for name in names {
+        let bytes = fs::read(folder.join(name)).with_context(|| format!("read {name}"))?;
+        lines += &format!("{}  {name}\n", hex(&Sha256::digest(bytes)));
+    }
+    Ok(lines)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+}
