@@ -176,9 +176,14 @@ pub fn linker(compiler: &Compiler) -> Result<Linker, Vec<String>> {
 
 /// Where `cargo xtask setup` keeps a linker: outside the checkout, so that a fresh clone finds it built.
 pub fn cached_linker(version: &str) -> Option<PathBuf> {
+    Some(cache()?.join(format!("bpf-linker-{version}/bin/bpf-linker")))
+}
+
+/// The folder for what outlives a checkout.
+pub fn cache() -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = cache.or_else(|| env::home_dir().map(|home| home.join(".cache")))?;
-    Some(cache.join(format!("imds-trace/bpf-linker-{version}/bin/bpf-linker")))
+    Some(cache.join("imds-trace"))
 }
 
 impl Compiler {

@@ -4,6 +4,7 @@
 //! table of its file. A test sets the behaviour it needs; before each, the behaviour is the default again.
 //!
 //! It needs root and says so; it never skips. `cargo test --test lab -- NAME` runs some; `--list` lists without root.
+//! `$IMDS_LAB_TESTS` names a file that lists the tests to choose from, by their whole names.
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
 mod doctor;
@@ -31,10 +32,12 @@ mod trace_record;
 mod trace_run;
 mod trace_tokens;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::{Context, Result, bail};
 use imds_trace_tests::{Behaviour, HostOptions, RunnerHost, house};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -45,7 +48,7 @@ pub struct Lab {
 }
 
 /// A claim and the story that shows it.
-pub type Test = (&'static str, fn(&Lab) -> Result<(), Failed>);
+pub type Test = (&'static str, fn(&Lab) -> std::result::Result<(), Failed>);
 
 /// Makes a row of a table from a function: its name is the claim.
 #[macro_export]
@@ -71,6 +74,25 @@ fn put_away(lab: &Lab, claim: &str, failed: bool) {
             }
         }
         let _ = std::fs::remove_dir_all(entry.path());
+    }
+}
+
+/// The tests to choose from: all, or those that the file `$IMDS_LAB_TESTS` lists, one `file::claim` a line.
+fn wanted<'a>(tables: &[(&'a str, &[Test])]) -> Result<Vec<(&'a str, Vec<Test>)>> {
+    let Some(list) = std::env::var_os("IMDS_LAB_TESTS") else {
+        return Ok(tables.iter().map(|(file, tests)| (*file, tests.to_vec())).collect());
+    };
+    let list =
+        std::fs::read_to_string(&list).with_context(|| format!("IMDS_LAB_TESTS {}", Path::new(&list).display()))?;
+    let mut left: BTreeSet<&str> = list.lines().collect();
+    let mut chosen = Vec::new();
+    for (file, tests) in tables {
+        let mut listed = |(claim, _): &&Test| left.remove(format!("{file}::{claim}").as_str());
+        chosen.push((*file, tests.iter().filter(&mut listed).copied().collect()));
+    }
+    match left.first() {
+        Some(unknown) => bail!("IMDS_LAB_TESTS names {unknown}, which is no test"),
+        None => Ok(chosen),
     }
 }
 
@@ -104,6 +126,13 @@ fn main() -> ExitCode {
         ("trace_record", trace_record::TESTS),
         ("samples", samples::TESTS),
     ];
+    let tables = match wanted(&tables) {
+        Ok(tables) => tables,
+        Err(error) => {
+            eprintln!("the lab cannot run: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
     if arguments.list {
         let trials = tables.iter().flat_map(|(file, tests)| tests.iter().map(move |(claim, _)| (file, claim)));
         let trials = trials.map(|(file, claim)| Trial::test(format!("{file}::{claim}"), || Ok(()))).collect();

@@ -19,7 +19,7 @@ use crate::host::RunnerHost;
 use crate::image;
 
 /// Loading BPF on an emulated machine takes seconds.
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 
 /// The tracer's program: `$IMDS_TRACE_BIN`, else `imds-trace` beside the running one.

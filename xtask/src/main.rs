@@ -16,6 +16,7 @@ mod tally;
 mod test;
 #[path = "../../imds-trace/build/toolchain.rs"]
 mod toolchain;
+mod vm;
 mod workspace;
 
 /// The chores of imds-trace.
@@ -51,6 +52,8 @@ enum Task {
     Bless,
     /// Make what others get, in target/dist: one static file, completions, manual pages, .deb, .rpm, sums and list of parts
     Dist,
+    /// Run the lab's tests on other kernels, in virtual machines, and show kernels × scenarios (root)
+    Vm(vm::Asked),
     /// Every test and the demo, in half an hour at most; installs what it needs
     Ci,
 }
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::Record => record::record(),
         Task::Bless => record::bless(),
         Task::Dist => dist::dist(),
+        Task::Vm(asked) => vm::vm(asked),
         Task::Ci => test::ci(),
     };
     match done {

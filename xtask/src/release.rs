@@ -3,9 +3,10 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
@@ -22,13 +23,33 @@ pub fn target() -> String {
 
 /// Builds these targets, e.g. `--package=imds-trace --bins`; says where the programs are.
 pub fn build(targets: &[&str]) -> Result<PathBuf> {
-    let target = target();
-    let mut cargo = workspace::cargo(["build", "--release", "--target", &target]);
+    workspace::run(cargo("build").args(targets))?;
+    workspace::built(Path::new(&target()).join("release"), "")
+}
+
+/// Builds a test program of a package, and says where it is.
+pub fn test_program(package: &str, test: &str) -> Result<PathBuf> {
+    let mut cargo = cargo("test");
+    cargo.args(["--no-run", "--message-format=json-render-diagnostics", "--package", package, "--test", test]);
+    let mut found = None;
+    let status = workspace::read(&mut cargo, |line| {
+        let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        if message["target"]["name"] == test && message["profile"]["test"] == true {
+            found = message["executable"].as_str().map(PathBuf::from);
+        }
+    })?;
+    if !status.success() {
+        bail!("{} failed ({status})", workspace::shown(&cargo));
+    }
+    found.with_context(|| format!("cargo did not say where the test program {test} is"))
+}
+
+fn cargo(command: &str) -> Command {
+    let mut cargo = workspace::cargo([command, "--release", "--target", &target()]);
     // With a target named, flags are for that alone: what runs while building (proc macros) cannot be static.
     let flags = [STATIC.to_owned()].into_iter().chain(without_own_paths()).collect::<Vec<_>>();
-    cargo.args(targets).env("CARGO_ENCODED_RUSTFLAGS", flags.join(BETWEEN));
-    workspace::run(&mut cargo)?;
-    workspace::built(Path::new(&target).join("release"), "")
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join(BETWEEN));
+    cargo
 }
 
 /// Sentences of a panic name source files. Where cargo keeps them here is nobody's business, and would make files differ.

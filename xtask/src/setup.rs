@@ -147,12 +147,16 @@ fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     }
 }
 
-/// Whether the program is there. The lab copies busybox into images, so a dynamic one will not do.
-fn has(program: &str) -> bool {
+/// Where a program is, if it is there.
+pub fn program(name: &str) -> Option<PathBuf> {
     let folders = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&folders).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    let found = folders.map(|folder| folder.join(program)).find(|path| path.is_file());
-    found.is_some_and(|path| program != "busybox" || is_static(&path))
+    folders.map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// Whether the program is there. The lab copies busybox into images, so a dynamic one will not do.
+fn has(name: &str) -> bool {
+    program(name).is_some_and(|path| name != "busybox" || is_static(&path))
 }
 
 /// A dynamic program names its loader (`/lib64/ld-linux-…`) in the first page.

@@ -53,6 +53,8 @@ pub struct Asked {
 /// What came of a kernel.
 #[derive(Debug, Default)]
 pub struct Outcome {
+    /// What it is called here.
+    pub name: String,
     /// As it calls itself; empty if it never came up.
     pub release: String,
     /// By test: did it pass?
@@ -109,23 +111,22 @@ fn run(asked: &Asked, deadline: Option<Instant>, tally: &mut Tally) -> Result<Ve
             })
             .collect();
         let ended = machines.into_iter().map(|machine| machine.join().unwrap_or_else(|_| bail!("a thread panicked")));
-        ended.map(|ended| ended.unwrap_or_else(|error| broken(format!("{error:#}")))).collect()
+        let outcome = |(kernel, ended): (&Kernel, Result<Outcome>)| {
+            let broken = |error| Outcome { broken: Some(format!("{error:#}")), ..Outcome::default() };
+            Outcome { name: kernel.name.clone(), ..ended.unwrap_or_else(broken) }
+        };
+        kernels.iter().zip(ended).map(outcome).collect()
     });
-    let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
     let rows = if by_name { table::by_scenario(&outcomes) } else { table::by_test(&outcomes) };
-    println!("\n{}", table::shown(&names, &outcomes, &rows));
+    println!("\n{}", table::shown(&outcomes, &rows));
     println!("({} s)", started.elapsed().as_secs());
-    for (name, outcome) in names.iter().zip(&outcomes) {
+    for outcome in &outcomes {
         if let Some(why) = &outcome.broken {
-            println!("\nLinux {name}: {why}");
+            println!("\nLinux {}: {why}", outcome.name);
         }
         *tally += table::count(outcome, &wanted);
     }
     Ok(outcomes)
-}
-
-fn broken(why: String) -> Outcome {
-    Outcome { broken: Some(why), ..Outcome::default() }
 }
 
 fn kernels(asked: &Asked) -> Result<Vec<Kernel>> {

@@ -49,6 +49,15 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs it, and gives each line of its stdout to `each` without showing it.
+pub fn read(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("run {}", shown(command)))?;
+    for line in read_lines(&mut child) {
+        each(String::from_utf8_lossy(&line).trim_end());
+    }
+    child.wait().with_context(|| format!("wait for {}", shown(command)))
+}
+
 /// What was run, as one would type it.
 pub fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();

@@ -66,13 +66,18 @@ pub fn debian(series: &str) -> Result<Kernel> {
     };
     let modules = only_folder(&first_that_is(&[package.join("lib/modules"), package.join("usr/lib/modules")])?)?;
     let image = fs::read_dir(package.join("boot"))?.filter_map(|entry| Some(entry.ok()?.path()));
-    let image = image.into_iter().find(|path| path.file_name().unwrap_or_default().to_string_lossy().starts_with("vmlinuz"));
+    let image =
+        image.into_iter().find(|path| path.file_name().unwrap_or_default().to_string_lossy().starts_with("vmlinuz"));
     let image = image.with_context(|| format!("{} has no kernel", package.display()))?;
     Ok(Kernel { name: series.to_owned(), image, modules })
 }
 
 fn first_that_is(folders: &[PathBuf]) -> Result<PathBuf> {
-    folders.iter().find(|folder| folder.is_dir()).cloned().with_context(|| format!("{} is not there", folders[0].display()))
+    folders
+        .iter()
+        .find(|folder| folder.is_dir())
+        .cloned()
+        .with_context(|| format!("{} is not there", folders[0].display()))
 }
 
 fn only_folder(folder: &Path) -> Result<PathBuf> {
@@ -92,11 +97,17 @@ impl Apt {
     /// Lists of the mirror's other suites. Those of a suite that the mirror does not have are left out.
     fn other() -> Result<Self> {
         let folder = cache("suites")?;
-        let listed = say(Command::new("apt-get").args(["indextargets", "--format", "$(SITE) $(RELEASE) $(SIGNED_BY)", "Created-By: Packages"]))?;
+        let listed = say(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(SITE) $(RELEASE) $(SIGNED_BY)",
+            "Created-By: Packages",
+        ]))?;
         let mut sources = String::new();
         for suite in OTHER_SUITES {
             let is_security = |suite: &str| suite.ends_with("-security");
-            let same = |line: &&str| line.split(' ').nth(1).is_some_and(|release| is_security(release) == is_security(suite));
+            let same =
+                |line: &&str| line.split(' ').nth(1).is_some_and(|release| is_security(release) == is_security(suite));
             let Some(line) = listed.lines().find(same) else { continue };
             let mut words = line.split(' ');
             let (site, key) = (words.next().unwrap_or_default(), words.nth(1).unwrap_or_default());
@@ -152,7 +163,8 @@ fn numbers(name: &str) -> Vec<u64> {
 /// Fetches a package and those of its parts that newer releases keep apart; gives the folder where it is unpacked.
 fn fetch(apt: &Apt, package: &str) -> Result<PathBuf> {
     let policy = say(apt.command("apt-cache").args(["policy", package]).env("LC_ALL", "C"))?;
-    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: ")).context("a version")?.to_owned();
+    let version =
+        policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: ")).context("a version")?.to_owned();
     let folder = cache("kernels")?.join(format!("{package}_{version}"));
     if folder.is_dir() {
         return Ok(folder);
@@ -160,13 +172,16 @@ fn fetch(apt: &Apt, package: &str) -> Result<PathBuf> {
     let depends = say(apt.command("apt-cache").args(["depends", "--no-recommends", package]))?;
     let release = package.strip_prefix("linux-image-").unwrap_or(package);
     let parts = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    let parts = parts.filter(|part| ["linux-binary-", "linux-modules-"].iter().any(|kind| **part == format!("{kind}{release}")));
+    let parts = parts
+        .filter(|part| ["linux-binary-", "linux-modules-"].iter().any(|kind| **part == format!("{kind}{release}")));
     let whole: Vec<&str> = std::iter::once(package).chain(parts).collect();
     println!("fetching {}", whole.join(" "));
     let fetched = tempfile::tempdir_in(cache("kernels")?)?;
     let absolute = |command: &mut Command| -> Result<()> {
         // apt-get download writes where it stands, as another user where it can: it says so, and that is all.
-        workspace::run(command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]).args(&whole).current_dir(fetched.path()))
+        workspace::run(
+            command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]).args(&whole).current_dir(fetched.path()),
+        )
     };
     absolute(&mut apt.command("apt-get"))?;
     let packages: Vec<PathBuf> = fs::read_dir(fetched.path())?.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -182,7 +197,9 @@ mod tests {
 
     #[test]
     fn a_newer_build_has_greater_numbers() {
-        let newest = ["linux-image-6.1.0-9-cloud-amd64", "linux-image-6.1.0-56-cloud-amd64"].into_iter().max_by_key(|name| numbers(name));
+        let newest = ["linux-image-6.1.0-9-cloud-amd64", "linux-image-6.1.0-56-cloud-amd64"]
+            .into_iter()
+            .max_by_key(|name| numbers(name));
         assert_eq!(newest, Some("linux-image-6.1.0-56-cloud-amd64"));
     }
 

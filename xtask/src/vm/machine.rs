@@ -29,6 +29,9 @@ const BEYOND_HELP: [&str; 6] = [
     "general protection fault",
 ];
 
+/// No AppArmor: an engine would ask for a program that loads profiles.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic quiet cryptomgr.notests apparmor=0";
+
 /// Lines of its log that are shown of a machine that broke.
 const SHOWN: usize = 40;
 
@@ -75,7 +78,15 @@ fn fetch(folder: &Path) -> Result<()> {
     let archives = tempfile::tempdir_in(cache("qemu")?)?;
     fs::create_dir(archives.path().join("partial"))?;
     let mut download = Command::new("apt-get");
-    download.args(["-qq", "--yes", "--no-install-recommends", "--download-only", "-o", "APT::Sandbox::User=root", "-o"]);
+    download.args([
+        "-qq",
+        "--yes",
+        "--no-install-recommends",
+        "--download-only",
+        "-o",
+        "APT::Sandbox::User=root",
+        "-o",
+    ]);
     download.arg(format!("Dir::Cache::archives={}", archives.path().display())).args(["install", "qemu-system-x86"]);
     workspace::run(download.stdin(Stdio::null()))?;
     let packages = fs::read_dir(archives.path())?.filter_map(|entry| Some(entry.ok()?.path()));
@@ -123,17 +134,25 @@ fn boot(asked: &Run<'_>, accelerator: &[&str]) -> Result<(Outcome, bool)> {
     qemu.args(["-display", "none", "-monitor", "none", "-nic", "none"]);
     qemu.arg("-serial").arg(format!("file:{}", log.display())).args(["-serial", "stdio"]);
     qemu.arg("-kernel").arg(&asked.kernel.image).arg("-initrd").arg(asked.image);
-    qemu.args(["-append", "console=ttyS0 panic=-1 oops=panic quiet cryptomgr.notests"]);
+    qemu.args(["-append", COMMAND_LINE]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
     let mut child = qemu.spawn().with_context(|| format!("run {}", workspace::shown(&qemu)))?;
     let mut outcome = Outcome::default();
-    let ended = listen(&mut child, asked, &log, &mut outcome);
+    let mut result = None;
+    let ended = listen(&mut child, asked, &log, |line| {
+        println!("{}: {line}", asked.kernel.name);
+        if let Some(release) = line.strip_prefix("kernel ") {
+            outcome.release = release.to_owned();
+        } else if let Some(code) = line.strip_prefix("result ") {
+            result = code.parse::<i32>().ok();
+        }
+        note(line, &mut outcome.tests);
+    });
     let _ = child.kill();
     let _ = child.wait();
     let text = read(&log);
-    let result = text.lines().rev().find_map(|line| line.trim().strip_prefix("RESULT rc=")?.parse::<i32>().ok());
     let came_up = !text.is_empty() || !outcome.tests.is_empty();
-    let why = match (ended?, result) {
+    let why = match (ended, result) {
         (Some(why), _) => Some(why),
         (None, Some(0)) => None,
         (None, Some(code)) if outcome.tests.values().any(|passed| !passed) && code == 101 => None,
@@ -149,27 +168,20 @@ fn boot(asked: &Run<'_>, accelerator: &[&str]) -> Result<(Outcome, bool)> {
 }
 
 /// Shows what it prints and notes what passed, until it ends, or must be ended: then it says why.
-fn listen(child: &mut Child, asked: &Run<'_>, log: &Path, outcome: &mut Outcome) -> Result<Option<String>> {
-    let name = &asked.kernel.name;
+fn listen(child: &mut Child, asked: &Run<'_>, log: &Path, mut each: impl FnMut(&str)) -> Option<String> {
     let lines = lines(child);
     loop {
         match lines.recv_timeout(Duration::from_secs(1)) {
-            Ok(line) => {
-                println!("{name}: {line}");
-                if let Some(release) = line.strip_prefix("kernel ") {
-                    outcome.release = release.to_owned();
-                }
-                note(&line, &mut outcome.tests);
-            }
-            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Ok(line) => each(&line),
+            Err(RecvTimeoutError::Disconnected) => return None,
             Err(RecvTimeoutError::Timeout) => {}
         }
         let text = read(log);
         if let Some(line) = text.lines().find(|line| BEYOND_HELP.iter().any(|words| line.contains(words))) {
-            return Ok(Some(format!("the kernel said: {line}")));
+            return Some(format!("the kernel said: {line}"));
         }
         if Instant::now() > asked.deadline {
-            return Ok(Some("it did not end in time and was ended".to_owned()));
+            return Some("it did not end in time and was ended".to_owned());
         }
     }
 }
@@ -195,7 +207,8 @@ fn read(path: &Path) -> String {
 
 /// `test NAME … ok`: libtest-mimic pads the name. A test may print words of its own before the last.
 fn note(line: &str, tests: &mut BTreeMap<String, bool>) {
-    let Some((name, rest)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ").or(rest.split_once("... ")))
+    let Some((name, rest)) =
+        line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ").or(rest.split_once("... ")))
     else {
         return;
     };
@@ -214,7 +227,12 @@ mod tests {
     #[test]
     fn what_a_test_came_to_is_read() {
         let mut tests = BTreeMap::new();
-        for line in ["test kit::a         ... ok", "test kit::b ... FAILED", "running 2 tests", "test result: ok. 1 passed; 0 failed"] {
+        for line in [
+            "test kit::a         ... ok",
+            "test kit::b ... FAILED",
+            "running 2 tests",
+            "test result: ok. 1 passed; 0 failed",
+        ] {
             note(line, &mut tests);
         }
         assert_eq!(tests, BTreeMap::from([("kit::a".to_owned(), true), ("kit::b".to_owned(), false)]));
