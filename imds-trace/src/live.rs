@@ -26,7 +26,7 @@ use crate::identity::procfs;
 use crate::interfaces;
 use crate::kernel::attach::{ProbeLog, Tracer};
 use crate::kernel::btf::Layout;
-use crate::kernel::features;
+use crate::kernel::features::{self, Features};
 use crate::kernel::ring::MachineNames;
 use crate::kernel::symbols::Symbols;
 use crate::net::{BootTime, Timestamp};
@@ -115,7 +115,8 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     }
     let layout = Layout::of_this_kernel()?;
     let errors_before = procfs::in_hdr_errors();
-    let mut tracer = Tracer::load(&layout, &config.endpoints, config.verbosity > 1)?;
+    let features = Features::ask(Ok(&layout));
+    let mut tracer = Tracer::load(&layout, features, &config.endpoints, config.verbosity > 1)?;
     let probe_log = if config.verbosity > 1 { tracer.log() } else { None };
     let (interfaces, changes) = interfaces::open()?;
     let mut names = MachineNames {
