@@ -110,7 +110,7 @@ fn waiting(lab: &Lab, name: &str) -> Result<Container> {
 }
 
 /// Undoes something when it is dropped.
-struct Undo<F: FnMut()>(F);
+pub struct Undo<F: FnMut()>(pub F);
 
 impl<F: FnMut()> Drop for Undo<F> {
     fn drop(&mut self) {

@@ -22,6 +22,7 @@ mod trace_ground_truth;
 mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
+mod trace_leftovers;
 mod trace_names;
 mod trace_network;
 mod trace_pcap;
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         ("trace_programs", trace_programs::TESTS),
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
+        ("trace_leftovers", trace_leftovers::TESTS),
         ("trace_pcap", trace_pcap::TESTS),
         ("trace_capture", trace_capture::TESTS),
         ("trace_run", trace_run::TESTS),
