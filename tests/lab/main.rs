@@ -30,6 +30,7 @@ mod trace_probe;
 mod trace_programs;
 mod trace_record;
 mod trace_run;
+mod trace_start;
 mod trace_tokens;
 
 use std::path::Path;
@@ -104,6 +105,7 @@ fn main() -> ExitCode {
         ("trace_run", trace_run::TESTS),
         ("trace_probe", trace_probe::TESTS),
         ("trace_record", trace_record::TESTS),
+        ("trace_start", trace_start::TESTS),
         ("samples", samples::TESTS),
     ];
     if arguments.list {

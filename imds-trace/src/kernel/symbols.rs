@@ -1,6 +1,10 @@
 //! Which function is at this address of the kernel's text? Read from /proc/kallsyms by a thread while the rest starts.
 
+use std::fs::File;
+use std::io::Read;
 use std::thread::JoinHandle;
+
+use crate::privileges;
 
 /// Names and addresses of everything in the kernel; the addresses are 0 for who may not know them.
 pub const KALLSYMS: &str = "/proc/kallsyms";
@@ -26,7 +30,13 @@ impl Symbols {
     /// Begins to read. Some hundred thousand lines take the kernel a tenth of a second to write.
     pub fn load() -> Self {
         let thread = std::thread::Builder::new().name("kallsyms".into()).spawn(|| {
-            let text = std::fs::read(KALLSYMS).unwrap_or_default();
+            // Whether addresses are told is decided when it is opened.
+            let opened = File::open(KALLSYMS);
+            if let Err(error) = privileges::keep_nothing() {
+                log::warn!("{error}");
+            }
+            let mut text = Vec::new();
+            let _ = opened.and_then(|mut file| file.read_to_end(&mut text));
             Table::read(&String::from_utf8_lossy(&text))
         });
         Self::Loading(thread.ok())

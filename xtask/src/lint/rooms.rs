@@ -50,13 +50,15 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     // The machine.
     ("interfaces", &["net"]),
     ("ethtool", &[]),
-    ("kernel", &["net", "interfaces", "input::Names", "input::Record", "event", "printable"]),
+    ("privileges", &[]),
+    ("kernel", &["net", "interfaces", "input::Names", "input::Record", "event", "privileges", "printable"]),
     // The shells.
     (
         "live",
         &[
             "net",
             "kernel",
+            "privileges",
             "interfaces",
             "ethtool",
             "identity",
@@ -118,6 +120,7 @@ const ADVICE: &[(&str, &str)] = &[
 pub const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["kernel"]),
     ("aya_log", &["kernel"]),
+    ("caps", &["privileges"]),
     ("btf_rs", &["kernel"]),
     ("imds_trace_ebpf", &["observation", "input", "kernel", "config"]),
     ("clap", &["cli", "main"]),
