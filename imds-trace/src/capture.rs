@@ -113,6 +113,7 @@ impl Reader {
                 lacks("skb:kfree_skb", "a capture shows no drops"),
                 lacks("sock:inet_sock_set_state", "a capture names no processes and no containers"),
             ],
+            features: Vec::new(),
         }
     }
 

@@ -178,6 +178,9 @@ pub struct DoctorArgs {
     /// Exit 1 when something is broken
     #[arg(long)]
     exit_code: bool,
+    /// Look at nothing, but remove what runs that were killed left on interfaces (kernels before 6.6; needs root), and say what
+    #[arg(long, conflicts_with_all = ["outputs", "endpoints", "exit_code", "docker_host"])]
+    clean: bool,
     /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is an answer, not an error
     #[arg(long, value_name = "URL")]
     docker_host: Option<String>,
@@ -343,6 +346,7 @@ impl DoctorArgs {
             endpoints: config::endpoints(&self.endpoints)?,
             docker_host: self.docker_host,
             exit_code: self.exit_code,
+            clean: self.clean,
             verbosity: self.verbose,
         })
     }

@@ -188,6 +188,8 @@ pub struct Doctor {
     pub docker_host: Option<String>,
     /// Is something broken a failure?
     pub exit_code: bool,
+    /// Remove what was left behind, and look at nothing.
+    pub clean: bool,
     /// 1: more on stderr.
     pub verbosity: u8,
 }

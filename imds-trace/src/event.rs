@@ -37,8 +37,39 @@ pub struct Ready {
     pub kernel: Option<String>,
     /// Where programs are attached.
     pub hooks: Vec<Attached>,
-    /// Where they could not be attached, and why.
+    /// What could not be attached or is not there, and why.
     pub missing: Vec<Missing>,
+    /// What the kernel was asked for; empty for a capture, and for what an imds-trace recorded that did not ask.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<KernelFeature>,
+}
+
+/// Something that tracing needs of the kernel, or could use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelFeature {
+    /// Its name, e.g. `tcx`.
+    pub name: String,
+    /// Is it there?
+    #[serde(flatten)]
+    pub has: Has,
+}
+
+/// An answer of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "has", rename_all = "snake_case")]
+pub enum Has {
+    /// It has it.
+    Yes,
+    /// It does not.
+    No {
+        /// What that would need, e.g. `Linux 6.6`.
+        needs: String,
+    },
+    /// It cannot be known.
+    Unknown {
+        /// Why, or what would be needed to know.
+        why: String,
+    },
 }
 
 /// A program in its place.
@@ -95,7 +126,7 @@ pub enum Directions {
     Inferred,
 }
 
-/// A hook that is missing.
+/// A hook that is missing, or something else of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
     /// Which.

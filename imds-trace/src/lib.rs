@@ -44,6 +44,7 @@ pub mod observation;
 pub mod output;
 pub mod pipeline;
 pub mod printable;
+pub mod privileges;
 pub mod probe;
 pub mod recording;
 pub mod replay;

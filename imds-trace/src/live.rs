@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -27,11 +28,12 @@ use crate::identity::procfs;
 use crate::interfaces;
 use crate::kernel::attach::{ProbeLog, Tracer};
 use crate::kernel::btf::Layout;
-use crate::kernel::features;
+use crate::kernel::features::{self, Features};
 use crate::kernel::ring::MachineNames;
 use crate::kernel::symbols::Symbols;
 use crate::net::{BootTime, Timestamp};
 use crate::output;
+use crate::privileges::{self, Tasks};
 use errand::{Errand, Signals, Watching};
 use follower::Follower;
 use session::{Judged, Session};
@@ -102,7 +104,17 @@ fn start(name: &str, config: &Tracing, work: impl Future<Output = anyhow::Result
     }
     let level = if config.verbosity > 0 { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
     env_logger::Builder::new().filter(Some("imds_trace"), level).format_timestamp(None).init();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    privileges::conceal()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // The runtime's helpers look up names, and need no more.
+        .on_thread_start(|| {
+            if let Err(error) = privileges::keep_nothing() {
+                log::warn!("{error}");
+            }
+        })
+        .build()
+        .context("start the runtime")?;
     runtime.block_on(work)
 }
 
@@ -116,7 +128,8 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     }
     let layout = Layout::of_this_kernel()?;
     let errors_before = procfs::in_hdr_errors();
-    let mut tracer = Tracer::load(&layout, &config.endpoints, config.verbosity > 1)?;
+    let features = Features::ask(Ok(&layout));
+    let mut tracer = Tracer::load(&layout, features, &config.endpoints, config.verbosity > 1)?;
     let probe_log = if config.verbosity > 1 { tracer.log() } else { None };
     let (interfaces, changes) = interfaces::open()?;
     let mut names = MachineNames {
@@ -163,6 +176,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     if going {
         errand.begin()?;
     }
+    privileges::keep_for(&tasks(config, errand))?;
     // Until when what the errand left under way is waited for.
     let mut settling = None;
     while going && !session.must_end() {
@@ -218,6 +232,17 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
 fn engine(config: &Tracing) -> String {
     let asked = config.docker_host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
     asked.unwrap_or_else(|| docker::DEFAULT_HOST.to_owned())
+}
+
+/// What is still to be done when everything is attached and the errand has begun.
+fn tasks(config: &Tracing, errand: &impl Errand) -> Tasks {
+    let rotated = config.record.as_ref().filter(|record| record.size.is_some() || record.age.is_some());
+    let folder = rotated.map(|record| match record.path.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    });
+    let engine = engine(config).strip_prefix("unix://").map(PathBuf::from);
+    Tasks { signals: errand.passes_signals_on(), writes: folder.into_iter().chain(engine).collect() }
 }
 
 /// Lets the runtime watch a file descriptor of the kernel room.

@@ -191,9 +191,13 @@ impl Interpreter {
         let hop_limit = self.ledger.hop_limit(&who.subject(), seen);
         if let Moment::Lost(journey) = moment {
             match spent(journey) {
-                Some(Spent::Dropped(dropped)) if dropped.drop.netns == self.surroundings.netns => self.spent.seen += 1,
+                Some(Spent::Dropped(dropped) | Spent::Unnamed(dropped))
+                    if dropped.drop.netns == self.surroundings.netns =>
+                {
+                    self.spent.seen += 1;
+                }
                 Some(Spent::Vanished) => self.spent.inferred += 1,
-                Some(Spent::Dropped(_)) | None => {}
+                Some(Spent::Dropped(_) | Spent::Unnamed(_)) | None => {}
             }
         }
         if let Moment::Closed = moment {

@@ -23,6 +23,7 @@ mod trace_ground_truth;
 mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
+mod trace_leftovers;
 mod trace_names;
 mod trace_network;
 mod trace_pcap;
@@ -30,6 +31,7 @@ mod trace_probe;
 mod trace_programs;
 mod trace_record;
 mod trace_run;
+mod trace_start;
 mod trace_tokens;
 
 use std::collections::BTreeSet;
@@ -119,11 +121,13 @@ fn main() -> ExitCode {
         ("trace_programs", trace_programs::TESTS),
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
+        ("trace_leftovers", trace_leftovers::TESTS),
         ("trace_pcap", trace_pcap::TESTS),
         ("trace_capture", trace_capture::TESTS),
         ("trace_run", trace_run::TESTS),
         ("trace_probe", trace_probe::TESTS),
         ("trace_record", trace_record::TESTS),
+        ("trace_start", trace_start::TESTS),
         ("samples", samples::TESTS),
     ];
     let tables = match wanted(&tables) {

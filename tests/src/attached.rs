@@ -30,7 +30,7 @@ pub struct Attached {
     pub interface: String,
     /// `tcx ingress`, `tcx egress`, `clsact ingress` or `clsact egress`.
     pub place: String,
-    /// The program (tcx), or the filter as `tc` prints it (clsact).
+    /// The program's name.
     pub program: String,
 }
 
@@ -77,13 +77,31 @@ pub fn attached(namespace: &Namespace) -> Result<Vec<Attached>> {
                 found.push(Attached { interface: interface.clone(), place: format!("tcx {side}"), program });
             }
             let filters = namespace.run("tc", &["filter", "show", "dev", &interface, side]).unwrap_or_default();
-            for line in filters.lines().filter(|line| line.contains("bpf") && line.contains("handle")) {
-                let (interface, program) = (interface.clone(), line.trim().to_owned());
+            for program in filters.lines().filter_map(name_of_filter) {
+                let interface = interface.clone();
                 found.push(Attached { interface, place: format!("clsact {side}"), program });
             }
         }
     }
     Ok(found)
+}
+
+/// `filter protocol all pref 49152 bpf chain 0 handle 0x1 NAME direct-action …`
+fn name_of_filter(line: &str) -> Option<String> {
+    let (_, behind) = line.split_once(" bpf ")?.1.split_once("handle ")?;
+    behind.split_whitespace().nth(1).map(str::to_owned)
+}
+
+/// The interfaces of a namespace that have a clsact qdisc, whosever it is.
+pub fn clsact(namespace: &Namespace) -> Result<BTreeSet<String>> {
+    let text = namespace.run("tc", &["qdisc", "show"])?;
+    let lines = text.lines().filter_map(|line| line.strip_prefix("qdisc clsact "));
+    Ok(lines.filter_map(|line| Some(line.split_once(" dev ")?.1.split_whitespace().next()?.to_owned())).collect())
+}
+
+/// Has this kernel links on interfaces, which go with their process? Else there are filters, which stay.
+pub fn has_tcx() -> bool {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
 }
 
 /// The interfaces of a namespace by name.

@@ -1,14 +1,18 @@
 //! Does somebody else's program on the same interface still see its packets?
 //!
-//! The smallest tcx program there is: it returns a constant, and the kernel counts its runs. It needs Linux 6.6.
+//! The smallest program there is: it returns a constant, and the kernel counts its runs. By tcx, or by clsact before Linux 6.6.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result};
-use aya::programs::loaded_programs;
+use aya::programs::tc::{NlOptions, TcAttachOptions, TcAttachType};
+use aya::programs::{SchedClassifier, loaded_programs};
 use nix::libc;
 
+use crate::attached::has_tcx;
 use crate::netns::Namespace;
 
 /// Numbers of bpf(2) commands, types and flags, from linux/bpf.h.
@@ -20,6 +24,9 @@ const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 const F_BEFORE: u32 = 1 << 3;
 const F_AFTER: u32 = 1 << 4;
+/// Priorities of filters: the kernel itself gives those from 0x8000 to 0xc000, so that these are before or after them.
+static FIRST: AtomicU16 = AtomicU16::new(0x4000);
+static LAST: AtomicU16 = AtomicU16::new(0xd000);
 
 /// Which side of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +61,25 @@ pub enum Verdict {
 pub struct ForeignProgram {
     name: String,
     _program: OwnedFd,
-    _link: OwnedFd,
+    _place: Place,
     /// The kernel counts runs for as long as this is open.
     _statistics: OwnedFd,
+}
+
+/// Where it hangs.
+enum Place {
+    /// By a link.
+    Tcx(#[expect(dead_code, reason = "held")] OwnedFd),
+    /// By a filter, and how it goes.
+    Clsact(Command),
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Self::Clsact(removal) = self {
+            let _ = removal.status();
+        }
+    }
 }
 
 impl ForeignProgram {
@@ -71,10 +94,22 @@ impl ForeignProgram {
     ) -> Result<ForeignProgram> {
         let statistics = bpf(ENABLE_STATS, &0u64).context("let the kernel count program runs")?;
         let program = load(name, verdict).with_context(|| format!("load the foreign program {name}"))?;
-        let link = namespace
-            .run_inside(|| attach(&program, interface, side, rank))?
-            .with_context(|| format!("attach {name} to {interface} {side:?} by tcx (needs Linux 6.6)"))?;
-        Ok(ForeignProgram { name: name.to_owned(), _program: program, _link: link, _statistics: statistics })
+        let place = if has_tcx() {
+            let link = namespace.run_inside(|| attach(&program, interface, side, rank))?;
+            Place::Tcx(link.with_context(|| format!("attach {name} to {interface} {side:?} by tcx"))?)
+        } else {
+            // Somebody may have made the qdisc.
+            let _ = namespace.run("tc", &["qdisc", "add", "dev", interface, "clsact"]);
+            let priority = match rank {
+                Rank::First => FIRST.fetch_sub(1, Ordering::Relaxed),
+                Rank::Last => LAST.fetch_add(1, Ordering::Relaxed),
+            };
+            namespace
+                .run_inside(|| hang(name, interface, side, priority))?
+                .with_context(|| format!("attach {name} to {interface} {side:?} by clsact"))?;
+            Place::Clsact(removal(namespace, interface, side, priority))
+        };
+        Ok(ForeignProgram { name: name.to_owned(), _program: program, _place: place, _statistics: statistics })
     }
 
     /// How often it has run, that is: how many packets it saw.
@@ -156,6 +191,33 @@ fn attach(program: &OwnedFd, interface: &str, side: Side, rank: Rank) -> io::Res
             expected_revision: 0,
         },
     )
+}
+
+/// Hangs the loaded program of this name up as a filter, which stays.
+fn hang(name: &str, interface: &str, side: Side, priority: u16) -> Result<()> {
+    let info = loaded_programs().flatten().find(|info| info.name_as_str() == Some(name)).context("it is not loaded")?;
+    let mut program = SchedClassifier::from_program_info(info, name.to_owned().into())?;
+    let side = match side {
+        Side::Ingress => TcAttachType::Ingress,
+        Side::Egress => TcAttachType::Egress,
+    };
+    let options = TcAttachOptions::Netlink(NlOptions { priority, ..NlOptions::default() });
+    let link = program.attach_with_options(interface, side, options)?;
+    // Dropped, it would take the filter off, and in whichever namespace that is.
+    std::mem::forget(program.take_link(link)?);
+    Ok(())
+}
+
+/// Takes a filter off, and the qdisc with the last.
+fn removal(namespace: &Namespace, interface: &str, side: Side, priority: u16) -> Command {
+    let side = format!("{side:?}").to_lowercase();
+    let mut command = namespace.command("sh");
+    command.arg("-c").arg(format!(
+        "tc filter del dev {interface} {side} pref {priority}; \
+         [ -n \"$(tc filter show dev {interface} ingress; tc filter show dev {interface} egress)\" ] || \
+         tc qdisc del dev {interface} clsact"
+    ));
+    command
 }
 
 /// A bpf(2) command that returns a descriptor.

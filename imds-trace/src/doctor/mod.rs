@@ -19,14 +19,21 @@ mod routes;
 mod sight;
 mod tell;
 
-use anyhow::Context;
+use std::io::Write;
+
+use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::config::Doctor;
+use crate::kernel::{clsact, features};
+use crate::printable::printable;
 use sight::Sight;
 
 /// What `--output` can say here; none of it must go to a file.
 pub const KINDS: &[(&str, bool)] = &[("text", false), ("json", false)];
+
+/// Bytes of an interface's name, and what is said of it, that are shown.
+const MAX_NAME: usize = 256;
 
 /// How it stands with something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -134,6 +141,9 @@ pub const CHECKS: &[Check] = &[
 pub fn doctor(config: Doctor) -> anyhow::Result<u8> {
     let level = if config.verbosity > 0 { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
     env_logger::Builder::new().filter(Some("imds_trace"), level).format_timestamp(None).init();
+    if config.clean {
+        return clean();
+    }
     let mut teller = tell::Teller::open(&config.outputs)?;
     let sight = Sight::gather(&config.endpoints, config.docker_host.as_deref());
     let at = jiff::Timestamp::now();
@@ -160,6 +170,25 @@ pub fn doctor(config: Doctor) -> anyhow::Result<u8> {
         told => told.context("write output")?,
     }
     Ok(u8::from(config.exit_code && broken))
+}
+
+/// Removes what was left behind. Gives the exit code.
+fn clean() -> anyhow::Result<u8> {
+    if features::missing_capabilities().contains(&"CAP_NET_ADMIN") {
+        bail!("doctor --clean needs CAP_NET_ADMIN: run it as root");
+    }
+    let removed = clsact::clean().context("doctor --clean")?;
+    let mut said = String::new();
+    for removed in &removed {
+        said += &format!("Removed {}.\n", printable(&removed.to_string(), MAX_NAME));
+    }
+    if removed.is_empty() {
+        said += "No run that was killed has left anything on the interfaces of this network namespace.\n";
+    }
+    match std::io::stdout().write_all(said.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write output"),
+        _ => Ok(0),
+    }
 }
 
 /// `1 packet`, `2 packets`.

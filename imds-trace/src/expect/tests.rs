@@ -249,7 +249,7 @@ fn what_cannot_be_told_is_not_blocked() {
 
 #[test]
 fn who_listens_nowhere_hears_nothing() {
-    let ready = Ready { version: None, kernel: None, hooks: Vec::new(), missing: Vec::new() };
+    let ready = Ready { version: None, kernel: None, hooks: Vec::new(), missing: Vec::new(), features: Vec::new() };
     fails("blocked", &[Event::Ready(Timestamp(0), ready)], "no interface was listened on");
 }
 

@@ -28,6 +28,8 @@ pub(super) enum Cause {
 
 /// Functions in which the kernel drops a packet that it should forward and whose TTL is used up.
 const FORWARDS: [&str; 2] = ["ip_forward", "ip6_forward"];
+/// The reason that such a drop has, and that of a broken header.
+const SPENT_REASON: &str = "IP_INHDR";
 /// Functions that drop for netfilter, by prefix.
 const NETFILTER: [&str; 5] = ["nf_", "nft_", "ipt_", "ip6t_", "xt_"];
 /// Functions that drop what has no route, by prefix.
@@ -46,13 +48,19 @@ pub(super) fn plain(function: &str) -> &str {
     function.split('.').next().unwrap_or_default()
 }
 
+/// Is it an address, because the kernel does not name its functions to us?
+fn is_unnamed(function: &str) -> bool {
+    function.starts_with("0x")
+}
+
 /// The cause of a drop. The reason's name is no test for a used-up TTL: the kernel uses it for broken headers as well, and older
-/// kernels give none. Function and TTL decide.
+/// kernels give none. Function and TTL decide; where functions have no names, reason and TTL must do.
 pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
     let function = plain(&dropped.drop.location);
     let reason = dropped.drop.reason.as_deref().unwrap_or_default();
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| function.starts_with(prefix));
-    if heading == Heading::FromImds && dropped.ttl.0 <= 1 && FORWARDS.contains(&function) {
+    let forwards = FORWARDS.contains(&function) || (is_unnamed(function) && reason == SPENT_REASON);
+    if heading == Heading::FromImds && dropped.ttl.0 <= 1 && forwards {
         Cause::Spent
     } else if reason == "NETFILTER_DROP" || begins(&NETFILTER) {
         Cause::Netfilter
@@ -74,6 +82,8 @@ pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
 pub enum Spent<'a> {
     /// The kernel dropped it where it forwards, with a TTL of 1 or less.
     Dropped(&'a Dropped),
+    /// The same, in a function without a name: by its reason.
+    Unnamed(&'a Dropped),
     /// It came in with a TTL of 1 or less for a client behind this host and was not seen again; no drop was seen either.
     Vanished,
 }
@@ -84,7 +94,10 @@ pub fn spent(journey: &Journey) -> Option<Spent<'_>> {
         return None;
     }
     match &journey.fate {
-        Fate::Dropped(dropped) => (cause(journey.heading, dropped) == Cause::Spent).then_some(Spent::Dropped(dropped)),
+        Fate::Dropped(dropped) => {
+            let how = if is_unnamed(&dropped.drop.location) { Spent::Unnamed } else { Spent::Dropped };
+            (cause(journey.heading, dropped) == Cause::Spent).then(|| how(dropped))
+        }
         Fate::Unresolved => {
             let last = journey.hops.last()?;
             (last.hook.direction == Direction::Ingress && last.ttl.0 <= 1).then_some(Spent::Vanished)

@@ -4,6 +4,7 @@
 
 use super::{Case, Confidence, Rule, Severity, Spent, Verdict, spent};
 use crate::exchange::{Imds, Moment};
+use crate::journey::Dropped;
 use crate::net::Ttl;
 
 /// The rule.
@@ -42,16 +43,24 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let is_token = case.exchange.imds() == Some(Imds::Token);
     let what = if is_token { "The token response" } else { "A response" };
     let last = journey.hops.last().map(|hop| &hop.hook.interface);
+    let on = |dropped: &Dropped| {
+        let interface = dropped.drop.interface.as_ref().or(last);
+        interface.map(|interface| format!(" on {}", interface.name)).unwrap_or_default()
+    };
     let (confidence, drop, cause, how) = match spent {
         Spent::Dropped(dropped) => {
-            let on = dropped.drop.interface.as_ref().or(last).map(|interface| format!(" on {}", interface.name));
-            let how = format!(
-                "was dropped in {} with TTL {}{}",
-                dropped.drop.location,
-                dropped.ttl.0,
-                on.unwrap_or_default()
-            );
+            let how = format!("was dropped in {} with TTL {}{}", dropped.drop.location, dropped.ttl.0, on(dropped));
             (Confidence::Certain, Some(dropped.clone()), dropped.drop.netns, how)
+        }
+        Spent::Unnamed(dropped) => {
+            let how = format!(
+                "was dropped with TTL {}{} for the reason {} (the kernel does not name the function, which it does with \
+                 CAP_SYSLOG; a spent TTL is the one thing known to give an answer from IMDS that TTL and that reason)",
+                dropped.ttl.0,
+                on(dropped),
+                dropped.drop.reason.as_deref().unwrap_or_default(),
+            );
+            (Confidence::Likely, Some(dropped.clone()), dropped.drop.netns, how)
         }
         Spent::Vanished => {
             let last = last?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLinkId, TcAttachOptions, TcError};
+use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
 use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, RawTracePoint, SchedClassifier, TcAttachType,
 };
@@ -14,25 +14,21 @@ use imds_trace_ebpf::record::{ABSENT, Endpoints, MAX_ENDPOINTS, name};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use zerocopy::IntoBytes;
 
+use super::Error;
 use super::btf::Layout;
-use super::plan::Wanted;
+use super::clsact::{self, Run, Turn};
+use super::features::{self, Feature, Features};
+use super::plan::{self, Family, Hook, Tracepoint, Wanted};
 use super::ring::Records;
-use super::{Error, features};
 use crate::event::{Attached, Missing, Via};
 use crate::net::{Direction, Ifindex};
-use crate::printable::causes;
+use crate::printable::{causes, printable};
 
 /// The kernel half, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/imds-trace.o"));
 
-/// Tracepoints, and the programs on them.
-const TRACEPOINTS: [(&str, &str, &str); 2] = [
-    ("skb:kfree_skb", "kfree_skb", name::KFREE_SKB),
-    ("sock:inet_sock_set_state", "inet_sock_set_state", name::SET_STATE),
-];
-
-/// Kinds of connect(), and the programs on them.
-const CONNECTS: [(&str, &str); 2] = [("connect4", name::CONNECT4), ("connect6", name::CONNECT6)];
+/// Bytes of a name that are shown.
+const MAX_SHOWN: usize = 256;
 
 /// Both directions of an interface, and the programs on them.
 const DIRECTIONS: [(Direction, TcAttachType, &str); 2] = [
@@ -40,13 +36,29 @@ const DIRECTIONS: [(Direction, TcAttachType, &str); 2] = [
     (Direction::Egress, TcAttachType::Egress, name::TC_EGRESS),
 ];
 
+/// By what programs hang on interfaces.
+#[derive(Debug)]
+enum Means {
+    Tcx,
+    Clsact(Run),
+}
+
+impl Means {
+    fn via(&self) -> Via {
+        match self {
+            Self::Tcx => Via::Tcx,
+            Self::Clsact(_) => Via::Clsact,
+        }
+    }
+}
+
 /// The loaded kernel half.
 pub struct Tracer {
     ebpf: Ebpf,
-    via: Via,
+    means: Means,
     links: BTreeMap<Ifindex, (String, Vec<(Direction, SchedClassifierLinkId)>)>,
-    tracepoints: Vec<&'static str>,
-    connects: Vec<&'static str>,
+    others: Vec<Attached>,
+    features: Features,
     missing: Vec<Missing>,
     records: Option<Records>,
     lost: PerCpuArray<MapData, u64>,
@@ -54,16 +66,16 @@ pub struct Tracer {
 
 impl std::fmt::Debug for Tracer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tracer").field("via", &self.via).field("links", &self.links.keys()).finish_non_exhaustive()
+        f.debug_struct("Tracer").field("means", &self.means).field("links", &self.links.keys()).finish_non_exhaustive()
     }
 }
 
 impl Tracer {
-    /// Loads all programs and attaches those on tracepoints. Nothing is on an interface yet. `verbose` turns the probes' own log
-    /// on.
-    pub fn load(layout: &Layout, endpoints: &[IpAddr], verbose: bool) -> Result<Self, Error> {
+    /// Loads all programs and attaches those that go on no interface. `verbose` turns the probes' own log on.
+    pub fn load(layout: &Layout, features: Features, endpoints: &[IpAddr], verbose: bool) -> Result<Self, Error> {
+        let plan::Hooks { via, others: hooks, cgroup_paths, mut missing } = plan::hooks(&features)?;
         let mut offsets = layout.offsets()?;
-        if !features::in_first_cgroup_namespace() {
+        if !cgroup_paths {
             // The kernel would tell of the container that this program is in, not of those that it can know.
             offsets.task_cgroups = ABSENT;
         }
@@ -78,20 +90,17 @@ impl Tracer {
         for (_, _, program) in DIRECTIONS {
             classifier(&mut ebpf, program)?.load().map_err(|error| load_error(program, &error))?;
         }
-        let mut tracepoints = Vec::new();
-        let mut missing = Vec::new();
-        for (full_name, tracepoint, program) in TRACEPOINTS {
-            let attached = attach_tracepoint(&mut ebpf, tracepoint, program);
-            match attached {
-                Ok(()) => tracepoints.push(full_name),
-                Err(error) => missing.push(Missing { hook: full_name.into(), why: error.to_string() }),
-            }
-        }
-        let mut connects = Vec::new();
-        for (connect, program) in CONNECTS {
-            match attach_connect(&mut ebpf, program) {
-                Ok(()) => connects.push(connect),
-                Err(error) => missing.push(Missing { hook: format!("cgroup {connect}"), why: error.to_string() }),
+        let mut others = Vec::new();
+        for hook in hooks {
+            let (attached, program) = carried_out(hook);
+            let what = label(&attached);
+            log::debug!("{what}: {}", plan::consequence(hook.feature()).with);
+            match attach(&mut ebpf, hook, program) {
+                Ok(()) => others.push(attached),
+                Err(error) => {
+                    let why = plan::explain(&features, hook.feature(), &error.to_string());
+                    missing.push(Missing { hook: what, why });
+                }
             }
         }
         let absent = |map: &str| Error::Load { what: format!("map {map}"), why: "not in the object".into() };
@@ -101,9 +110,24 @@ impl Tracer {
         let lost = ebpf.take_map(name::LOST).ok_or_else(|| absent(name::LOST))?;
         let lost = PerCpuArray::try_from(lost)
             .map_err(|error| Error::Load { what: name::LOST.into(), why: causes(&error) })?;
-        let via = if features::has_tcx("lo") { Via::Tcx } else { Via::Clsact };
+        let means = match via {
+            Via::Tcx => Means::Tcx,
+            Via::Clsact => {
+                match clsact::clean() {
+                    Ok(removed) => removed.iter().for_each(|removed| {
+                        log::warn!(
+                            "a run that was killed had left {}: removed",
+                            printable(&removed.to_string(), MAX_SHOWN)
+                        );
+                    }),
+                    Err(error) => log::warn!("what runs that were killed may have left: {error}"),
+                }
+                let run = Run::begin();
+                Means::Clsact(run.map_err(|error| Error::Attach { what: "by clsact".into(), why: error.to_string() })?)
+            }
+        };
         let links = BTreeMap::new();
-        Ok(Self { ebpf, via, links, tracepoints, connects, missing, records: Some(Records(records)), lost })
+        Ok(Self { ebpf, means, links, others, features, missing, records: Some(Records(records)), lost })
     }
 
     /// Where records come from; `None` when called again.
@@ -148,12 +172,15 @@ impl Tracer {
             links.iter().map(|(direction, _)| Attached::Tc {
                 interface: interface.clone(),
                 direction: *direction,
-                via: self.via,
+                via: self.means.via(),
             })
         });
-        let on_tracepoints = self.tracepoints.iter().map(|name| Attached::Tracepoint { name: (*name).to_owned() });
-        let on_cgroups = self.connects.iter().map(|name| Attached::Cgroup { name: (*name).to_owned() });
-        on_interfaces.chain(on_tracepoints).chain(on_cgroups).collect()
+        on_interfaces.chain(self.others.iter().cloned()).collect()
+    }
+
+    /// What the kernel has.
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     /// Is it on this interface?
@@ -161,7 +188,7 @@ impl Tracer {
         self.links.contains_key(&index)
     }
 
-    /// Tracepoints and cgroup hooks that could not be attached.
+    /// What is not there or could not be attached, interfaces apart.
     pub fn missing(&self) -> &[Missing] {
         &self.missing
     }
@@ -172,24 +199,37 @@ impl Tracer {
     }
 
     fn attach(&mut self, wanted: &Wanted) -> Result<(), Error> {
+        let feature = match self.means {
+            Means::Tcx => Feature::Tcx,
+            Means::Clsact(_) => Feature::Clsact,
+        };
+        let features = &self.features;
+        let fail = |error: &dyn std::error::Error| Error::Attach {
+            what: format!("to {} by {}", wanted.name, feature.name()),
+            why: plan::explain(features, feature, &causes(error)),
+        };
+        let (handle, turn) = match &mut self.means {
+            Means::Tcx => (TcHandle::AUTO_ASSIGN, None),
+            Means::Clsact(run) => {
+                let turn = Turn::take().map_err(|error| fail(&error))?;
+                (run.arrive(&turn, wanted.index, &wanted.name).map_err(|error| fail(&error))?, Some(turn))
+            }
+        };
         let mut links = Vec::new();
         let result = DIRECTIONS.iter().try_for_each(|(direction, kind, program)| {
-            let fail = |why: String| Error::Attach { what: format!("tc {direction} to {}", wanted.name), why };
-            if self.via == Via::Clsact {
-                prepare_clsact(&wanted.name, *kind, program).map_err(fail)?;
-            }
-            let options = match (self.via, direction) {
+            let options = match (feature, direction) {
                 // Before others can change or drop what comes in; after them, what really goes out.
-                (Via::Tcx, Direction::Ingress) => TcAttachOptions::TcxOrder(LinkOrder::first()),
-                (Via::Tcx, Direction::Egress) => TcAttachOptions::TcxOrder(LinkOrder::last()),
-                (Via::Clsact, _) => TcAttachOptions::Netlink(NlOptions::default()),
+                (Feature::Tcx, Direction::Ingress) => TcAttachOptions::TcxOrder(LinkOrder::first()),
+                (Feature::Tcx, Direction::Egress) => TcAttachOptions::TcxOrder(LinkOrder::last()),
+                _ => TcAttachOptions::Netlink(NlOptions { handle, ..NlOptions::default() }),
             };
             let link = classifier(&mut self.ebpf, program)?
                 .attach_with_options(&wanted.name, *kind, options)
-                .map_err(|error| fail(causes(&error)))?;
+                .map_err(|error| fail(&error))?;
             links.push((*direction, link));
             Ok(())
         });
+        drop(turn);
         self.links.insert(wanted.index, (wanted.name.clone(), links));
         if result.is_err() {
             self.detach(wanted.index);
@@ -199,12 +239,18 @@ impl Tracer {
 
     fn detach(&mut self, index: Ifindex) {
         let Some((_, links)) = self.links.remove(&index) else { return };
+        let turn = matches!(self.means, Means::Clsact(_)).then(Turn::take).and_then(Result::ok);
         for (direction, link) in links {
             let program = DIRECTIONS.iter().find(|(known, _, _)| *known == direction).map(|(_, _, program)| *program);
             if let Some(Ok(classifier)) = program.map(|program| classifier(&mut self.ebpf, program)) {
                 // Fails where the interface is gone, and the program with it.
                 let _ = classifier.detach(link);
             }
+        }
+        if let (Means::Clsact(run), Some(turn)) = (&mut self.means, turn)
+            && let Err(error) = run.leave(&turn, index)
+        {
+            log::warn!("clean up behind us: {error}");
         }
     }
 }
@@ -240,57 +286,53 @@ impl AsRawFd for ProbeLog {
     }
 }
 
-/// A clsact qdisc to hang on, and nothing of ours left from a run that was killed.
-fn prepare_clsact(interface: &str, kind: TcAttachType, program: &str) -> Result<(), String> {
-    match tc::qdisc_add_clsact(interface) {
-        Ok(()) => {}
-        Err(error) if is_there_already(&error) => {}
-        Err(error) => return Err(causes(&error)),
+/// What it is when it is attached, and the program for it.
+fn carried_out(hook: Hook) -> (Attached, &'static str) {
+    let tracepoint = |name: &str| Attached::Tracepoint { name: name.to_owned() };
+    let cgroup = |name: &str| Attached::Cgroup { name: name.to_owned() };
+    match hook {
+        Hook::Tracepoint(Tracepoint::KfreeSkb) => (tracepoint("skb:kfree_skb"), name::KFREE_SKB),
+        Hook::Tracepoint(Tracepoint::SetState) => (tracepoint("sock:inet_sock_set_state"), name::SET_STATE),
+        Hook::Connect(Family::V4) => (cgroup("connect4"), name::CONNECT4),
+        Hook::Connect(Family::V6) => (cgroup("connect6"), name::CONNECT6),
     }
-    // Fails where there is none.
-    let _ = tc::qdisc_detach_program(interface, kind, program);
-    Ok(())
 }
 
-fn is_there_already(error: &TcError) -> bool {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = source {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::AlreadyExists)
-        {
-            return true;
+/// How it is called in messages.
+fn label(attached: &Attached) -> String {
+    match attached {
+        Attached::Cgroup { name } => format!("cgroup {name}"),
+        Attached::Tracepoint { name } | Attached::Tc { interface: name, .. } => name.clone(),
+        Attached::Capture { .. } => String::new(),
+    }
+}
+
+fn attach(ebpf: &mut Ebpf, hook: Hook, program: &str) -> Result<(), Error> {
+    let found = ebpf
+        .program_mut(program)
+        .ok_or_else(|| Error::Load { what: program.into(), why: "not in the object".into() })?;
+    let load_error = |error: ProgramError| load_error(program, &error);
+    let fail = |what: &str, why: String| Error::Attach { what: what.to_owned(), why };
+    match hook {
+        Hook::Tracepoint(tracepoint) => {
+            let tracepoint = match tracepoint {
+                Tracepoint::KfreeSkb => "kfree_skb",
+                Tracepoint::SetState => "inet_sock_set_state",
+            };
+            let found: &mut RawTracePoint = found.try_into().map_err(load_error)?;
+            found.load().map_err(load_error)?;
+            found.attach(tracepoint).map_err(|error| fail("to the tracepoint", causes(&error)))?;
         }
-        source = error.source();
+        // On the root of the version 2 hierarchy: every process stands in it, whatever controllers are mounted where.
+        Hook::Connect(_) => {
+            let fail = |why: String| fail("to the root cgroup", why);
+            let root = features::cgroup2_root().ok_or_else(|| fail("no version 2 hierarchy is mounted".into()))?;
+            let root = std::fs::File::open(&root).map_err(|error| fail(format!("{}: {error}", root.display())))?;
+            let found: &mut CgroupSockAddr = found.try_into().map_err(load_error)?;
+            found.load().map_err(load_error)?;
+            found.attach(root, CgroupAttachMode::Single).map_err(|error| fail(causes(&error)))?;
+        }
     }
-    causes(error).contains("File exists")
-}
-
-fn attach_tracepoint(ebpf: &mut Ebpf, tracepoint: &str, program: &str) -> Result<(), Error> {
-    let absent = || Error::Load { what: program.into(), why: "not in the object".into() };
-    let found: &mut RawTracePoint = ebpf
-        .program_mut(program)
-        .ok_or_else(absent)?
-        .try_into()
-        .map_err(|error: ProgramError| load_error(program, &error))?;
-    found.load().map_err(|error| load_error(program, &error))?;
-    found
-        .attach(tracepoint)
-        .map_err(|error| Error::Attach { what: format!("tracepoint {tracepoint}"), why: causes(&error) })?;
-    Ok(())
-}
-
-/// On the root of the version 2 hierarchy: every process stands in it, whatever controllers are mounted where.
-fn attach_connect(ebpf: &mut Ebpf, program: &str) -> Result<(), Error> {
-    let absent = || Error::Load { what: program.into(), why: "not in the object".into() };
-    let fail = |why: String| Error::Attach { what: format!("{program} to the root cgroup"), why };
-    let root = features::cgroup2_root().ok_or_else(|| fail("no version 2 cgroup hierarchy is mounted".into()))?;
-    let root = std::fs::File::open(&root).map_err(|error| fail(format!("{}: {error}", root.display())))?;
-    let found: &mut CgroupSockAddr = ebpf
-        .program_mut(program)
-        .ok_or_else(absent)?
-        .try_into()
-        .map_err(|error: ProgramError| load_error(program, &error))?;
-    found.load().map_err(|error| load_error(program, &error))?;
-    found.attach(root, CgroupAttachMode::Single).map_err(|error| fail(causes(&error)))?;
     Ok(())
 }
 

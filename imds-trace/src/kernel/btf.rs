@@ -137,7 +137,7 @@ impl Layout {
     }
 
     /// Does the tracepoint hand a reason to its programs? (skb, location, reason) behind the context.
-    fn kfree_skb_has_reason(&self) -> bool {
+    pub fn kfree_skb_has_reason(&self) -> bool {
         let arguments = || {
             let Type::Typedef(definition) = self.btf.resolve_types_by_name("btf_trace_kfree_skb").ok()?.pop()? else {
                 return None;

@@ -1,9 +1,225 @@
-//! What does this kernel allow, and what do we lack? Asked once.
+//! What of what tracing needs does this kernel have? Asked once, by trying or in its type information; never from its version.
 
-use std::fs;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::path::{Path, PathBuf};
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::maps::MapType;
+use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
+use aya::sys::{is_map_supported, is_program_supported};
+
+use super::Error;
+use super::btf::Layout;
+use super::symbols::{self, KALLSYMS};
+use crate::event::{Has, KernelFeature};
+
+/// Something that tracing needs, or could use. What follows from each is `plan`'s to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Feature {
+    /// The kernel describes its types.
+    Btf,
+    /// Programs may read its memory.
+    Lockdown,
+    /// Records reach user space by a ring buffer.
+    RingBuffer,
+    /// Programs that see packets.
+    PacketPrograms,
+    /// Links on interfaces.
+    Tcx,
+    /// Filters on interfaces; asked for only without [`Self::Tcx`].
+    Clsact,
+    /// Programs on tracepoints.
+    RawTracepoints,
+    /// The tracepoint that tells of drops.
+    KfreeSkb,
+    /// It gives a reason.
+    DropReasons,
+    /// /proc/kallsyms tells addresses.
+    FunctionNames,
+    /// The tracepoint that tells of connections.
+    SetState,
+    /// Programs in connect().
+    Connect,
+    /// Cgroup paths as the kernel knows them are those that we know.
+    CgroupPaths,
+    /// What this process may do.
+    Capabilities,
+}
+
+impl Feature {
+    /// Its name outside.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Btf => "BTF",
+            Self::Lockdown => "lockdown",
+            Self::RingBuffer => "ring buffer",
+            Self::PacketPrograms => "packet programs",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+            Self::RawTracepoints => "raw tracepoints",
+            Self::KfreeSkb => "skb:kfree_skb",
+            Self::DropReasons => "drop reasons",
+            Self::FunctionNames => "function names",
+            Self::SetState => "sock:inet_sock_set_state",
+            Self::Connect => "cgroup connect",
+            Self::CgroupPaths => "cgroup paths",
+            Self::Capabilities => "capabilities",
+        }
+    }
+}
+
+/// The answers.
+#[derive(Clone, Debug, Default)]
+pub struct Features(BTreeMap<Feature, Has>);
+
+impl Features {
+    /// Asks for everything. Attaches nothing; programs and maps that are loaded to try are gone again.
+    pub fn ask(layout: Result<&Layout, &Error>) -> Self {
+        let btf = layout.ok();
+        let described = |name: &str| btf.map(|btf| btf.has_type(name));
+        let mut found = Self::default();
+        found.put(Feature::Btf, btf_present(layout));
+        found.put(Feature::Lockdown, lockdown());
+        let ring_buffer = is_map_supported(MapType::RingBuf).ok().or_else(|| described("bpf_ringbuf"));
+        found.put(Feature::RingBuffer, known(ring_buffer, "Linux 5.8", "needs CAP_BPF or BTF: run as root"));
+        let packets = tried(ProgramType::SchedClassifier);
+        let bpf = "needs CAP_BPF to try: run as root";
+        found.put(Feature::PacketPrograms, known(packets, "CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF", bpf));
+        let tcx = if has_tcx() { Some(true) } else { described("tcx_entry") };
+        found.put(Feature::Tcx, known(tcx, "Linux 6.6", "needs CAP_NET_ADMIN or BTF: run as root"));
+        if tcx != Some(true) {
+            let unlisted = "the kernel's list of modules is not there, so it is found by trying";
+            found.put(Feature::Clsact, known(sch_ingress_exists(), "the module sch_ingress", unlisted));
+        }
+        let raw = tried(ProgramType::RawTracePoint).or_else(|| described("bpf_raw_tp_link").filter(|has| *has));
+        let perfmon = "needs CAP_BPF and CAP_PERFMON to try: run as root";
+        found.put(Feature::RawTracepoints, known(raw, "CONFIG_BPF_EVENTS", perfmon));
+        let drops = described("btf_trace_kfree_skb");
+        found.put(Feature::KfreeSkb, known(drops, "a kernel with tracepoints", "needs BTF"));
+        let reasons = btf.map(Layout::kfree_skb_has_reason);
+        found.put(Feature::DropReasons, known(reasons, "Linux 5.17", "needs BTF"));
+        found.put(Feature::FunctionNames, function_names());
+        let states = described("btf_trace_inet_sock_set_state");
+        found.put(Feature::SetState, known(states, "Linux 4.16 with tracepoints", "needs BTF"));
+        found.put(Feature::Connect, connect());
+        found.put(
+            Feature::CgroupPaths,
+            known(in_first_cgroup_namespace(), "the host's cgroup namespace", "needs /proc"),
+        );
+        let missing = missing_capabilities();
+        let lacking = (!missing.is_empty()).then(|| Has::No { needs: missing.join(", ") });
+        found.put(Feature::Capabilities, lacking.unwrap_or(Has::Yes));
+        found
+    }
+
+    fn put(&mut self, feature: Feature, has: Has) {
+        self.0.insert(feature, has);
+    }
+
+    /// The answers, in the order asked.
+    pub fn iter(&self) -> impl Iterator<Item = (Feature, &Has)> {
+        self.0.iter().map(|(feature, has)| (*feature, has))
+    }
+
+    /// Is it certain that it is there?
+    pub fn has(&self, feature: Feature) -> bool {
+        self.0.get(&feature) == Some(&Has::Yes)
+    }
+
+    /// The answer; `None` if it was not asked for.
+    pub fn get(&self, feature: Feature) -> Option<&Has> {
+        self.0.get(&feature)
+    }
+
+    /// As they are told.
+    pub fn told(&self) -> Vec<KernelFeature> {
+        self.iter().map(|(feature, has)| KernelFeature { name: feature.name().to_owned(), has: has.clone() }).collect()
+    }
+}
+
+impl FromIterator<(Feature, Has)> for Features {
+    fn from_iter<T: IntoIterator<Item = (Feature, Has)>>(answers: T) -> Self {
+        Self(answers.into_iter().collect())
+    }
+}
+
+fn known(answer: Option<bool>, needs: &str, unknown: &str) -> Has {
+    match answer {
+        Some(true) => Has::Yes,
+        Some(false) => Has::No { needs: needs.to_owned() },
+        None => Has::Unknown { why: unknown.to_owned() },
+    }
+}
+
+fn btf_present(layout: Result<&Layout, &Error>) -> Has {
+    match layout.map(Layout::offsets) {
+        Ok(Ok(_)) => Has::Yes,
+        Ok(Err(error)) => Has::No { needs: format!("another kernel: {error}") },
+        Err(Error::NoBtf(_)) => Has::No { needs: "CONFIG_DEBUG_INFO_BTF".to_owned() },
+        Err(error) => Has::No { needs: format!("another kernel: {error}") },
+    }
+}
+
+/// Asks by loading the smallest program of a type, and letting it go; `None` if we may not try.
+fn tried(kind: ProgramType) -> Option<bool> {
+    is_program_supported(kind).ok()
+}
+
+/// Asked by a query.
+fn has_tcx() -> bool {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
+}
+
+/// What adds clsact is built in, or a module that is loaded when it is first asked for.
+fn sch_ingress_exists() -> Option<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let folder = Path::new("/lib/modules").join(release.trim());
+    let lists: Vec<String> = ["modules.builtin", "modules.dep"]
+        .iter()
+        .filter_map(|list| fs::read_to_string(folder.join(list)).ok())
+        .collect();
+    let loaded = Path::new("/sys/module/sch_ingress").exists();
+    match (loaded, lists.is_empty()) {
+        (true, _) => Some(true),
+        (false, true) => None,
+        (false, false) => Some(lists.iter().any(|list| list.contains("/sch_ingress.ko"))),
+    }
+}
+
+/// `confidentiality` forbids programs to read kernel memory, and ours read packets there.
+fn lockdown() -> Has {
+    match fs::read_to_string("/sys/kernel/security/lockdown") {
+        Ok(text) if text.contains("[confidentiality]") => Has::No { needs: "another lockdown mode".to_owned() },
+        Ok(_) => Has::Yes,
+        Err(error) if error.kind() == ErrorKind::NotFound => Has::Yes,
+        Err(_) => Has::Unknown { why: "needs root to read".to_owned() },
+    }
+}
+
+fn function_names() -> Has {
+    let Ok(file) = File::open(KALLSYMS) else {
+        return Has::No { needs: "CONFIG_KALLSYMS".to_owned() };
+    };
+    let mut lines = BufReader::new(file).lines().map_while(Result::ok);
+    // The first symbols are no functions, and truly at 0.
+    let shown = lines.find_map(|line| symbols::function(&line).map(|(at, _)| at != 0));
+    // 2 hides them from everybody (`kallsyms_show_value`).
+    let restrict = fs::read_to_string("/proc/sys/kernel/kptr_restrict").unwrap_or_default();
+    let needs = if restrict.trim() == "2" { "kernel.kptr_restrict below 2, and CAP_SYSLOG" } else { "CAP_SYSLOG" };
+    known(Some(shown == Some(true)), needs, "")
+}
+
+fn connect() -> Has {
+    if cgroup2_root().is_none() {
+        return Has::No { needs: "a mounted version 2 cgroup hierarchy".to_owned() };
+    }
+    known(
+        tried(ProgramType::CgroupSockAddr),
+        "CONFIG_CGROUP_BPF",
+        "needs CAP_BPF and CAP_NET_ADMIN to try: run as root",
+    )
+}
 
 /// Capabilities without which nothing can be traced, with their numbers (`include/uapi/linux/capability.h`).
 const NEEDED: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_PERFMON", 38), ("CAP_NET_ADMIN", 12)];
@@ -27,14 +243,9 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(mask.trim(), 16).ok()
 }
 
-/// Has this kernel tcx links? Asked by a query, which attaches nothing.
-pub fn has_tcx(interface: &str) -> bool {
-    SchedClassifier::query_tcx(interface, TcAttachType::Ingress).is_ok()
-}
-
 /// Do cgroup paths begin for this process where the kernel's own do? `PROC_CGROUP_INIT_INO` of `include/linux/proc_ns.h`.
-pub fn in_first_cgroup_namespace() -> bool {
-    fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link.as_os_str() == "cgroup:[4026531835]")
+fn in_first_cgroup_namespace() -> Option<bool> {
+    fs::read_link("/proc/self/ns/cgroup").ok().map(|link| link.as_os_str() == "cgroup:[4026531835]")
 }
 
 /// Where the root of the version 2 cgroup hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid host.
@@ -71,5 +282,16 @@ mod tests {
         assert_eq!(lacking(1 << 21), ["CAP_NET_ADMIN"]);
         assert!(lacking(u64::MAX).is_empty());
         assert_eq!(effective("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(0x1ff_ffff_ffff));
+    }
+
+    #[test]
+    fn a_kernel_without_type_information_is_asked_all_the_same() {
+        let features = Features::ask(Err(&Error::NoBtf(ErrorKind::NotFound.into())));
+        assert_eq!(features.get(Feature::Btf), Some(&Has::No { needs: "CONFIG_DEBUG_INFO_BTF".into() }));
+        assert!(matches!(features.get(Feature::KfreeSkb), Some(Has::Unknown { .. })));
+        let mut names: Vec<_> = features.told().into_iter().map(|told| told.name).collect();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
     }
 }

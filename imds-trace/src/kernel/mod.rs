@@ -1,9 +1,10 @@
 //! How do we get at the kernel? The only room that names aya.
 
-pub mod ask;
 pub mod attach;
 pub mod btf;
+pub mod clsact;
 pub mod features;
+mod netlink;
 pub mod plan;
 pub mod ring;
 pub mod symbols;
@@ -22,6 +23,14 @@ pub enum Error {
     /// A structure without which nothing can be traced is not as expected.
     #[error("the kernel's type information has no {0}: this kernel cannot be traced")]
     NoField(String),
+    /// The kernel, or this host, has not what nothing can be traced without.
+    #[error("this kernel cannot be traced: {what}: {why}")]
+    Lacking {
+        /// What of.
+        what: &'static str,
+        /// What it would need, and what it is for.
+        why: String,
+    },
     /// The object or a program was refused.
     #[error("load {what}: {why}")]
     Load {

@@ -1,6 +1,13 @@
 //! Which function is at this address of the kernel's text? Read from /proc/kallsyms by a thread while the rest starts.
 
+use std::fs::File;
+use std::io::Read;
 use std::thread::JoinHandle;
+
+use crate::privileges;
+
+/// Names and addresses of everything in the kernel; the addresses are 0 for who may not know them.
+pub const KALLSYMS: &str = "/proc/kallsyms";
 
 /// Names of functions.
 #[derive(Debug)]
@@ -23,7 +30,13 @@ impl Symbols {
     /// Begins to read. Some hundred thousand lines take the kernel a tenth of a second to write.
     pub fn load() -> Self {
         let thread = std::thread::Builder::new().name("kallsyms".into()).spawn(|| {
-            let text = std::fs::read("/proc/kallsyms").unwrap_or_default();
+            // Whether addresses are told is decided when it is opened.
+            let opened = File::open(KALLSYMS);
+            if let Err(error) = privileges::keep_nothing() {
+                log::warn!("{error}");
+            }
+            let mut text = Vec::new();
+            let _ = opened.and_then(|mut file| file.read_to_end(&mut text));
             Table::read(&String::from_utf8_lossy(&text))
         });
         Self::Loading(thread.ok())
@@ -48,11 +61,8 @@ impl Table {
     fn read(text: &str) -> Self {
         let mut table = Self::default();
         for line in text.lines() {
-            let mut words = line.split_ascii_whitespace();
-            let (Some(at), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
-            let Ok(at) = u64::from_str_radix(at, 16) else { continue };
             // All zeros: the addresses are hidden from us.
-            if at != 0 && matches!(kind, "t" | "T" | "w" | "W") {
+            if let Some((at, name)) = function(line).filter(|(at, _)| *at != 0) {
                 let begin = table.names.len() as u32;
                 table.names.push_str(name);
                 table.functions.push((at, begin, table.names.len() as u32));
@@ -69,6 +79,14 @@ impl Table {
         let (_, begin, end) = *self.functions.get(behind.checked_sub(1)?)?;
         self.names.get(begin as usize..end as usize)
     }
+}
+
+/// Address and name, if a line is about a function.
+pub fn function(line: &str) -> Option<(u64, &str)> {
+    let mut words = line.split_ascii_whitespace();
+    let (at, kind, name) = (words.next()?, words.next()?, words.next()?);
+    let at = u64::from_str_radix(at, 16).ok()?;
+    matches!(kind, "t" | "T" | "w" | "W").then_some((at, name))
 }
 
 #[cfg(test)]

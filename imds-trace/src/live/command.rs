@@ -69,6 +69,10 @@ impl errand::Errand for Errand<'_> {
         true
     }
 
+    fn passes_signals_on(&self) -> bool {
+        true
+    }
+
     /// Ctrl-C reaches the command by itself; we outlive it. What is meant for us alone is passed on.
     fn ends_by(&mut self, signal: Signal) -> bool {
         let pid = self.child.as_ref().and_then(Child::id).and_then(|id| i32::try_from(id).ok());

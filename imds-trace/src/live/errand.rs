@@ -27,6 +27,11 @@ pub(super) trait Errand {
     /// A signal has come. Does the trace end by it?
     fn ends_by(&mut self, signal: Signal) -> bool;
 
+    /// Does it pass signals on to a process that may be another user's?
+    fn passes_signals_on(&self) -> bool {
+        false
+    }
+
     /// For whom it asks IMDS itself, if it does: then only what it asked is told.
     fn asks_for(&self) -> Option<Own> {
         None

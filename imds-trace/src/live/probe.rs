@@ -19,6 +19,7 @@ use super::errand;
 use crate::config::{Probe, Target};
 use crate::identity::docker;
 use crate::identity::procfs::Procfs;
+use crate::privileges;
 use crate::probe::{Answer, Answers, Own, waited};
 
 /// IMDS listens on the port of HTTP.
@@ -53,6 +54,9 @@ impl Errand {
         let work = move || {
             let result = setns(&netns, CloneFlags::CLONE_NEWNET);
             let may = result.is_ok();
+            if let Err(error) = privileges::keep_nothing() {
+                log::warn!("{error}");
+            }
             // If nobody wants to know any more, nobody will say go.
             let _ = entered.send(result);
             if may && begin.recv().is_ok() {

@@ -78,6 +78,7 @@ impl Session {
             kernel: read_line("/proc/sys/kernel/osrelease"),
             hooks: tracer.attached(),
             missing,
+            features: tracer.features().told(),
         };
         let header = Header {
             recording: recording::VERSION,

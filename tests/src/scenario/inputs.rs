@@ -38,6 +38,7 @@ pub fn header() -> Header {
             kernel: Some("6.12.0".into()),
             hooks: Vec::new(),
             missing: Vec::new(),
+            features: Vec::new(),
         },
         chain: Chain::default(),
     }

@@ -50,13 +50,15 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     // The machine.
     ("interfaces", &["net"]),
     ("ethtool", &[]),
-    ("kernel", &["net", "interfaces", "input::Names", "input::Record", "event", "printable"]),
+    ("privileges", &[]),
+    ("kernel", &["net", "interfaces", "input::Names", "input::Record", "event", "privileges", "printable"]),
     // The shells.
     (
         "live",
         &[
             "net",
             "kernel",
+            "privileges",
             "interfaces",
             "ethtool",
             "identity",
@@ -90,7 +92,8 @@ pub const ROOMS: &[(&str, &[&str])] = &[
         "doctor",
         &[
             "net",
-            "kernel::ask",
+            "kernel",
+            "event::Has",
             "interfaces::snapshot",
             "ethtool",
             "identity::cgroup",
@@ -117,6 +120,7 @@ const ADVICE: &[(&str, &str)] = &[
 pub const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["kernel"]),
     ("aya_log", &["kernel"]),
+    ("caps", &["privileges"]),
     ("btf_rs", &["kernel"]),
     ("imds_trace_ebpf", &["observation", "input", "kernel", "config"]),
     ("clap", &["cli", "main"]),
@@ -124,8 +128,8 @@ pub const CRATES: &[(&str, &[&str])] = &[
     ("clap_mangen", &["cli"]),
     ("sd_notify", &["live"]),
     ("bollard", &["identity"]),
-    ("rtnetlink", &["interfaces"]),
-    ("netlink_packet_route", &["interfaces"]),
+    ("rtnetlink", &["interfaces", "kernel"]),
+    ("netlink_packet_route", &["interfaces", "kernel"]),
     ("tokio", &["live", "identity", "interfaces"]),
     ("env_logger", &["live", "doctor"]),
     ("anyhow", &["main", "live", "replay", "doctor"]),
