@@ -22,9 +22,20 @@ pub fn client(name: &str, words: &str) -> ContainerSpec {
 
 /// Runs these containers, lets all go at once, and waits for all to end.
 pub fn run_all(lab: &Lab, specs: Vec<ContainerSpec>) -> Result<Vec<Container>> {
-    let containers = specs.into_iter().map(|spec| lab.host.run(spec)).collect::<Result<Vec<_>>>()?;
+    let containers = start_all(lab, specs)?;
     go(&containers)?;
     Ok(containers)
+}
+
+/// Starts these containers at once; which one has which address is the engine's affair.
+pub fn start_all(lab: &Lab, specs: Vec<ContainerSpec>) -> Result<Vec<Container>> {
+    std::thread::scope(|scope| {
+        let starting: Vec<_> = specs.into_iter().map(|spec| scope.spawn(|| lab.host.run(spec))).collect();
+        let started =
+            starting.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        // All are waited for, so that those which did start are removed if one did not.
+        started.collect::<Vec<_>>().into_iter().collect()
+    })
 }
 
 /// Lets these containers go at once, and waits for all to end.

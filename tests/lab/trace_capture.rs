@@ -1,6 +1,7 @@
 //! Does a capture that anybody could have made say what the tracer would have said, as far as a capture can?
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use imds_trace_tests::capturer::{Capturer, FILTER};
@@ -27,6 +28,8 @@ crate::tests![
 type Outcome = Result<(), Failed>;
 
 const IMDS6: &str = "put-only --endpoint fd00:ec2::254";
+/// A lost answer is sent three times while its client waits (after 0, 0.2 and 0.6 s), and once more when that has gone.
+const GIVE_UP: Duration = Duration::from_millis(1500);
 
 /// A file that goes with the test.
 struct Captured(PathBuf);
@@ -39,6 +42,7 @@ impl Drop for Captured {
 
 /// Captures while containers run, with tcpdump in the runner's namespace.
 fn captured(lab: &Lab, args: &[&str], specs: Vec<ContainerSpec>) -> Result<Captured> {
+    lab.host.imds().set(|behaviour| behaviour.give_up = GIVE_UP);
     lab.host.settle(SOON)?;
     let path = lab.host.dir().join("capture.pcap");
     let capturer = Capturer::tcpdump(lab.host.runner(), &path, &[args, &[FILTER]].concat())?;
@@ -112,6 +116,7 @@ fn a_capture_of_the_uplink_alone_shows_it_too(lab: &Lab) -> Outcome {
 }
 
 fn a_capture_of_two_interfaces_shows_it_too(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.give_up = GIVE_UP);
     lab.host.settle(SOON)?;
     let path = lab.host.dir().join("capture.pcapng");
     let capturer = Capturer::dumpcap(lab.host.runner(), &path, &["-i", "docker0", "-i", "ens5"])?;
@@ -142,6 +147,7 @@ fn where_a_hop_limit_of_two_is_enough_no_capture_shows_an_error(lab: &Lab) -> Ou
 }
 
 fn a_capture_in_the_container_accuses_nobody(lab: &Lab) -> Outcome {
+    lab.host.imds().set(|behaviour| behaviour.give_up = GIVE_UP);
     lab.host.settle(SOON)?;
     let job = lab.host.run(client("job-17", "put-only"))?;
     let path = lab.host.dir().join("capture.pcap");

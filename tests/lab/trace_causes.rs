@@ -5,7 +5,7 @@ use std::time::Duration;
 use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::obstacle::{self, Family, MetadataProxy, Traffic, Verdict};
 use imds_trace_tests::topology::{Nested, Relayed};
-use imds_trace_tests::{Container, ForcedOn, Namespace, NetworkSpec, Obstacle, Tokens};
+use imds_trace_tests::{Container, ContainerSpec, ForcedOn, Namespace, NetworkSpec, Obstacle, Tokens};
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
@@ -41,30 +41,51 @@ crate::tests![
 
 type Outcome = Result<(), Failed>;
 
-/// A container that asks with these words while something is in the way, and a host process beside it that does not.
-fn asked(
+/// What is put in a container's way, given its namespace.
+type PutUp<'a> = Box<dyn FnOnce(&Namespace) -> anyhow::Result<Obstacle> + 'a>;
+
+/// One trace of containers that ask one after the other, each with something of its own in the way until all of it is over.
+fn asked_in_turn(lab: &Lab, turns: Vec<(ContainerSpec, PutUp)>) -> anyhow::Result<(Seen, Vec<Container>)> {
+    watched(lab, &[], |_| {
+        let turns = turns.into_iter().map(|(spec, put_up)| {
+            let container = lab.host.run(spec)?;
+            let _obstacle = put_up(&container.namespace()?)?;
+            container.go()?;
+            container.wait(SOON)?;
+            lab.host.settle(SOON)?;
+            Ok(container)
+        });
+        turns.collect()
+    })
+}
+
+/// A container that asks while something is in the way.
+fn asked<'a>(
     lab: &Lab,
-    spec: imds_trace_tests::ContainerSpec,
-    put_up: impl FnOnce(&Namespace) -> anyhow::Result<Obstacle>,
+    spec: ContainerSpec,
+    put_up: impl FnOnce(&Namespace) -> anyhow::Result<Obstacle> + 'a,
 ) -> anyhow::Result<(Seen, Container)> {
-    let (seen, (container, _obstacle)) = watched(lab, &[], |_| {
-        let container = lab.host.run(spec)?;
-        let obstacle = put_up(&container.namespace()?)?;
-        container.go()?;
-        container.wait(SOON)?;
-        Ok((container, obstacle))
-    })?;
-    Ok((seen, container))
+    let (seen, mut containers) = asked_in_turn(lab, vec![(spec, Box::new(put_up))])?;
+    Ok((seen, containers.remove(0)))
 }
 
 /// The one rule that found something about the container; its finding.
 fn only_error<'a>(seen: &'a Seen, container: &Container, rule: &str) -> anyhow::Result<&'a Value> {
-    seen.expect_rules(container, &[rule])?;
-    let others: Vec<_> = seen.findings().into_iter().filter(|finding| !seen.is_about(finding, container)).collect();
+    Ok(only_errors(seen, std::slice::from_ref(container), rule)?[0])
+}
+
+/// The one rule that found something about each of these containers, and nothing about anybody else; its findings.
+fn only_errors<'a>(seen: &'a Seen, containers: &[Container], rule: &str) -> anyhow::Result<Vec<&'a Value>> {
+    let is_theirs = |finding: &&Value| containers.iter().any(|container| seen.is_about(finding, container));
+    let others: Vec<_> = seen.findings().into_iter().filter(|finding| !is_theirs(finding)).collect();
     expect_that("nothing is found about anybody else", others.is_empty(), &others)?;
-    let finding = seen.only(container, rule)?;
-    expect_that("it says what to do", finding["remedy"].as_array().is_some_and(|it| !it.is_empty()), finding)?;
-    Ok(finding)
+    let only = |container: &Container| {
+        seen.expect_rules(container, &[rule])?;
+        let finding = seen.only(container, rule)?;
+        expect_that("it says what to do", finding["remedy"].as_array().is_some_and(|it| !it.is_empty()), finding)?;
+        Ok(finding)
+    };
+    containers.iter().map(only).collect()
 }
 
 fn expect_says(finding: &Value, part: &str) -> anyhow::Result<()> {
@@ -78,62 +99,73 @@ fn endpoint(family: Family) -> String {
 
 fn a_firewall_that_drops_is_named_with_its_hook(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    let runner = lab.host.runner();
+    let mut turns: Vec<(ContainerSpec, PutUp)> = Vec::new();
+    let mut says = Vec::new();
     for (name, family) in [("fenced-v4", Family::V4), ("fenced-v6", Family::V6)] {
-        let (seen, container) = asked(lab, client(name, &endpoint(family)), |_| {
+        let put_up = move |_: &Namespace| {
             obstacle::docker_user(&lab.host, family, Traffic::ToImds, Verdict::Drop)
-                .or_else(|_| obstacle::iptables(lab.host.runner(), "FORWARD", family, Traffic::ToImds, Verdict::Drop))
-        })?;
-        let finding = only_error(&seen, &container, "firewall-drop")?;
-        expect_says(finding, "of this host at netfilter's FORWARD hook")?;
-        expect_equal("how sure", finding["confidence"].as_str(), Some("certain"))?;
+                .or_else(|_| obstacle::iptables(runner, "FORWARD", family, Traffic::ToImds, Verdict::Drop))
+        };
+        turns.push((client(name, &endpoint(family)), Box::new(put_up)));
+        says.push("of this host at netfilter's FORWARD hook");
     }
     for (name, hook, shown) in [
-        ("nft-forward", "forward", "FORWARD"),
-        ("nft-prerouting", "prerouting", "PREROUTING"),
-        ("nft-postrouting", "postrouting", "POSTROUTING"),
+        ("nft-forward", "forward", "netfilter's FORWARD hook"),
+        ("nft-prerouting", "prerouting", "netfilter's PREROUTING hook"),
+        ("nft-postrouting", "postrouting", "netfilter's POSTROUTING hook"),
     ] {
-        let (seen, container) = asked(lab, client(name, &endpoint(Family::V4)), |_| {
-            obstacle::nft(lab.host.runner(), hook, Family::V4, Traffic::ToImds, Verdict::Drop)
-        })?;
-        let finding = only_error(&seen, &container, "firewall-drop")?;
-        expect_says(finding, &format!("netfilter's {shown} hook"))?;
+        let put_up = move |_: &Namespace| obstacle::nft(runner, hook, Family::V4, Traffic::ToImds, Verdict::Drop);
+        turns.push((client(name, &endpoint(Family::V4)), Box::new(put_up)));
+        says.push(shown);
     }
-    let (seen, container) = asked(lab, client("nft-back", &endpoint(Family::V6)), |_| {
-        obstacle::nft(lab.host.runner(), "forward", Family::V6, Traffic::Answers, Verdict::Drop)
-    })?;
-    expect_says(only_error(&seen, &container, "firewall-drop")?, "A response packet")?;
+    let put_up = |_: &Namespace| obstacle::nft(runner, "forward", Family::V6, Traffic::Answers, Verdict::Drop);
+    turns.push((client("nft-back", &endpoint(Family::V6)), Box::new(put_up)));
+    says.push("A response packet");
+    let (seen, containers) = asked_in_turn(lab, turns)?;
+    let findings = only_errors(&seen, &containers, "firewall-drop")?;
+    for (finding, part) in findings.iter().zip(says) {
+        expect_says(finding, part)?;
+    }
+    for finding in &findings[..2] {
+        expect_equal("how sure", finding["confidence"].as_str(), Some("certain"))?;
+    }
     Ok(())
 }
 
 fn a_firewall_that_rejects_is_a_refusal_by_this_host(lab: &Lab) -> Outcome {
-    for (name, verdict, form) in
-        // With br_netfilter the kernel sends its reset out by the bridge's port, past the hook on the bridge.
-        [("rejected", Verdict::Reject, "ICMP port unreachable"), ("reset", Verdict::Reset, "was refused with ")]
-    {
-        for (how, nft) in [("iptables", false), ("nft", true)] {
-            let (seen, container) =
-                asked(lab, client(&format!("{name}-{how}"), &endpoint(Family::V4)), |_| match nft {
-                    true => obstacle::nft(lab.host.runner(), "forward", Family::V4, Traffic::ToImds, verdict),
-                    false => obstacle::docker_user(&lab.host, Family::V4, Traffic::ToImds, verdict),
-                })?;
-            let finding = only_error(&seen, &container, "refused")?;
-            expect_says(finding, form)?;
-            expect_says(finding, "from this host: a firewall rule rejects it at netfilter's FORWARD hook")?;
-        }
+    let nft = |family, verdict| obstacle::nft(lab.host.runner(), "forward", family, Traffic::ToImds, verdict);
+    let docker_user = |verdict| obstacle::docker_user(&lab.host, Family::V4, Traffic::ToImds, verdict);
+    let v4 = |name| client(name, &endpoint(Family::V4));
+    let v6 = client("rejected-v6", &endpoint(Family::V6));
+    let (seen, containers) = asked_in_turn(
+        lab,
+        vec![
+            (v4("rejected-iptables"), Box::new(|_| docker_user(Verdict::Reject))),
+            (v4("rejected-nft"), Box::new(|_| nft(Family::V4, Verdict::Reject))),
+            (v4("reset-iptables"), Box::new(|_| docker_user(Verdict::Reset))),
+            (v4("reset-nft"), Box::new(|_| nft(Family::V4, Verdict::Reset))),
+            (v6, Box::new(|_| nft(Family::V6, Verdict::Reject))),
+        ],
+    )?;
+    let findings = only_errors(&seen, &containers, "refused")?;
+    // With br_netfilter the kernel sends its reset out by the bridge's port, past the hook on the bridge.
+    let (icmp, reset) = ("ICMP port unreachable", "was refused with ");
+    for (finding, form) in findings.iter().zip([icmp, icmp, reset, reset]) {
+        expect_says(finding, form)?;
+        expect_says(finding, "from this host: a firewall rule rejects it at netfilter's FORWARD hook")?;
     }
-    let (seen, container) = asked(lab, client("rejected-v6", &endpoint(Family::V6)), |_| {
-        obstacle::nft(lab.host.runner(), "forward", Family::V6, Traffic::ToImds, Verdict::Reject)
-    })?;
-    expect_says(only_error(&seen, &container, "refused")?, "ICMP port unreachable sent by fd")?;
+    expect_says(findings[4], "ICMP port unreachable sent by fd")?;
     Ok(())
 }
 
 fn a_firewall_in_the_containers_own_namespace_is_named(lab: &Lab) -> Outcome {
-    for (name, family) in [("own-v4", Family::V4), ("own-v6", Family::V6)] {
-        let (seen, container) = asked(lab, client(name, &endpoint(family)), |own| {
-            obstacle::iptables(own, "OUTPUT", family, Traffic::ToImds, Verdict::Drop)
-        })?;
-        let finding = only_error(&seen, &container, "firewall-drop")?;
+    let turn = |name: &str, family: Family| -> (ContainerSpec, PutUp) {
+        let put_up = move |own: &Namespace| obstacle::iptables(own, "OUTPUT", family, Traffic::ToImds, Verdict::Drop);
+        (client(name, &endpoint(family)), Box::new(put_up))
+    };
+    let (seen, containers) = asked_in_turn(lab, vec![turn("own-v4", Family::V4), turn("own-v6", Family::V6)])?;
+    for finding in only_errors(&seen, &containers, "firewall-drop")? {
         expect_says(finding, "of the client's own network namespace at netfilter's OUTPUT hook")?;
         let remedy = finding["remedy"][0].as_str().unwrap_or_default();
         expect_that("the command enters that namespace", remedy.starts_with("nsenter -t "), remedy)?;
@@ -174,59 +206,60 @@ fn a_server_that_resets_refuses_the_request(lab: &Lab) -> Outcome {
 }
 
 fn a_container_without_a_route_never_leaves(lab: &Lab) -> Outcome {
-    for (name, family) in [("astray-v4", Family::V4), ("astray-v6", Family::V6)] {
+    let turn = |name: &str, family: Family| -> (ContainerSpec, PutUp) {
         let words = format!("put-only --count 3 --endpoint {}", family.endpoint());
-        let (seen, container) = asked(lab, client(name, &words), |own| obstacle::no_route(own, family))?;
-        let finding = only_error(&seen, &container, "no-route")?;
+        (client(name, &words), Box::new(move |own| obstacle::no_route(own, family)))
+    };
+    let (seen, containers) = asked_in_turn(lab, vec![turn("astray-v4", Family::V4), turn("astray-v6", Family::V6)])?;
+    for finding in only_errors(&seen, &containers, "no-route")? {
         expect_equal("each connect", &finding["count"], &json!(3))?;
         expect_equal("how sure", finding["confidence"].as_str(), Some("likely"))?;
         expect_says(finding, "no SYN followed")?;
-        for exchange in seen.exchanges(&container) {
-            expect_that("no address is made up", exchange["client"].is_null(), exchange)?;
-            expect_that("the process is known", exchange["process"]["comm"] == "imds-client", exchange)?;
-        }
+    }
+    for exchange in containers.iter().flat_map(|container| seen.exchanges(container)) {
+        expect_that("no address is made up", exchange["client"].is_null(), exchange)?;
+        expect_that("the process is known", exchange["process"]["comm"] == "imds-client", exchange)?;
     }
     Ok(())
 }
 
 fn a_route_that_says_no_is_no_route(lab: &Lab) -> Outcome {
-    for kind in ["prohibit", "unreachable", "blackhole"] {
-        let (seen, container) =
-            asked(lab, client(kind, "put-only"), |own| obstacle::prohibited_route(own, Family::V4, kind))?;
-        only_error(&seen, &container, "no-route")?;
-    }
+    let turn = |kind: &'static str| -> (ContainerSpec, PutUp) {
+        (client(kind, "put-only"), Box::new(move |own| obstacle::prohibited_route(own, Family::V4, kind)))
+    };
+    let (seen, containers) = asked_in_turn(lab, ["prohibit", "unreachable", "blackhole"].map(turn).into())?;
+    only_errors(&seen, &containers, "no-route")?;
     Ok(())
 }
 
 fn a_gateway_that_does_not_answer_is_named(lab: &Lab) -> Outcome {
-    // The client gives up before ARP does.
-    let (seen, container) = asked(lab, client("lonely", "put-only --timeout-ms 800"), |own| {
-        own.ip("route replace default via 172.17.0.99")?;
-        Ok(Obstacle::default())
-    })?;
-    let finding = only_error(&seen, &container, "no-route")?;
-    expect_says(finding, "no packet of it was seen")?;
-    let remedy = finding["remedy"][0].as_str().unwrap_or_default();
+    let turn = |name: &str, words: &str| -> (ContainerSpec, PutUp) {
+        let nowhere = |own: &Namespace| own.ip("route replace default via 172.17.0.99").map(|_| Obstacle::default());
+        (client(name, words), Box::new(nowhere))
+    };
+    // The first gives up before ARP does, the second after it.
+    let turns = vec![turn("lonely", "put-only --timeout-ms 800"), turn("lonelier", "put-only --timeout-ms 6000")];
+    let (seen, containers) = asked_in_turn(lab, turns)?;
+    let findings = only_errors(&seen, &containers, "no-route")?;
+    expect_says(findings[0], "no packet of it was seen")?;
+    let remedy = findings[0]["remedy"][0].as_str().unwrap_or_default();
     expect_that("the command enters the namespace by a process that lives", remedy.starts_with("nsenter -t "), remedy)?;
-    // And after it.
-    let (seen, container) = asked(lab, client("lonelier", "put-only --timeout-ms 6000"), |own| {
-        own.ip("route replace default via 172.17.0.99")?;
-        Ok(Obstacle::default())
-    })?;
-    expect_says(only_error(&seen, &container, "no-route")?, "does not answer")?;
+    expect_says(findings[1], "does not answer")?;
     Ok(())
 }
 
 fn a_host_without_a_route_is_named(lab: &Lab) -> Outcome {
-    let (seen, container) =
-        asked(lab, client("stranded", &endpoint(Family::V4)), |_| obstacle::no_route(lab.host.runner(), Family::V4))?;
-    expect_says(only_error(&seen, &container, "no-route")?, "this host has no route for it")?;
-    for kind in ["prohibit", "blackhole"] {
-        let (seen, container) = asked(lab, client(&format!("host-{kind}"), &endpoint(Family::V4)), |_| {
-            obstacle::prohibited_route(lab.host.runner(), Family::V4, kind)
-        })?;
-        only_error(&seen, &container, "no-route")?;
-    }
+    let runner = lab.host.runner();
+    let v4 = |name| client(name, &endpoint(Family::V4));
+    let (seen, containers) = asked_in_turn(
+        lab,
+        vec![
+            (v4("stranded"), Box::new(|_| obstacle::no_route(runner, Family::V4))),
+            (v4("host-prohibit"), Box::new(|_| obstacle::prohibited_route(runner, Family::V4, "prohibit"))),
+            (v4("host-blackhole"), Box::new(|_| obstacle::prohibited_route(runner, Family::V4, "blackhole"))),
+        ],
+    )?;
+    expect_says(only_errors(&seen, &containers, "no-route")?[0], "this host has no route for it")?;
     Ok(())
 }
 
@@ -369,23 +402,23 @@ fn a_token_that_nobody_issued_is_told_so(lab: &Lab) -> Outcome {
 
 fn a_token_request_is_refused_for_what_is_wrong_with_it(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
-    for (name, words, says) in [
+    let wrong = [
         ("no-lifetime", "put-only --token-ttl none", "no X-aws-ec2-metadata-token-ttl-seconds header"),
         ("too-long", "put-only --token-ttl 21601", "asked for 21601 s"),
         ("through-a-proxy", "put-only --forwarded-for 10.1.2.3", "X-Forwarded-For"),
         ("dated", "put-only --token-path /2021-03-23/api/token", "tokens are issued at /latest/api/token only"),
         ("wrong-method", "v1 --path /latest/api/token", "with PUT, not with GET"),
-    ] {
-        let (seen, containers) = watched(lab, &[], |_| {
-            // Somebody whose request is right: the endpoint is not disabled.
-            run_all(lab, vec![client("right", "v2").network("host")])?;
-            run_all(lab, vec![client(name, words)])
-        })?;
-        let finding = seen.only(&containers[0], "token-request-refused")?;
-        expect_says(finding, says)?;
-        let errors: Vec<_> = seen.findings().into_iter().filter(|finding| finding["severity"] == "error").collect();
-        expect_equal("no other error", errors.len(), 1)?;
+    ];
+    let (seen, containers) = watched(lab, &[], |_| {
+        // Somebody whose request is right: the endpoint is not disabled.
+        run_all(lab, vec![client("right", "v2").network("host")])?;
+        run_all(lab, wrong.map(|(name, words, _)| client(name, words)).into())
+    })?;
+    for (container, (_, _, says)) in containers.iter().zip(wrong) {
+        expect_says(seen.only(container, "token-request-refused")?, says)?;
     }
+    let errors: Vec<_> = seen.findings().into_iter().filter(|finding| finding["severity"] == "error").collect();
+    expect_equal("no other error", errors.len(), wrong.len())?;
     Ok(())
 }
 

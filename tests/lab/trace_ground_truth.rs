@@ -10,7 +10,7 @@ use libtest_mimic::Failed;
 use serde_json::Value;
 
 use crate::Lab;
-use crate::trace::{go, watched};
+use crate::trace::{go, start_all, watched};
 use crate::trace_forensics::shell;
 
 crate::tests![
@@ -105,7 +105,7 @@ fn every_exchange_of_five_hundred_brief_clients_is_attributed_to_the_right_one(l
     let client = client.ok_or("imds-client is beside the tests")?.display().to_string();
     let (seen, (containers, of_the_host)) = watched(lab, &[], |_| {
         let specs = (0..CONTAINERS).map(|number| crowd(&format!("crowd-{number}")));
-        let containers = specs.map(|spec| lab.host.run(spec)).collect::<Result<Vec<_>>>()?;
+        let containers = start_all(lab, specs.collect())?;
         let of_the_host = std::thread::scope(|scope| {
             let host = scope.spawn(|| on_the_host(lab, &client));
             go(&containers)?;

@@ -25,9 +25,15 @@ crate::tests![
 type Outcome = Result<(), Failed>;
 
 /// Two containers with the same few source ports, of which the kernel takes the even ones first: masquerading must give one
-/// of them another.
-fn rivals(lab: &Lab, words: &str, connections: usize) -> anyhow::Result<Vec<Container>> {
-    let run = |name: &str| -> anyhow::Result<Container> {
+/// of them another. The second begins when `begun` says so of the first, for two that begin in the same microsecond on two
+/// processors may be given the same port, and then the kernel drops the packet of one.
+fn rivals(
+    lab: &Lab,
+    words: [&str; 2],
+    connections: usize,
+    begun: impl FnOnce(&Container) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Container>> {
+    let run = |name: &str, words: &str| -> anyhow::Result<Container> {
         let spec = client(name, &format!("{words} --user-agent {name}"));
         let container = lab.host.run(spec)?;
         container
@@ -35,8 +41,11 @@ fn rivals(lab: &Lab, words: &str, connections: usize) -> anyhow::Result<Vec<Cont
             .sysctl("net/ipv4/ip_local_port_range", &format!("40000 {}", 40000 + 2 * connections - 1))?;
         Ok(container)
     };
-    let containers = vec![run("rival-1")?, run("rival-2")?];
-    go(&containers)?;
+    let containers = vec![run("rival-1", words[0])?, run("rival-2", words[1])?];
+    containers[0].go()?;
+    begun(&containers[0])?;
+    go(&containers[1..])?;
+    containers[0].wait(SOON)?;
     let ports = containers.iter().map(|container| -> anyhow::Result<_> {
         let attempts = container.attempts()?;
         Ok(attempts.iter().filter_map(|attempt| attempt["port"].as_u64()).collect::<BTreeSet<_>>())
@@ -48,7 +57,10 @@ fn rivals(lab: &Lab, words: &str, connections: usize) -> anyhow::Result<Vec<Cont
 
 fn a_source_port_changed_by_masquerading_is_followed(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
-    let (seen, containers) = watched(lab, &[], |_| rivals(lab, "v2 --count 8", 16))?;
+    let (seen, containers) = watched(lab, &[], |_| {
+        let words = "v2 --count 8";
+        rivals(lab, [words, words], 16, |first| first.wait(SOON).map(drop))
+    })?;
     seen.expect_no_error()?;
     for container in &containers {
         seen.expect_answered(container, 16, &["docker0 ingress", "ens5 egress"], &["ens5 ingress", "docker0 egress"])?;
@@ -100,7 +112,14 @@ fn a_source_port_from_a_masquerading_rule_is_followed(lab: &Lab) -> Outcome {
 
 fn a_lost_answer_behind_a_changed_port_is_the_right_containers(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.give_up = Duration::from_millis(500));
-    let (seen, containers) = watched(lab, &[], |_| rivals(lab, "put-only --count 3 --timeout-ms 300", 3))?;
+    let (seen, containers) = watched(lab, &[], |_| {
+        // Both have requests under way at the same time, and never begin one at the same time.
+        let words = ["put-only --count 3 --timeout-ms 300", "put-only --count 3 --timeout-ms 350"];
+        rivals(lab, words, 3, |_| {
+            let asked = || (!lab.host.imds().requests().is_empty()).then_some(());
+            wait_until("the first one's first request", SOON, asked)
+        })
+    })?;
     let mut sum = 0;
     for container in &containers {
         sum += seen.expect_too_low(container, "ip_forward", 2)?;

@@ -1,6 +1,7 @@
 //! Does Wireshark read what `--output pcapng` writes, and does it show what became of each packet?
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use anyhow::Context;
 use imds_trace_tests::capturer::{capinfos, tshark};
@@ -35,7 +36,10 @@ const FIELDS: [&str; 9] = [
 /// Traces `words` in a container with `--output pcapng` and gives what tshark says of the file; without any secret, as [`watched`] sees
 /// to.
 fn told(lab: &Lab, hop_limit: u8, words: &str) -> Result<Vec<Vec<String>>, Failed> {
-    lab.host.imds().set(|behaviour| behaviour.hop_limit = hop_limit);
+    // A client waits for a second: then no more than one copy of a lost answer is to come.
+    lab.host
+        .imds()
+        .set(|behaviour| (behaviour.hop_limit, behaviour.give_up) = (hop_limit, Duration::from_millis(1500)));
     // A second --output: the kit asks for JSON itself.
     let (seen, _) =
         watched(lab, &["--output", "pcapng={dir}/it.pcapng"], |_| run_all(lab, vec![client("job-17", words)]))?;

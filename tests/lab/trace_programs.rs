@@ -1,5 +1,7 @@
 //! Does it say of the programs that people really run what these do?
 
+use std::time::Duration;
+
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::{ContainerSpec, Tokens};
 use libtest_mimic::Failed;
@@ -33,7 +35,8 @@ fn containers() -> Vec<ContainerSpec> {
 
 /// At hop limit 1 the token is lost; `status` is what those get that ask without one.
 fn lost(lab: &Lab, tokens: Tokens, status: u64) -> anyhow::Result<()> {
-    lab.host.imds().set(|behaviour| behaviour.tokens = tokens);
+    // None of them waits longer for an answer than curl does, which is told to wait for two seconds.
+    lab.host.imds().set(|behaviour| (behaviour.tokens, behaviour.give_up) = (tokens, Duration::from_millis(2500)));
     let (seen, containers) = watched(lab, &[], |_| run_all(lab, containers()))?;
     for (container, (_, name, falls_back)) in containers.iter().zip(PROGRAMS) {
         let rules: &[&str] =

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use imds_trace::recording::digest_of;
@@ -63,7 +64,8 @@ fn recordings(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn a_tracer_killed_under_load_leaves_what_it_had_written(lab: &Lab) -> Outcome {
-    lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    // Nobody acknowledges what is on its way to a container that is removed.
+    lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.give_up) = (2, Duration::from_millis(500)));
     let tracer = Tracer::start(&lab.host, &[])?;
     let busy = lab.host.run(client("busy", "v2 --count 2000 --parallel 4"))?;
     busy.go()?;
@@ -123,7 +125,7 @@ impl Drop for SmallDisk {
 }
 
 fn a_full_disk_ends_the_run_and_leaves_what_is_whole(lab: &Lab) -> Outcome {
-    lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
+    lab.host.imds().set(|behaviour| (behaviour.hop_limit, behaviour.give_up) = (2, Duration::from_millis(500)));
     let disk = SmallDisk::new(lab.host.dir().join("small-disk"), 256)?;
     let path = disk.0.join("recording.jsonl");
     let tracer = Tracer::start(&lab.host, &["--record", &path.display().to_string()])?;

@@ -23,6 +23,8 @@ pub(crate) struct DockerContainer {
     pub(crate) id: String,
     pub(crate) address: Option<Ipv4Addr>,
     pub(crate) address6: Option<Ipv6Addr>,
+    /// Its first process when it was started.
+    first: Option<u32>,
     ended: Option<Ran>,
 }
 
@@ -78,13 +80,15 @@ impl DockerContainer {
                 id: id?,
                 address: None,
                 address6: None,
+                first: None,
                 ended: Some(ran),
             });
         }
         let id = children::output(command)?.trim().to_owned();
         let mut container =
-            DockerContainer { engine: Arc::clone(engine), id, address: None, address6: None, ended: None };
+            DockerContainer { engine: Arc::clone(engine), id, address: None, address6: None, first: None, ended: None };
         if let Ok(inspected) = container.inspect() {
+            container.first = pid_in(&inspected);
             let networks = inspected["NetworkSettings"]["Networks"].as_object().cloned().unwrap_or_default();
             for network in networks.values() {
                 container.address = network["IPAddress"].as_str().and_then(|text| text.parse().ok());
@@ -102,10 +106,14 @@ impl DockerContainer {
     }
 
     pub(crate) fn pid(&self) -> Result<u32> {
-        match self.inspect()?["State"]["Pid"].as_u64() {
-            Some(pid @ 1..) => Ok(pid as u32),
-            _ => bail!("container {} does not run", self.id),
+        // Its cgroup bears the container's id: while that is so the process is not another one with the same number.
+        let is_its = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&self.id))
+        };
+        if let Some(pid) = self.first.filter(is_its) {
+            return Ok(pid);
         }
+        pid_in(&self.inspect()?).with_context(|| format!("container {} does not run", self.id))
     }
 
     pub(crate) fn exec(&self, args: &[&str]) -> Result<Ran> {
@@ -176,6 +184,11 @@ impl Drop for DockerNetwork {
         command.args(["network", "rm", &self.id]);
         let _ = children::output(command);
     }
+}
+
+/// The first process of a container that was inspected; `None` when it has ended.
+fn pid_in(inspected: &Value) -> Option<u32> {
+    inspected["State"]["Pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0)
 }
 
 /// Runs a command to its end, whatever its exit code.

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
 use crate::children;
@@ -23,6 +24,10 @@ use crate::real;
 /// dockerd is up in a third of a second here; an emulated machine is slower.
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(20);
+
+/// Where dockerd and containerd keep what is to outlive them, in the lab's folder.
+const DATA: &str = "data";
+const CONTAINERD: &str = "containerd";
 
 /// The private engine; dropping it stops it with all its containers.
 pub(crate) struct DockerEngine {
@@ -56,11 +61,16 @@ impl DockerEngine {
     pub(crate) fn start(dir: &Path, runner: &Namespace, ipv6: bool) -> Result<DockerEngine> {
         let containerd_config = dir.join("containerd.toml");
         std::fs::write(&containerd_config, "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")?;
+        for folder in [dir.join(DATA), dir.join(CONTAINERD)] {
+            std::fs::create_dir(&folder)?;
+            // Both wait for the disk at every step of a container's life. Where there is no tmpfs they do, and all is as well.
+            let _ = mount(Some("tmpfs"), &folder, Some("tmpfs"), MsFlags::empty(), Some("mode=711"));
+        }
         // An empty configuration, so that the machine's own is not read.
         std::fs::write(dir.join("daemon.json"), "{}")?;
         let mut command = with_log(runner.command("containerd"), &dir.join("containerd.log"))?;
         command.arg("--config").arg(&containerd_config);
-        command.arg("--root").arg(dir.join("containerd")).arg("--state").arg(dir.join("containerd-run"));
+        command.arg("--root").arg(dir.join(CONTAINERD)).arg("--state").arg(dir.join("containerd-run"));
         command.arg("--address").arg(dir.join("containerd.sock"));
         let mut containerd = children::spawn(command).context("start containerd")?;
         let dockerd = match start_dockerd(dir, runner, ipv6, &mut containerd) {
@@ -136,7 +146,7 @@ fn start_dockerd(dir: &Path, runner: &Namespace, ipv6: bool, containerd: &mut Ch
     let command = children::command_dying_by("dockerd", Signal::SIGTERM);
     let mut command = with_log(runner.entering(command), &dir.join("dockerd.log"))?;
     command.arg("--config-file").arg(dir.join("daemon.json")).arg("--containerd").arg(dir.join("containerd.sock"));
-    command.arg("--data-root").arg(dir.join("data")).arg("--exec-root").arg(dir.join("exec"));
+    command.arg("--data-root").arg(dir.join(DATA)).arg("--exec-root").arg(dir.join("exec"));
     command.arg("--pidfile").arg(dir.join("docker.pid")).arg("--host");
     command.arg(format!("unix://{}", dir.join("docker.sock").display()));
     if ipv6 {

@@ -163,7 +163,7 @@ impl<Open> Connections<Open> {
                 }
             }
             let join = if state.legs.first() == Some(&leg) { Join::Exact } else { Join::Rewritten };
-            self.add_leg(id, leg);
+            self.claim(id, leg, &observation.place);
             return Some(Found { id, join });
         }
         // By its addresses, and by its numbers if it was the latest packet of a connection. Mostly both say the same; where the
@@ -187,7 +187,7 @@ impl<Open> Connections<Open> {
                 match (has_syn(old), has_syn(id)) {
                     // The addresses were used again by another connection, whose packet this is.
                     (true, true) => {
-                        self.add_leg(id, leg);
+                        self.claim(id, leg, &observation.place);
                         Some(Found { id, join: Join::Guessed })
                     }
                     // `id` saw the packet first: on the way to IMDS it is nearer to the client, on the way back `old` is.
@@ -238,6 +238,15 @@ impl<Open> Connections<Open> {
             state.connection.client = leg.client;
             state.connection.endpoint = leg.endpoint;
             state.client_hook = None;
+        }
+    }
+
+    /// Enters addresses under which a connection was seen. One whose packet was dropped does not take them from another: where two
+    /// were given the same at once, the kernel lets only one through.
+    fn claim(&mut self, id: ConnectionId, leg: Leg, place: &Place) {
+        let is_drop = matches!(place, Place::Drop(_));
+        if !is_drop || !self.by_leg.contains_key(&leg) {
+            self.add_leg(id, leg);
         }
     }
 
