@@ -101,7 +101,7 @@ impl Features {
         found.put(Feature::DropReasons, known(reasons, "Linux 5.17", "needs BTF"));
         found.put(Feature::FunctionNames, function_names());
         let states = described("btf_trace_inet_sock_set_state");
-        found.put(Feature::SetState, known(states, "Linux 4.16 with tracepoints", "needs BTF"));
+        found.put(Feature::SetState, known(states, "a kernel with tracepoints", "needs BTF"));
         found.put(Feature::Connect, connect());
         found.put(
             Feature::CgroupPaths,
