@@ -29,6 +29,7 @@ mod trace_probe;
 mod trace_programs;
 mod trace_record;
 mod trace_run;
+mod trace_service;
 mod trace_tokens;
 
 use std::path::Path;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         ("trace_run", trace_run::TESTS),
         ("trace_probe", trace_probe::TESTS),
         ("trace_record", trace_record::TESTS),
+        ("trace_service", trace_service::TESTS),
         ("samples", samples::TESTS),
     ];
     if arguments.list {
