@@ -33,6 +33,7 @@ mod trace_programs;
 mod trace_record;
 mod trace_run;
 mod trace_start;
+mod trace_service;
 mod trace_tokens;
 
 use std::collections::BTreeSet;
@@ -130,6 +131,7 @@ fn main() -> ExitCode {
         ("trace_probe", trace_probe::TESTS),
         ("trace_record", trace_record::TESTS),
         ("trace_start", trace_start::TESTS),
+        ("trace_service", trace_service::TESTS),
         ("samples", samples::TESTS),
     ];
     let tables = match wanted(&tables) {
