@@ -37,7 +37,9 @@ pub(super) fn generate(kind: &str, date: &str) -> Option<String> {
     if let Some((_, shell)) = SHELLS.iter().find(|(name, _)| *name == kind) {
         let mut text = Vec::new();
         clap_complete::generate(*shell, &mut program, NAME, &mut text);
-        return String::from_utf8(text).ok();
+        // clap_complete 4.6.11 takes the hyphen of a program's name for a space, in one of two places for bash: then the options
+        // of its commands are never completed.
+        return Some(String::from_utf8(text).ok()?.replace("imds__subcmd__trace", "imds__trace"));
     }
     // Now a command knows that it is one of this program. (Completions must be made of one that does not yet.)
     program.build();
