@@ -11,6 +11,7 @@ mod expecting;
 mod hostile;
 mod program;
 mod replaying;
+mod serving;
 mod terminal;
 mod typing;
 mod watching;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         ("doctoring", doctoring::TESTS, false),
         ("watching", watching::TESTS, false),
         ("watching", watching::TESTS_OF_ROOT, true),
+        ("serving", serving::TESTS_OF_ROOT, true),
     ];
     let trials = tables.iter().flat_map(|(file, tests, needs_root)| {
         tests.iter().map(move |(claim, test)| {

@@ -24,6 +24,7 @@ mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
 mod trace_leftovers;
+mod trace_kernel;
 mod trace_names;
 mod trace_network;
 mod trace_pcap;
@@ -32,6 +33,7 @@ mod trace_programs;
 mod trace_record;
 mod trace_run;
 mod trace_start;
+mod trace_service;
 mod trace_tokens;
 
 use std::collections::BTreeSet;
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_identity", trace_identity::TESTS),
+        ("trace_kernel", trace_kernel::TESTS),
         ("trace_names", trace_names::TESTS),
         ("trace_forensics", trace_forensics::TESTS),
         ("trace_ground_truth", trace_ground_truth::TESTS),
@@ -128,6 +131,7 @@ fn main() -> ExitCode {
         ("trace_probe", trace_probe::TESTS),
         ("trace_record", trace_record::TESTS),
         ("trace_start", trace_start::TESTS),
+        ("trace_service", trace_service::TESTS),
         ("samples", samples::TESTS),
     ];
     let tables = match wanted(&tables) {

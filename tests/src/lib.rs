@@ -37,6 +37,7 @@ mod plain;
 pub mod real;
 pub mod record;
 pub mod scenario;
+pub mod service;
 pub mod topology;
 pub mod tracer;
 

@@ -22,6 +22,8 @@ mod parts;
 mod redhat;
 mod sbom;
 
+pub use check::check;
+
 const NAME: &str = "imds-trace";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const SUMMARY: &str = "Finds out why containers on EC2 cannot get credentials";

@@ -39,6 +39,7 @@ const LAB_PROGRAMS: &[(&str, &str)] = &[
 /// What makes packages and looks at them, and the Debian package it comes in.
 const DIST_PROGRAMS: &[(&str, &str)] = &[
     ("strip", "binutils"),
+    ("readelf", "binutils"),
     ("dpkg-deb", "dpkg"),
     ("rpm", "rpm"),
     ("mandoc", "mandoc"),
@@ -145,6 +146,11 @@ fn programs(wanted: &[(&str, &str)]) -> Result<()> {
         }
         None => Ok(()),
     }
+}
+
+/// Whether a program is there by that name.
+pub fn is_there(program: &str) -> bool {
+    has(program)
 }
 
 /// Where a program is, if it is there.

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::{demo, lint, release, setup, tally::Tally, workspace};
+use crate::{demo, dist, lint, release, setup, tally::Tally, workspace};
 
 /// How long `ci` may take altogether: half an hour, less what it takes to end what hangs.
 const CI_LIMIT: Duration = Duration::from_secs(29 * 60);
@@ -29,6 +29,8 @@ pub enum Part {
     Cli,
     /// A million exchanges through pipeline and recording, optimised
     Endless,
+    /// What `cargo xtask dist` makes, optimised: installed, read and verified with the distributions' tools (root)
+    Dist,
     /// A real kernel, network namespaces, a Docker engine (root)
     Lab,
     /// What `cargo xtask demo` runs, as one test (root)
@@ -36,7 +38,7 @@ pub enum Part {
     Demo,
 }
 
-const TESTS: &[Part] = &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Endless, Part::Lab];
+const TESTS: &[Part] = &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Endless, Part::Dist, Part::Lab];
 
 /// What came of a part.
 struct Outcome {
@@ -104,6 +106,7 @@ impl Part {
             Self::Replay => "replay",
             Self::Cli => "cli",
             Self::Endless => "endless",
+            Self::Dist => "dist",
             Self::Lab => "lab",
             Self::Demo => "demo",
         }
@@ -125,6 +128,7 @@ impl Part {
             Self::Replay => libtest(&["--package=imds-trace-tests", "--test=replay"], filter, deadline, tally),
             Self::Cli => libtest(&["--package=imds-trace-tests", "--test=cli"], filter, deadline, tally),
             Self::Endless => endless(deadline, tally),
+            Self::Dist => dist::check(filter, tally),
             Self::Lab => {
                 if let Some(why) = no_lab()? {
                     return Ok(Some(why));
