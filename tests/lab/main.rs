@@ -23,8 +23,8 @@ mod trace_ground_truth;
 mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
-mod trace_leftovers;
 mod trace_kernel;
+mod trace_leftovers;
 mod trace_names;
 mod trace_network;
 mod trace_pcap;
@@ -32,8 +32,8 @@ mod trace_probe;
 mod trace_programs;
 mod trace_record;
 mod trace_run;
-mod trace_start;
 mod trace_service;
+mod trace_start;
 mod trace_tokens;
 
 use std::collections::BTreeSet;
@@ -159,7 +159,7 @@ fn main() -> ExitCode {
     };
     let trials = tables.iter().flat_map(|(file, tests)| {
         let lab = &lab;
-        tests.iter().map(move |(claim, test)| {
+        tests.iter().map(move |&(claim, test)| {
             let lab = Arc::clone(lab);
             Trial::test(format!("{file}::{claim}"), move || {
                 lab.host.imds().set(|behaviour| *behaviour = Behaviour::default());

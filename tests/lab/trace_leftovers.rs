@@ -22,6 +22,7 @@ crate::tests![
     a_run_outlives_another_that_ends,
     a_run_outlives_another_that_is_killed,
     an_interface_that_goes_takes_all_with_it,
+    an_ingress_qdisc_of_somebody_else_stays_and_is_said_to_be_in_the_way,
 ];
 
 type Outcome = Result<(), Failed>;
@@ -165,6 +166,26 @@ fn an_interface_that_goes_takes_all_with_it(lab: &Lab) -> Outcome {
     let outcome = tracer.stop()?;
     expect_that("it ends well, and has nothing to say of it", outcome.status.success(), &outcome.stderr)?;
     expect_that("it warns of nothing", !outcome.stderr.contains("clean up"), &outcome.stderr)?;
+    expect_as_before(lab, &before)?;
+    Ok(())
+}
+
+fn an_ingress_qdisc_of_somebody_else_stays_and_is_said_to_be_in_the_way(lab: &Lab) -> Outcome {
+    let runner = lab.host.runner();
+    let before = state(runner)?;
+    runner.ip("link add br-shaped type bridge")?;
+    let _gone = Undo(|| drop(runner.ip("link del br-shaped")));
+    runner.run("tc", &["qdisc", "add", "dev", "br-shaped", "ingress"])?;
+    let tracer = Tracer::start(&lab.host, &[])?;
+    let on_bridge = ours_on(runner)?.into_iter().filter(|one| one.interface == "br-shaped").count();
+    expect_equal("it hangs there if links can", on_bridge, if has_tcx() { 2 } else { 0 })?;
+    let outcome = tracer.stop()?;
+    if !has_tcx() {
+        let said = &outcome.stderr;
+        expect_that("it says what is in the way", said.contains("br-shaped") && said.contains("ingress qdisc"), said)?;
+    }
+    let qdiscs = runner.run("tc", &["qdisc", "show", "dev", "br-shaped"])?;
+    expect_that("the qdisc stays", qdiscs.contains("qdisc ingress"), &qdiscs)?;
     expect_as_before(lab, &before)?;
     Ok(())
 }
