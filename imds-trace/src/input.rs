@@ -4,7 +4,7 @@ use imds_trace_ebpf::record;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::fact::{self, Ancestor, Connected, Connecting, Fact, Said, Told};
-use crate::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, address};
+use crate::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, UNNAMED, address};
 pub use crate::observation::Streams;
 use crate::observation::{self, Drop, Hook, Icmp, Observation, Place, Tcp, TcpFlags};
 
@@ -188,6 +188,9 @@ fn hook(index: u32, direction: u8, names: &impl Names) -> Hook {
 /// function that frees.
 fn callers(drop: &record::Drop, names: &impl Names) -> Vec<String> {
     let location = names.symbol(drop.location);
+    if location == UNNAMED {
+        return Vec::new();
+    }
     let stack = drop.callers.iter().take_while(|address| **address != 0).map(|address| names.symbol(*address));
     stack.skip_while(|function| *function != location).skip(1).take(MAX_CALLERS).collect()
 }

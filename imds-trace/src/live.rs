@@ -170,13 +170,13 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     let mut look_again = tokio::time::interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
     look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut supervisor = errand.supervisor();
-    supervisor.ready(&session::watched(&tracer.attached()));
     // A signal that came while it started ends it before anything is done.
     let mut going = !signals.has_come().await;
     if going {
         errand.begin()?;
     }
     privileges::keep_for(&tasks(config, errand))?;
+    supervisor.ready(&session::watched(&tracer.attached()));
     // Until when what the errand left under way is waited for.
     let mut settling = None;
     while going && !session.must_end() {

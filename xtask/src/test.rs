@@ -40,7 +40,8 @@ pub enum Part {
     Demo,
 }
 
-const TESTS: &[Part] = &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Endless, Part::Dist, Part::Lab, Part::Vm];
+const TESTS: &[Part] =
+    &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Endless, Part::Dist, Part::Lab, Part::Vm];
 
 /// What came of a part.
 struct Outcome {

@@ -5,7 +5,7 @@
 use super::{Case, Verdict};
 use crate::exchange::{Exchange, Moment};
 use crate::journey::{Dropped, Fate, Journey};
-use crate::net::{Direction, Heading, Timestamp};
+use crate::net::{Direction, Heading, Timestamp, UNNAMED};
 
 /// Why the kernel dropped a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +48,9 @@ pub(super) fn plain(function: &str) -> &str {
     function.split('.').next().unwrap_or_default()
 }
 
-/// Is it an address, because the kernel does not name its functions to us?
+/// Does the kernel not name its functions to us?
 fn is_unnamed(function: &str) -> bool {
-    function.starts_with("0x")
+    function == UNNAMED
 }
 
 /// The cause of a drop. The reason's name is no test for a used-up TTL: the kernel uses it for broken headers as well, and older

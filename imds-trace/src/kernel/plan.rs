@@ -82,7 +82,7 @@ pub fn consequence(feature: Feature) -> Consequence {
         Feature::FunctionNames => (
             Costs,
             "/proc/kallsyms names the functions that drop.",
-            "Functions that drop are not named, their addresses are: a used-up TTL is `likely`, by the reason alone, and \
+            "Functions that drop are not named: a used-up TTL is `likely`, by the reason alone, and \
              without reasons it is not told from other drops.",
         ),
         Feature::SetState => (

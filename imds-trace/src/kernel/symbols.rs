@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::thread::JoinHandle;
 
+use crate::net::UNNAMED;
 use crate::privileges;
 
 /// Names and addresses of everything in the kernel; the addresses are 0 for who may not know them.
@@ -42,7 +43,7 @@ impl Symbols {
         Self::Loading(thread.ok())
     }
 
-    /// The function that `address` lies in, or the address in hex where the kernel does not tell (`kptr_restrict`).
+    /// The function that `address` lies in; [`UNNAMED`] where the kernel does not tell (`kptr_restrict`).
     pub fn name(&mut self, address: u64) -> String {
         if let Self::Loading(thread) = self {
             let table = thread.take().and_then(|thread| thread.join().ok());
@@ -52,7 +53,7 @@ impl Symbols {
             Self::Loaded(table) => table.name(address),
             Self::Loading(_) => None,
         };
-        name.map_or_else(|| format!("{address:#x}"), str::to_owned)
+        name.unwrap_or(UNNAMED).to_owned()
     }
 }
 

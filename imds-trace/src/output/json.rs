@@ -14,7 +14,7 @@ use crate::exchange::{Imds, Refusal, Refused, Software, Travel};
 use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
 use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
-use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
+use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl, UNNAMED};
 use crate::printable::json_safe;
 use crate::report::{Asserted, Credentials, Group, Report, job};
 
@@ -207,7 +207,7 @@ struct HopLine {
 
 #[derive(Serialize)]
 struct DropLine<'a> {
-    location: &'a str,
+    location: Option<&'a str>,
     reason: Option<&'a str>,
     ttl: Ttl,
     interface: Option<&'a str>,
@@ -421,7 +421,7 @@ fn hop(hop: &Hop) -> HopLine {
 fn drop_line(dropped: &Dropped) -> DropLine<'_> {
     let drop = &dropped.drop;
     DropLine {
-        location: &drop.location,
+        location: (drop.location != UNNAMED).then_some(drop.location.as_str()),
         reason: drop.reason.as_deref(),
         ttl: dropped.ttl,
         interface: drop.interface.as_ref().map(|interface| interface.name.as_str()),

@@ -40,7 +40,8 @@ fn read(object: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 fn readelf(arguments: &[&str], object: &Path) -> Result<String> {
-    let output = Command::new("readelf").args(arguments).arg(object).output().context("run readelf (package binutils)")?;
+    let output =
+        Command::new("readelf").args(arguments).arg(object).output().context("run readelf (package binutils)")?;
     if !output.status.success() {
         bail!("readelf: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -46,9 +46,28 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     row("no token is written anywhere", &["trace_tokens::no_token_is_written_anywhere_when_its_response_is_lost"]),
     row("nothing is left after SIGTERM", &["trace_guest::nothing_is_left_after_sigterm"]),
-    row("nothing is left after SIGKILL", &["trace_guest::nothing_is_left_after_sigkill"]),
-    row("two tracers at once", &["trace_guest::two_tracers_at_once_say_the_same"]),
-    row("other people's programs see every packet", &["trace_guest::programs_before_and_after_ours_see_every_packet"]),
+    row(
+        "SIGKILL: nothing is left, or the next run and `doctor --clean` remove it",
+        &[
+            "trace_guest::nothing_is_left_after_sigkill",
+            "trace_leftovers::the_next_run_removes_what_a_killed_one_left",
+            "trace_leftovers::doctor_removes_what_a_killed_run_left_and_says_so",
+        ],
+    ),
+    row("two tracers at once say the same", &["trace_guest::two_tracers_at_once_say_the_same"]),
+    row("a tracer outlives another that is killed", &["trace_leftovers::a_run_outlives_another_that_is_killed"]),
+    row(
+        "other people's programs and qdiscs stay, and see every packet",
+        &[
+            "trace_leftovers::filters_and_qdiscs_of_others_stay",
+            "trace_guest::programs_before_and_after_ours_see_every_packet",
+        ],
+    ),
+    row(
+        "privileges are dropped, and enough is kept",
+        &["trace_start::what_is_kept_is_enough_for_interfaces_that_come_and_for_who_asks"],
+    ),
+    row("without CAP_SYSLOG it says what it can", &["trace_start::without_names_of_functions_a_spent_ttl_is_likely"]),
 ];
 
 /// The names of all tests behind the rows.
