@@ -3,14 +3,12 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::{Stdio, exit},
+    process::exit,
 };
 
 #[path = "build/toolchain.rs"]
 #[allow(dead_code, reason = "xtask uses the rest")]
 mod toolchain;
-
-const TARGET: &str = "bpfel-unknown-none";
 
 fn main() {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
@@ -37,41 +35,17 @@ fn main() {
     }
 }
 
-/// Where cargo keeps the sources of crates, among others.
-fn cargo_home() -> PathBuf {
-    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo");
-    env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
-}
-
 /// Builds the object in a target folder of its own (the outer cargo holds the lock on the usual one) and says where it is.
 /// dev, release and clippy each have another `OUT_DIR`; this folder lies above them all, so they share one build of core.
 fn build(toolchain: &toolchain::Toolchain, root: &Path, out: &Path) -> PathBuf {
     let toolchain::Toolchain { compiler, linker } = toolchain;
-    let target_dir = out.ancestors().nth(4).unwrap_or(out).join("imds-trace-ebpf");
-    let flags = [
-        // Which machine's registers and system calls the programs will see: aya-ebpf picks `pt_regs` by it.
-        format!("--cfg=bpf_target_arch=\"{}\"", variable("CARGO_CFG_TARGET_ARCH")),
-        "-Cdebuginfo=2".to_owned(), // BTF is made from it
-        "-Clink-arg=--btf".to_owned(),
-        format!("-Clinker={}", linker.path.display()),
-        // Where this was built is in what describes the programs, and so in the file that is copied to others.
-        format!("--remap-path-prefix={}=.", root.display()),
-        format!("--remap-path-prefix={}=/cargo", cargo_home().display()),
-    ];
-    let status = compiler
-        .cargo()
-        .args(["build", "--locked", "--package=imds-trace-ebpf", "--bins", "--release", "-Zbuild-std=core"])
-        .arg(format!("--target={TARGET}"))
-        .arg("--target-dir")
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        // -Z is for nightly; a stable compiler takes it when told so, in this process alone.
-        .env("RUSTC_BOOTSTRAP", "1")
-        .current_dir(root)
-        .stdout(Stdio::null())
-        .status();
+    let above = out.ancestors().nth(4).unwrap_or(out);
+    // With `--target` there is a folder more.
+    let above = if above.ends_with(variable("TARGET")) { above.parent().unwrap_or(above) } else { above };
+    let target_dir = above.join("imds-trace-ebpf");
+    let status = toolchain.build(root, &target_dir, &variable("CARGO_CFG_TARGET_ARCH")).status();
     match status {
-        Ok(status) if status.success() => target_dir.join(TARGET).join("release/imds-trace"),
+        Ok(status) if status.success() => target_dir.join(toolchain::TARGET).join("release/imds-trace"),
         Ok(_) => {
             let hint = match linker.llvm {
                 Some(_) => String::new(),

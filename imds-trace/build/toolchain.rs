@@ -83,6 +83,44 @@ impl fmt::Display for Missing {
     }
 }
 
+/// What the kernel half is built for: little-endian, as x86-64 and arm64 are.
+pub const TARGET: &str = "bpfel-unknown-none";
+
+impl Toolchain {
+    /// The command that builds the kernel half for hosts of `machine` (as in `std::env::consts::ARCH`) in a target folder of its own,
+    /// where it then is at [`TARGET`]`/release/imds-trace`.
+    pub fn build(&self, root: &Path, target_dir: &Path, machine: &str) -> Command {
+        let flags = [
+            // Which machine's registers and system calls the programs will see: aya-ebpf picks `pt_regs` by it.
+            format!("--cfg=bpf_target_arch=\"{machine}\""),
+            "-Cdebuginfo=2".to_owned(), // BTF is made from it
+            "-Clink-arg=--btf".to_owned(),
+            format!("-Clinker={}", self.linker.path.display()),
+            // Where this was built is in what describes the programs, and so in the file that is copied to others.
+            format!("--remap-path-prefix={}=.", root.display()),
+            format!("--remap-path-prefix={}=/cargo", cargo_home().display()),
+        ];
+        let mut cargo = self.compiler.cargo();
+        cargo
+            .args(["build", "--locked", "--package=imds-trace-ebpf", "--bins", "--release", "-Zbuild-std=core"])
+            .arg(format!("--target={TARGET}"))
+            .arg("--target-dir")
+            .arg(target_dir)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            // -Z is for nightly; a stable compiler takes it when told so, in this process alone.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .current_dir(root)
+            .stdout(Stdio::null());
+        cargo
+    }
+}
+
+/// Where cargo keeps the sources of crates, among others.
+fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
+}
+
 /// The first compiler with a linker that fits it.
 pub fn find() -> Result<Toolchain, Missing> {
     let compilers = compilers().map_err(Missing::Compiler)?;

@@ -1,6 +1,6 @@
 //! What do others get? `target/dist`: one static file, what belongs to it, packages for Debian and RPM, sums and the list of parts.
 //!
-//! The same commit on the same machine gives the same bytes: every time in them is the commit's.
+//! The same build and commit give the same bytes: every time in them is the commit's.
 
 use std::{
     env, fs,

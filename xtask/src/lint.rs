@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{setup, tally::Tally, workspace};
 
 mod files;
+mod other_machine;
 mod rooms;
 mod source;
 
@@ -20,6 +21,7 @@ const CHECKS: &[Check] = &[
     ("file-names", file_names),
     ("sleeping-tests", sleeping_tests),
     ("no-kernel-crates-in-user-half", no_kernel_crates),
+    ("kernel-half-for-arm64", other_machine::same_programs),
     ("clippy", clippy),
     ("clippy-record-layouts", clippy_record_layouts),
 ];

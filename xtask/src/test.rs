@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::{demo, dist, lint, release, setup, tally::Tally, workspace};
+use crate::{demo, dist, lint, release, setup, tally::Tally, vm, workspace};
 
 /// How long `ci` may take altogether: half an hour, less what it takes to end what hangs.
 const CI_LIMIT: Duration = Duration::from_secs(29 * 60);
@@ -33,12 +33,14 @@ pub enum Part {
     Dist,
     /// A real kernel, network namespaces, a Docker engine (root)
     Lab,
+    /// Some of the lab's tests on other kernels, in virtual machines (root)
+    Vm,
     /// What `cargo xtask demo` runs, as one test (root)
     #[value(skip)]
     Demo,
 }
 
-const TESTS: &[Part] = &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Endless, Part::Dist, Part::Lab];
+const TESTS: &[Part] = &[Part::Lint, Part::Unit, Part::Replay, Part::Cli, Part::Endless, Part::Dist, Part::Lab, Part::Vm];
 
 /// What came of a part.
 struct Outcome {
@@ -108,6 +110,7 @@ impl Part {
             Self::Endless => "endless",
             Self::Dist => "dist",
             Self::Lab => "lab",
+            Self::Vm => "vm",
             Self::Demo => "demo",
         }
     }
@@ -136,6 +139,10 @@ impl Part {
                 workspace::run(&mut workspace::cargo(["build", "--package=sdk-client"]))?;
                 libtest(&["--package=imds-trace-tests", "--test=lab"], filter, deadline, tally)
             }
+            Self::Vm => match no_lab()? {
+                Some(why) => Ok(Some(why)),
+                None => vm::part(deadline, tally).map(|()| None),
+            },
             Self::Demo => {
                 if let Some(why) = no_lab()? {
                     return Ok(Some(why));

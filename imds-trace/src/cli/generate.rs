@@ -30,15 +30,19 @@ const KINDS: &str = "kinds";
 
 /// What of `kind` there is; `None` if nothing can be made of that name. `date` is the one of a manual page.
 pub(super) fn generate(kind: &str, date: &str) -> Option<String> {
-    let program = program();
+    let mut program = program();
     if kind == KINDS {
         return Some(kinds(&program).concat());
     }
     if let Some((_, shell)) = SHELLS.iter().find(|(name, _)| *name == kind) {
         let mut text = Vec::new();
-        clap_complete::generate(*shell, &mut program.clone(), NAME, &mut text);
-        return String::from_utf8(text).ok();
+        clap_complete::generate(*shell, &mut program, NAME, &mut text);
+        // clap_complete 4.6.11 takes the hyphen of a program's name for a space, in one of two places for bash: then the options
+        // of its commands are never completed.
+        return Some(String::from_utf8(text).ok()?.replace("imds__subcmd__trace", "imds__trace"));
     }
+    // Now a command knows that it is one of this program. (Completions must be made of one that does not yet.)
+    program.build();
     let mut text = Vec::new();
     match kind.strip_prefix("man-") {
         None if kind == MAN => page(program, date, &mut text).ok()?,
@@ -83,16 +87,13 @@ fn kinds(program: &Command) -> Vec<String> {
 fn program() -> Command {
     let all = Cli::command();
     let seen = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
-    let mut program = Command::new(NAME)
+    Command::new(NAME)
         .version(env!("CARGO_PKG_VERSION"))
         .about(SUMMARY)
         .long_about(all.get_about().cloned().unwrap_or_default())
         .subcommand_required(true)
         .disable_help_subcommand(true)
-        .subcommands(seen);
-    // From here on a command knows that it is one of this program.
-    program.build();
-    program
+        .subcommands(seen)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::{Programs, kernel::Kernel};
 use crate::{setup, workspace};
 
 /// What the lab runs, an engine included; with the libraries that they need.
-const MACHINE: [&str; 13] = [
+const MACHINE: [&str; 12] = [
     "busybox",
     "ip",
     "tc",
@@ -28,7 +28,6 @@ const MACHINE: [&str; 13] = [
     "runc",
     "docker",
     "setpriv",
-    "ethtool",
 ];
 /// Folders of modules that the lab can need; the kernel loads what it wants of them by itself.
 const MODULES: [&str; 6] = ["net", "lib", "crypto", "fs/overlayfs", "arch/x86/crypto", "drivers/net"];

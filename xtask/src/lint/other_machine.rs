@@ -1,0 +1,48 @@
+//! Is the kernel half the same for the other machine that EC2 has, Graviton? The programs may not depend on where they are built.
+
+use std::{collections::BTreeMap, env, path::Path, process::Command};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{toolchain, workspace};
+
+/// Machines whose kernels take the same instructions.
+const MACHINES: [&str; 2] = ["x86_64", "aarch64"];
+
+/// Builds it for both, and compares what the kernel gets to see, section by section. Registers of the host (`pt_regs`), whose layout
+/// differs, are only described: in type information, which is left out.
+pub fn same_programs() -> Result<Vec<String>> {
+    let toolchain = toolchain::find().map_err(anyhow::Error::msg)?;
+    let target = workspace::built("imds-trace-ebpf", "")?;
+    let mut sections = Vec::new();
+    for machine in MACHINES {
+        // The host's own is what the build script has built.
+        let folder = if machine == env::consts::ARCH { target.clone() } else { target.join(machine) };
+        workspace::run(&mut toolchain.build(&workspace::root(), &folder, machine))?;
+        sections.push(read(&folder.join(toolchain::TARGET).join("release/imds-trace"))?);
+    }
+    let [here, there] = sections.as_slice() else { bail!("two machines") };
+    if !here.contains_key("classifier") {
+        bail!("there is no section of programs: {:?}", here.keys());
+    }
+    let names = here.keys().chain(there.keys().filter(|name| !here.contains_key(*name)));
+    let differ = names.filter(|name| here.get(*name) != there.get(*name));
+    Ok(differ.map(|name| format!("section {name} differs between {} and {}", MACHINES[0], MACHINES[1])).collect())
+}
+
+/// Sections by name, as hexadecimal dumps.
+fn read(object: &Path) -> Result<BTreeMap<String, String>> {
+    let listed = readelf(&["--section-headers", "--wide"], object)?;
+    let names = listed.lines().filter_map(|line| line.split_once(']')?.1.split_whitespace().next());
+    let counts = |name: &&str| !name.starts_with(".BTF") && !name.starts_with(".debug") && !name.starts_with(".rel");
+    let names = names.filter(|name| *name != "Name" && !matches!(*name, "NULL" | ".strtab" | ".symtab")).filter(counts);
+    names.map(|name| Ok((name.to_owned(), readelf(&["--hex-dump", name], object)?))).collect()
+}
+
+fn readelf(arguments: &[&str], object: &Path) -> Result<String> {
+    let output = Command::new("readelf").args(arguments).arg(object).output().context("run readelf (package binutils)")?;
+    if !output.status.success() {
+        bail!("readelf: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
