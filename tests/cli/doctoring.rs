@@ -24,6 +24,7 @@ fn what_cannot_be_meant_is_refused() -> Outcome {
     ] {
         run([&["doctor"], words].concat())?.expect_sentence(parts)?;
     }
+    run(["doctor", "--clean", "--output", "json"])?.expect_code(2)?;
     run(["doctor", "--no-such-option"])?.expect_code(2)?;
     run(["doctor", "job-17"])?.expect_code(2)?;
     Ok(())

@@ -467,6 +467,12 @@ fn without_root_it_says_what_is_needed(lab: &Lab) -> Outcome {
     let answers = as_nobody()?;
     expect_nothing_broken(&answers)?;
     expect(&answers, "kernel", "capabilities", "warning", &["CAP_BPF", "CAP_NET_ADMIN"])?;
+    let mut cleaning = lab.host.in_runner("setpriv");
+    cleaning.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"]).arg(&copy);
+    cleaning.args(["doctor", "--clean"]);
+    let refused = run(cleaning)?;
+    expect_equal("who may not clean is told so", refused.code, Some(2))?;
+    expect_that("in a sentence", refused.stderr.contains("needs CAP_NET_ADMIN: run it as root"), &refused.stderr)?;
     expect(&answers, "firewall", "host", "unknown", &["iptables", "nft", "needs root"])?;
     expect(&answers, "engine", "host", "unknown", &["root"])?;
     expect(&answers, "route", "host", "ok", &["169.254.169.254", "ens5"])?;

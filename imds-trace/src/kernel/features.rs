@@ -198,8 +198,11 @@ fn lockdown() -> Has {
 }
 
 fn function_names() -> Has {
-    let Ok(file) = File::open(KALLSYMS) else {
-        return Has::No { needs: "CONFIG_KALLSYMS".to_owned() };
+    let file = match File::open(KALLSYMS) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Has::No { needs: "CONFIG_KALLSYMS".to_owned() },
+        // A service manager may keep it from us.
+        Err(_) => return Has::No { needs: format!("leave to read {KALLSYMS}, and CAP_SYSLOG") },
     };
     let mut lines = BufReader::new(file).lines().map_while(Result::ok);
     // The first symbols are no functions, and truly at 0.
