@@ -178,7 +178,7 @@ fn libraries(root: &Path, program: &Path) -> Result<()> {
 
 /// Everything below the folder as the archive that kernels unpack at their start (cpio, `newc`).
 fn archive(root: &Path) -> Result<PathBuf> {
-    let path = root.with_extension("cpio");
+    let path = PathBuf::from(format!("{}.cpio", root.display()));
     let mut list =
         Command::new("find").arg(".").current_dir(root).stdout(Stdio::piped()).spawn().context("run find")?;
     let names = list.stdout.take().context("find's output")?;
