@@ -4,10 +4,14 @@ use core::ptr::addr_of_mut;
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_probe_read_kernel, generated::bpf_get_stack},
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{self, bpf_get_stack},
+    },
     programs::RawTracePointContext,
 };
 use imds_trace_ebpf::record::{CALLERS, Drop, kind};
+use zerocopy::FromZeros;
 
 use crate::{
     emit,
@@ -90,6 +94,22 @@ fn netns(skb: *const u8, dev: Option<*const u8>) -> Option<u32> {
         }
     };
     read(net, offset!(net_inum)?)
+}
+
+/// A `T` at `offset` of the kernel structure at `base`, or zeros where nothing can be read: then what is read from there is zeros
+/// as well. Without a branch: the verifier follows each, and a chain of reads with one in each link takes it seconds.
+#[inline(always)]
+pub fn follow<T: FromZeros>(base: *const u8, offset: usize) -> T {
+    let mut found = T::new_zeroed();
+    // SAFETY: the helper fails on an address that cannot be read, and has then written zeros.
+    unsafe {
+        generated::bpf_probe_read_kernel(
+            (&raw mut found).cast(),
+            size_of::<T>() as u32,
+            base.wrapping_add(offset).cast(),
+        );
+    }
+    found
 }
 
 /// A `T` at `offset` of the kernel structure at `base`.

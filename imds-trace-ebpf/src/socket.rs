@@ -136,7 +136,8 @@ fn initial_ttl(sk: *const u8, net: *const u8, version: u8) -> Option<u8> {
         return read(net, offset!(net_default_ttl)?);
     }
     let pinet6: *const u8 = read(sk, offset!(inet_pinet6)?)?;
-    let own = read::<u16>(pinet6, offset!(pinet6_hop_limit)?)? & V6_HOP_LIMIT_UNSET;
+    let bits: u16 = read(pinet6, offset!(pinet6_hop_limit)?)?;
+    let own = bits >> (offset!(pinet6_hop_limit_shift)? & 7) & V6_HOP_LIMIT_UNSET;
     if own != V6_HOP_LIMIT_UNSET {
         return Some(own as u8);
     }

@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use imds_trace_ebpf::record::{ANCESTORS, ARGV, Ancestor, CONTROLLERS, Connect, NAME, PATH, Path, Task, path};
 
-use crate::{drop::read, global::offset};
+use crate::{drop::follow, global::offset};
 
 /// `MAX_PID_NS_LEVEL` of `include/linux/pid_namespace.h`.
 const MAX_LEVEL: u32 = 32;
@@ -96,8 +96,8 @@ pub unsafe fn describe(to: *mut Task) {
         addr_of_mut!((*to).argv_len).write(0);
         addr_of_mut!((*to).argv_cut).write(0);
         addr_of_mut!((*to).reserved).write(0);
-        end(addr_of_mut!((*to).exe), 0, path::UNKNOWN);
-        end(addr_of_mut!((*to).cgroup), 0, path::UNKNOWN);
+        begin(addr_of_mut!((*to).exe));
+        begin(addr_of_mut!((*to).cgroup));
         ancestors(to);
         let _ = argv(to);
         let _ = exe(addr_of_mut!((*to).exe));
@@ -114,35 +114,36 @@ fn current() -> *const u8 {
 /// The task that stands for the process.
 #[inline(always)]
 fn leader() -> Option<*const u8> {
-    read(current(), offset!(task_group_leader)?)
+    Some(follow(current(), offset!(task_group_leader)?))
 }
 
 #[inline(always)]
 fn started(leader: *const u8) -> Option<u64> {
-    read(leader, offset!(task_started)?)
+    Some(follow(leader, offset!(task_started)?))
 }
 
 /// Its number in its own pid namespace, and that namespace.
 #[inline(always)]
 fn inner(leader: *const u8) -> Option<(u32, u32)> {
-    let pid: *const u8 = read(leader, offset!(task_thread_pid)?)?;
-    let level: u32 = read(pid, offset!(pid_level)?)?;
+    let pid: *const u8 = follow(leader, offset!(task_thread_pid)?);
+    let level: u32 = follow(pid, offset!(pid_level)?);
     if level > MAX_LEVEL {
         return None;
     }
     let numbers = pid.wrapping_add(offset!(pid_numbers)?);
     let own = numbers.wrapping_add(level as usize * offset!(upid_size)?);
-    let number: u32 = read(own, offset!(upid_nr)?)?;
-    let namespace: *const u8 = read(own, offset!(upid_ns)?)?;
-    Some((number, read(namespace, offset!(pid_namespace_inum)?)?))
+    let number: u32 = follow(own, offset!(upid_nr)?);
+    let namespace: *const u8 = follow(own, offset!(upid_ns)?);
+    Some((number, follow(namespace, offset!(pid_namespace_inum)?)))
 }
 
 #[inline(always)]
 unsafe fn ancestors(to: *mut Task) {
     let mut next = leader().and_then(parent);
+    // Behind the first that there is not, all are zeros, or the idle task, which is 0 as well and its own parent.
     for number in 0..ANCESTORS {
         let found = next.and_then(ancestor).unwrap_or(Ancestor { pid: 0, comm: [0; 16] });
-        next = if found.pid == 0 { None } else { next.and_then(parent) };
+        next = next.and_then(parent);
         // SAFETY: the caller's promise.
         unsafe { addr_of_mut!((*to).ancestors[number]).write(found) };
     }
@@ -151,20 +152,20 @@ unsafe fn ancestors(to: *mut Task) {
 /// The process that a process comes from.
 #[inline(always)]
 fn parent(leader: *const u8) -> Option<*const u8> {
-    let thread: *const u8 = read(leader, offset!(task_real_parent)?)?;
-    read(thread, offset!(task_group_leader)?)
+    let thread: *const u8 = follow(leader, offset!(task_real_parent)?);
+    Some(follow(thread, offset!(task_group_leader)?))
 }
 
 #[inline(always)]
 fn ancestor(leader: *const u8) -> Option<Ancestor> {
-    Some(Ancestor { pid: read(leader, offset!(task_tgid)?)?, comm: read(leader, offset!(task_comm)?)? })
+    Some(Ancestor { pid: follow(leader, offset!(task_tgid)?), comm: follow(leader, offset!(task_comm)?) })
 }
 
 #[inline(always)]
 unsafe fn argv(to: *mut Task) -> Option<()> {
-    let mm: *const u8 = read(current(), offset!(task_mm)?)?;
-    let start: usize = read(mm, offset!(mm_arg_start)?)?;
-    let end: usize = read(mm, offset!(mm_arg_end)?)?;
+    let mm: *const u8 = follow(current(), offset!(task_mm)?);
+    let start: usize = follow(mm, offset!(mm_arg_start)?);
+    let end: usize = follow(mm, offset!(mm_arg_end)?);
     let whole = end.saturating_sub(start);
     // As in `hook::snap`: the verifier must see the comparison of the very register that goes to the helper.
     let len = core::hint::black_box(whole.min(ARGV) as u32);
@@ -182,67 +183,82 @@ unsafe fn argv(to: *mut Task) -> Option<()> {
     Some(())
 }
 
-/// Appends a name to a path of `len` bytes and gives its new length; `None` if there is no name.
+/// Appends a name to a path; `None` if there is no name, or no room.
+///
+/// The length is kept in the record, from which the verifier learns nothing: in a register it would be another range after each name,
+/// and so every way through the loops below another one to follow.
 ///
 /// # Safety
 /// `to` must have room for one `Path`.
 #[inline(always)]
-unsafe fn append(to: *mut Path, len: u32, text: *const u8) -> Option<u32> {
+unsafe fn append(to: *mut Path, text: *const u8) -> Option<()> {
+    // SAFETY: the caller's promise.
+    let len = unsafe { addr_of_mut!((*to).len).read_volatile() };
+    if usize::from(len) >= PATH {
+        return None;
+    }
     // SAFETY: the caller's promise; behind the first PATH bytes, where `len` is, there is room for one more name.
     let read = unsafe {
-        let place = addr_of_mut!((*to).names).cast::<u8>().add(len as usize);
+        let place = addr_of_mut!((*to).names).cast::<u8>().add(usize::from(len));
         bpf_probe_read_kernel_str(place.cast(), NAME as u32, text.cast())
     };
-    (read > 0 && read <= NAME as i64).then_some(len + read as u32)
+    if read <= 0 || read > NAME as i64 {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { addr_of_mut!((*to).len).write_volatile(len + read as u16) };
+    Some(())
 }
 
+/// An empty path, of which nothing is known.
+///
 /// # Safety
 /// `to` must have room for one `Path`.
 #[inline(always)]
-unsafe fn end(to: *mut Path, len: u32, state: u16) {
+unsafe fn begin(to: *mut Path) {
     // SAFETY: the caller's promise.
     unsafe {
-        addr_of_mut!((*to).len).write(len as u16);
-        addr_of_mut!((*to).state).write(state);
+        addr_of_mut!((*to).len).write(0);
+        addr_of_mut!((*to).state).write(path::UNKNOWN);
     }
 }
 
 /// A mount, and the directory at its root.
 #[inline(always)]
 fn root_of(mount: *const u8) -> Option<*const u8> {
-    read(mount, offset!(mount_mnt)? + offset!(vfsmount_root)?)
+    Some(follow(mount, offset!(mount_mnt)? + offset!(vfsmount_root)?))
 }
 
 /// Name by name from the file up to the root of its mount namespace, as `prepend_path` of `fs/d_path.c` does.
 #[inline(always)]
 unsafe fn exe(to: *mut Path) -> Option<()> {
-    let mm: *const u8 = read(current(), offset!(task_mm)?)?;
-    let file: *const u8 = read(mm, offset!(mm_exe_file)?)?;
-    let vfsmount: *const u8 = read(file, offset!(file_mnt)?)?;
-    let mut dentry: *const u8 = read(file, offset!(file_dentry)?)?;
+    let mm: *const u8 = follow(current(), offset!(task_mm)?);
+    let file: *const u8 = follow(mm, offset!(mm_exe_file)?);
+    if file.is_null() {
+        return None;
+    }
+    let vfsmount: *const u8 = follow(file, offset!(file_mnt)?);
+    let mut dentry: *const u8 = follow(file, offset!(file_dentry)?);
     let mut mount = vfsmount.wrapping_sub(offset!(mount_mnt)?);
     let mut root = root_of(mount)?;
-    let mut len = 0;
     let mut state = path::CUT;
     for _ in 0..MAX_STEPS {
         if dentry == root {
-            let above: *const u8 = read(mount, offset!(mount_parent)?)?;
+            let above: *const u8 = follow(mount, offset!(mount_parent)?);
             if above == mount {
                 state = path::WHOLE;
                 break;
             }
-            dentry = read(mount, offset!(mount_mountpoint)?)?;
+            dentry = follow(mount, offset!(mount_mountpoint)?);
             mount = above;
             root = root_of(mount)?;
             continue;
         }
-        let at = core::hint::black_box(len);
-        if at >= PATH as u32 {
+        let above: *const u8 = follow(dentry, offset!(dentry_parent)?);
+        // SAFETY: the caller's promise.
+        if unsafe { append(to, follow(dentry, offset!(dentry_name)?)) }.is_none() {
             break;
         }
-        let above: *const u8 = read(dentry, offset!(dentry_parent)?)?;
-        // SAFETY: the caller's promise.
-        len = unsafe { append(to, at, read(dentry, offset!(dentry_name)?)?)? };
         // In no tree: a file that has a name only (memfd).
         if above == dentry {
             state = path::WHOLE;
@@ -251,7 +267,7 @@ unsafe fn exe(to: *mut Path) -> Option<()> {
         dentry = above;
     }
     // SAFETY: the caller's promise.
-    unsafe { end(to, len, state) };
+    unsafe { addr_of_mut!((*to).state).write(state) };
     Some(())
 }
 
@@ -259,41 +275,41 @@ unsafe fn exe(to: *mut Path) -> Option<()> {
 #[inline(always)]
 unsafe fn cgroup(to: *mut Path) -> Option<()> {
     let mut node = cgroup_node()?;
-    let mut len = 0;
+    if node.is_null() {
+        return None;
+    }
     let mut state = path::CUT;
     for _ in 0..MAX_STEPS {
-        let above: *const u8 = read(node, offset!(node_parent)?)?;
+        let above: *const u8 = follow(node, offset!(node_parent)?);
         if above.is_null() {
             state = path::WHOLE;
             break;
         }
-        let at = core::hint::black_box(len);
-        if at >= PATH as u32 {
+        // SAFETY: the caller's promise.
+        if unsafe { append(to, follow(node, offset!(node_name)?)) }.is_none() {
             break;
         }
-        // SAFETY: the caller's promise.
-        len = unsafe { append(to, at, read(node, offset!(node_name)?)?)? };
         node = above;
     }
     // SAFETY: the caller's promise.
-    unsafe { end(to, len, state) };
+    unsafe { addr_of_mut!((*to).state).write(state) };
     Some(())
 }
 
 /// Where the task stands: in the version 2 hierarchy, if not in its root. Container engines may use version 1 alone.
 #[inline(always)]
 fn cgroup_node() -> Option<*const u8> {
-    let set: *const u8 = read(current(), offset!(task_cgroups)?)?;
-    let own: *const u8 = read(set, offset!(css_set_cgroup)?)?;
-    let node: *const u8 = read(own, offset!(cgroup_node)?)?;
+    let set: *const u8 = follow(current(), offset!(task_cgroups)?);
+    let own: *const u8 = follow(set, offset!(css_set_cgroup)?);
+    let node: *const u8 = follow(own, offset!(cgroup_node)?);
     if is_below(node)? {
         return Some(node);
     }
     for controller in 0..CONTROLLERS {
         let Some(at) = offset!(css_set_controllers[controller]) else { continue };
-        let state: *const u8 = read(set, at)?;
-        let own: *const u8 = read(state, offset!(css_cgroup)?)?;
-        let node: *const u8 = read(own, offset!(cgroup_node)?)?;
+        let state: *const u8 = follow(set, at);
+        let own: *const u8 = follow(state, offset!(css_cgroup)?);
+        let node: *const u8 = follow(own, offset!(cgroup_node)?);
         if is_below(node)? {
             return Some(node);
         }
@@ -304,6 +320,6 @@ fn cgroup_node() -> Option<*const u8> {
 /// Is it below the root?
 #[inline(always)]
 fn is_below(node: *const u8) -> Option<bool> {
-    let above: *const u8 = read(node, offset!(node_parent)?)?;
+    let above: *const u8 = follow(node, offset!(node_parent)?);
     Some(!above.is_null())
 }

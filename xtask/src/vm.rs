@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::{release, setup, tally::Tally, workspace};
 use kernel::Kernel;
-use machine::{Qemu, Run};
+use machine::{Accelerator, Qemu, Run};
 
 mod image;
 mod kernel;
@@ -94,19 +94,33 @@ fn run(asked: &Asked, deadline: Option<Instant>, tally: &mut Tally) -> Result<Ve
     let common = image::common(work.path())?;
     let by_name = asked.filter.is_empty();
     let wanted: Vec<&str> = if by_name { scenarios::tests().collect() } else { Vec::new() };
-    let arguments = image::Arguments { tests: &wanted, filter: &asked.filter };
+    let of_lab: Vec<&str> = if by_name { scenarios::lab().collect() } else { Vec::new() };
+    let arguments = image::Arguments { tests: &of_lab, filter: &asked.filter };
     let mine = image::programs(work.path(), &programs, &arguments)?;
+    let bare = image::bare(work.path(), &programs)?;
     let deadline = deadline.unwrap_or_else(|| Instant::now() + LIMIT).min(Instant::now() + LIMIT);
     let started = Instant::now();
+    let Some(first) = kernels.first() else { bail!("no kernel") };
+    let machine =
+        Run { accelerator: Accelerator::Kvm, qemu: &qemu, kernel: first, image: &bare, work: work.path(), deadline };
+    let machine = Run { accelerator: Accelerator::find(&machine)?, ..machine };
+    println!("accelerator: {:?}", machine.accelerator);
     let outcomes: Vec<Outcome> = thread::scope(|scope| {
         let machines: Vec<_> = kernels
             .iter()
             .map(|kernel| {
-                let (common, mine, qemu, work) = (&common, &mine, &qemu, work.path());
+                let (common, mine, bare, work) = (&common, &mine, &bare, work.path());
                 scope.spawn(move || -> Result<Outcome> {
                     let modules = image::modules(work, kernel)?;
                     let image = image::join(work, kernel, &[common, &modules, mine])?;
-                    machine::run(&Run { qemu, kernel, image: &image, work, deadline })
+                    let machine = Run { kernel, ..machine };
+                    let mut outcome = machine::run(&Run { image: &image, ..machine })?;
+                    if by_name {
+                        let alone = machine::run(&Run { image: bare, ..machine })?;
+                        outcome.tests.extend(alone.tests);
+                        outcome.broken = outcome.broken.or(alone.broken);
+                    }
+                    Ok(outcome)
                 })
             })
             .collect();

@@ -133,6 +133,8 @@ pub struct Offsets {
     pub inet_pinet6: u32,
     /// `ipv6_pinfo.hop_limit`
     pub pinet6_hop_limit: u32,
+    /// Bits before it in its first byte: on older kernels (6.1) it is a bit field.
+    pub pinet6_hop_limit_shift: u32,
     /// `tcp_sock.snd_una`
     pub tcp_snd_una: u32,
     /// `tcp_sock.write_seq`
@@ -212,6 +214,7 @@ impl Offsets {
             inet_uc_ttl: A,
             inet_pinet6: A,
             pinet6_hop_limit: A,
+            pinet6_hop_limit_shift: A,
             tcp_snd_una: A,
             tcp_write_seq: A,
             kfree_skb_has_reason: 0,

@@ -100,6 +100,7 @@ impl Layout {
             inet_uc_ttl: may("inet_sock.uc_ttl"),
             inet_pinet6: may("inet_sock.pinet6"),
             pinet6_hop_limit: may("ipv6_pinfo.hop_limit"),
+            pinet6_hop_limit_shift: self.bits("ipv6_pinfo.hop_limit").map_or(ABSENT, |bits| bits % 8),
             tcp_snd_una: must("tcp_sock.snd_una")?,
             tcp_write_seq: must("tcp_sock.write_seq")?,
             kfree_skb_has_reason: u32::from(self.kfree_skb_has_reason()),
@@ -153,6 +154,11 @@ impl Layout {
 
     /// Offset in bytes of `structure.field.field…`; looks into anonymous members. `None` if there is no such field.
     pub fn offset(&self, path: &str) -> Option<u32> {
+        self.bits(path).map(|bits| bits / 8)
+    }
+
+    /// The same in bits, for a bit field.
+    fn bits(&self, path: &str) -> Option<u32> {
         let mut names = path.split('.').peekable();
         let mut found = self.named(names.next()?)?;
         let mut bits = 0;
@@ -163,7 +169,7 @@ impl Layout {
                 found = self.structure(kind?)?;
             }
         }
-        Some(bits / 8)
+        Some(bits)
     }
 
     /// Size in bytes of a structure.

@@ -71,9 +71,7 @@ pub fn common(work: &Path) -> Result<PathBuf> {
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
-    let init = root.join("init");
-    fs::write(&init, include_str!("init.sh"))?;
-    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+    init(&root, include_str!("init.sh"))?;
     archive(&root)
 }
 
@@ -125,13 +123,36 @@ pub fn programs(work: &Path, programs: &Programs, arguments: &Arguments<'_>) -> 
         ("imds-client", programs.folder.join("imds-client")),
         ("lab", programs.lab.clone()),
     ] {
-        // What a debugger wants would be half of all that the machine holds.
-        workspace::run(Command::new("strip").arg("-o").arg(lab.join(name)).arg(program))?;
+        stripped(&program, &lab.join(name))?;
     }
     let lines = |words: &mut dyn Iterator<Item = &str>| words.map(|word| format!("{word}\n")).collect::<String>();
     fs::write(lab.join("tests"), lines(&mut arguments.tests.iter().copied()))?;
     fs::write(lab.join("arguments"), lines(&mut arguments.filter.iter().map(String::as_str)))?;
     archive(&root)
+}
+
+/// A machine that has nothing but the program, and a shell that starts it.
+pub fn bare(work: &Path, programs: &Programs) -> Result<PathBuf> {
+    let root = work.join("bare");
+    for folder in ["bin", "proc", "sys", "dev"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    fs::copy(setup::program("busybox").context("busybox")?, root.join("bin/busybox"))?;
+    stripped(&programs.folder.join("imds-trace"), &root.join("imds-trace"))?;
+    init(&root, include_str!("bare.sh"))?;
+    archive(&root)
+}
+
+/// Without what a debugger wants, which would be half of all that the machine holds.
+fn stripped(program: &Path, to: &Path) -> Result<()> {
+    workspace::run(Command::new("strip").arg("--strip-all").arg("-o").arg(to).arg(program))
+}
+
+/// The first process.
+fn init(root: &Path, script: &str) -> Result<()> {
+    let init = root.join("init");
+    fs::write(&init, script)?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).context("make init executable")
 }
 
 /// Archives one behind the other are one archive to the kernel.

@@ -74,3 +74,8 @@ pub const SCENARIOS: &[Scenario] = &[
 pub fn tests() -> impl Iterator<Item = &'static str> {
     SCENARIOS.iter().flat_map(|scenario| scenario.tests.iter().copied())
 }
+
+/// Those of them that are the lab's.
+pub fn lab() -> impl Iterator<Item = &'static str> {
+    tests().filter(|test| !test.starts_with("bare::"))
+}
