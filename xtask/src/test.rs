@@ -10,8 +10,8 @@ use clap::ValueEnum;
 
 use crate::{demo, dist, lint, release, setup, tally::Tally, vm, workspace};
 
-/// How long `ci` may take altogether: half an hour, less what it takes to end what hangs.
-const CI_LIMIT: Duration = Duration::from_secs(29 * 60);
+/// How long `ci` may take altogether before what runs is taken for hanging. It takes less than half an hour on two quiet cores.
+const CI_LIMIT: Duration = Duration::from_secs(45 * 60);
 
 /// How long any one part of `ci` may take, so that one that hangs leaves time for the rest.
 const PART_LIMIT: Duration = Duration::from_secs(17 * 60);

@@ -42,7 +42,7 @@ pub struct Asked {
     /// Its modules: the folder lib/modules/RELEASE
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
-    /// Write the table into README.md
+    /// Write the table of each kernel's last whole run into README.md
     #[arg(long, conflicts_with = "filter")]
     readme: bool,
     /// Handed to the lab's tests, e.g. a part of a test's name; without it, what the table shows
@@ -67,9 +67,9 @@ pub struct Outcome {
 pub fn vm(asked: Asked) -> Result<ExitCode> {
     setup::compiler_half()?;
     let mut tally = Tally::default();
-    let outcomes = run(&asked, None, &mut tally)?;
+    run(&asked, true, None, &mut tally)?;
     if asked.readme {
-        table::write(&workspace::root().join(README), &outcomes)?;
+        table::write(&workspace::root().join(README), &kept()?)?;
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(ExitCode::from(u8::from(tally.failed > 0)))
@@ -78,10 +78,11 @@ pub fn vm(asked: Asked) -> Result<ExitCode> {
 /// The part of CI: the default kernels and scenarios.
 pub fn part(deadline: Option<Instant>, tally: &mut Tally) -> Result<()> {
     let asked = Asked { kernels: Vec::new(), kernel: None, modules: None, readme: false, filter: Vec::new() };
-    run(&asked, deadline, tally).map(|_| ())
+    run(&asked, false, deadline, tally)
 }
 
-fn run(asked: &Asked, deadline: Option<Instant>, tally: &mut Tally) -> Result<Vec<Outcome>> {
+/// With `all`, every row of the table, and its results are kept.
+fn run(asked: &Asked, all: bool, deadline: Option<Instant>, tally: &mut Tally) -> Result<()> {
     if !workspace::is_root() {
         bail!("unpacking kernels and the machine's programs takes root");
     }
@@ -93,8 +94,9 @@ fn run(asked: &Asked, deadline: Option<Instant>, tally: &mut Tally) -> Result<Ve
     println!("packing what the virtual machines hold …");
     let common = image::common(work.path())?;
     let by_name = asked.filter.is_empty();
-    let wanted: Vec<&str> = if by_name { scenarios::tests().collect() } else { Vec::new() };
-    let of_lab: Vec<&str> = if by_name { scenarios::lab().collect() } else { Vec::new() };
+    let rows = scenarios::chosen(all);
+    let wanted = if by_name { scenarios::tests(&rows) } else { Vec::new() };
+    let of_lab: Vec<&str> = wanted.iter().copied().filter(|test| scenarios::is_of_lab(test)).collect();
     let arguments = image::Arguments { tests: &of_lab, filter: &asked.filter };
     let mine = image::programs(work.path(), &programs, &arguments)?;
     let bare = image::bare(work.path(), &programs)?;
@@ -131,7 +133,7 @@ fn run(asked: &Asked, deadline: Option<Instant>, tally: &mut Tally) -> Result<Ve
         };
         kernels.iter().zip(ended).map(outcome).collect()
     });
-    let rows = if by_name { table::by_scenario(&outcomes) } else { table::by_test(&outcomes) };
+    let rows = if by_name { table::by_scenario(&rows, &outcomes) } else { table::by_test(&outcomes) };
     println!("\n{}", table::shown(&outcomes, &rows));
     println!("({} s)", started.elapsed().as_secs());
     for outcome in &outcomes {
@@ -139,8 +141,16 @@ fn run(asked: &Asked, deadline: Option<Instant>, tally: &mut Tally) -> Result<Ve
             println!("\nLinux {}: {why}", outcome.name);
         }
         *tally += table::count(outcome, &wanted);
+        if by_name && all {
+            table::keep(&kept()?, outcome)?;
+        }
     }
-    Ok(outcomes)
+    Ok(())
+}
+
+/// Where the results of whole runs are kept.
+fn kept() -> Result<PathBuf> {
+    workspace::built("vm", "")
 }
 
 fn kernels(asked: &Asked) -> Result<Vec<Kernel>> {

@@ -4,32 +4,36 @@
 pub struct Scenario {
     pub claim: &'static str,
     pub tests: &'static [&'static str],
+    /// Is it a part of `cargo xtask test`? Emulated, a test takes half a minute.
+    pub always: bool,
+}
+
+const fn always(claim: &'static str, tests: &'static [&'static str]) -> Scenario {
+    Scenario { claim, tests, always: true }
 }
 
 const fn row(claim: &'static str, tests: &'static [&'static str]) -> Scenario {
-    Scenario { claim, tests }
+    Scenario { claim, tests, always: false }
 }
 
 /// All rows.
 pub const SCENARIOS: &[Scenario] = &[
-    row("it has what is claimed of it, and lacks the rest", &["trace_kernel::every_claim_about_versions_holds_here"]),
+    always(
+        "it has what is claimed of it, and lacks the rest",
+        &["trace_kernel::every_claim_about_versions_holds_here"],
+    ),
     row(
-        "hop limit 1: the drop is named and counted",
+        "hop limit 1: drops are counted as the kernel counts them",
         &["trace_hop_limit::hundreds_of_lost_token_responses_are_counted_as_the_kernel_counts_them"],
     ),
-    row("hop limit 2: all is well", &["trace_hop_limit::a_hop_limit_of_two_is_enough_and_leaves_nothing_over"]),
-    row(
-        "a bridge made later is followed",
+    always("hop limit 2: all is well", &["trace_hop_limit::a_hop_limit_of_two_is_enough_and_leaves_nothing_over"]),
+    always(
+        "hop limit 1: the drop is named, on a bridge made later too",
         &["trace_hop_limit::a_bridge_made_later_loses_the_token_response_like_docker0"],
     ),
-    row(
-        "IPv6, hop limits 1 and 2",
-        &[
-            "trace_hop_limit::over_ipv6_a_lost_token_response_is_found_and_counted",
-            "trace_hop_limit::over_ipv6_a_hop_limit_of_two_is_enough",
-        ],
-    ),
-    row("a firewall's drop is named with its hook", &["trace_causes::a_firewall_that_drops_is_named_with_its_hook"]),
+    always("IPv6, hop limit 1", &["trace_hop_limit::over_ipv6_a_lost_token_response_is_found_and_counted"]),
+    row("IPv6, hop limit 2", &["trace_hop_limit::over_ipv6_a_hop_limit_of_two_is_enough"]),
+    always("a firewall's drop is named with its hook", &["trace_causes::a_firewall_that_drops_is_named_with_its_hook"]),
     row(
         "no route, and reverse path",
         &[
@@ -37,16 +41,14 @@ pub const SCENARIOS: &[Scenario] = &[
             "trace_causes::an_answer_that_fails_the_reverse_path_is_named",
         ],
     ),
-    row(
-        "container and process are named",
-        &[
-            "trace_identity::containers_with_the_same_process_names_are_never_mixed_up",
-            "trace_identity::a_container_that_lives_a_moment_is_named",
-        ],
+    row("containers are not mixed up", &["trace_identity::containers_with_the_same_process_names_are_never_mixed_up"]),
+    always(
+        "container and process are named, however brief",
+        &["trace_identity::a_container_that_lives_a_moment_is_named"],
     ),
     row("no token is written anywhere", &["trace_tokens::no_token_is_written_anywhere_when_its_response_is_lost"]),
     row("nothing is left after SIGTERM", &["trace_guest::nothing_is_left_after_sigterm"]),
-    row(
+    always(
         "SIGKILL: nothing is left, or the next run and `doctor --clean` remove it",
         &[
             "trace_guest::nothing_is_left_after_sigkill",
@@ -68,14 +70,24 @@ pub const SCENARIOS: &[Scenario] = &[
         &["trace_start::what_is_kept_is_enough_for_interfaces_that_come_and_for_who_asks"],
     ),
     row("without CAP_SYSLOG it says what it can", &["trace_start::without_names_of_functions_a_spent_ttl_is_likely"]),
+    // In a machine of its own: bare.sh.
+    always(
+        "copied to a machine that has nothing else, it runs",
+        &["bare::it_says_its_version", "bare::it_looks_around", "bare::it_traces"],
+    ),
 ];
 
-/// The names of all tests behind the rows.
-pub fn tests() -> impl Iterator<Item = &'static str> {
-    SCENARIOS.iter().flat_map(|scenario| scenario.tests.iter().copied())
+/// Rows: all, or those that are always run.
+pub fn chosen(all: bool) -> Vec<&'static Scenario> {
+    SCENARIOS.iter().filter(|scenario| all || scenario.always).collect()
 }
 
-/// Those of them that are the lab's.
-pub fn lab() -> impl Iterator<Item = &'static str> {
-    tests().filter(|test| !test.starts_with("bare::"))
+/// The names of the tests behind rows.
+pub fn tests(rows: &[&'static Scenario]) -> Vec<&'static str> {
+    rows.iter().flat_map(|scenario| scenario.tests.iter().copied()).collect()
+}
+
+/// Is it a test of the lab, and not of the bare machine?
+pub fn is_of_lab(test: &str) -> bool {
+    !test.starts_with("bare::")
 }

@@ -8,8 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 
-use super::{Outcome, scenarios::SCENARIOS};
+use super::{
+    Outcome,
+    scenarios::{self, Scenario},
+};
 use crate::tally::Tally;
 
 /// What stands around the table in the README.
@@ -38,7 +42,7 @@ impl Cell {
 pub type Row = (String, Vec<Cell>);
 
 /// A row for each scenario.
-pub fn by_scenario(outcomes: &[Outcome]) -> Vec<Row> {
+pub fn by_scenario(scenarios: &[&Scenario], outcomes: &[Outcome]) -> Vec<Row> {
     let cell = |outcome: &Outcome, tests: &[&str]| {
         let results: Vec<_> = tests.iter().map(|test| outcome.tests.get(*test)).collect();
         if results.contains(&Some(&false)) {
@@ -51,7 +55,7 @@ pub fn by_scenario(outcomes: &[Outcome]) -> Vec<Row> {
     };
     let row =
         |claim: &str, tests: &[&str]| (claim.to_owned(), outcomes.iter().map(|outcome| cell(outcome, tests)).collect());
-    SCENARIOS.iter().map(|scenario| row(scenario.claim, scenario.tests)).collect()
+    scenarios.iter().map(|scenario| row(scenario.claim, scenario.tests)).collect()
 }
 
 /// A row for each test that ran anywhere.
@@ -95,14 +99,38 @@ pub fn count(outcome: &Outcome, wanted: &[&str]) -> Tally {
     Tally { passed, failed, ignored: 0 }
 }
 
-/// Puts the table where the README has it. A table with a cell that is not `ok` is not put there.
-pub fn write(readme: &Path, outcomes: &[Outcome]) -> Result<()> {
-    let rows = by_scenario(outcomes);
+/// Keeps what came of a kernel, for the table in the README.
+pub fn keep(folder: &Path, outcome: &Outcome) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let kept = json!({ "name": outcome.name, "release": outcome.release, "tests": outcome.tests });
+    let path = folder.join(format!("{}.json", outcome.name));
+    fs::write(&path, kept.to_string()).with_context(|| format!("write {}", path.display()))
+}
+
+/// What came of each kernel when all was run on it last, the oldest kernel first.
+fn kept(folder: &Path) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let kept: Value = serde_json::from_str(&fs::read_to_string(entry?.path())?)?;
+        let text = |field: &str| kept[field].as_str().unwrap_or_default().to_owned();
+        let tests = kept["tests"].as_object().into_iter().flatten();
+        let tests = tests.map(|(name, passed)| (name.clone(), passed == true)).collect();
+        outcomes.push(Outcome { name: text("name"), release: text("release"), tests, broken: None });
+    }
+    let numbers = |outcome: &Outcome| -> Vec<u32> { outcome.name.split('.').flat_map(str::parse).collect() };
+    outcomes.sort_by_key(numbers);
+    Ok(outcomes)
+}
+
+/// Puts the table of what is kept where the README has it. A table with a cell that is not `ok` is not put there.
+pub fn write(readme: &Path, folder: &Path) -> Result<()> {
+    let outcomes = kept(folder)?;
+    let rows = by_scenario(&scenarios::chosen(true), &outcomes);
     if rows.iter().any(|(_, cells)| cells.iter().any(|cell| *cell != Cell::Passed)) {
         bail!("not all is well: the table in {} stays as it is", readme.display());
     }
     let text = fs::read_to_string(readme).with_context(|| format!("read {}", readme.display()))?;
-    let text = replaced(&text, &shown(outcomes, &rows))
+    let text = replaced(&text, &shown(&outcomes, &rows))
         .with_context(|| format!("{BEGIN} and {END} in {}", readme.display()))?;
     fs::write(readme, text).with_context(|| format!("write {}", readme.display()))
 }
@@ -133,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_cell_is_as_good_as_the_worst_of_its_tests() {
-        let (_, cells) = by_scenario(&[outcome(&[(SCENARIOS[0].tests[0], false)]), outcome(&[])]).remove(0);
+        let rows = scenarios::chosen(true);
+        let (_, cells) = by_scenario(&rows, &[outcome(&[(rows[0].tests[0], false)]), outcome(&[])]).remove(0);
         assert_eq!(cells, [Cell::Failed, Cell::NotRun]);
     }
 
