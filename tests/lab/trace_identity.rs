@@ -53,7 +53,8 @@ fn a_container_that_lives_a_moment_is_named(lab: &Lab) -> Outcome {
     })?;
     for container in &containers {
         let lived = lifetime(lab, container.id())?;
-        expect_that("it lived a moment", lived < Duration::from_secs(1), lived)?;
+        // A tenth of a second here, where starting a program takes no time; more than one on an emulated machine.
+        expect_that("it lived a moment", lived < Duration::from_secs(4), lived)?;
         let exchanges = seen.exchanges(container);
         expect_equal("it has one exchange", exchanges.len(), 1)?;
         expect_that("its own", exchanges[0]["user_agent"] == container.name(), exchanges[0])?;

@@ -33,7 +33,8 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     always("IPv6, hop limit 1", &["trace_hop_limit::over_ipv6_a_lost_token_response_is_found_and_counted"]),
     row("IPv6, hop limit 2", &["trace_hop_limit::over_ipv6_a_hop_limit_of_two_is_enough"]),
-    always("a firewall's drop is named with its hook", &["trace_causes::a_firewall_that_drops_is_named_with_its_hook"]),
+    always("a firewall's drop is named", &["trace_causes::a_firewall_in_the_containers_own_namespace_is_named"]),
+    row("and with its hook, at each of six", &["trace_causes::a_firewall_that_drops_is_named_with_its_hook"]),
     row(
         "no route, and reverse path",
         &[
@@ -46,7 +47,6 @@ pub const SCENARIOS: &[Scenario] = &[
         "container and process are named, however brief",
         &["trace_identity::a_container_that_lives_a_moment_is_named"],
     ),
-    row("no token is written anywhere", &["trace_tokens::no_token_is_written_anywhere_when_its_response_is_lost"]),
     row("nothing is left after SIGTERM", &["trace_guest::nothing_is_left_after_sigterm"]),
     always(
         "SIGKILL: nothing is left, or the next run and `doctor --clean` remove it",
