@@ -114,11 +114,12 @@ fn run(asked: &Asked, all: bool, deadline: Option<Instant>, tally: &mut Tally) -
                 let (common, mine, bare, work) = (&common, &mine, &bare, work.path());
                 scope.spawn(move || -> Result<Outcome> {
                     let modules = image::modules(work, kernel)?;
-                    let image = image::join(work, kernel, &[common, &modules, mine])?;
+                    let image = image::join(work, &kernel.name, &[common, &modules, mine])?;
                     let machine = Run { kernel, ..machine };
                     let mut outcome = machine::run(&Run { image: &image, ..machine })?;
                     if by_name {
-                        let alone = machine::run(&Run { image: bare, ..machine })?;
+                        let image = image::join(work, &format!("{}-bare", kernel.name), &[bare, &modules])?;
+                        let alone = machine::run(&Run { image: &image, ..machine })?;
                         outcome.tests.extend(alone.tests);
                         outcome.broken = outcome.broken.or(alone.broken);
                     }

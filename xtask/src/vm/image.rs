@@ -131,13 +131,14 @@ pub fn programs(work: &Path, programs: &Programs, arguments: &Arguments<'_>) -> 
     archive(&root)
 }
 
-/// A machine that has nothing but the program, and a shell that starts it.
+/// A machine that has nothing but a kernel, its modules, the program, and a shell that starts it.
 pub fn bare(work: &Path, programs: &Programs) -> Result<PathBuf> {
     let root = work.join("bare");
     for folder in ["bin", "proc", "sys", "dev"] {
         fs::create_dir_all(root.join(folder))?;
     }
     fs::copy(setup::program("busybox").context("busybox")?, root.join("bin/busybox"))?;
+    link(&root, Path::new("/sbin/modprobe"), Path::new("/bin/busybox"))?;
     stripped(&programs.folder.join("imds-trace"), &root.join("imds-trace"))?;
     init(&root, include_str!("bare.sh"))?;
     archive(&root)
@@ -156,8 +157,8 @@ fn init(root: &Path, script: &str) -> Result<()> {
 }
 
 /// Archives one behind the other are one archive to the kernel.
-pub fn join(work: &Path, kernel: &Kernel, archives: &[&PathBuf]) -> Result<PathBuf> {
-    let path = work.join(format!("{}.cpio", kernel.name));
+pub fn join(work: &Path, name: &str, archives: &[&PathBuf]) -> Result<PathBuf> {
+    let path = work.join(format!("{name}.cpio"));
     let mut joined = File::create(&path)?;
     for archive in archives {
         io::copy(&mut File::open(archive)?, &mut joined)?;

@@ -34,7 +34,6 @@ pub const SCENARIOS: &[Scenario] = &[
     always("IPv6, hop limit 1", &["trace_hop_limit::over_ipv6_a_lost_token_response_is_found_and_counted"]),
     row("IPv6, hop limit 2", &["trace_hop_limit::over_ipv6_a_hop_limit_of_two_is_enough"]),
     always("a firewall's drop is named", &["trace_causes::a_firewall_in_the_containers_own_namespace_is_named"]),
-    row("and with its hook, at each of six", &["trace_causes::a_firewall_that_drops_is_named_with_its_hook"]),
     row(
         "no route, and reverse path",
         &[
@@ -72,7 +71,7 @@ pub const SCENARIOS: &[Scenario] = &[
     row("without CAP_SYSLOG it says what it can", &["trace_start::without_names_of_functions_a_spent_ttl_is_likely"]),
     // In a machine of its own: bare.sh.
     always(
-        "copied to a machine that has nothing else, it runs",
+        "copied to a machine with a kernel and nothing else, it runs",
         &["bare::it_says_its_version", "bare::it_looks_around", "bare::it_traces"],
     ),
 ];
