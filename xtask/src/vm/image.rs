@@ -15,8 +15,9 @@ use super::{Programs, kernel::Kernel};
 use crate::{setup, workspace};
 
 /// What the lab runs, an engine included; with the libraries that they need.
-const MACHINE: [&str; 12] = [
+const MACHINE: [&str; 13] = [
     "busybox",
+    "dash",
     "ip",
     "tc",
     "nft",
@@ -64,6 +65,9 @@ pub fn common(work: &Path) -> Result<PathBuf> {
     let busybox = fs::canonicalize(setup::program("busybox").context("busybox")?)?;
     link(&root, Path::new("/bin/busybox"), &busybox)?;
     link(&root, Path::new("/sbin/modprobe"), &busybox)?;
+    // busybox's own shell takes its applets for the programs of the same names, tc and setpriv among them.
+    let dash = fs::canonicalize(setup::program("dash").context("dash")?)?;
+    link(&root, Path::new("/bin/sh"), &dash)?;
     let extensions = PathBuf::from(format!("/usr/lib/{}-linux-gnu/xtables", std::env::consts::ARCH));
     for entry in fs::read_dir(&extensions).with_context(|| format!("list {}", extensions.display()))? {
         let path = entry?.path();

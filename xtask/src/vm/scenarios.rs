@@ -41,7 +41,6 @@ pub const SCENARIOS: &[Scenario] = &[
             "trace_causes::an_answer_that_fails_the_reverse_path_is_named",
         ],
     ),
-    row("containers are not mixed up", &["trace_identity::containers_with_the_same_process_names_are_never_mixed_up"]),
     always(
         "container and process are named, however brief",
         &["trace_identity::a_container_that_lives_a_moment_is_named"],
