@@ -148,11 +148,6 @@ fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     }
 }
 
-/// Whether a program is there by that name.
-pub fn is_there(program: &str) -> bool {
-    has(program)
-}
-
 /// Where a program is, if it is there.
 pub fn program(name: &str) -> Option<PathBuf> {
     let folders = env::var_os("PATH").unwrap_or_default();

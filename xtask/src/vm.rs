@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     thread,
     time::{Duration, Instant},
 };
@@ -180,20 +180,6 @@ fn programs() -> Result<Programs> {
     let folder = release::build(crate::demo::PROGRAMS)?;
     let lab = release::test_program("imds-trace-tests", "lab")?;
     Ok(Programs { folder, lab })
-}
-
-/// Runs a program to its end and gives what it printed.
-fn say(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .output()
-        .with_context(|| format!("run {}", workspace::shown(command)))?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("{} failed ({}): {}", workspace::shown(command), output.status, stderr.trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Where kernels and the emulator are kept unpacked: outside the checkout.

@@ -58,6 +58,20 @@ pub fn read(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitSta
     child.wait().with_context(|| format!("wait for {}", shown(command)))
 }
 
+/// Runs it to its end and gives what it printed; not succeeding is an error with what it said on stderr.
+pub fn say(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .with_context(|| format!("run {}", shown(command)))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{} failed ({}): {}", shown(command), output.status, stderr.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// What was run, as one would type it.
 pub fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();

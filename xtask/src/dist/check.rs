@@ -200,7 +200,7 @@ fn shells_accept_the_completions(made: &Made) -> Result<()> {
     let said = say(Command::new("bash").args(["-c", &ask]))?;
     ensure!(said.trim() == "--record-keep", "bash completes --record-k to {said:?}");
     for (shell, end) in [("zsh", "_imds-trace"), ("fish", ".fish")] {
-        if setup::is_there(shell) {
+        if setup::program(shell).is_some() {
             say(Command::new(shell).arg("-n").arg(made.file(end)?))?;
         }
     }

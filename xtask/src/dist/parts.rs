@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{release, toolchain, workspace};
+use crate::{
+    release, toolchain,
+    workspace::{self, say},
+};
 
 /// The kernel half's target.
 const BPF: &str = "bpfel-unknown-none";
@@ -114,14 +117,6 @@ fn beyond_crates() -> Result<Vec<(Id, Part)>> {
         (id, Part { license: text(license), description: text(description), ..Part::default() })
     };
     Ok(rows.into_iter().map(part).collect())
-}
-
-fn say(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("run {}", workspace::shown(command)))?;
-    if !output.status.success() {
-        bail!("{}: {}", workspace::shown(command), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

@@ -40,10 +40,5 @@ fn read(object: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 fn readelf(arguments: &[&str], object: &Path) -> Result<String> {
-    let output =
-        Command::new("readelf").args(arguments).arg(object).output().context("run readelf (package binutils)")?;
-    if !output.status.success() {
-        bail!("readelf: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    workspace::say(Command::new("readelf").args(arguments).arg(object)).context("readelf is in the package binutils")
 }

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{cache, say, unpack};
-use crate::workspace;
+use super::{cache, unpack};
+use crate::workspace::{self, say};
 
 /// Other suites of the mirror that this machine's packages come from. Debian 12 itself has 6.1 and 6.12.
 const OTHER_SUITES: &[&str] = &["bullseye", "bullseye-security", "bookworm-backports", "trixie", "trixie-backports"];
