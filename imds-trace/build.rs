@@ -42,8 +42,13 @@ fn build(toolchain: &toolchain::Toolchain, root: &Path, out: &Path) -> PathBuf {
     let above = out.ancestors().nth(4).unwrap_or(out);
     // With `--target` there is a folder more.
     let above = if above.ends_with(variable("TARGET")) { above.parent().unwrap_or(above) } else { above };
-    let target_dir = above.join("imds-trace-ebpf");
-    let status = toolchain.build(root, &target_dir, &variable("CARGO_CFG_TARGET_ARCH")).status();
+    let mut target_dir = above.join("imds-trace-ebpf");
+    let machine = variable("CARGO_CFG_TARGET_ARCH");
+    if variable("TARGET") != variable("HOST") {
+        // Each has other flags, and would be built anew after the other.
+        target_dir.push(&machine);
+    }
+    let status = toolchain.build(root, &target_dir, &machine).status();
     match status {
         Ok(status) if status.success() => target_dir.join(toolchain::TARGET).join("release/imds-trace"),
         Ok(_) => {

@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{release, setup, workspace};
+use crate::{arch::Arch, release, setup, workspace};
 
 /// The program, and those of the lab.
 pub const PROGRAMS: &[&str] = &["--package=imds-trace", "--package=imds-trace-tests", "--bins"];
@@ -25,7 +25,7 @@ pub fn demo() -> Result<ExitCode> {
 /// Builds what the demo takes; the command is ready to run.
 pub fn prepare() -> Result<Command> {
     println!("building imds-trace and the lab …");
-    let programs = release::build(PROGRAMS)?;
+    let programs = release::build(PROGRAMS, Arch::own()?)?;
     println!("starting the lab …");
     let mut lab = Command::new(programs.join("lab"));
     lab.arg("demo").env("IMDS_TRACE_BIN", programs.join("imds-trace")).current_dir(workspace::root());

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest, Sha256};
 
-use crate::{release, setup, workspace};
+use crate::{arch::Arch, release, setup, workspace};
 
 mod check;
 mod deb;
@@ -58,6 +58,7 @@ impl File {
 
 /// What packages are made of.
 struct Contents {
+    arch: Arch,
     /// Seconds since 1970: the commit's time.
     date: u64,
     program: Vec<u8>,
@@ -68,34 +69,36 @@ struct Contents {
     sbom: String,
 }
 
-pub fn dist() -> Result<ExitCode> {
+pub fn dist(arch: Option<Arch>) -> Result<ExitCode> {
     setup::compiler_half()?;
     setup::dist_half()?;
-    let (folder, _) = make()?;
+    let (folder, _) = make(arch.map_or_else(Arch::own, Ok)?)?;
     println!("{}", fs::read_to_string(folder.join(SUMS)).context("read the sums")?.trim_end());
     println!("all in {}", folder.display());
     Ok(ExitCode::SUCCESS)
 }
 
 /// Builds, and writes everything anew. Gives the folder, and what of it can be copied to other machines.
-fn make() -> Result<(PathBuf, Vec<String>)> {
-    let built = release::build(&["--package=imds-trace", "--bins"])?.join(NAME);
-    let folder = workspace::built("dist", "")?;
+fn make(arch: Arch) -> Result<(PathBuf, Vec<String>)> {
+    let build = |arch| Ok::<_, anyhow::Error>(release::build(&["--package=imds-trace", "--bins"], arch)?.join(NAME));
+    let built = build(arch)?;
+    let is_own = arch == Arch::own()?;
+    let folder = workspace::built(if is_own { "dist".to_owned() } else { format!("dist-{}", arch.debian()) }, "")?;
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
     }
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let program = folder.join(NAME);
-    workspace::run(Command::new("strip").arg("--strip-all").arg("-o").arg(&program).arg(&built))?;
-    let contents = contents(&program)?;
+    release::strip(&built, &program, arch)?;
+    // What the program says of its command line, only one for this machine can be asked.
+    let contents = contents(&program, &if is_own { built } else { build(Arch::own()?)? }, arch)?;
 
     let plain = contents.plain();
     for file in &plain {
         write(&folder.join(&file.path), &file.bytes)?;
     }
     let mut names: Vec<String> = plain.into_iter().map(|file| file.path).chain([NAME.to_owned()]).collect();
-    let arch = env::consts::ARCH;
-    let archive = format!("{NAME}-{VERSION}-{arch}-linux.tar.gz");
+    let archive = format!("{NAME}-{VERSION}-{}-linux.tar.gz", arch.rust());
     write(&folder.join(&archive), &tar_gz(&contents)?)?;
     names.extend([archive, deb::make(&contents, &folder)?, redhat::make(&contents, &folder)?]);
     names.sort();
@@ -103,9 +106,9 @@ fn make() -> Result<(PathBuf, Vec<String>)> {
     Ok((folder, names))
 }
 
-fn contents(program: &Path) -> Result<Contents> {
+fn contents(program: &Path, talks: &Path, arch: Arch) -> Result<Contents> {
     let date = date()?;
-    let parts = parts::linked()?;
+    let parts = parts::linked(arch)?;
     let root = workspace::root();
     let read = |path: &str| fs::read_to_string(root.join(path)).with_context(|| format!("read {path}"));
     let mut documents = Vec::new();
@@ -117,11 +120,11 @@ fn contents(program: &Path) -> Result<Contents> {
     let sbom = sbom::sbom(&parts, moment)?;
     let mut generated = Vec::new();
     let day = moment.strftime("--date=%F").to_string();
-    for kind in ask(program, &["kinds"])?.lines() {
-        generated.push((kind.to_owned(), ask(program, &[kind, &day])?));
+    for kind in ask(talks, &["kinds"])?.lines() {
+        generated.push((kind.to_owned(), ask(talks, &[kind, &day])?));
     }
     let program = fs::read(program).with_context(|| format!("read {}", program.display()))?;
-    Ok(Contents { date, program, generated, unit: read(UNIT)?, documents, sbom })
+    Ok(Contents { arch, date, program, generated, unit: read(UNIT)?, documents, sbom })
 }
 
 /// What the program says of its own command line.

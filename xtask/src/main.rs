@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod arch;
+mod cross;
+mod debian;
 mod demo;
 mod dist;
 mod lint;
@@ -51,7 +54,11 @@ enum Task {
     /// Write what the program says now of each recording beside it; `git diff` shows what changed
     Bless,
     /// Make what others get, in target/dist: one static file, completions, manual pages, .deb, .rpm, sums and list of parts
-    Dist,
+    Dist {
+        /// For another processor, e.g. arm64 (Graviton): in target/dist-arm64
+        #[arg(long)]
+        arch: Option<arch::Arch>,
+    },
     /// Run the lab's tests on other kernels, in virtual machines, and show kernels × scenarios (root)
     Vm(vm::Asked),
     /// Every test and the demo, in half an hour at most; installs what it needs
@@ -66,7 +73,7 @@ fn main() -> ExitCode {
         Task::Test { parts, filter } => test::test(&parts, &filter),
         Task::Record => record::record(),
         Task::Bless => record::bless(),
-        Task::Dist => dist::dist(),
+        Task::Dist { arch } => dist::dist(arch),
         Task::Vm(asked) => vm::vm(asked),
         Task::Ci => test::ci(),
     };

@@ -8,28 +8,23 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::workspace;
+use crate::{arch::Arch, cross::Cross, workspace};
 
-/// The C library goes into the file. Only glibc's target has a standard library everywhere, and it allows that.
+/// The C library goes into the file.
 const STATIC: &str = "-Ctarget-feature=+crt-static";
 
 /// Stands between flags in `$CARGO_ENCODED_RUSTFLAGS`.
 const BETWEEN: &str = "\x1f";
 
-/// This machine's target, whose standard library every toolchain has.
-pub fn target() -> String {
-    format!("{}-unknown-linux-gnu", env::consts::ARCH)
-}
-
 /// Builds these targets, e.g. `--package=imds-trace --bins`; says where the programs are.
-pub fn build(targets: &[&str]) -> Result<PathBuf> {
-    workspace::run(cargo("build").args(targets))?;
-    workspace::built(Path::new(&target()).join("release"), "")
+pub fn build(targets: &[&str], arch: Arch) -> Result<PathBuf> {
+    workspace::run(cargo("build", arch)?.args(targets))?;
+    workspace::built(Path::new(&arch.target()).join("release"), "")
 }
 
 /// Builds a test program of a package, and says where it is.
-pub fn test_program(package: &str, test: &str) -> Result<PathBuf> {
-    let mut cargo = cargo("test");
+pub fn test_program(package: &str, test: &str, arch: Arch) -> Result<PathBuf> {
+    let mut cargo = cargo("test", arch)?;
     cargo.args(["--no-run", "--message-format=json-render-diagnostics", "--package", package, "--test", test]);
     let mut found = None;
     let status = workspace::read(&mut cargo, |line| {
@@ -44,12 +39,27 @@ pub fn test_program(package: &str, test: &str) -> Result<PathBuf> {
     found.with_context(|| format!("cargo did not say where the test program {test} is"))
 }
 
-fn cargo(command: &str) -> Command {
-    let mut cargo = workspace::cargo([command, "--release", "--target", &target()]);
+/// Copies a program without what debuggers want.
+pub fn strip(program: &Path, to: &Path, arch: Arch) -> Result<()> {
+    workspace::run(Command::new(arch.tool("strip")).arg("--strip-all").arg("-o").arg(to).arg(program))
+}
+
+fn cargo(command: &str, arch: Arch) -> Result<Command> {
+    let mut flags = vec![STATIC.to_owned()];
+    flags.extend(without_own_paths());
+    let mut cargo = if arch == Arch::own()? {
+        workspace::cargo([command])
+    } else {
+        let cross = Cross::find(arch)?;
+        flags.extend(cross.flags());
+        let mut cargo = cross.cargo();
+        cargo.arg(command).arg("--target-dir").arg(workspace::built("", "")?).current_dir(workspace::root());
+        cargo
+    };
+    cargo.args(["--release", "--target", &arch.target()]);
     // With a target named, flags are for that alone: what runs while building (proc macros) cannot be static.
-    let flags = [STATIC.to_owned()].into_iter().chain(without_own_paths()).collect::<Vec<_>>();
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join(BETWEEN));
-    cargo
+    Ok(cargo)
 }
 
 /// Sentences of a panic name source files. Where cargo keeps them here is nobody's business, and would make files differ.

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{
+    arch::Arch,
     toolchain::{self, Compiler, LINKERS, Missing, RUSTUP_WAY},
     workspace,
 };
@@ -132,6 +133,14 @@ pub fn lab_half() -> Result<()> {
 /// What packages are made and looked at with: found, or installed.
 pub fn dist_half() -> Result<()> {
     programs(DIST_PROGRAMS)
+}
+
+/// What links programs for another processor: found, or installed.
+pub fn cross_half(arch: Arch) -> Result<()> {
+    let gnu = arch.gnu();
+    let compiler = (format!("{gnu}-gcc"), format!("gcc-{}", gnu.replace('_', "-")));
+    let library = (format!("/usr/{gnu}/lib/libc.a"), format!("libc6-dev-{}-cross", arch.debian()));
+    programs(&[(&compiler.0, &compiler.1), (&library.0, &library.1)])
 }
 
 fn programs(wanted: &[(&str, &str)]) -> Result<()> {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::{demo, dist, lint, release, setup, tally::Tally, vm, workspace};
+use crate::{arch::Arch, demo, dist, lint, release, setup, tally::Tally, vm, workspace};
 
 /// How long `ci` may take altogether before what runs is taken for hanging. It takes less than half an hour on two quiet cores.
 const CI_LIMIT: Duration = Duration::from_secs(45 * 60);
@@ -193,7 +193,7 @@ fn libtest(
 
 /// One test: memory stays flat and files stay few. It says its figures itself.
 fn endless(deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
-    let mut program = Command::new(release::build(demo::PROGRAMS)?.join("endless"));
+    let mut program = Command::new(release::build(demo::PROGRAMS, Arch::own()?)?.join("endless"));
     let status = workspace::stream(&mut program, deadline, |_| {})?;
     let why = match status {
         None => Some("did not end in time and was ended".to_owned()),

@@ -2,9 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
@@ -12,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{release, setup, tally::Tally, workspace};
+use crate::{arch::Arch, release, setup, tally::Tally, workspace};
 use kernel::Kernel;
 use machine::{Accelerator, Qemu, Run};
 
@@ -25,15 +24,15 @@ mod table;
 /// What CI runs: the long-term kernels that Debian 12 has for cloud machines.
 pub const DEFAULT: &[&str] = &["6.1", "6.12"];
 
-/// A machine that has not ended by then hangs. Under software emulation all scenarios take three minutes.
-const LIMIT: Duration = Duration::from_secs(12 * 60);
+/// Machines of a kernel that have not ended by then hang. Under software emulation all rows take some twelve minutes.
+const LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Where in the repository the table is kept.
 const README: &str = "README.md";
 
 #[derive(Args)]
 pub struct Asked {
-    /// Series of Debian's cloud kernels, e.g. 5.10 or 6.12 (fetched, unpacked, never installed)
+    /// Series of Debian's cloud kernels, e.g. 5.10, 6.12 or 6.12:arm64 (fetched, unpacked, never installed)
     #[arg(value_name = "KERNEL")]
     kernels: Vec<String>,
     /// A kernel of your own (bzImage)
@@ -88,52 +87,35 @@ fn run(asked: &Asked, all: bool, deadline: Option<Instant>, tally: &mut Tally) -
     }
     setup::lab_half()?;
     let kernels = kernels(asked)?;
-    let qemu = Qemu::find()?;
-    let programs = programs()?;
     let work = tempfile::tempdir_in(workspace::built("", "")?).context("make a folder to work in")?;
-    println!("packing what the virtual machines hold …");
-    let common = image::common(work.path())?;
     let by_name = asked.filter.is_empty();
     let rows = scenarios::chosen(all);
     let wanted = if by_name { scenarios::tests(&rows) } else { Vec::new() };
     let of_lab: Vec<&str> = wanted.iter().copied().filter(|test| scenarios::is_of_lab(test)).collect();
     let arguments = image::Arguments { tests: &of_lab, filter: &asked.filter };
-    let mine = image::programs(work.path(), &programs, &arguments)?;
-    let bare = image::bare(work.path(), &programs)?;
-    let deadline = deadline.unwrap_or_else(|| Instant::now() + LIMIT).min(Instant::now() + LIMIT);
+    let mut kinds = BTreeMap::new();
+    for kernel in &kernels {
+        if !kinds.contains_key(&kernel.arch) {
+            kinds.insert(kernel.arch, Kind::prepare(kernel, work.path(), &arguments)?);
+        }
+    }
     let started = Instant::now();
-    let Some(first) = kernels.first() else { bail!("no kernel") };
-    let machine =
-        Run { accelerator: Accelerator::Kvm, qemu: &qemu, kernel: first, image: &bare, work: work.path(), deadline };
-    let machine = Run { accelerator: Accelerator::find(&machine)?, ..machine };
-    println!("accelerator: {:?}", machine.accelerator);
-    let outcomes: Vec<Outcome> = thread::scope(|scope| {
-        let machines: Vec<_> = kernels
-            .iter()
-            .map(|kernel| {
-                let (common, mine, bare, work) = (&common, &mine, &bare, work.path());
-                scope.spawn(move || -> Result<Outcome> {
-                    let modules = image::modules(work, kernel)?;
-                    let image = image::join(work, &kernel.name, &[common, &modules, mine])?;
-                    let machine = Run { kernel, ..machine };
-                    let mut outcome = machine::run(&Run { image: &image, ..machine })?;
-                    if by_name {
-                        let image = image::join(work, &format!("{}-bare", kernel.name), &[bare, &modules])?;
-                        let alone = machine::run(&Run { image: &image, ..machine })?;
-                        outcome.tests.extend(alone.tests);
-                        outcome.broken = outcome.broken.or(alone.broken);
-                    }
-                    Ok(outcome)
-                })
-            })
-            .collect();
-        let ended = machines.into_iter().map(|machine| machine.join().unwrap_or_else(|_| bail!("a thread panicked")));
-        let outcome = |(kernel, ended): (&Kernel, Result<Outcome>)| {
-            let broken = |error| Outcome { broken: Some(format!("{error:#}")), ..Outcome::default() };
-            Outcome { name: kernel.name.clone(), ..ended.unwrap_or_else(broken) }
-        };
-        kernels.iter().zip(ended).map(outcome).collect()
-    });
+    let on = |kernel: &Kernel| -> Result<Outcome> {
+        let Kind { qemu, accelerator, common, programs, bare } = &kinds[&kernel.arch];
+        let modules = image::modules(work.path(), kernel)?;
+        let image = image::join(work.path(), &kernel.name, &[common, &modules, programs])?;
+        let deadline = deadline.unwrap_or_else(in_time).min(in_time());
+        let machine = Run { accelerator: *accelerator, qemu, kernel, image: &image, work: work.path(), deadline };
+        let mut outcome = machine::run(&machine)?;
+        if by_name {
+            let image = image::join(work.path(), &format!("{}-bare", kernel.name), &[bare, &modules])?;
+            let alone = machine::run(&Run { image: &image, ..machine })?;
+            outcome.tests.extend(alone.tests);
+            outcome.broken = outcome.broken.or(alone.broken);
+        }
+        Ok(outcome)
+    };
+    let outcomes = on_each(&kernels, on);
     let rows = if by_name { table::by_scenario(&rows, &outcomes) } else { table::by_test(&outcomes) };
     println!("\n{}", table::shown(&outcomes, &rows));
     println!("({} s)", started.elapsed().as_secs());
@@ -147,6 +129,24 @@ fn run(asked: &Asked, all: bool, deadline: Option<Instant>, tally: &mut Tally) -
         }
     }
     Ok(())
+}
+
+/// What comes of each kernel. As many at once as there are processors: emulated, a machine that must share one is so slow that its
+/// tests wait in vain.
+fn on_each(kernels: &[Kernel], on: impl Fn(&Kernel) -> Result<Outcome> + Sync) -> Vec<Outcome> {
+    let (on, at_once) = (&on, thread::available_parallelism().map_or(1, usize::from));
+    let outcome = |kernel: &Kernel, ended: thread::Result<Result<Outcome>>| {
+        let broken = |error| Outcome { broken: Some(format!("{error:#}")), ..Outcome::default() };
+        let ended = ended.unwrap_or_else(|_| bail!("a thread panicked"));
+        Outcome { name: kernel.name.clone(), ..ended.unwrap_or_else(broken) }
+    };
+    let few = |few: &[Kernel]| -> Vec<Outcome> {
+        thread::scope(|scope| {
+            let machines: Vec<_> = few.iter().map(|kernel| scope.spawn(move || on(kernel))).collect();
+            few.iter().zip(machines).map(|(kernel, machine)| outcome(kernel, machine.join())).collect()
+        })
+    };
+    kernels.chunks(at_once).flat_map(few).collect()
 }
 
 /// Where the results of whole runs are kept.
@@ -171,28 +171,48 @@ fn kernels(asked: &Asked) -> Result<Vec<Kernel>> {
 
 /// The programs under test, static, so that they run wherever there is a kernel.
 struct Programs {
+    arch: Arch,
     folder: PathBuf,
     lab: PathBuf,
 }
 
-fn programs() -> Result<Programs> {
-    println!("building imds-trace and the lab …");
-    let folder = release::build(crate::demo::PROGRAMS)?;
-    let lab = release::test_program("imds-trace-tests", "lab")?;
-    Ok(Programs { folder, lab })
-}
-
-/// Where kernels and the emulator are kept unpacked: outside the checkout.
-fn cache(name: &str) -> Result<PathBuf> {
-    let folder = crate::toolchain::cache().context("find the home folder to keep kernels in")?.join(name);
-    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    Ok(folder)
-}
-
-/// Unpacks Debian packages into a folder, without installing anything.
-fn unpack(packages: &[PathBuf], folder: &Path) -> Result<()> {
-    for package in packages {
-        workspace::run(Command::new("dpkg-deb").arg("--extract").arg(package).arg(folder))?;
+impl Programs {
+    fn build(arch: Arch) -> Result<Self> {
+        println!("building imds-trace and the lab for {} …", arch.rust());
+        let folder = release::build(crate::demo::PROGRAMS, arch)?;
+        let lab = release::test_program("imds-trace-tests", "lab", arch)?;
+        Ok(Self { arch, folder, lab })
     }
-    Ok(())
+}
+
+/// What machines of one processor have in common.
+struct Kind {
+    qemu: Qemu,
+    accelerator: Accelerator,
+    common: PathBuf,
+    programs: PathBuf,
+    bare: PathBuf,
+}
+
+impl Kind {
+    /// For a kernel, with which what accelerates it is found out.
+    fn prepare(kernel: &Kernel, work: &Path, arguments: &image::Arguments<'_>) -> Result<Self> {
+        let qemu = Qemu::find(kernel.arch)?;
+        let programs = Programs::build(kernel.arch)?;
+        println!("packing what the virtual machines hold …");
+        let source = image::Source::find(kernel.arch)?;
+        let common = image::common(work, &source)?;
+        let bare = image::bare(work, &programs, &source)?;
+        let programs = image::programs(work, &programs, arguments)?;
+        let accelerator = Accelerator::Kvm;
+        let machine = Run { accelerator, qemu: &qemu, kernel, image: &bare, work, deadline: in_time() };
+        let accelerator = Accelerator::find(&machine)?;
+        println!("{}: {accelerator:?}", kernel.arch.rust());
+        Ok(Self { qemu, accelerator, common, programs, bare })
+    }
+}
+
+/// When a machine that begins now is taken for hanging.
+fn in_time() -> Instant {
+    Instant::now() + LIMIT
 }

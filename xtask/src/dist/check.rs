@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{NAME, SUMS, VERSION, make};
-use crate::{setup, tally::Tally, workspace};
+use crate::{arch::Arch, setup, tally::Tally, workspace};
 
 /// What was made, and a folder to work in.
 struct Made {
@@ -44,7 +44,7 @@ pub fn check(filters: &[String], tally: &mut Tally) -> Result<Option<String>> {
         return Ok(Some("needs root: a .deb is installed into a folder, with root's files".to_owned()));
     }
     setup::dist_half()?;
-    let (dist, names) = make()?;
+    let (dist, names) = make(Arch::own()?)?;
     let work = workspace::built("dist-check", "")?;
     for (name, test) in TESTS {
         if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
@@ -267,7 +267,7 @@ fn rpm_reads_the_rpm(made: &Made) -> Result<()> {
 
 fn made_again_it_is_the_same(made: &Made) -> Result<()> {
     let before = fs::read_to_string(made.dist.join(SUMS))?;
-    make()?;
+    make(Arch::own()?)?;
     let after = fs::read_to_string(made.dist.join(SUMS))?;
     let differ: Vec<_> = before.lines().zip(after.lines()).filter(|(one, other)| one != other).collect();
     ensure!(before == after, "other bytes: {differ:?}");

@@ -1,14 +1,13 @@
 //! How does it become a Debian package? A staged folder, and `dpkg-deb`.
 
 use std::{
-    env,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{Contents, DESCRIPTION, File, MAINTAINER, NAME, SUMMARY, VERSION, write};
 use crate::workspace;
@@ -42,11 +41,7 @@ fi
 
 /// Writes the package into the folder and gives its name.
 pub(super) fn make(contents: &Contents, folder: &Path) -> Result<String> {
-    let arch = match env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => bail!("what Debian calls {other} is not known here"),
-    };
+    let arch = contents.arch.debian();
     let name = format!("{NAME}_{VERSION}_{arch}.deb");
     let stage = workspace::built("dist-deb", "")?;
     if stage.exists() {

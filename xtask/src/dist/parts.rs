@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::{
-    release, toolchain,
+    arch::Arch,
+    toolchain,
     workspace::{self, say},
 };
 
@@ -39,13 +40,13 @@ pub struct Part {
 /// Every part, the program itself among them.
 pub type Parts = BTreeMap<Id, Part>;
 
-pub fn linked() -> Result<Parts> {
+pub fn linked(arch: Arch) -> Result<Parts> {
     let mut parts = Parts::new();
-    tree("imds-trace", &release::target(), &mut parts)?;
+    tree("imds-trace", &arch.target(), &mut parts)?;
     tree("imds-trace-ebpf", BPF, &mut parts)?;
     describe(&mut parts)?;
     let program = parts.keys().find(|id| id.name == "imds-trace").context("cargo tree shows no imds-trace")?.clone();
-    for (id, part) in beyond_crates()? {
+    for (id, part) in beyond_crates(arch)? {
         parts.entry(program.clone()).or_default().needs.insert(id.clone());
         parts.insert(id, part);
     }
@@ -98,13 +99,21 @@ fn describe(parts: &mut Parts) -> Result<()> {
 }
 
 /// The standard libraries, and what a static program has of C.
-fn beyond_crates() -> Result<Vec<(Id, Part)>> {
+fn beyond_crates(arch: Arch) -> Result<Vec<(Id, Part)>> {
     let kernel_half = toolchain::find().map_err(anyhow::Error::msg)?.compiler.release;
-    let user_half = say(Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("--version"))?;
-    let user_half = user_half.split_whitespace().nth(1).unwrap_or_default().to_owned();
-    let glibc = say(Command::new("getconf").arg("GNU_LIBC_VERSION"))?;
-    let glibc = glibc.trim().trim_start_matches("glibc ").to_owned();
-    let gcc = say(Command::new("cc").arg("-dumpfullversion"))?.trim().to_owned();
+    let (user_half, glibc) = if arch == Arch::own()? {
+        let rustc = say(Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("--version"))?;
+        let glibc = say(Command::new("getconf").arg("GNU_LIBC_VERSION"))?;
+        let glibc = glibc.trim().trim_start_matches("glibc ").to_owned();
+        (rustc.split_whitespace().nth(1).unwrap_or_default().to_owned(), glibc)
+    } else {
+        // Debian's packages of it; the compiler is that of the kernel half.
+        let package = format!("libc6-dev-{}-cross", arch.debian());
+        let version = say(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &package]))?;
+        (kernel_half.clone(), version.split('-').next().unwrap_or_default().to_owned())
+    };
+    let gcc = if arch == Arch::own()? { "cc".to_owned() } else { arch.tool("gcc") };
+    let gcc = say(Command::new(gcc).arg("-dumpfullversion"))?.trim().to_owned();
     let rows = [
         ("rust-std", user_half, "MIT OR Apache-2.0", "Rust's standard library"),
         ("rust-core", kernel_half, "MIT OR Apache-2.0", "Rust's core library, in the kernel half"),

@@ -1,6 +1,6 @@
 //! How does it become an RPM? With the crate of that name, in the form that Amazon Linux 2 can still read.
 
-use std::{env, fs::File, path::Path};
+use std::{fs::File, path::Path};
 
 use anyhow::{Context, Result};
 use rpm::{BuildConfig, CompressionType, FileMode, FileOptions, PackageBuilder};
@@ -30,7 +30,7 @@ const AFTER_REMOVING: &str = "\
 
 /// Writes the package into the folder and gives its name.
 pub(super) fn make(contents: &Contents, folder: &Path) -> Result<String> {
-    let arch = env::consts::ARCH;
+    let arch = contents.arch.rust();
     let name = format!("{NAME}-{VERSION}-{RELEASE}.{arch}.rpm");
     let date = u32::try_from(contents.date).context("RPM's times end in 2106")?;
     let mut package = PackageBuilder::new(NAME, VERSION, "MIT OR Apache-2.0", arch, SUMMARY);

@@ -1,13 +1,10 @@
-//! Is the kernel half the same for the other machine that EC2 has, Graviton? The programs may not depend on where they are built.
+//! Is the kernel half the same for the other processor that EC2 has, Graviton? The programs may not depend on where they are built.
 
-use std::{collections::BTreeMap, env, path::Path, process::Command};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{toolchain, workspace};
-
-/// Machines whose kernels take the same instructions.
-const MACHINES: [&str; 2] = ["x86_64", "aarch64"];
+use crate::{arch::Arch, toolchain, workspace};
 
 /// Builds it for both, and compares what the kernel gets to see, section by section. Registers of the host (`pt_regs`), whose layout
 /// differs, are only described: in type information, which is left out.
@@ -15,10 +12,10 @@ pub fn same_programs() -> Result<Vec<String>> {
     let toolchain = toolchain::find().map_err(anyhow::Error::msg)?;
     let target = workspace::built("imds-trace-ebpf", "")?;
     let mut sections = Vec::new();
-    for machine in MACHINES {
-        // The host's own is what the build script has built.
-        let folder = if machine == env::consts::ARCH { target.clone() } else { target.join(machine) };
-        workspace::run(&mut toolchain.build(&workspace::root(), &folder, machine))?;
+    for arch in Arch::ALL {
+        // As build.rs keeps them.
+        let folder = if arch == Arch::own()? { target.clone() } else { target.join(arch.rust()) };
+        workspace::run(&mut toolchain.build(&workspace::root(), &folder, arch.rust()))?;
         sections.push(read(&folder.join(toolchain::TARGET).join("release/imds-trace"))?);
     }
     let [here, there] = sections.as_slice() else { bail!("two machines") };
@@ -27,7 +24,7 @@ pub fn same_programs() -> Result<Vec<String>> {
     }
     let names = here.keys().chain(there.keys().filter(|name| !here.contains_key(*name)));
     let differ = names.filter(|name| here.get(*name) != there.get(*name));
-    Ok(differ.map(|name| format!("section {name} differs between {} and {}", MACHINES[0], MACHINES[1])).collect())
+    Ok(differ.map(|name| format!("section {name} differs between processors")).collect())
 }
 
 /// Sections by name, as hexadecimal dumps.

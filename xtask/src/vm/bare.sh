@@ -16,5 +16,5 @@ try() {
     try it_looks_around doctor
     try it_traces watch --interface lo --for 1s
     echo "result $result"
-) < /dev/null > /dev/ttyS1 2>&1
+) < /dev/null > "$TESTS" 2>&1
 /bin/busybox poweroff -f

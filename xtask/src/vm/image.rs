@@ -1,7 +1,6 @@
-//! What does a virtual machine hold when it starts? One archive in memory: programs of this machine, the kernel's modules, the tests.
+//! What does a virtual machine hold when it starts? One archive in memory: programs, the kernel's modules, the tests.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::PermissionsExt,
@@ -12,7 +11,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{Programs, kernel::Kernel};
-use crate::{setup, workspace};
+use crate::{
+    arch::Arch,
+    debian::{self, Apt},
+    release, setup, workspace,
+};
 
 /// What the lab runs, an engine included; with the libraries that they need.
 const MACHINE: [&str; 13] = [
@@ -30,8 +33,13 @@ const MACHINE: [&str; 13] = [
     "docker",
     "setpriv",
 ];
+/// The packages they come in, where those of this machine are made for another processor.
+const PACKAGES: [&str; 7] = ["busybox-static", "dash", "docker.io", "iproute2", "iptables", "nftables", "util-linux"];
+/// Where programs are, below a root.
+const FOLDERS: [&str; 4] = ["usr/sbin", "usr/bin", "sbin", "bin"];
 /// Folders of modules that the lab can need; the kernel loads what it wants of them by itself.
-const MODULES: [&str; 6] = ["net", "lib", "crypto", "fs/overlayfs", "arch/x86/crypto", "drivers/net"];
+const MODULES: [&str; 7] =
+    ["net", "lib", "crypto", "fs/overlayfs", "arch/x86/crypto", "arch/arm64/crypto", "drivers/net"];
 /// Below those, what no virtual machine has.
 const NOT: [&str; 3] = ["drivers/net/ethernet", "drivers/net/wireless", "drivers/net/usb"];
 /// Where the tests are in the machine.
@@ -45,33 +53,106 @@ pub struct Arguments<'a> {
     pub filter: &'a [String],
 }
 
-/// The programs of this machine.
-pub fn common(work: &Path) -> Result<PathBuf> {
-    let root = work.join("common");
+/// Where the programs of a machine are taken from: this one, or what packages for another processor hold.
+pub struct Source {
+    arch: Arch,
+    root: PathBuf,
+}
+
+impl Source {
+    pub fn find(arch: Arch) -> Result<Self> {
+        if arch == Arch::own()? {
+            return Ok(Self { arch, root: PathBuf::from("/") });
+        }
+        let root = debian::cache("machines")?.join(arch.debian());
+        if !root.is_dir() {
+            Apt::here(arch)?.unpack_whole(&PACKAGES, &root)?;
+        }
+        Ok(Self { arch, root: root.canonicalize()? })
+    }
+
+    /// Where a program is. What is only unpacked has no alternatives set up: iptables is called by its full name.
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        let found = match self.root.parent() {
+            None => setup::program(name),
+            Some(_) => {
+                let names = [name.to_owned(), format!("{name}-nft")];
+                let mut places = FOLDERS.iter().flat_map(|folder| names.iter().map(move |name| (folder, name)));
+                let place = |(folder, name): (&&str, &String)| self.root.join(folder).join(name);
+                places.find_map(|at| Some(place(at)).filter(|path| path.is_file()))
+            }
+        };
+        found.with_context(|| format!("{name} is not there (cargo xtask setup --lab)"))
+    }
+
+    /// Where a file is in the machine: where it is below the root.
+    fn place<'a>(&self, file: &'a Path) -> &'a Path {
+        file.strip_prefix(&self.root).unwrap_or(file)
+    }
+
+    /// Copies a program, by all its names, with the loader and the libraries that it needs.
+    fn copy(&self, name: &str, to: &Path) -> Result<PathBuf> {
+        let found = self.program(name)?;
+        // A program may be a link to another, whose name it goes by.
+        let real = fs::canonicalize(&found)?;
+        let place = Path::new("/").join(self.place(&real));
+        keep(to, &real, &place)?;
+        for called in [self.place(&found).with_file_name(name), self.place(&found).to_owned()] {
+            if called != self.place(&real) {
+                link(to, &called, &place)?;
+            }
+        }
+        self.libraries(&real, to)?;
+        Ok(place)
+    }
+
+    /// The loader and the shared libraries of a program; a static one has none.
+    fn libraries(&self, program: &Path, to: &Path) -> Result<()> {
+        let read = |what: &str| workspace::say(Command::new("readelf").args(["--wide", what]).arg(program));
+        let between = |line: &str, before: &str| Some(line.split_once(before)?.1.split_once(']')?.0.to_owned());
+        let loader = read("--program-headers")?;
+        let loader = loader.lines().find_map(|line| between(line, "[Requesting program interpreter: "));
+        let needed = read("--dynamic")?;
+        let needed = needed.lines().filter(|line| line.contains("(NEEDED)")).filter_map(|line| between(line, "["));
+        let folders =
+            ["usr/local/lib".to_owned(), format!("lib/{}", self.arch.gnu()), format!("usr/lib/{}", self.arch.gnu())];
+        for name in loader.into_iter().chain(needed) {
+            // The loader is named with its path, libraries are not.
+            let mut places = match name.strip_prefix('/') {
+                Some(loader) => vec![PathBuf::from(loader)],
+                None => folders.iter().map(|folder| Path::new(folder).join(&name)).collect(),
+            }
+            .into_iter();
+            let place = places.find(|place| self.root.join(place).is_file());
+            let place = place.with_context(|| format!("{} needs {name}, which is not there", program.display()))?;
+            if !to.join(&place).exists() {
+                keep(to, &self.root.join(&place), &place)?;
+                self.libraries(&self.root.join(&place), to)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The programs of a machine.
+pub fn common(work: &Path, source: &Source) -> Result<PathBuf> {
+    let root = work.join(format!("common-{}", source.arch.debian()));
     for folder in ["bin", "sbin", "proc", "sys", "dev", "tmp", "run", "root", "etc", "var/lib"] {
         fs::create_dir_all(root.join(folder))?;
     }
     for program in MACHINE {
-        let found = setup::program(program);
-        let found = found.with_context(|| format!("{program} is not there (cargo xtask setup --lab)"))?;
-        // A program may be a link to another, whose name it goes by.
-        let real = fs::canonicalize(&found)?;
-        keep(&root, &real, &real)?;
-        if real != found {
-            link(&root, &found, &real)?;
-        }
-        libraries(&root, &real)?;
+        source.copy(program, &root)?;
     }
-    let busybox = fs::canonicalize(setup::program("busybox").context("busybox")?)?;
+    let busybox = source.copy("busybox", &root)?;
     link(&root, Path::new("/bin/busybox"), &busybox)?;
     link(&root, Path::new("/sbin/modprobe"), &busybox)?;
     // busybox's own shell takes its applets for the programs of the same names, tc and setpriv among them.
-    let dash = fs::canonicalize(setup::program("dash").context("dash")?)?;
-    link(&root, Path::new("/bin/sh"), &dash)?;
-    let extensions = PathBuf::from(format!("/usr/lib/{}-linux-gnu/xtables", std::env::consts::ARCH));
+    link(&root, Path::new("/bin/sh"), &source.copy("dash", &root)?)?;
+    let extensions = source.root.join(format!("usr/lib/{}/xtables", source.arch.gnu()));
     for entry in fs::read_dir(&extensions).with_context(|| format!("list {}", extensions.display()))? {
         let path = entry?.path();
-        keep(&root, &path, &path)?;
+        keep(&root, &path, source.place(&path))?;
+        source.libraries(&path, &root)?;
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
@@ -119,7 +200,7 @@ fn copy_modules(from: &Path, folder: &Path, to: &Path) -> Result<()> {
 
 /// The programs under test, and what they are told.
 pub fn programs(work: &Path, programs: &Programs, arguments: &Arguments<'_>) -> Result<PathBuf> {
-    let root = work.join("programs");
+    let root = work.join(format!("programs-{}", programs.arch.debian()));
     let lab = root.join(LAB);
     fs::create_dir_all(&lab)?;
     for (name, program) in [
@@ -127,7 +208,7 @@ pub fn programs(work: &Path, programs: &Programs, arguments: &Arguments<'_>) -> 
         ("imds-client", programs.folder.join("imds-client")),
         ("lab", programs.lab.clone()),
     ] {
-        stripped(&program, &lab.join(name))?;
+        release::strip(&program, &lab.join(name), programs.arch)?;
     }
     let lines = |words: &mut dyn Iterator<Item = &str>| words.map(|word| format!("{word}\n")).collect::<String>();
     fs::write(lab.join("tests"), lines(&mut arguments.tests.iter().copied()))?;
@@ -136,21 +217,16 @@ pub fn programs(work: &Path, programs: &Programs, arguments: &Arguments<'_>) -> 
 }
 
 /// A machine that has nothing but a kernel, its modules, the program, and a shell that starts it.
-pub fn bare(work: &Path, programs: &Programs) -> Result<PathBuf> {
-    let root = work.join("bare");
+pub fn bare(work: &Path, programs: &Programs, source: &Source) -> Result<PathBuf> {
+    let root = work.join(format!("bare-{}", source.arch.debian()));
     for folder in ["bin", "proc", "sys", "dev"] {
         fs::create_dir_all(root.join(folder))?;
     }
-    fs::copy(setup::program("busybox").context("busybox")?, root.join("bin/busybox"))?;
+    fs::copy(source.program("busybox")?, root.join("bin/busybox"))?;
     link(&root, Path::new("/sbin/modprobe"), Path::new("/bin/busybox"))?;
-    stripped(&programs.folder.join("imds-trace"), &root.join("imds-trace"))?;
+    release::strip(&programs.folder.join("imds-trace"), &root.join("imds-trace"), programs.arch)?;
     init(&root, include_str!("bare.sh"))?;
     archive(&root)
-}
-
-/// Without what a debugger wants, which would be half of all that the machine holds.
-fn stripped(program: &Path, to: &Path) -> Result<()> {
-    workspace::run(Command::new("strip").arg("--strip-all").arg("-o").arg(to).arg(program))
 }
 
 /// The first process.
@@ -187,17 +263,6 @@ fn link(root: &Path, place: &Path, target: &Path) -> Result<()> {
     }
     if !place.exists() {
         std::os::unix::fs::symlink(target, &place).with_context(|| format!("link {}", place.display()))?;
-    }
-    Ok(())
-}
-
-/// The loader and the shared libraries of a program; a static one has none.
-fn libraries(root: &Path, program: &Path) -> Result<()> {
-    let output = Command::new("ldd").arg(program).stdin(Stdio::null()).output().context("run ldd")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let paths: BTreeSet<&Path> = text.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new).collect();
-    for path in paths {
-        keep(root, path, path)?;
     }
     Ok(())
 }

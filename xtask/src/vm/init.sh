@@ -23,5 +23,5 @@ if [ -s /opt/lab/tests ]; then export IMDS_LAB_TESTS=/opt/lab/tests; fi
     cd /opt/lab
     ./lab --color never "$@"
     echo "result $?"
-) < /dev/null > /dev/ttyS1 2>&1
+) < /dev/null > "$TESTS" 2>&1
 poweroff -f

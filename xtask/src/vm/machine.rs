@@ -13,8 +13,12 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Outcome, cache, kernel::Kernel, unpack};
-use crate::{toolchain, workspace};
+use super::{Outcome, kernel::Kernel};
+use crate::{
+    arch::Arch,
+    debian::{self, Apt},
+    toolchain, workspace,
+};
 
 /// Processors and memory of a machine: the engine's files and its containers all lie in memory.
 const SIZE: [&str; 4] = ["-smp", "2", "-m", "2G"];
@@ -30,7 +34,7 @@ const BEYOND_HELP: [&str; 6] = [
 ];
 
 /// No AppArmor: an engine would ask for a program that loads profiles.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic quiet cryptomgr.notests apparmor=0";
+const COMMAND_LINE: &str = "panic=-1 oops=panic quiet cryptomgr.notests apparmor=0";
 
 /// With KVM, a bare machine has done all it does in five seconds.
 const FIRST_WORD: Duration = Duration::from_secs(15);
@@ -38,8 +42,9 @@ const FIRST_WORD: Duration = Duration::from_secs(15);
 /// Lines of its log that are shown of a machine that broke.
 const SHOWN: usize = 40;
 
-/// The emulator.
+/// The emulator of a processor.
 pub struct Qemu {
+    arch: Arch,
     program: PathBuf,
     /// Where its files are, and its libraries, if it is not installed.
     unpacked: Option<PathBuf>,
@@ -47,56 +52,69 @@ pub struct Qemu {
 
 impl Qemu {
     /// The one that is installed; else Debian's, fetched and unpacked beside the system: installing it can remove other packages.
-    pub fn find() -> Result<Self> {
-        let name = format!("qemu-system-{}", std::env::consts::ARCH);
+    pub fn find(arch: Arch) -> Result<Self> {
+        let name = format!("qemu-system-{}", arch.rust());
         if let Some(program) = toolchain::on_path(&name) {
-            return Ok(Self { program, unpacked: None });
+            return Ok(Self { arch, program, unpacked: None });
         }
-        let folder = cache("qemu")?.join("unpacked");
+        let package = match arch {
+            Arch::X86_64 => "qemu-system-x86",
+            Arch::Aarch64 => "qemu-system-arm",
+        };
+        let folder = debian::cache("qemu")?.join(package);
         if !folder.is_dir() {
-            fetch(&folder)?;
+            Apt::Own.unpack_whole(&[package], &folder)?;
         }
         let program = folder.join("usr/bin").join(&name);
         if !program.is_file() {
             bail!("{name} is not in the packages that were fetched: install it");
         }
-        Ok(Self { program, unpacked: Some(folder) })
+        Ok(Self { arch, program, unpacked: Some(folder) })
     }
 
-    fn command(&self) -> Command {
+    fn command(&self) -> Result<Command> {
         let mut command = Command::new(&self.program);
         if let Some(folder) = &self.unpacked {
-            let libraries = folder.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
-            command.env("LD_LIBRARY_PATH", libraries);
+            command.env("LD_LIBRARY_PATH", folder.join("usr/lib").join(Arch::own()?.gnu()));
             for files in ["usr/share/qemu", "usr/share/seabios"] {
                 command.arg("-L").arg(folder.join(files));
             }
         }
-        command
+        Ok(command)
     }
-}
 
-fn fetch(folder: &Path) -> Result<()> {
-    println!("fetching qemu-system-x86");
-    let archives = tempfile::tempdir_in(cache("qemu")?)?;
-    fs::create_dir(archives.path().join("partial"))?;
-    let mut download = Command::new("apt-get");
-    download.args([
-        "-qq",
-        "--yes",
-        "--no-install-recommends",
-        "--download-only",
-        "-o",
-        "APT::Sandbox::User=root",
-        "-o",
-    ]);
-    download.arg(format!("Dir::Cache::archives={}", archives.path().display())).args(["install", "qemu-system-x86"]);
-    workspace::run(download.stdin(Stdio::null()))?;
-    let packages = fs::read_dir(archives.path())?.filter_map(|entry| Some(entry.ok()?.path()));
-    let packages: Vec<PathBuf> = packages.filter(|path| path.extension().is_some_and(|kind| kind == "deb")).collect();
-    let unpacked = archives.path().join("unpacked");
-    unpack(&packages, &unpacked)?;
-    fs::rename(&unpacked, folder).context("keep qemu")
+    /// The machine it is, and where its kernel and its tests say what they say: on two lines.
+    fn machine(&self, log: &Path) -> Vec<String> {
+        let log = format!("file:{}", log.display());
+        let words: &[&str] = match self.arch {
+            // The microvm machine hangs at random.
+            Arch::X86_64 => &["-M", "pc", "-cpu", "max", "-serial", &log, "-serial", "stdio"],
+            // It has one serial line. Signed pointers are half the work of emulating it, unless they are signed badly.
+            Arch::Aarch64 => &[
+                "-M",
+                "virt",
+                "-cpu",
+                "max,pauth-impdef=on",
+                "-serial",
+                &log,
+                "-device",
+                "virtio-serial-pci",
+                "-chardev",
+                "stdio,id=tests,signal=off",
+                "-device",
+                "virtconsole,chardev=tests",
+            ],
+        };
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    /// What the kernel is told: where to say what it says, and, for the first process, where that does.
+    fn lines(&self) -> &'static str {
+        match self.arch {
+            Arch::X86_64 => "console=ttyS0 TESTS=/dev/ttyS1",
+            Arch::Aarch64 => "console=ttyAMA0 TESTS=/dev/hvc0",
+        }
+    }
 }
 
 /// A machine to run.
@@ -128,7 +146,8 @@ impl Accelerator {
     pub fn find(trial: &Run<'_>) -> Result<Self> {
         let until = (Instant::now() + FIRST_WORD).min(trial.deadline);
         let kvm = Run { accelerator: Self::Kvm, deadline: until, ..*trial };
-        let works = Path::new("/dev/kvm").exists() && !run(&kvm)?.release.is_empty();
+        let own = trial.kernel.arch == Arch::own()?;
+        let works = own && Path::new("/dev/kvm").exists() && !run(&kvm)?.release.is_empty();
         Ok(if works { Self::Kvm } else { Self::Emulated })
     }
 
@@ -145,24 +164,12 @@ pub fn run(asked: &Run<'_>) -> Result<Outcome> {
     let log = asked.work.join(format!("{}.log", asked.kernel.name));
     File::create(&log)?;
     let errors = asked.work.join(format!("{}.qemu", asked.kernel.name));
-    let mut qemu = asked.qemu.command();
-    // The microvm machine hangs at random. No network, no disk: nothing of this machine is within its reach.
-    qemu.args([
-        "-accel",
-        asked.accelerator.words(),
-        "-cpu",
-        "max",
-        "-M",
-        "pc",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ])
-    .args(SIZE);
-    qemu.args(["-display", "none", "-monitor", "none", "-nic", "none"]);
-    qemu.arg("-serial").arg(format!("file:{}", log.display())).args(["-serial", "stdio"]);
+    let mut qemu = asked.qemu.command()?;
+    // No network, no disk: nothing of this machine is within its reach.
+    qemu.args(["-accel", asked.accelerator.words(), "-nodefaults", "-no-user-config", "-no-reboot"]).args(SIZE);
+    qemu.args(["-display", "none", "-monitor", "none", "-nic", "none"]).args(asked.qemu.machine(&log));
     qemu.arg("-kernel").arg(&asked.kernel.image).arg("-initrd").arg(asked.image);
-    qemu.args(["-append", COMMAND_LINE]);
+    qemu.arg("-append").arg(format!("{} {COMMAND_LINE}", asked.qemu.lines()));
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
     let mut child = qemu.spawn().with_context(|| format!("run {}", workspace::shown(&qemu)))?;
     let mut outcome = Outcome::default();

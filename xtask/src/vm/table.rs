@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     Outcome,
+    kernel::numbers,
     scenarios::{self, Scenario},
 };
 use crate::tally::Tally;
@@ -107,7 +108,7 @@ pub fn keep(folder: &Path, outcome: &Outcome) -> Result<()> {
     fs::write(&path, kept.to_string()).with_context(|| format!("write {}", path.display()))
 }
 
-/// What came of each kernel when all was run on it last, the oldest kernel first.
+/// What came of each kernel when all was run on it last, this machine's processor and the oldest kernel first.
 fn kept(folder: &Path) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
@@ -117,8 +118,8 @@ fn kept(folder: &Path) -> Result<Vec<Outcome>> {
         let tests = tests.map(|(name, passed)| (name.clone(), passed == true)).collect();
         outcomes.push(Outcome { name: text("name"), release: text("release"), tests, broken: None });
     }
-    let numbers = |outcome: &Outcome| -> Vec<u32> { outcome.name.split('.').flat_map(str::parse).collect() };
-    outcomes.sort_by_key(numbers);
+    let is_of_other = |outcome: &Outcome| outcome.name.contains(':');
+    outcomes.sort_by_key(|outcome: &Outcome| (is_of_other(outcome), numbers(&outcome.name)));
     Ok(outcomes)
 }
 
