@@ -32,6 +32,9 @@ const FORWARDS: [&str; 2] = ["ip_forward", "ip6_forward"];
 const SPENT_REASON: &str = "IP_INHDR";
 /// Functions that drop for netfilter, by prefix.
 const NETFILTER: [&str; 5] = ["nf_", "nft_", "ipt_", "ip6t_", "xt_"];
+/// Where an IPv4 packet's route is looked for. What is dropped there mostly came by an interface that does not lead back, which
+/// kernels before 5.17 do not say.
+const CAME_BY_ANOTHER: &str = "ip_rcv_finish_core";
 /// Functions that drop what has no route, by prefix.
 const NO_ROUTE: [&str; 2] = ["ip_error", "ip6_pkt_drop"];
 /// Reasons that say so.
@@ -64,7 +67,7 @@ pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
         Cause::Spent
     } else if reason == "NETFILTER_DROP" || begins(&NETFILTER) {
         Cause::Netfilter
-    } else if reason == "IP_RPFILTER" {
+    } else if reason == "IP_RPFILTER" || (reason.is_empty() && function == CAME_BY_ANOTHER) {
         Cause::ReversePath
     } else if NO_NEIGHBOUR_REASONS.contains(&reason) || begins(&NO_NEIGHBOUR) {
         Cause::NoNeighbour

@@ -1,7 +1,7 @@
 //! Was an answer dropped because the way back to IMDS is another than the one that it came by?
 
 use super::drops::{Cause, failed};
-use super::{Case, Rule, Severity, Verdict};
+use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::net::Heading;
 use crate::printable::shell_word;
 
@@ -32,6 +32,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             case.whose(drop.netns)
         ),
     );
+    if drop.reason.is_none() {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary += " (This kernel gives no reasons; it was dropped where its route was looked for.)";
+    }
     let enter = case.enter(drop.netns);
     // With slashes: an interface's name may have dots.
     let setting = shell_word(&format!("net/ipv4/conf/{interface}/rp_filter=2"));
