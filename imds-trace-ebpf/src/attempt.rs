@@ -3,13 +3,14 @@
 
 use core::ptr::addr_of_mut;
 
-use aya_ebpf::{bindings::bpf_sock_addr, helpers::generated::bpf_get_current_task, programs::SockAddrContext};
+use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use imds_trace_ebpf::record::kind;
 
 use crate::{
     drop::read,
     emit, global,
     global::offset,
+    socket::{address, initial_ttl},
     task::{self, ConnectWithTask},
 };
 
@@ -25,7 +26,7 @@ pub fn observe_v4(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the kernel hands the program a valid context.
     let (address, port, protocol) = unsafe { ((*to).user_ip4, (*to).user_port, (*to).protocol) };
     if protocol == IPPROTO_TCP && global::is_endpoint_v4(address) {
-        record(4, [address, 0, 0, 0], port);
+        record(to, 4, [address, 0, 0, 0], port);
     }
     PROCEED
 }
@@ -46,7 +47,7 @@ pub fn observe_v6(ctx: &SockAddrContext) -> i32 {
     let is_watched = if mapped { global::is_endpoint_v4(address[0]) } else { global::is_endpoint_v6(&address) };
     // In one place: `record` is inlined, and would cost the verifier twice.
     if is_watched {
-        record(version, address, port);
+        record(to, version, address, port);
     }
     PROCEED
 }
@@ -67,7 +68,7 @@ fn address_v6(to: *mut bpf_sock_addr) -> [u32; 4] {
 }
 
 #[inline(always)]
-fn record(version: u8, destination: [u32; 4], port: u32) {
+fn record(ctx: *mut bpf_sock_addr, version: u8, destination: [u32; 4], port: u32) {
     let Some(mut entry) = emit::reserve::<ConnectWithTask>() else {
         return;
     };
@@ -80,25 +81,16 @@ fn record(version: u8, destination: [u32; 4], port: u32) {
     unsafe {
         let connect = addr_of_mut!((*to).connect);
         addr_of_mut!((*connect).header).write(emit::header(kind::ATTEMPT, size_of::<ConnectWithTask>()));
-        addr_of_mut!((*connect).socket).write(0);
+        let sk = address((*ctx).__bindgen_anon_1.sk.cast(), addr_of_mut!((*connect).socket));
+        let net: *const u8 = offset!(skc_net).and_then(|at| read(sk, at)).unwrap_or(core::ptr::null());
         addr_of_mut!((*connect).destination).write(bytes);
-        addr_of_mut!((*connect).netns).write(netns().unwrap_or(0));
+        addr_of_mut!((*connect).netns).write(offset!(net_inum).and_then(|at| read(net, at)).unwrap_or(0));
         addr_of_mut!((*connect).destination_port).write(u16::from_be(port as u16));
         addr_of_mut!((*connect).version).write(version);
-        addr_of_mut!((*connect).ttl).write(0);
+        addr_of_mut!((*connect).ttl).write(initial_ttl(sk, net, version).unwrap_or(0));
         task::name(connect);
         task::describe(addr_of_mut!((*to).task));
     }
     entry.submit(0);
     task::told();
-}
-
-/// The network namespace that the task is in; a socket is mostly in its task's.
-#[inline(always)]
-fn netns() -> Option<u32> {
-    // SAFETY: the helper takes nothing.
-    let task = unsafe { bpf_get_current_task() } as *const u8;
-    let nsproxy: *const u8 = read(task, offset!(task_nsproxy)?)?;
-    let net: *const u8 = read(nsproxy, offset!(nsproxy_net_ns)?)?;
-    read(net, offset!(net_inum)?)
 }

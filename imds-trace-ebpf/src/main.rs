@@ -13,8 +13,8 @@ mod task;
 
 mod programs {
     use aya_ebpf::{
-        macros::{cgroup_sock_addr, classifier, raw_tracepoint},
-        programs::{RawTracePointContext, SockAddrContext, TcContext},
+        macros::{cgroup_sock_addr, classifier, raw_tracepoint, sock_ops},
+        programs::{RawTracePointContext, SockAddrContext, SockOpsContext, TcContext},
     };
     use imds_trace_ebpf::record::direction;
 
@@ -52,6 +52,12 @@ mod programs {
     #[cgroup_sock_addr(connect6)]
     pub fn imds_connect6(ctx: SockAddrContext) -> i32 {
         crate::attempt::observe_v6(&ctx)
+    }
+
+    /// What TCP sockets do.
+    #[sock_ops]
+    pub fn imds_sock_ops(ctx: SockOpsContext) -> u32 {
+        crate::socket::observe_ops(&ctx)
     }
 }
 

@@ -27,9 +27,11 @@ pub mod kind {
     pub const CONNECTED: u32 = 5;
     /// A [`super::IcmpError`].
     pub const ICMP_ERROR: u32 = 6;
-    /// A [`super::Connect`] and a [`super::Task`], of a task that is about to connect: no route was asked for yet, so its socket and
-    /// TTL are 0. What is known of the task comes with this record, not again with the [`CONNECT`] that follows.
+    /// A [`super::Connect`] and a [`super::Task`], of a task that is about to connect: no route was asked for yet. What is known of
+    /// the task comes with this record, not again with the [`CONNECT`] that follows.
     pub const ATTEMPT: u32 = 7;
+    /// A [`super::Connected`] of a socket whose SYN is about to be sent: it is not established, and has no error, yet.
+    pub const SENDING: u32 = 8;
 }
 
 /// Values of [`Packet::direction`], relative to the interface.
@@ -58,6 +60,8 @@ pub mod name {
     pub const CONNECT4: &str = "imds_connect4";
     /// cgroup program on connect() to an IPv6 address.
     pub const CONNECT6: &str = "imds_connect6";
+    /// cgroup program on what TCP sockets do.
+    pub const SOCK_OPS: &str = "imds_sock_ops";
     /// Global: [`super::Endpoints`].
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Global: [`super::Offsets`].
@@ -221,7 +225,7 @@ pub struct Connect {
     pub uid: u32,
     /// Group, in the initial user namespace.
     pub gid: u32,
-    /// Network namespace (inode number) of the socket; of the task in an attempt.
+    /// Network namespace (inode number) of the socket.
     pub netns: u32,
     /// Pid namespace (inode number) of the process; 0 if not known.
     pub pid_namespace: u32,
@@ -318,8 +322,8 @@ impl Default for Task {
     }
 }
 
-/// A connecting socket left SYN_SENT ([`kind::CONNECTED`]), for ESTABLISHED or for CLOSE. Says nothing about a task: this runs in
-/// whatever task the packet interrupted.
+/// A connecting socket has its port and is about to send its SYN ([`kind::SENDING`]), or left SYN_SENT ([`kind::CONNECTED`]), for
+/// ESTABLISHED or for CLOSE. Says nothing about a task: the latter runs in whatever task the packet interrupted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Connected {

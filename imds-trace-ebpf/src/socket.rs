@@ -1,8 +1,12 @@
 //! Who connects to a watched endpoint? The task is read where it is certain, the port where it is chosen.
+//!
+//! The tracepoint alone does not do: since Linux 7.0 a task can be preempted in it, and until that task goes on no other one on its
+//! processor gets this program run (`recursion_misses` in its fdinfo). Programs of cgroups know no such thing. So the socket is
+//! named in the attempt already, and what its SYN will say is told from there, too; the tracepoint then repeats it.
 
 use core::ptr::addr_of_mut;
 
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::programs::{RawTracePointContext, SockOpsContext};
 use imds_trace_ebpf::record::{Connect, Connected, kind};
 
 use crate::{
@@ -16,6 +20,11 @@ use crate::{
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
+
+/// What a socket of a cgroup does, `include/uapi/linux/bpf.h`: it is about to send its SYN.
+const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
+/// What such a program gives; with its answer left alone, the kernel goes on as without it.
+const DONE: u32 = 1;
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -127,7 +136,7 @@ unsafe fn write(to: *mut Connect, sk: *const u8, net: *const u8, ends: &Ends, le
 
 /// The TTL that the socket's packets start with: its own setting, else its namespace's.
 #[inline(always)]
-fn initial_ttl(sk: *const u8, net: *const u8, version: u8) -> Option<u8> {
+pub fn initial_ttl(sk: *const u8, net: *const u8, version: u8) -> Option<u8> {
     if version == 4 {
         let own: i16 = read(sk, offset!(inet_uc_ttl)?)?;
         if own >= 0 {
@@ -149,28 +158,81 @@ fn initial_ttl(sk: *const u8, net: *const u8, version: u8) -> Option<u8> {
 /// SYN_SENT to ESTABLISHED or CLOSE: the port and the initial sequence number are known now.
 #[inline(always)]
 fn connected(sk: *const u8, new: u32) -> Option<()> {
-    let ends = ends(sk)?;
-    let net: *const u8 = read(sk, offset!(skc_net)?)?;
     // Established: everything up to the SYN is acknowledged. Given up: nothing was ever queued behind the SYN.
     let after_syn: u32 =
         if new == TCP_ESTABLISHED { read(sk, offset!(tcp_snd_una)?)? } else { read(sk, offset!(tcp_write_seq)?)? };
-    let source_port: u16 = read(sk, offset!(inet_sport)?)?;
+    let mut connected = described(sk, kind::CONNECTED, after_syn.wrapping_sub(1))?;
+    connected.established = u8::from(new == TCP_ESTABLISHED);
+    connected.error = offset!(sk_err).and_then(|at| read::<u32>(sk, at)).unwrap_or(0) as u16;
     let mut entry = emit::reserve::<Connected>()?;
-    let connected = Connected {
-        header: emit::header(kind::CONNECTED, size_of::<Connected>()),
-        socket: sk as u64,
-        source: ends.source,
-        destination: ends.destination,
-        isn: after_syn.wrapping_sub(1),
-        source_port: u16::from_be(source_port),
-        destination_port: ends.destination_port,
-        netns: offset!(net_inum).and_then(|at| read(net, at)).unwrap_or(0),
-        version: ends.version,
-        established: u8::from(new == TCP_ESTABLISHED),
-        error: offset!(sk_err).and_then(|at| read::<u32>(sk, at)).unwrap_or(0) as u16,
-    };
     // SAFETY: the entry has room for one `Connected`.
     unsafe { emit::place(&mut entry).write(connected) };
     entry.submit(0);
     Some(())
+}
+
+/// Looks at what a socket of a cgroup does: a SYN is about to be sent. Never answers anything, so nothing goes another way by it.
+#[inline(always)]
+pub fn observe_ops(ctx: &SockOpsContext) -> u32 {
+    if ctx.op() == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        let _ = sending(ctx);
+    }
+    DONE
+}
+
+#[inline(always)]
+fn sending(ctx: &SockOpsContext) -> Option<()> {
+    // SAFETY: the kernel hands the program a valid context.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    let mut entry = emit::reserve::<Connected>()?;
+    let to = emit::place(&mut entry);
+    // SAFETY: the entry has room for one `Connected`.
+    let sk = unsafe { address(sk.cast(), addr_of_mut!((*to).socket)) };
+    // The SYN takes this number.
+    let next = offset!(tcp_write_seq).and_then(|at| read::<u32>(sk, at));
+    match next.and_then(|next| described(sk, kind::SENDING, next)) {
+        Some(connected) => {
+            // SAFETY: as above.
+            unsafe { to.write(connected) };
+            entry.submit(0);
+        }
+        None => entry.discard(0),
+    }
+    Some(())
+}
+
+/// The address of a socket as a number, by way of `memory`: the verifier lets nobody calculate with such a pointer.
+///
+/// # Safety
+/// `memory` must be a record's.
+#[inline(always)]
+pub unsafe fn address(sk: *const u8, memory: *mut u64) -> *const u8 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        memory.write_volatile(sk as u64);
+        memory.read_volatile() as *const u8
+    }
+}
+
+#[inline(always)]
+fn described(sk: *const u8, kind: u32, isn: u32) -> Option<Connected> {
+    let ends = ends(sk)?;
+    let net: *const u8 = read(sk, offset!(skc_net)?)?;
+    let source_port: u16 = read(sk, offset!(inet_sport)?)?;
+    Some(Connected {
+        header: emit::header(kind, size_of::<Connected>()),
+        socket: sk as u64,
+        source: ends.source,
+        destination: ends.destination,
+        isn,
+        source_port: u16::from_be(source_port),
+        destination_port: ends.destination_port,
+        netns: offset!(net_inum).and_then(|at| read(net, at)).unwrap_or(0),
+        version: ends.version,
+        established: 0,
+        error: 0,
+    })
 }

@@ -70,7 +70,7 @@ pub enum Record<'a> {
     Attempt(&'a record::Connect, Option<&'a record::Task>),
     /// A connect. Without its task where the attempt told of it.
     Connect(&'a record::Connect, Option<&'a record::Task>),
-    /// The port of one.
+    /// The port of one, about to be used or used.
     Connected(&'a record::Connected),
 }
 
@@ -157,9 +157,9 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
         }
         Record::Attempt(attempt, task) => said(attempt.header.at, Said::Attempting(connecting(attempt, task))),
         Record::Connect(connect, task) => said(connect.header.at, Said::Connecting(connecting(connect, task))),
-        Record::Connected(connected) => said(
-            connected.header.at,
-            Said::Connected(Connected {
+        Record::Connected(connected) => {
+            let is_sending = connected.header.kind == record::kind::SENDING;
+            let socket = Connected {
                 socket: connected.socket,
                 source: end(connected.version, connected.source, connected.source_port),
                 destination: end(connected.version, connected.destination, connected.destination_port),
@@ -167,8 +167,9 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 netns: Netns(connected.netns),
                 established: connected.established == 1,
                 error: (connected.error != 0).then_some(connected.error),
-            }),
-        ),
+            };
+            said(connected.header.at, if is_sending { Said::Sending(socket) } else { Said::Connected(socket) })
+        }
     }
 }
 

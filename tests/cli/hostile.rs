@@ -38,7 +38,11 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
                     container.labels = std::sync::Arc::new([(EVIL.to_owned(), EVIL.to_owned())].into());
                 }
                 Said::LinkLocalExceeded { interface, .. } => *interface = EVIL.into(),
-                Said::Connected(_) | Said::ContainerGone { .. } | Said::Uplinks { .. } | Said::InHdrErrors { .. } => {}
+                Said::Connected(_)
+                | Said::Sending(_)
+                | Said::ContainerGone { .. }
+                | Said::Uplinks { .. }
+                | Said::InHdrErrors { .. } => {}
             },
             Input::Observation(observation) => {
                 if let Some(Head::Request(head)) = observation.heads.first_mut() {

@@ -35,10 +35,6 @@ pub struct Offsets {
     pub dev_net: u32,
     /// `net.ns.inum`
     pub net_inum: u32,
-    /// `task_struct.nsproxy`
-    pub task_nsproxy: u32,
-    /// `nsproxy.net_ns`
-    pub nsproxy_net_ns: u32,
     /// `task_struct.group_leader`
     pub task_group_leader: u32,
     /// `task_struct.real_parent`
@@ -165,8 +161,6 @@ impl Offsets {
             dev_name: A,
             dev_net: A,
             net_inum: A,
-            task_nsproxy: A,
-            nsproxy_net_ns: A,
             task_group_leader: A,
             task_real_parent: A,
             task_tgid: A,

@@ -28,6 +28,8 @@ pub enum Said {
     /// The kernel: it found one, and the SYN is about to be sent.
     Connecting(Connecting),
     /// The kernel: that socket has a port and a first sequence number now.
+    Sending(Connected),
+    /// The kernel: the same, and it was established or gave up.
     Connected(Connected),
     /// /proc: more about a process that connects.
     Process(ProcessDetail),
@@ -71,7 +73,7 @@ pub enum Said {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connecting {
     /// The socket's address in the kernel: a name for it while it lives. Written to recordings as a number that means nothing
-    /// outside the run. 0 in an attempt.
+    /// outside the run. 0 in attempts of older recordings.
     pub socket: u64,
     /// Where to.
     pub destination: Endpoint,
@@ -146,7 +148,7 @@ pub fn path(names: &str, cut: bool) -> String {
     secret::mask(&format!("{begin}/{}", names.join("/")))
 }
 
-/// A connecting socket got its port.
+/// A connecting socket with its port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connected {
     /// As in [`Connecting::socket`].

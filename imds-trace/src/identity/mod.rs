@@ -224,6 +224,10 @@ impl Directory {
         match &fact.said {
             Said::Attempting(attempt) => self.sockets.attempting(fact.at, attempt),
             Said::Connecting(connecting) => self.sockets.connecting(fact.at, connecting),
+            Said::Sending(socket) => {
+                self.sockets.sending(socket);
+                0
+            }
             Said::Connected(connected) => {
                 self.sockets.connected(fact.at, connected);
                 0

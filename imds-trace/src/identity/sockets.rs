@@ -34,6 +34,8 @@ pub struct Socket {
     error: Option<u16>,
     /// How long the connect took to fail.
     failed_after: Option<Duration>,
+    /// Its SYN was about to be sent: the kernel had a route for it.
+    went_on: bool,
     /// Under which first sequence number and addresses it is entered.
     keys: Option<(Isn, Ends)>,
 }
@@ -167,6 +169,9 @@ impl Sockets {
         let (number, evicted) = self.enter(at, task);
         self.attempting.insert(task.tid, number);
         self.attempts.push_back(Attempt { at, tid: task.tid, number, gave_up: false });
+        if task.socket != 0 {
+            self.connecting.insert(task.socket, number);
+        }
         evicted
     }
 
@@ -199,6 +204,9 @@ impl Sockets {
                 (number, evicted)
             }
         };
+        if let Some(socket) = self.all.get_mut(&number) {
+            socket.went_on = true;
+        }
         self.connecting.insert(task.socket, number);
         evicted
     }
@@ -214,7 +222,7 @@ impl Sockets {
         let told = latest.map(|latest| Rc::clone(&latest.told)).filter(|told| **told == task.told);
         let told = told.unwrap_or_else(|| Rc::new(task.told.clone()));
         let task = Connecting { told: Told::default(), ..task.clone() };
-        let socket = Socket { at, task, told, detail, error: None, failed_after: None, keys: None };
+        let socket = Socket { at, task, told, detail, error: None, failed_after: None, went_on: false, keys: None };
         self.all.insert(number, Box::new(socket));
         self.order.push_back(number);
         let mut evicted = 0;
@@ -263,8 +271,7 @@ impl Sockets {
             if self.attempting.get(&tid) == Some(&number) {
                 self.attempting.remove(&tid);
             }
-            // One that went on has its socket by now.
-            let Some(socket) = self.all.get(&number).filter(|socket| gave_up || socket.task.socket == 0) else {
+            let Some(socket) = self.all.get(&number).filter(|socket| gave_up || !socket.went_on) else {
                 continue;
             };
             return Some((number, at, socket.task.destination));
@@ -273,16 +280,24 @@ impl Sockets {
     }
 
     /// A socket got its port.
+    pub fn sending(&mut self, socket: &Connected) {
+        let Some(number) = self.connecting.get(&socket.socket).copied() else { return };
+        let keys = ((socket.isn, socket.destination), (socket.source, socket.destination));
+        if let Some(known) = self.all.get_mut(&number) {
+            known.went_on = true;
+            known.keys = Some(keys);
+        }
+        self.by_isn.insert(keys.0, number);
+        self.by_flow.insert(keys.1, number);
+    }
+
+    /// A socket got its port, if it did not have it before, and was established or gave up.
     pub fn connected(&mut self, at: Timestamp, socket: &Connected) {
-        if let Some(number) = self.connecting.remove(&socket.socket) {
-            let keys = ((socket.isn, socket.destination), (socket.source, socket.destination));
-            if let Some(known) = self.all.get_mut(&number) {
-                known.keys = Some(keys);
-                known.error = socket.error;
-                known.failed_after = (!socket.established).then(|| at.since(known.at));
-            }
-            self.by_isn.insert(keys.0, number);
-            self.by_flow.insert(keys.1, number);
+        self.sending(socket);
+        let number = self.connecting.remove(&socket.socket);
+        if let Some(known) = number.and_then(|number| self.all.get_mut(&number)) {
+            known.error = socket.error;
+            known.failed_after = (!socket.established).then(|| at.since(known.at));
         }
     }
 

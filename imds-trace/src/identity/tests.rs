@@ -45,16 +45,19 @@ fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &st
 
 /// The socket of this number got its port, and its first sequence number is the same.
 fn connected(directory: &mut Directory, ms: u64, netns: u32, source: &str, isn: u32) {
-    let said = Said::Connected(Connected {
+    directory.learn(&Fact { at: at(ms + 1), said: Said::Connected(socket(netns, source, isn, true)) });
+}
+
+fn socket(netns: u32, source: &str, isn: u32, established: bool) -> Connected {
+    Connected {
         socket: u64::from(isn),
         source: end(source),
         destination: end("169.254.169.254:80"),
         isn,
         netns: Netns(netns),
-        established: true,
+        established,
         error: None,
-    });
-    directory.learn(&Fact { at: at(ms + 1), said });
+    }
 }
 
 fn process(directory: &mut Directory, ms: u64, pid: u32, container: Option<&str>) {
@@ -97,6 +100,17 @@ fn an_address_reused_within_a_second_belongs_to_each_in_its_time() {
     assert_eq!(id(&directory.who(client, at(2000))), Some("b"));
     let between = directory.who(client, at(1850));
     assert_eq!((id(&between), between.by), (Some("b"), Key::Address), "acts before the engine's word of it arrives");
+}
+
+#[test]
+fn a_socket_is_known_by_its_attempt_and_its_syn_alone() {
+    let mut directory = Directory::new(HOST);
+    container(&mut directory, 1000, "a", Some(20), Some("172.17.0.2"));
+    directory.learn(&Fact { at: at(1100), said: Said::Attempting(task(9, 77, 20)) });
+    directory.learn(&Fact { at: at(1101), said: Said::Sending(socket(20, "172.17.0.2:40000", 9, false)) });
+    let who = directory.who(query("172.17.0.2:40000", 9), at(1102));
+    assert_eq!((id(&who), who.process.as_ref().map(|process| process.pid)), (Some("a"), Some(77)));
+    assert_eq!(directory.failed(at(9000)), None, "its SYN was about to be sent");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, RawTracePoint, SchedClassifier, TcAttachType,
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, RawTracePoint, SchedClassifier, SockOps, TcAttachType,
 };
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
@@ -295,6 +295,7 @@ fn carried_out(hook: Hook) -> (Attached, &'static str) {
         Hook::Tracepoint(Tracepoint::SetState) => (tracepoint("sock:inet_sock_set_state"), name::SET_STATE),
         Hook::Connect(Family::V4) => (cgroup("connect4"), name::CONNECT4),
         Hook::Connect(Family::V6) => (cgroup("connect6"), name::CONNECT6),
+        Hook::SockOps => (cgroup("sock_ops"), name::SOCK_OPS),
     }
 }
 
@@ -324,13 +325,19 @@ fn attach(ebpf: &mut Ebpf, hook: Hook, program: &str) -> Result<(), Error> {
             found.attach(tracepoint).map_err(|error| fail("to the tracepoint", causes(&error)))?;
         }
         // On the root of the version 2 hierarchy: every process stands in it, whatever controllers are mounted where.
-        Hook::Connect(_) => {
+        Hook::Connect(_) | Hook::SockOps => {
             let fail = |why: String| fail("to the root cgroup", why);
             let root = features::cgroup2_root().ok_or_else(|| fail("no version 2 hierarchy is mounted".into()))?;
             let root = std::fs::File::open(&root).map_err(|error| fail(format!("{}: {error}", root.display())))?;
-            let found: &mut CgroupSockAddr = found.try_into().map_err(load_error)?;
-            found.load().map_err(load_error)?;
-            found.attach(root, CgroupAttachMode::Single).map_err(|error| fail(causes(&error)))?;
+            if hook == Hook::SockOps {
+                let found: &mut SockOps = found.try_into().map_err(load_error)?;
+                found.load().map_err(load_error)?;
+                found.attach(root, CgroupAttachMode::Single).map_err(|error| fail(causes(&error)))?;
+            } else {
+                let found: &mut CgroupSockAddr = found.try_into().map_err(load_error)?;
+                found.load().map_err(load_error)?;
+                found.attach(root, CgroupAttachMode::Single).map_err(|error| fail(causes(&error)))?;
+            }
         }
     }
     Ok(())

@@ -49,8 +49,6 @@ impl Layout {
             dev_name: must("net_device.name")?,
             dev_net: may("net_device.nd_net.net"),
             net_inum: must("net.ns.inum")?,
-            task_nsproxy: may("task_struct.nsproxy"),
-            nsproxy_net_ns: may("nsproxy.net_ns"),
             task_group_leader: may("task_struct.group_leader"),
             task_real_parent: may("task_struct.real_parent"),
             task_tgid: may("task_struct.tgid"),

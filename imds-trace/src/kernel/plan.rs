@@ -114,6 +114,8 @@ pub enum Hook {
     Tracepoint(Tracepoint),
     /// On the root cgroup, in connect().
     Connect(Family),
+    /// On the root cgroup, where a SYN is about to be sent.
+    SockOps,
 }
 
 /// A tracepoint with a program for it.
@@ -140,7 +142,7 @@ impl Hook {
         match self {
             Self::Tracepoint(Tracepoint::KfreeSkb) => Feature::KfreeSkb,
             Self::Tracepoint(Tracepoint::SetState) => Feature::SetState,
-            Self::Connect(_) => Feature::Connect,
+            Self::Connect(_) | Self::SockOps => Feature::Connect,
         }
     }
 }
@@ -158,11 +160,12 @@ pub struct Hooks {
     pub missing: Vec<Missing>,
 }
 
-const OTHERS: [Hook; 4] = [
+const OTHERS: [Hook; 5] = [
     Hook::Tracepoint(Tracepoint::KfreeSkb),
     Hook::Tracepoint(Tracepoint::SetState),
     Hook::Connect(Family::V4),
     Hook::Connect(Family::V6),
+    Hook::SockOps,
 ];
 
 /// What can be attached with these features. What is not known is tried. An error if one is lacking that is needed.
@@ -181,7 +184,7 @@ pub fn hooks(features: &Features) -> Result<Hooks, Error> {
     }
     let possible = |hook: &Hook| match hook {
         Hook::Tracepoint(_) => ![hook.feature(), Feature::RawTracepoints].into_iter().any(lacks),
-        Hook::Connect(_) => !lacks(hook.feature()),
+        Hook::Connect(_) | Hook::SockOps => !lacks(hook.feature()),
     };
     Ok(Hooks {
         via: if features.has(Feature::Tcx) { Via::Tcx } else { Via::Clsact },
@@ -323,14 +326,14 @@ mod tests {
     #[test]
     fn a_kernel_that_has_all_gets_all() {
         let hooks = hooks(&without(&[])).unwrap();
-        assert_eq!((hooks.via, hooks.others.len(), hooks.cgroup_paths), (Via::Tcx, 4, true));
+        assert_eq!((hooks.via, hooks.others.len(), hooks.cgroup_paths), (Via::Tcx, 5, true));
         assert_eq!(hooks.missing, []);
     }
 
     #[test]
     fn linux_5_10_gets_filters_and_drops_without_reasons() {
         let hooks = hooks(&without(&[Feature::Tcx, Feature::DropReasons])).unwrap();
-        assert_eq!((hooks.via, hooks.others.len()), (Via::Clsact, 4));
+        assert_eq!((hooks.via, hooks.others.len()), (Via::Clsact, 5));
         assert_eq!(missing(&hooks), ["drop reasons"]);
         assert!(hooks.missing[0].why.starts_with("not there (needs more). Drops come without"), "{hooks:?}");
     }
@@ -339,7 +342,7 @@ mod tests {
     fn what_is_lacking_takes_its_hooks_with_it_and_says_so() {
         let others = |lacking: &[Feature]| hooks(&without(lacking)).unwrap().others;
         assert_eq!(others(&[Feature::KfreeSkb]), OTHERS[1..]);
-        assert_eq!(others(&[Feature::SetState]), [OTHERS[0], OTHERS[2], OTHERS[3]]);
+        assert_eq!(others(&[Feature::SetState]), [OTHERS[0], OTHERS[2], OTHERS[3], OTHERS[4]]);
         assert_eq!(others(&[Feature::RawTracepoints]), OTHERS[2..]);
         assert_eq!(others(&[Feature::Connect]), OTHERS[..2]);
         assert_eq!(others(&[Feature::FunctionNames]), OTHERS);
@@ -367,7 +370,7 @@ mod tests {
             .chain([(Feature::Tcx, Has::No { needs: "Linux 6.6".to_owned() })])
             .collect();
         let hooks = hooks(&features).unwrap();
-        assert_eq!((hooks.via, hooks.others.len(), hooks.missing.len()), (Via::Clsact, 4, 0));
+        assert_eq!((hooks.via, hooks.others.len(), hooks.missing.len()), (Via::Clsact, 5, 0));
         assert_eq!(
             explain(&features, Feature::Clsact, "Invalid argument"),
             "Invalid argument; whether this kernel has clsact is not known: no list of modules; tcx: not supported (needs \
