@@ -8,7 +8,6 @@ use imds_trace::ethtool;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::obstacle::{self, Family};
 use imds_trace_tests::{Container, ContainerSpec, Engine, Namespace, NetworkSpec, children, tracer};
-use libtest_mimic::Failed;
 use serde_json::Value;
 
 use crate::Lab;
@@ -34,7 +33,7 @@ crate::tests![
     without_root_it_says_what_is_needed,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// What `doctor` said.
 struct Said {

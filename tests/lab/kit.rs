@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use anyhow::Context;
 use imds_trace_tests::attached;
 use imds_trace_tests::expect::{assert_no_secret, expect_equal, expect_that, wait_until};
 use imds_trace_tests::foreign::{ForeignProgram, Rank, Side, Verdict};
 use imds_trace_tests::{Container, ContainerSpec, Engine, LimitScope, NetworkSpec, Tokens, Tracer};
-use libtest_mimic::Failed;
 use serde_json::Value;
 
 use crate::Lab;
@@ -47,7 +47,7 @@ crate::tests![
 ];
 
 /// What a test returns.
-pub type Outcome = Result<(), Failed>;
+pub type Outcome = anyhow::Result<()>;
 
 /// The longest a test waits for anything.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -221,7 +221,7 @@ fn statuses_are_those_of_the_real_one(lab: &Lab) -> Outcome {
 fn a_token_expires(lab: &Lab) -> Outcome {
     let (_container, _, attempts) = client_on(lab, Some("host"), "put-only --token-ttl 1")?;
     expect_told("a token for a second", &attempts, &["put 200"])?;
-    let token = lab.host.imds().secrets().pop().ok_or("a token was handed out")?;
+    let token = lab.host.imds().secrets().pop().context("a token was handed out")?;
     wait_until("the token to expire", SOON, || {
         let (_container, _, attempts) = client_on(lab, Some("host"), &format!("get-with-token {token}")).ok()?;
         (told(&attempts) == ["get 401"]).then_some(())
@@ -231,7 +231,7 @@ fn a_token_expires(lab: &Lab) -> Outcome {
 
 fn a_token_works_from_anywhere_until_it_expires(lab: &Lab) -> Outcome {
     client_on(lab, Some("host"), "put-only")?;
-    let token = lab.host.imds().secrets().pop().ok_or("a token was handed out")?;
+    let token = lab.host.imds().secrets().pop().context("a token was handed out")?;
     let (_container, _, attempts) = client(lab, &format!("get-with-token {token}"))?;
     expect_told("the host's token serves a container at hop limit 1", &attempts, &["get 200"])?;
     Ok(())
@@ -381,7 +381,7 @@ while :; do sleep 0.05; done"#;
 fn a_tracer_that_cannot_start_says_why(lab: &Lab) -> Outcome {
     let program = stand_in(lab, "broken.sh", "echo 'no BTF here' >&2; exit 2")?;
     match Tracer::start_program(&lab.host, &program, &[]) {
-        Ok(_) => Err("it started".into()),
+        Ok(_) => anyhow::bail!("it started"),
         Err(error) => Ok(expect_that("its reason is told", format!("{error:#}").contains("no BTF here"), error)?),
     }
 }

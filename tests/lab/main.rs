@@ -52,7 +52,7 @@ pub struct Lab {
 }
 
 /// A claim and the story that shows it.
-pub type Test = (&'static str, fn(&Lab) -> std::result::Result<(), Failed>);
+pub type Test = (&'static str, fn(&Lab) -> Result<()>);
 
 /// Makes a row of a table from a function: its name is the claim.
 #[macro_export]
@@ -166,7 +166,7 @@ fn main() -> ExitCode {
                 lab.host.imds().forget_requests();
                 let result = test(&lab);
                 put_away(&lab, claim, result.is_err());
-                result
+                result.map_err(|error| Failed::from(format!("{error:#}")))
             })
         })
     });

@@ -8,14 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use imds_trace_tests::expect::{assert_no_secret, expect_equal, expect_that};
 use imds_trace_tests::{junit, tracer};
-use libtest_mimic::Failed;
 
 use crate::Lab;
 use crate::trace::{SOON, ours_on};
 
 crate::tests![the_gitlab_jobs_pass_and_fail_as_they_should, the_github_steps_pass_and_fail_as_they_should];
 
-type Told = Result<(), Failed>;
+type Told = anyhow::Result<()>;
 
 /// What `make` does in the project of the samples: its containers ask IMDS as an SDK does.
 const MAKE: &str = r#"#!/bin/sh

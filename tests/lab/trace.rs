@@ -189,8 +189,9 @@ impl Seen {
     /// other error is found about it. Gives its count.
     pub fn expect_too_low(&self, container: &Container, location: &str, needed: u8) -> Result<u64> {
         let finding = self.only(container, "hop-limit-too-low")?;
+        let reason = self.reason("IP_INHDR")?;
         let expected_drop =
-            json!({"location": location, "reason": "IP_INHDR", "ttl": 1, "interface": "ens5", "netns": self.runner});
+            json!({"location": location, "reason": reason, "ttl": 1, "interface": "ens5", "netns": self.runner});
         let mut drop = finding["drop"].clone();
         // Which functions led there is the kernel's affair.
         drop.as_object_mut().map(|drop| drop.remove("callers"));
@@ -208,6 +209,15 @@ impl Seen {
         let tally = self.tally(container)?;
         expect_equal("the report says the same", &tally["hop_limit"], &finding["hop_limit"])?;
         finding["count"].as_u64().context("a count")
+    }
+
+    /// A drop's reason as it must be told: null where the kernel gives none. `trace_kernel` sees to it that a kernel which
+    /// gives reasons is known to.
+    pub fn reason(&self, reason: &'static str) -> Result<Option<&'static str>> {
+        let ready = self.outcome.of_type("ready");
+        let features = ready.first().and_then(|ready| ready["features"].as_array()).context("no features")?;
+        let reasons = features.iter().find(|feature| feature["name"] == "drop reasons").context("drop reasons")?;
+        Ok((reasons["has"] == "yes").then_some(reason))
     }
 
     /// The tracer's counts agree with the kernel's.

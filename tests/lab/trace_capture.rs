@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use imds_trace_tests::capturer::{Capturer, FILTER};
 use imds_trace_tests::expect::{assert_no_secret, expect_equal, expect_that};
 use imds_trace_tests::{ContainerSpec, Namespace, tracer};
-use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
 use crate::Lab;
@@ -25,7 +24,7 @@ crate::tests![
     a_capture_shows_that_nothing_came_back,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 const IMDS6: &str = "put-only --endpoint fd00:ec2::254";
 /// A lost answer is sent three times while its client waits (after 0, 0.2 and 0.6 s), and once more when that has gone.

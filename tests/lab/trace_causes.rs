@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::obstacle::{self, Family, MetadataProxy, Traffic, Verdict};
 use imds_trace_tests::topology::{Nested, Relayed};
 use imds_trace_tests::{Container, ContainerSpec, ForcedOn, Namespace, NetworkSpec, Obstacle, Tokens};
-use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
 use crate::Lab;
@@ -39,7 +39,7 @@ crate::tests![
     pieces_and_pipelines_are_read,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// What is put in a container's way, given its namespace.
 type PutUp<'a> = Box<dyn FnOnce(&Namespace) -> anyhow::Result<Obstacle> + 'a>;
@@ -267,7 +267,7 @@ fn an_answer_that_fails_the_reverse_path_is_named(lab: &Lab) -> Outcome {
     let (seen, container) =
         asked(lab, client("misled", "put-only --timeout-ms 1500"), |_| obstacle::reverse_path(&lab.host))?;
     let finding = only_error(&seen, &container, "reverse-path")?;
-    expect_equal("why", finding["drop"]["reason"].as_str(), Some("IP_RPFILTER"))?;
+    expect_equal("why", finding["drop"]["reason"].as_str(), seen.reason("IP_RPFILTER")?)?;
     expect_says(finding, "reverse-path filtering on ens5")?;
     Ok(())
 }
@@ -387,7 +387,7 @@ fn an_expired_token_is_told_by_its_age(lab: &Lab) -> Outcome {
     let finding = seen.only(&container, "token-refused")?;
     expect_says(finding, "s before (it was issued for 1 s, ")?;
     let exchanges = seen.exchanges(&container);
-    let used = exchanges.iter().find(|exchange| exchange["imds"] == "v2").ok_or("the token was used")?;
+    let used = exchanges.iter().find(|exchange| exchange["imds"] == "v2").context("the token was used")?;
     expect_that("its age is told", used["token"]["age_ms"].as_f64() >= Some(2500.0), used)?;
     expect_equal("and that it had expired", &used["token"]["expired"], &json!(true))?;
     Ok(())

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::obstacle::{self, Family};
-use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
@@ -18,7 +17,7 @@ crate::tests![
     a_slow_answer_in_time_is_no_error,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 fn a_silent_server_is_unanswered_and_nothing_else(lab: &Lab) -> Outcome {
     lab.host.imds().set(|behaviour| behaviour.silent = true);
@@ -51,7 +50,7 @@ fn a_firewall_on_the_way_out_is_named(lab: &Lab) -> Outcome {
         watched(lab, &[], |_| run_all(lab, vec![client("fenced", "put-only --count 2 --timeout-ms 400")]))?;
     seen.expect_rules(&containers[0], &["firewall-drop"])?;
     let finding = seen.only(&containers[0], "firewall-drop")?;
-    expect_equal("why", finding["drop"]["reason"].as_str(), Some("NETFILTER_DROP"))?;
+    expect_equal("why", finding["drop"]["reason"].as_str(), seen.reason("NETFILTER_DROP")?)?;
     let summary = finding["summary"].as_str().unwrap_or_default();
     expect_that("at which hook", summary.contains("netfilter's FORWARD hook"), finding)?;
     expect_equal("in whose namespace", &finding["drop"]["netns"], &json!(seen.runner))?;
@@ -69,7 +68,7 @@ fn a_firewall_on_the_way_back_is_named(lab: &Lab) -> Outcome {
         watched(lab, &[], |_| run_all(lab, vec![client("fenced-in", "put-only --timeout-ms 400")]))?;
     seen.expect_rules(&containers[0], &["firewall-drop"])?;
     let finding = seen.only(&containers[0], "firewall-drop")?;
-    expect_equal("why", finding["drop"]["reason"].as_str(), Some("NETFILTER_DROP"))?;
+    expect_equal("why", finding["drop"]["reason"].as_str(), seen.reason("NETFILTER_DROP")?)?;
     expect_equal("the limit was enough", &finding["hop_limit"], &json!({"observed": 2, "needed": 2}))?;
     expect_equal("the kernel blames no header", seen.header_errors, 0)?;
     Ok(())

@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result};
 use imds_trace_tests::expect::{expect_equal, wait_until};
 use imds_trace_tests::frames::{ethernet, ipv4, ipv6, send, tcp};
-use libtest_mimic::Failed;
 use serde_json::Value;
 
 use crate::Lab;
@@ -19,7 +18,7 @@ crate::tests![
     a_later_fragment_has_no_ports,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
 const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x10);

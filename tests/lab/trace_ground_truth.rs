@@ -6,7 +6,6 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::{Container, ContainerSpec, NetworkSpec};
-use libtest_mimic::Failed;
 use serde_json::Value;
 
 use crate::Lab;
@@ -18,7 +17,7 @@ crate::tests![
     containers_that_take_over_an_address_within_a_second_are_not_mixed_up,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 const CONTAINERS: usize = 10;
 /// Clients of each container, [`AT_ONCE`] at a time.
@@ -102,7 +101,7 @@ fn every_exchange_of_five_hundred_brief_clients_is_attributed_to_the_right_one(l
     let program = std::env::current_exe()?;
     let client =
         program.ancestors().skip(1).take(2).map(|folder| folder.join("imds-client")).find(|path| path.is_file());
-    let client = client.ok_or("imds-client is beside the tests")?.display().to_string();
+    let client = client.context("imds-client is beside the tests")?.display().to_string();
     let (seen, (containers, of_the_host)) = watched(lab, &[], |_| {
         let specs = (0..CONTAINERS).map(|number| crowd(&format!("crowd-{number}")));
         let containers = start_all(lab, specs.collect())?;

@@ -7,7 +7,6 @@ use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::foreign::{ForeignProgram, Rank, Side, Verdict};
 use imds_trace_tests::tracer::program;
 use imds_trace_tests::{Tracer, children};
-use libtest_mimic::Failed;
 
 use crate::Lab;
 use crate::trace::{SOON, Seen, client, ours_on, run_all, watched};
@@ -24,7 +23,7 @@ crate::tests![
     a_replay_says_what_was_said_of_many_kinds_of_clients,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 const PLACES: [(&str, Side, &str); 4] = [
     ("ens5", Side::Ingress, "ei"),

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::Context;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::{LimitScope, NetworkSpec};
-use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
@@ -26,7 +25,7 @@ crate::tests![
     a_container_killed_while_it_waits_is_counted_and_nothing_else,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 const IMDS6: &str = "--endpoint fd00:ec2::254";
 

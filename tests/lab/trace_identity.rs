@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::{Container, ContainerSpec};
-use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
 use crate::Lab;
@@ -22,7 +22,7 @@ crate::tests![
     without_an_engine_the_container_is_known_by_its_cgroup,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// When the engine says the container began and ended.
 fn lifetime(lab: &Lab, id: &str) -> anyhow::Result<Duration> {
@@ -182,7 +182,7 @@ fn the_hosts_own_processes_have_no_container(lab: &Lab) -> Outcome {
     let program = std::env::current_exe()?;
     let client =
         program.ancestors().skip(1).take(2).map(|folder| folder.join("imds-client")).find(|path| path.is_file());
-    let client = client.ok_or("imds-client is beside the tests")?;
+    let client = client.context("imds-client is beside the tests")?;
     let (seen, ()) = watched(lab, &[], |_| {
         let mut command = lab.host.in_runner(&client.display().to_string());
         expect_equal("it is served", command.args(["v2", "--comm", "on-the-host"]).output()?.status.code(), Some(0))

@@ -9,7 +9,6 @@ use imds_trace_tests::foreign::{ForeignProgram, Rank, Side, Verdict};
 use imds_trace_tests::netns::Namespace;
 use imds_trace_tests::tracer::program;
 use imds_trace_tests::{Tracer, children};
-use libtest_mimic::Failed;
 
 use crate::Lab;
 use crate::doctor::Undo;
@@ -25,7 +24,7 @@ crate::tests![
     an_ingress_qdisc_of_somebody_else_stays_and_is_said_to_be_in_the_way,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// A run hangs on both sides of `docker0` and `ens5`.
 const HOOKS: usize = 4;

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::tracer;
 use imds_trace_tests::{Container, ContainerSpec, NetworkSpec};
-use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
 use crate::Lab;
@@ -23,7 +22,7 @@ crate::tests![
     containers_that_no_engine_introduced_are_named_by_their_runtime,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// Never a real one.
 const SECRET: &str = "AQAEAEXAMPLE9xQ2vB7tLkR4mZ0sWc3yHd8fJ1gNpU6aEoTiKbXrVw5==";

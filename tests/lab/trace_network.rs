@@ -7,7 +7,6 @@ use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::obstacle::{self, Family};
 use imds_trace_tests::topology::Nested;
 use imds_trace_tests::{Container, NetworkSpec};
-use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
@@ -22,7 +21,7 @@ crate::tests![
     a_nested_bridge_needs_one_hop_more,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// Two containers with the same few source ports, of which the kernel takes the even ones first: masquerading must give one
 /// of them another. The second begins when `begun` says so of the first, for two that begin in the same microsecond on two

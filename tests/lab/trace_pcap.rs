@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::Context;
 use imds_trace_tests::capturer::{capinfos, tshark};
 use imds_trace_tests::expect::{expect_equal, expect_that};
-use libtest_mimic::Failed;
 
 use crate::Lab;
 use crate::trace::{client, run_all, watched};
@@ -18,7 +17,7 @@ crate::tests![
     a_probe_is_told_to_wireshark_too,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// What is asked of tshark about each packet.
 const FIELDS: [&str; 9] = [
@@ -35,7 +34,7 @@ const FIELDS: [&str; 9] = [
 
 /// Traces `words` in a container with `--output pcapng` and gives what tshark says of the file; without any secret, as [`watched`] sees
 /// to.
-fn told(lab: &Lab, hop_limit: u8, words: &str) -> Result<Vec<Vec<String>>, Failed> {
+fn told(lab: &Lab, hop_limit: u8, words: &str) -> anyhow::Result<Vec<Vec<String>>> {
     // A client waits for a second: then no more than one copy of a lost answer is to come.
     lab.host
         .imds()

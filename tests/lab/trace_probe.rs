@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use imds_trace_tests::expect::{assert_no_secret, expect_equal, expect_that};
 use imds_trace_tests::obstacle::{self, Family};
 use imds_trace_tests::{Container, ContainerSpec, Engine, Outcome, Tracer, junit};
-use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
 use crate::Lab;
@@ -29,7 +28,7 @@ crate::tests![
     what_cannot_be_probed_is_one_sentence,
 ];
 
-type Told = Result<(), Failed>;
+type Told = anyhow::Result<()>;
 
 /// A container in which nothing but a static client waits: it has no part in what is probed.
 fn idle(lab: &Lab, name: &str) -> Result<Container> {

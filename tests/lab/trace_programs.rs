@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::{ContainerSpec, Tokens};
-use libtest_mimic::Failed;
 use serde_json::json;
 
 use crate::Lab;
@@ -16,7 +15,7 @@ crate::tests![
     with_enough_hops_every_program_gets_credentials_and_no_error,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// How a program is run in a container of this name, what it is called by its User-Agent, and whether it asks without a token when
 /// it gets none.

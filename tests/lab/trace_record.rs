@@ -9,7 +9,6 @@ use imds_trace::recording::digest_of;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::tracer::program;
 use imds_trace_tests::{ContainerSpec, Tokens, Tracer, children};
-use libtest_mimic::Failed;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
@@ -23,7 +22,7 @@ crate::tests![
     who_took_credentials_is_found_in_a_recording,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// What `replay` leaves.
 struct Told {
@@ -216,7 +215,7 @@ fn who_took_credentials_is_found_in_a_recording(lab: &Lab) -> Outcome {
         .collect::<Result<_>>()?;
     for (container, number) in containers.iter().zip(["4217", "4218"]) {
         let is_its = |group: &&Value| group["container"]["id"] == container.id();
-        let group = groups.iter().find(is_its).ok_or_else(|| format!("{}: {groups:?}", container.name()))?;
+        let group = groups.iter().find(is_its).with_context(|| format!("{}: {groups:?}", container.name()))?;
         expect_equal("its job", group["job"].as_str(), Some(number))?;
         expect_that("its parents", group["process"]["ancestors"][0]["comm"].is_string(), group)?;
     }

@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::service::{Services, UNIT};
 use imds_trace_tests::{Container, Tracer, children, tracer};
-use libtest_mimic::Failed;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -22,7 +21,7 @@ crate::tests![
     a_service_that_hangs_is_started_anew,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, by their numbers (`include/uapi/linux/capability.h`).
 const THREE: u64 = 1 << 39 | 1 << 38 | 1 << 12;

@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::tracer::program;
 use imds_trace_tests::{Tracer, children};
-use libtest_mimic::Failed;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -28,7 +27,7 @@ crate::tests![
     its_memory_is_nobodys_affair,
 ];
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 /// Numbers of capabilities (linux/capability.h).
 const DAC_OVERRIDE: u64 = 1 << 1;
@@ -148,7 +147,7 @@ fn without_names_of_functions_a_spent_ttl_is_likely(lab: &Lab) -> Outcome {
     let outcome = tracer.stop()?;
     let ready = ready(&outcome.events)?;
     let names = ready["features"].as_array().into_iter().flatten().find(|one| one["name"] == "function names");
-    let Some(names) = names else { return Err("it says nothing of functions' names".into()) };
+    let Some(names) = names else { anyhow::bail!("it says nothing of functions' names") };
     if names["has"] == "yes" {
         // Nothing hides them on this machine.
         return Ok(());

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcAttachType};
 use aya::programs::{SchedClassifier, loaded_programs};
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::attached::has_tcx;
 use crate::netns::Namespace;
@@ -169,7 +170,12 @@ fn load(name: &str, verdict: Verdict) -> io::Result<OwnedFd> {
         flags: 0,
         name: short,
     };
-    bpf(PROG_LOAD, &attributes)
+    // Before Linux 5.11 programs count as locked memory, of which little is allowed. What the lab starts keeps the usual limit.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+    setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY)?;
+    let program = bpf(PROG_LOAD, &attributes);
+    setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+    program
 }
 
 fn attach(program: &OwnedFd, interface: &str, side: Side, rank: Rank) -> io::Result<OwnedFd> {
