@@ -32,7 +32,7 @@ pub fn reserve<T: 'static>() -> Option<RingBufEntry<T>> {
 #[inline(always)]
 pub fn lost() {
     if let Some(count) = LOST.get_ptr_mut(0) {
-        // SAFETY: a per-CPU slot that nothing else on this CPU writes at the same time.
+        // SAFETY: the slot of this CPU. A program that interrupts this one may write it as well: then one loss too few is counted.
         unsafe { *count += 1 }
     }
 }

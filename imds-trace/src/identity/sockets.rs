@@ -19,8 +19,9 @@ const MAX_PROCESSES: usize = 4_096;
 const BELIEVED: Duration = Duration::from_secs(120);
 
 /// Between a connect() and its SYN the kernel looks for a route and for a free port, in the same system call: a connect of which
-/// no more was seen after so long has failed there.
-const FAILED: Duration = Duration::from_millis(250);
+/// no more was seen after so long has failed there. Microseconds would do, but a task that has used up its time (a quota of its
+/// cgroup, Linux 7 under load) can be kept waiting in the middle.
+const FAILED: Duration = Duration::from_secs(1);
 
 /// A socket that connected, or tries to.
 #[derive(Debug)]

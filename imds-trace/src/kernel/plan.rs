@@ -92,8 +92,9 @@ pub fn consequence(feature: Feature) -> Consequence {
         ),
         Feature::Connect => (
             Costs,
-            "A program in connect() sees attempts that never become a packet.",
-            "Attempts that never become a packet are not seen, and processes are described a moment later.",
+            "Programs of the root cgroup see every connect(), attempts that never become a packet among them.",
+            "Attempts that never become a packet are not seen, processes are described a moment later, and since Linux 7.0, where \
+             a task can be preempted in a tracepoint, some connections of a busy host have none.",
         ),
         Feature::CgroupPaths => (
             Costs,
