@@ -79,7 +79,9 @@ impl Source {
                 let names = [name.to_owned(), format!("{name}-nft")];
                 let mut places = FOLDERS.iter().flat_map(|folder| names.iter().map(move |name| (folder, name)));
                 let place = |(folder, name): (&&str, &String)| self.root.join(folder).join(name);
-                places.find_map(|at| Some(place(at)).filter(|path| path.is_file()))
+                // A link that begins at the root would lead to this machine's.
+                let leads_out = |path: &Path| fs::read_link(path).is_ok_and(|to| to.is_absolute());
+                places.find_map(|at| Some(place(at)).filter(|path| !leads_out(path) && path.is_file()))
             }
         };
         found.with_context(|| format!("{name} is not there (cargo xtask setup --lab)"))
