@@ -113,7 +113,8 @@ pub fn stream(
     Ok(Some(child.wait().with_context(|| format!("wait for {}", shown(command)))?))
 }
 
-fn read_lines(child: &mut Child) -> mpsc::Receiver<Vec<u8>> {
+/// What it prints on its stdout, line by line, with what ends each.
+pub fn read_lines(child: &mut Child) -> mpsc::Receiver<Vec<u8>> {
     let (send, lines) = mpsc::channel();
     let stdout = child.stdout.take();
     thread::spawn(move || {

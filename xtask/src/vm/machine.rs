@@ -3,11 +3,9 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
-    thread,
+    sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
 };
 
@@ -203,10 +201,10 @@ pub fn run(asked: &Run<'_>) -> Result<Outcome> {
 
 /// Shows what it prints and notes what passed, until it ends, or must be ended: then it says why.
 fn listen(child: &mut Child, asked: &Run<'_>, log: &Path, mut each: impl FnMut(&str)) -> Option<String> {
-    let lines = lines(child);
+    let lines = workspace::read_lines(child);
     loop {
         match lines.recv_timeout(Duration::from_secs(1)) {
-            Ok(line) => each(&line),
+            Ok(line) => each(String::from_utf8_lossy(&line).trim_end()),
             Err(RecvTimeoutError::Disconnected) => return None,
             Err(RecvTimeoutError::Timeout) => {}
         }
@@ -218,21 +216,6 @@ fn listen(child: &mut Child, asked: &Run<'_>, log: &Path, mut each: impl FnMut(&
             return Some("it did not end in time and was ended".to_owned());
         }
     }
-}
-
-fn lines(child: &mut Child) -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    if let Some(stdout) = child.stdout.take() {
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    receiver
 }
 
 fn read(path: &Path) -> String {
