@@ -49,7 +49,7 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Say what this kernel and this host allow, and what on the host would break IMDS now
     ///
-    /// Changes nothing and sends nothing to IMDS. Works without root, and knows more with it.
+    /// Changes nothing (but with --clean) and sends nothing to IMDS. Works without root, and knows more with it.
     Doctor(DoctorArgs),
     /// Write a shell's completions or a manual page to stdout, for packages: `kinds` lists what there is
     #[command(hide = true)]
@@ -223,7 +223,7 @@ struct TellingArgs {
 struct SayingArgs {
     #[arg(long = "output", value_name = "KIND[=PATH]", help = output_help())]
     outputs: Vec<String>,
-    /// Exit 1 when a finding of severity `error` was reported
+    /// Exit 1 when a finding of severity `error` was shown
     #[arg(long)]
     exit_code: bool,
     /// Exit 1, and say why, when this did not hold (repeatable): `reachable`, `blocked` (neither a token nor credentials arrive) or
@@ -259,6 +259,14 @@ impl SayingArgs {
 
 impl TellingArgs {
     fn mean(self) -> Result<Telling, config::Error> {
+        for (option, values) in [
+            ("--container", &self.containers),
+            ("--image", &self.images),
+            ("--comm", &self.comms),
+            ("--path", &self.paths),
+        ] {
+            config::not_empty(option, values)?;
+        }
         let filter = Filter {
             containers: self.containers,
             images: self.images,

@@ -197,6 +197,9 @@ pub struct Doctor {
 /// Why what was asked for cannot be done.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
+    /// It would match nothing, which is never meant.
+    #[error("{0}: empty (is a variable not set?)")]
+    Empty(&'static str),
     /// Not an address.
     #[error("--endpoint {0}: not the IP address of a host (try {IMDS_V4} or {IMDS_V6})")]
     Endpoint(String),
@@ -384,6 +387,11 @@ fn bytes(text: &str) -> Option<u64> {
     let (number, unit) = UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
     let number = number.strip_suffix(' ').unwrap_or(number);
     number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse::<u64>().ok()?.checked_mul(*unit))?
+}
+
+/// Refuses an empty value of an option that chooses what is shown.
+pub fn not_empty(option: &'static str, values: &[String]) -> Result<(), Error> {
+    if values.iter().any(String::is_empty) { Err(Error::Empty(option)) } else { Ok(()) }
 }
 
 /// Do two paths name the same file, as far as they say themselves: `./a` and `a` do.

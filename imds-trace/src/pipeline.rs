@@ -115,7 +115,11 @@ impl Pipeline {
                 self.lost.state_evicted += self.interpreter.directory.learn(&fact);
             }
             Input::Tick { at } => self.advance(at, sink),
-            Input::Lost { ring_buffer, unreadable, .. } => {
+            Input::Lost { at, ring_buffer, unreadable } => {
+                // Before anything else there is no later moment to tell it at.
+                if self.now == Timestamp(0) {
+                    self.now = at;
+                }
                 self.lost.add(Lost { ring_buffer, unreadable, state_evicted: 0 });
                 self.interpreter.lossy = true;
             }

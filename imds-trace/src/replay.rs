@@ -6,6 +6,8 @@
 mod capture;
 mod files;
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 
 use crate::config::{Moment, Replay};
@@ -16,7 +18,7 @@ use crate::net::{BootTime, Timestamp};
 use crate::output::{self, Outputs};
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
-use crate::recording::Error;
+use crate::recording::{self, Error};
 use crate::report::{Report, Tallies};
 use files::{Run, Source};
 
@@ -31,8 +33,16 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     let mut telling = config.telling.clone();
     telling.filter.since = config.since.map(instant);
     telling.filter.until = config.until.map(instant);
+    let outputs: Vec<&Path> = telling.outputs.iter().filter_map(|output| output.path.as_deref()).collect();
+    if let Some(path) = recording::spared(outputs.iter().copied()) {
+        bail!("{}: there is a recording: it is not overwritten", printable(&path.display().to_string(), MAX_SHOWN));
+    }
     let mut stdin = None;
     if let [file] = &config.files[..] {
+        let itself = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
+        if outputs.iter().any(|output| itself(output).is_some_and(|output| itself(file) == Some(output))) {
+            bail!("{}: an output goes to the same file", printable(&file.display().to_string(), MAX_SHOWN));
+        }
         match capture::open(file)? {
             capture::Opened::Capture(input) => return capture::replay(input, &telling, &config),
             capture::Opened::Stdin(input) => stdin = Some(input),

@@ -27,6 +27,8 @@ crate::tests![
     a_recording_that_was_not_closed_is_kept_and_told,
     a_recording_that_was_closed_is_kept_too,
     what_is_no_recording_is_not_overwritten,
+    a_recording_is_not_overwritten_by_an_output,
+    a_recording_that_is_being_written_is_not_put_away,
     a_compressed_recording_that_was_cut_short_is_told_up_to_there,
     an_old_recording_cannot_be_verified_and_says_so_if_asked,
     several_runs_are_told_in_the_order_of_their_time,
@@ -404,6 +406,48 @@ fn two_hosts_are_not_told_as_one() -> Outcome {
     ran.expect_quiet()?;
     if ran.json()?.iter().filter(|event| event["type"] == "exchange").count() != 5 {
         return Err(format!("{ran:?}").into());
+    }
+    Ok(())
+}
+
+fn a_recording_is_not_overwritten_by_an_output() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().join("host.jsonl");
+    record(&path, &inputs(5), Limits::default())?;
+    let before = std::fs::read(&path)?;
+    let name = path.display().to_string();
+    for output in ["json", "text", "pcapng"] {
+        let ran = run(["replay", &name, "--output", &format!("{output}={name}")])?;
+        ran.expect_sentence(&["host.jsonl", "not overwritten"])?;
+    }
+    if std::fs::read(&path)? != before {
+        return Err("it was changed".into());
+    }
+    // A capture is nothing that we know by its first bytes alone: it is known by being what is read.
+    let capture = folder.path().join("any.pcap");
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/any-hop-limit-1.pcap"), &capture)?;
+    let name = capture.display().to_string();
+    run(["replay", &name, "--output", &format!("json={name}")])?.expect_sentence(&["any.pcap", "same file"])?;
+    Ok(())
+}
+
+fn a_recording_that_is_being_written_is_not_put_away() -> Outcome {
+    let folder = Folder::new()?;
+    let path = folder.path().join("host.jsonl");
+    let (mut first, _) = Files::begin(&path, first_line("boot-1"), Limits::default())?;
+    match Files::begin(&path, first_line("boot-1"), Limits::default()) {
+        Err(error) if error.to_string().contains("another run") => {}
+        second => return Err(format!("a second run: {:?}", second.map(|_| ())).into()),
+    }
+    let inputs = inputs(5);
+    for input in &inputs {
+        first.write(input)?;
+    }
+    first.close(inputs.last().context("inputs")?.at())?;
+    let (second, notice) = Files::begin(&path, first_line("boot-1"), Limits::default())?;
+    drop(second);
+    if notice.is_some() {
+        return Err("it was closed".into());
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ crate::tests![
     an_output_goes_to_a_path_that_has_a_name,
     an_interface_has_a_name_that_the_kernel_would_take,
     a_pid_is_a_number,
+    what_is_shown_is_not_chosen_by_nothing,
     a_run_has_a_command,
     a_probe_has_a_target_and_a_patience,
 ];
@@ -159,5 +160,13 @@ fn a_probe_has_a_target_and_a_patience() -> Outcome {
     }
     run(["probe", "web", "--endpoint", "imds"])?.expect_sentence(&["--endpoint", "imds"])?;
     run(["probe"])?.expect_code(2)?;
+    Ok(())
+}
+
+fn what_is_shown_is_not_chosen_by_nothing() -> Outcome {
+    // As with `--container "$JOB"` where JOB is not set: it would match nothing, and `--exit-code` would find no error.
+    for option in ["--container", "--image", "--comm", "--path"] {
+        run(["watch", option, ""])?.expect_sentence(&[option, "empty"])?;
+    }
     Ok(())
 }

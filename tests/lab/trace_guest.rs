@@ -7,6 +7,8 @@ use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::foreign::{ForeignProgram, Rank, Side, Verdict};
 use imds_trace_tests::tracer::program;
 use imds_trace_tests::{Tracer, children};
+use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::Lab;
 use crate::trace::{SOON, Seen, client, ours_on, run_all, watched};
@@ -17,6 +19,7 @@ crate::tests![
     a_verdict_of_a_program_before_ours_stands,
     two_tracers_at_once_say_the_same,
     nothing_is_left_after_sigterm,
+    a_terminal_that_goes_away_ends_it_with_the_report,
     nothing_is_left_after_sigkill,
     a_replay_says_what_was_said_of_lost_answers,
     a_replay_says_what_was_said_when_all_was_well,
@@ -129,6 +132,14 @@ fn nothing_is_left_after_sigterm(lab: &Lab) -> Outcome {
     expect_that("it ends well", tracer.stop()?.status.success(), ())?;
     expect_equal("then nothing hangs there", ours_on(lab.host.runner())?, Vec::new())?;
     expect_unloaded(&held)?;
+    Ok(())
+}
+
+fn a_terminal_that_goes_away_ends_it_with_the_report(lab: &Lab) -> Outcome {
+    let outcome = Tracer::start(&lab.host, &[])?.stop_by(Signal::SIGHUP)?;
+    expect_that("it ends well", outcome.status.success(), &outcome)?;
+    expect_equal("and tells the report", &outcome.report()?["lost"], &json!(0))?;
+    expect_equal("nothing hangs there", ours_on(lab.host.runner())?, Vec::new())?;
     Ok(())
 }
 

@@ -176,7 +176,12 @@ impl Tracer {
 
     /// Ends it with SIGTERM, as an administrator would, and collects what it left.
     pub fn stop(self) -> Result<Outcome> {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        self.stop_by(Signal::SIGTERM)
+    }
+
+    /// Ends it with a signal, and collects what it left.
+    pub fn stop_by(self, signal: Signal) -> Result<Outcome> {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
         self.outcome(END)
     }
 

@@ -51,13 +51,18 @@ fn judge(
     }
     if answers.is_empty() {
         let rules: usize = firewall.chains.iter().map(|chain| chain.rules.len()).sum();
+        let mut names: Vec<String> = Vec::new();
+        for client in clients.iter().filter(|client| !names.contains(&client.name)).collect::<Vec<_>>() {
+            names.push(client.name.clone());
+        }
         let summary = match clients {
             [] => "Nobody's way to IMDS passes its rules.".to_owned(),
             _ if rules == 0 => "There are no firewall rules.".to_owned(),
             _ => format!(
-                "None of {} ({}) drops, rejects or redirects IMDS traffic.",
+                "None of {} ({}) drops, rejects or redirects IMDS traffic of {}.",
                 super::counted(rules, "firewall rule"),
-                firewall.read_by.join(", ")
+                firewall.read_by.join(", "),
+                some_of(&names)
             ),
         };
         answers.push(Answer::new(about(), Status::Ok, summary).look(command("nft list ruleset")));

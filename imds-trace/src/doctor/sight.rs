@@ -219,7 +219,7 @@ fn source(network: Option<&Snapshot>, endpoint: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// The engine's bridges; without an engine, those that are named as it names them.
+/// The engine's bridges; without it, those that are named as it names them; and those that a veth pair leads to, whoever made them.
 fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> {
     let mut found: BTreeMap<String, Bridge> = BTreeMap::new();
     for described in engine.map(|listing| listing.networks.as_slice()).unwrap_or_default() {
@@ -242,9 +242,13 @@ fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> 
     let Some(network) = network else { return found.into_values().collect() };
     // An engine elsewhere has bridges that are not here.
     found.retain(|name, _| network.links.values().any(|link| link.bridge && link.name == *name));
+    let ports = |bridge: &str| {
+        let index = network.links.values().find(|link| link.name == bridge).map(|link| link.index);
+        network.links.values().any(|link| link.veth && link.master.is_some() && link.master == index)
+    };
     for link in network.links.values().filter(|link| link.bridge) {
-        let known = link.name == DEFAULT_BRIDGE || link.name.starts_with(USER_BRIDGE);
-        if engine.is_some() || !known {
+        let named_so = link.name == DEFAULT_BRIDGE || link.name.starts_with(USER_BRIDGE);
+        if found.contains_key(&link.name) || !(ports(&link.name) || named_so && engine.is_none()) {
             continue;
         }
         let own =
@@ -264,10 +268,6 @@ fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> 
         };
         found.insert(link.name.clone(), bridge);
     }
-    let ports = |bridge: &str| {
-        let index = network.links.values().find(|link| link.name == bridge).map(|link| link.index);
-        network.links.values().any(|link| link.veth && link.master.is_some() && link.master == index)
-    };
     found.into_values().map(|bridge| Bridge { used: ports(&bridge.name), ..bridge }).collect()
 }
 

@@ -98,6 +98,8 @@ impl Errand for Watching {
 pub(super) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// The terminal went away; `None` where that was to be outlived (nohup).
+    hang_up: Option<tokio::signal::unix::Signal>,
 }
 
 impl Signals {
@@ -105,14 +107,26 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
             terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            hang_up: if ignores(Signal::SIGHUP) {
+                None
+            } else {
+                Some(signal(SignalKind::hangup()).context("listen for SIGHUP")?)
+            },
         })
     }
 
     /// The next one.
     pub(super) async fn next(&mut self) -> Signal {
+        let hung_up = async {
+            match &mut self.hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => Signal::SIGINT,
             _ = self.terminate.recv() => Signal::SIGTERM,
+            _ = hung_up => Signal::SIGHUP,
         }
     }
 
@@ -124,4 +138,12 @@ impl Signals {
             () = std::future::ready(()) => false,
         }
     }
+}
+
+/// Was this process begun with the signal ignored?
+fn ignores(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
 }

@@ -271,6 +271,10 @@ impl Session {
     /// Ends it: closes what is open and tells the report, and before it what we were answered, if we asked.
     pub(super) fn finish(mut self, lost: u64, answers: Option<Answers>) -> anyhow::Result<Judged> {
         let at = now()?;
+        if self.stopped.is_some() {
+            // The run ends with its recording: what else went on in its time was not seen.
+            self.unreadable += 1;
+        }
         self.note_lost(lost, at)?;
         self.push(Input::Tick { at })?;
         let closed = self.recording.take().map(|recording| recording.close(at)).transpose();

@@ -4,7 +4,7 @@
 //! time is that of its first line (UTC), the number its place in the chain; sorted by name they are sorted by time. A file that has
 //! been put away is never renamed or written to again; the oldest are deleted beyond what is to be kept.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -226,6 +226,10 @@ impl Sink {
     fn open(path: &Path, new: bool) -> io::Result<Self> {
         let file =
             OpenOptions::new().write(true).create(true).truncate(false).create_new(new).mode(0o600).open(path)?;
+        if new {
+            // Says to other runs that it is being written, as long as it is open.
+            file.try_lock()?;
+        }
         let out = BufWriter::new(Hashing { out: file, hash: Sha256::new(), bytes: 0 });
         let name = path.to_string_lossy();
         if name.ends_with(ZSTD) || name.ends_with(".zst.new") {
@@ -382,6 +386,9 @@ pub fn open(file: impl Read + 'static) -> io::Result<Box<dyn BufRead>> {
 
 /// Puts away what an earlier run left at `path`. Gives its name and digest, its number, and a notice if it was not closed.
 fn put_away_earlier(path: &Path, place: &Place) -> io::Result<(Previous, u64, Option<Notice>)> {
+    if let Err(TryLockError::WouldBlock) = File::open(path)?.try_lock_shared() {
+        return Err(io::Error::other("another run is writing it"));
+    }
     let reader = Reader::new(open(File::open(path)?)?);
     let (header, closed, last) = match reader {
         Ok(reader) => {
@@ -407,6 +414,12 @@ fn put_away_earlier(path: &Path, place: &Place) -> io::Result<(Previous, u64, Op
     let reaches = header.map(|header| (wall(header.boot_time, header.at), wall(header.boot_time, last)));
     let notice = (!closed).then(|| Notice { kept: away.clone(), reaches });
     Ok((previous(&away)?, number, notice))
+}
+
+/// The first of these files that is a recording, which nothing else may overwrite.
+pub fn spared<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Option<&'a Path> {
+    let is_one = |path: &&Path| path.is_file() && begins_like_one(path).unwrap_or(false);
+    paths.into_iter().find(is_one)
 }
 
 /// Does a file that cannot be read begin as recordings do? Then it is one that was cut short, or a newer one.

@@ -87,7 +87,7 @@ impl Qemu {
         let words: &[&str] = match self.arch {
             // The microvm machine hangs at random.
             Arch::X86_64 => &["-M", "pc", "-cpu", "max", "-serial", &log, "-serial", "stdio"],
-            // It has one serial line. Signed pointers are half the work of emulating it, unless they are signed badly.
+            // It has one serial line of its own. Signed pointers are half the work of emulating it, unless they are signed badly.
             Arch::Aarch64 => &[
                 "-M",
                 "virt",
@@ -96,11 +96,9 @@ impl Qemu {
                 "-serial",
                 &log,
                 "-device",
-                "virtio-serial-pci",
+                "pci-serial,chardev=tests",
                 "-chardev",
                 "stdio,id=tests,signal=off",
-                "-device",
-                "virtconsole,chardev=tests",
             ],
         };
         words.iter().map(|word| (*word).to_owned()).collect()
@@ -110,7 +108,7 @@ impl Qemu {
     fn lines(&self) -> &'static str {
         match self.arch {
             Arch::X86_64 => "console=ttyS0 TESTS=/dev/ttyS1",
-            Arch::Aarch64 => "console=ttyAMA0 TESTS=/dev/hvc0",
+            Arch::Aarch64 => "console=ttyAMA0 TESTS=/dev/ttyS0",
         }
     }
 }
