@@ -275,8 +275,7 @@ fn a_container_can_be_picked() -> Outcome {
     expect_found(&["--container", &id], &[TWO])?;
     expect_found(&["--container", &id[..12]], &[TWO])?;
     expect_found(&["--container", "job-1", "--container", &id], &[ONE, TWO])?;
-    expect_found(&["--container", "job"], &[])?;
-    expect_found(&["--container", ""], &[])
+    expect_found(&["--container", "job"], &[])
 }
 
 fn a_process_can_be_picked() -> Outcome {

@@ -1,7 +1,7 @@
 //! Does it work on other kernels? The lab's tests, built once, run in a virtual machine for each, and make a table.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
@@ -101,8 +101,8 @@ fn run(asked: &Asked, all: bool, deadline: Option<Instant>, tally: &mut Tally) -
     let arguments = image::Arguments { tests: &of_lab, filter: &asked.filter };
     let mut kinds = BTreeMap::new();
     for kernel in &kernels {
-        if !kinds.contains_key(&kernel.arch) {
-            kinds.insert(kernel.arch, Kind::prepare(kernel, work.path(), &arguments)?);
+        if let Entry::Vacant(place) = kinds.entry(kernel.arch) {
+            place.insert(Kind::prepare(kernel, work.path(), &arguments)?);
         }
     }
     let started = Instant::now();

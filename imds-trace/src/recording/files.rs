@@ -258,6 +258,8 @@ impl Sink {
             Self::Zstd(out) => out.finish()?,
         };
         let hashing = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        // Closing alone would not do while a child that is being started has it open, too.
+        let _ = hashing.out.unlock();
         Ok(hex(&hashing.hash.finalize()))
     }
 }
