@@ -170,11 +170,14 @@ fn load(name: &str, verdict: Verdict) -> io::Result<OwnedFd> {
         flags: 0,
         name: short,
     };
-    // Before Linux 5.11 programs count as locked memory, of which little is allowed. What the lab starts keeps the usual limit.
+    // Before Linux 5.11 programs count as locked memory, of which little is allowed; since then the limit does not matter, nor
+    // whether it may be raised. What the lab starts keeps the usual one.
     let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
-    setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY)?;
+    let raised = setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY).is_ok();
     let program = bpf(PROG_LOAD, &attributes);
-    setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+    if raised {
+        setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+    }
     program
 }
 
