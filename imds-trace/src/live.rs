@@ -33,7 +33,6 @@ use crate::kernel::ring::MachineNames;
 use crate::kernel::symbols::Symbols;
 use crate::net::{BootTime, Timestamp};
 use crate::output;
-use crate::printable::printable;
 use crate::privileges::{self, Tasks};
 use crate::recording;
 use errand::{Errand, Signals, Watching};
@@ -123,9 +122,7 @@ fn start(name: &str, config: &Tracing, work: impl Future<Output = anyhow::Result
 /// Attaches, traces while the errand is done, and reports.
 async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals) -> anyhow::Result<Judged> {
     let outputs = config.telling.outputs.iter().filter_map(|output| output.path.as_deref());
-    if let Some(path) = recording::spared(outputs.chain(config.ready_file.as_deref())) {
-        bail!("{}: there is a recording: it is not overwritten", printable(&path.display().to_string(), MAX_SHOWN));
-    }
+    recording::spare(outputs.chain(config.ready_file.as_deref()))?;
     if let Some(path) = &config.ready_file
         && path.exists()
     {
@@ -236,8 +233,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
 
 /// Where the engine listens.
 fn engine(config: &Tracing) -> String {
-    let asked = config.docker_host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
-    asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| docker::DEFAULT_HOST.to_owned())
+    docker::host(config.docker_host.as_deref())
 }
 
 /// What is still to be done when everything is attached and the errand has begun.

@@ -34,14 +34,12 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     telling.filter.since = config.since.map(instant);
     telling.filter.until = config.until.map(instant);
     let outputs: Vec<&Path> = telling.outputs.iter().filter_map(|output| output.path.as_deref()).collect();
-    if let Some(path) = recording::spared(outputs.iter().copied()) {
-        bail!("{}: there is a recording: it is not overwritten", printable(&path.display().to_string(), MAX_SHOWN));
-    }
+    recording::spare(outputs.iter().copied())?;
     let mut stdin = None;
     if let [file] = &config.files[..] {
         let itself = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
         if outputs.iter().any(|output| itself(output).is_some_and(|output| itself(file) == Some(output))) {
-            bail!("{}: an output goes to the same file", printable(&file.display().to_string(), MAX_SHOWN));
+            bail!("{}: an output goes to the same file", file.display());
         }
         match capture::open(file)? {
             capture::Opened::Capture(input) => return capture::replay(input, &telling, &config),

@@ -52,8 +52,11 @@ fn judge(
     if answers.is_empty() {
         let rules: usize = firewall.chains.iter().map(|chain| chain.rules.len()).sum();
         let mut names: Vec<String> = Vec::new();
-        for client in clients.iter().filter(|client| !names.contains(&client.name)).collect::<Vec<_>>() {
-            names.push(client.name.clone());
+        for client in clients {
+            // One for each endpoint.
+            if !names.contains(&client.name) {
+                names.push(client.name.clone());
+            }
         }
         let summary = match clients {
             [] => "Nobody's way to IMDS passes its rules.".to_owned(),

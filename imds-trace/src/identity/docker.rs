@@ -19,7 +19,13 @@ use crate::printable::causes;
 use crate::secret;
 
 /// Where the engine listens if nobody says otherwise.
-pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+
+/// Where the engine listens: as asked, else `$DOCKER_HOST`, else the default; an empty word is none, as the docker command has it.
+pub fn host(asked: Option<&str>) -> String {
+    let host = asked.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
+    host.filter(|host| !host.is_empty()).unwrap_or_else(|| DEFAULT_HOST.to_owned())
+}
 /// An engine that went away is tried again this often.
 const RETRY: Duration = Duration::from_secs(2);
 /// Labels kept of one container, and bytes of each; whoever starts a container chooses them.

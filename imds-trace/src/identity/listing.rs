@@ -10,7 +10,7 @@ use bollard::Docker;
 use bollard::models::{ContainerInspectResponse, Network as Described};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptions, ListNetworksOptions};
 
-use super::docker::DEFAULT_HOST;
+use super::docker;
 use crate::printable::causes;
 use crate::secret;
 
@@ -77,8 +77,7 @@ pub struct Network {
 
 /// Asks the engine at `host` (else `$DOCKER_HOST`, else the usual socket). The error is a sentence.
 pub fn ask(host: Option<&str>) -> Result<Listing, String> {
-    let host = host.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
-    let host = host.filter(|host| !host.is_empty()).unwrap_or_else(|| DEFAULT_HOST.to_owned());
+    let host = docker::host(host);
     let failed = |why: String| format!("Docker engine at {host}: {why}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(error.to_string()))?;

@@ -388,10 +388,11 @@ pub fn open(file: impl Read + 'static) -> io::Result<Box<dyn BufRead>> {
 
 /// Puts away what an earlier run left at `path`. Gives its name and digest, its number, and a notice if it was not closed.
 fn put_away_earlier(path: &Path, place: &Place) -> io::Result<(Previous, u64, Option<Notice>)> {
-    if let Err(TryLockError::WouldBlock) = File::open(path)?.try_lock_shared() {
+    let file = File::open(path)?;
+    if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
         return Err(io::Error::other("another run is writing it"));
     }
-    let reader = Reader::new(open(File::open(path)?)?);
+    let reader = Reader::new(open(file)?);
     let (header, closed, last) = match reader {
         Ok(reader) => {
             let header = reader.header.clone();
@@ -418,10 +419,13 @@ fn put_away_earlier(path: &Path, place: &Place) -> io::Result<(Previous, u64, Op
     Ok((previous(&away)?, number, notice))
 }
 
-/// The first of these files that is a recording, which nothing else may overwrite.
-pub fn spared<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Option<&'a Path> {
+/// An error, if one of the files that something else is to be written to is a recording.
+pub fn spare<'a>(paths: impl IntoIterator<Item = &'a Path>) -> io::Result<()> {
     let is_one = |path: &&Path| path.is_file() && begins_like_one(path).unwrap_or(false);
-    paths.into_iter().find(is_one)
+    match paths.into_iter().find(is_one) {
+        Some(path) => Err(io::Error::other(format!("{}: there is a recording: it is not overwritten", path.display()))),
+        None => Ok(()),
+    }
 }
 
 /// Does a file that cannot be read begin as recordings do? Then it is one that was cut short, or a newer one.
