@@ -17,10 +17,8 @@ use crate::{
     release, setup, workspace,
 };
 
-/// What the lab runs, an engine included; with the libraries that they need.
-const MACHINE: [&str; 13] = [
-    "busybox",
-    "dash",
+/// What the lab runs besides busybox and a shell, an engine included; with the libraries that they need.
+const MACHINE: [&str; 11] = [
     "ip",
     "tc",
     "nft",
