@@ -11,6 +11,10 @@ use std::{
 mod toolchain;
 
 fn main() {
+    // Without its live half the program has no kernel half either.
+    if env::var_os("CARGO_FEATURE_LIVE").is_none() {
+        return;
+    }
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let root = here.parent().unwrap_or(&here);
     let out = PathBuf::from(variable("OUT_DIR"));

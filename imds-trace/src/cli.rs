@@ -1,16 +1,19 @@
-//! What was typed? Turned into [`crate::config`] at once; nothing else knows clap.
+//! What was typed? Turned into plain values at once ([`diagnosis::config`], `crate::config`); nothing else knows clap.
 
 mod generate;
+#[cfg(feature = "live")]
+mod live;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::config::{self, Doctor, Filter, Probe, Replay, Run, Telling, Tracing, Watch};
-use crate::doctor::KINDS;
-use crate::finding::RULES;
-use crate::output::{Kind, OUTPUTS};
+use diagnosis::config::{self, Filter, Replay, Telling};
+use diagnosis::finding::RULES;
+use diagnosis::output::{Kind, OUTPUTS};
+#[cfg(feature = "live")]
+use live::{DoctorArgs, ProbeArgs, RunArgs, WatchArgs};
+use thiserror::Error;
 
 /// Finds out why containers on EC2 cannot get credentials: follows every packet to and from the instance metadata service (IMDS)
 /// through this host, with its TTL at every hop and every drop by the kernel, and says whose it was and what to do.
@@ -28,16 +31,19 @@ pub enum Command {
     /// Trace live: a line per exchange and finding, the report at the end (Ctrl-C, SIGTERM or --for)
     ///
     /// Needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (and CAP_SYS_PTRACE for other users' processes).
+    #[cfg(feature = "live")]
     Watch(WatchArgs),
     /// Trace while a command runs, then report; the command's exit status is passed on unless an --expect failed
     ///
     /// Needs what `watch` needs. SIGTERM is passed on to the command. Exits 128+N when signal N ended it, and 1 when it ended well
     /// but --exit-code found an error.
+    #[cfg(feature = "live")]
     Run(RunArgs),
     /// Ask for a token from inside a container, trace that one request, report, forget the token
     ///
     /// The container needs no shell: imds-trace enters its network and asks by itself, a token first, then the instance's id with it.
     /// Needs what `watch` needs, and CAP_SYS_ADMIN.
+    #[cfg(feature = "live")]
     Probe(ProbeArgs),
     /// Draw the same conclusions from recordings, answer questions about them; or what follows from a capture (.pcap, .pcapng)
     ///
@@ -50,87 +56,11 @@ pub enum Command {
     /// Say what this kernel and this host allow, and what on the host would break IMDS now
     ///
     /// Changes nothing (but with --clean) and sends nothing to IMDS. Works without root, and knows more with it.
+    #[cfg(feature = "live")]
     Doctor(DoctorArgs),
     /// Write a shell's completions or a manual page to stdout, for packages: `kinds` lists what there is
     #[command(hide = true)]
     Generate(GenerateArgs),
-}
-
-/// What `watch` takes.
-#[derive(Debug, Args)]
-pub struct WatchArgs {
-    #[command(flatten)]
-    tracing: TracingArgs,
-    /// Stop after this time, e.g. 30s or 5m
-    #[arg(long = "for", value_name = "DURATION")]
-    duration: Option<String>,
-}
-
-/// What `run` takes.
-#[derive(Debug, Args)]
-pub struct RunArgs {
-    #[command(flatten)]
-    tracing: TracingArgs,
-    /// The command and its arguments
-    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
-    command: Vec<OsString>,
-}
-
-/// What `probe` takes.
-#[derive(Debug, Args)]
-pub struct ProbeArgs {
-    #[command(flatten)]
-    saying: SayingArgs,
-    #[command(flatten)]
-    listening: ListeningArgs,
-    /// Ask this address
-    #[arg(long, value_name = "ADDR", default_value = config::IMDS_V4)]
-    endpoint: String,
-    /// Wait so long for each of the two answers
-    #[arg(long, value_name = "DURATION", default_value = "2s")]
-    timeout: String,
-    /// Name or id of a container, pid:N, or the path of a network namespace
-    #[arg(value_name = "CONTAINER")]
-    target: String,
-}
-
-#[derive(Debug, Args)]
-struct TracingArgs {
-    #[command(flatten)]
-    telling: TellingArgs,
-    #[command(flatten)]
-    listening: ListeningArgs,
-    /// Watch this address (repeatable) instead of 169.254.169.254 and fd00:ec2::254
-    #[arg(long = "endpoint", value_name = "ADDR")]
-    endpoints: Vec<String>,
-    /// Make this file once everything is attached
-    #[arg(long, value_name = "PATH")]
-    ready_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct ListeningArgs {
-    /// Also write the recording: every packet's headers and every fact, without tokens and credentials; see `replay`
-    ///
-    /// `x.jsonl.zst` is compressed. An earlier recording at PATH is put away as x.TIME-NUMBER.jsonl, never overwritten.
-    #[arg(long, value_name = "PATH")]
-    record: Option<PathBuf>,
-    /// Begin a new file of the recording when one has this size, e.g. 64MiB or 500MB, or this age, e.g. 24h; twice: one of each
-    #[arg(long, value_name = "SIZE|AGE")]
-    record_rotate: Vec<String>,
-    /// Keep so many files of the recording besides the current one, and delete older ones [default: all]
-    #[arg(long, value_name = "N")]
-    record_keep: Option<String>,
-    /// Listen on this interface (repeatable, * stands for any characters) instead of on those that the routes to the endpoints
-    /// use and on every container bridge
-    #[arg(long = "interface", value_name = "NAME")]
-    interfaces: Vec<String>,
-    /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is a warning, not an error
-    #[arg(long, value_name = "URL")]
-    docker_host: Option<String>,
-    /// More on stderr; twice: the probes' own log
-    #[arg(short, action = ArgAction::Count)]
-    verbose: u8,
 }
 
 /// What `replay` takes.
@@ -164,29 +94,6 @@ pub struct GenerateArgs {
     /// The date at the foot of a manual page
     #[arg(long, value_name = "YYYY-MM-DD", default_value = "")]
     date: String,
-}
-
-/// What `doctor` takes.
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// How to tell it (repeatable), on stdout or in a file; text: for people; json: JSON Lines, for programs [default: text]
-    #[arg(long = "output", value_name = "KIND[=PATH]")]
-    outputs: Vec<String>,
-    /// Look for the ways to this address (repeatable) instead of 169.254.169.254 and fd00:ec2::254
-    #[arg(long = "endpoint", value_name = "ADDR")]
-    endpoints: Vec<String>,
-    /// Exit 1 when something is broken
-    #[arg(long)]
-    exit_code: bool,
-    /// Look at nothing, but remove what runs that were killed left on interfaces (kernels before 6.6; needs root), and say what
-    #[arg(long, conflicts_with_all = ["outputs", "endpoints", "exit_code", "docker_host"])]
-    clean: bool,
-    /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is an answer, not an error
-    #[arg(long, value_name = "URL")]
-    docker_host: Option<String>,
-    /// More on stderr
-    #[arg(short, action = ArgAction::Count)]
-    verbose: u8,
 }
 
 #[derive(Debug, Args)]
@@ -283,86 +190,27 @@ impl TellingArgs {
     }
 }
 
-impl ListeningArgs {
-    fn mean(self, telling: Telling, endpoints: &[String]) -> Result<Tracing, config::Error> {
-        Ok(Tracing {
-            record: config::record(self.record, &self.record_rotate, self.record_keep.as_deref(), &telling.outputs)?,
-            telling,
-            interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
-            endpoints: config::endpoints(endpoints)?,
-            ready_file: None,
-            docker_host: self.docker_host,
-            verbosity: self.verbose,
-        })
-    }
-}
-
-impl TracingArgs {
-    fn mean(self) -> Result<Tracing, config::Error> {
-        let tracing = self.listening.mean(self.telling.mean()?, &self.endpoints)?;
-        Ok(Tracing { ready_file: self.ready_file, ..tracing })
-    }
-}
-
-impl WatchArgs {
-    /// What it means.
-    pub fn mean(self) -> Result<Watch, config::Error> {
-        let duration = self.duration.as_deref().map(|text| config::duration("--for", text)).transpose()?;
-        Ok(Watch { tracing: self.tracing.mean()?, duration })
-    }
-}
-
-impl RunArgs {
-    /// What it means.
-    pub fn mean(self) -> Result<Run, config::Error> {
-        Ok(Run { tracing: self.tracing.mean()?, command: self.command })
-    }
-}
-
-impl ProbeArgs {
-    /// What it means.
-    pub fn mean(self) -> Result<Probe, config::Error> {
-        let telling = self.saying.mean(Filter::default())?;
-        Ok(Probe {
-            tracing: self.listening.mean(telling, &[self.endpoint])?,
-            target: config::target(&self.target)?,
-            timeout: config::duration("--timeout", &self.timeout)?,
-        })
-    }
-}
-
 impl ReplayArgs {
     /// What it means.
     pub fn mean(self) -> Result<Replay, config::Error> {
         let endpoints = (!self.endpoints.is_empty()).then(|| config::endpoints(&self.endpoints));
-        Ok(Replay {
-            endpoints: endpoints.transpose()?,
-            telling: self.telling.mean()?,
-            files: self.files,
-            since: self.since.map(|text| config::moment("--since", &text)).transpose()?,
-            until: self.until.map(|text| config::moment("--until", &text)).transpose()?,
-            verbosity: self.verbose,
-        })
+        let now = jiff::Timestamp::now().as_nanosecond();
+        let moment = |option, text: Option<String>| text.map(|text| config::moment(option, &text)).transpose();
+        let mut telling = self.telling.mean()?;
+        telling.filter.since = moment("--since", self.since)?.map(|since| since.instant(now));
+        telling.filter.until = moment("--until", self.until)?.map(|until| until.instant(now));
+        Ok(Replay { endpoints: endpoints.transpose()?, telling, files: self.files, verbosity: self.verbose })
     }
 }
 
-impl DoctorArgs {
-    /// What it means.
-    pub fn mean(self) -> Result<Doctor, config::Error> {
-        Ok(Doctor {
-            outputs: config::outputs(&self.outputs, KINDS)?,
-            endpoints: config::endpoints(&self.endpoints)?,
-            docker_host: self.docker_host,
-            exit_code: self.exit_code,
-            clean: self.clean,
-            verbosity: self.verbose,
-        })
-    }
-}
+/// Nothing that can be made of the command line.
+#[derive(Debug, Error)]
+#[error("generate {0}: there is none; `generate kinds` lists what there is")]
+pub struct NoSuchKind(String);
 
 impl GenerateArgs {
     /// The text that is asked for.
-    pub fn text(self) -> Result<String, config::Error> {
-        generate::generate(&self.kind, &self.date).ok_or(config::Error::Generate(self.kind))
+    pub fn text(self) -> Result<String, NoSuchKind> {
+        generate::generate(&self.kind, &self.date).ok_or(NoSuchKind(self.kind))
     }
 }

@@ -15,7 +15,7 @@ use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::net::Ifindex;
+use diagnosis::net::Ifindex;
 
 /// An interface of our namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,51 +2,33 @@
 //!
 //! ```text
 //!   tc ingress/egress ----.
-//!   skb:kfree_skb ---------+-- ring buffer --> kernel::ring -- Record --.
-//!   inet_sock_set_state --'                                             |
-//!                                                                       v
-//!   docker socket --> identity::docker  --.                           Input = Observation | Fact | Tick | Lost
-//!   /proc ----------> identity::procfs  --+-- Fact ------------------>  |  <====> recording (a file; replay reads it)
-//!   - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - | - - - - - the seam: below it, no kernel
-//!                                                                       v
-//!       pipeline:   Observation --> Journey --> Exchange --> Finding    pure; time is in the data
-//!                                                   ^            ^
-//!                                   Fact --> Directory (who was this, then?)
-//!                                                                       |
-//!                                                                     Event --> Report
-//!                                                                       v
-//!       output:     text | json | junit | pcapng   expect: does what was asserted hold?
+//!   skb:kfree_skb ---------+-- ring buffer --> kernel::ring -- Record --> kernel::decode --.
+//!   sockets, connect() ---'                                                                |
+//!                                                                                          v
+//!   docker socket --> sources::docker  --.                                               Input
+//!   /proc ----------> sources::procfs  --+-- Fact ---------------------------------------> |
+//!   - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - -  |  the seam: the crate `diagnosis`
+//!                                                                                          v
+//!                                                                      diagnosis::pipeline, report, output
 //! ```
 //!
-//! Everything above `Input` needs a machine. Everything below is a pure function from a list of inputs to a list of events: no
-//! clock, no lock, no channel, no lookup. The seam is a file format, so a recording is at once the replay feature, the test suite
-//! and the bug report. Secrets stop at the seam: see [`observation::redact`].
-//!
-//! Who may import whom is written down as data in `xtask/src/lint`, and in words in CONTRIBUTING.md.
+//! This crate is the half that needs a machine: the kernel, the sources of facts, the shells that own the clock. All conclusions are
+//! drawn in the crate [`diagnosis`], which has a picture of its own. Without the feature `live` there is `replay` alone.
 
-pub mod capture;
 pub mod cli;
+#[cfg(feature = "live")]
 pub mod config;
+#[cfg(feature = "live")]
 pub mod doctor;
+#[cfg(feature = "live")]
 pub mod ethtool;
-pub mod event;
-pub mod exchange;
-pub mod expect;
-pub mod finding;
-pub mod identity;
-pub mod input;
+#[cfg(feature = "live")]
 pub mod interfaces;
-pub mod journey;
+#[cfg(feature = "live")]
 pub mod kernel;
+#[cfg(feature = "live")]
 pub mod live;
-pub mod net;
-pub mod observation;
-pub mod output;
-pub mod pipeline;
-pub mod printable;
+#[cfg(feature = "live")]
 pub mod privileges;
-pub mod probe;
-pub mod recording;
-pub mod replay;
-pub mod report;
-pub mod secret;
+#[cfg(feature = "live")]
+pub mod sources;

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use diagnosis::printable::printable;
+use diagnosis::replay;
 use imds_trace::cli::{Cli, Command};
-use imds_trace::printable::printable;
-use imds_trace::{doctor, live, replay};
+#[cfg(feature = "live")]
+use imds_trace::{doctor, live};
 
 /// The verifier's last lines can be long.
 const MAX_SENTENCE: usize = 4096;
@@ -15,9 +17,13 @@ const MAX_SENTENCE: usize = 4096;
 fn main() -> ExitCode {
     // Prints help and exits 0, or says what is wrong with the arguments and exits 2.
     let result = match Cli::parse().command {
+        #[cfg(feature = "live")]
         Command::Watch(args) => args.mean().map_err(anyhow::Error::from).and_then(live::watch),
+        #[cfg(feature = "live")]
         Command::Run(args) => args.mean().map_err(anyhow::Error::from).and_then(live::run),
+        #[cfg(feature = "live")]
         Command::Probe(args) => args.mean().map_err(anyhow::Error::from).and_then(live::probe),
+        #[cfg(feature = "live")]
         Command::Doctor(args) => args.mean().map_err(anyhow::Error::from).and_then(doctor::doctor),
         Command::Generate(args) => args.text().map_err(anyhow::Error::from).and_then(|text| print(&text)),
         Command::Replay(args) => args.mean().map_err(anyhow::Error::from).and_then(replay::replay),

@@ -1,9 +1,9 @@
 //! Are questions about recordings answered: who, when, by which way, and did they get it?
 
 use anyhow::{Context, Result};
-use imds_trace::recording::Writer;
-use imds_trace_tests::load;
-use imds_trace_tests::scenario::{END, header};
+use diagnosis::recording::Writer;
+use imds_trace_replay_tests::load;
+use imds_trace_replay_tests::scenario::{END, header};
 use serde_json::{Value, json};
 
 use crate::Outcome;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
-use imds_trace_tests::{captured, record};
+use imds_trace_replay_tests::kept;
 
 use crate::Outcome;
 use crate::program::{Folder, Ran, command, recorded, replay};
@@ -23,7 +23,7 @@ crate::tests![
 ];
 
 fn capture(name: &str) -> Result<Vec<u8>> {
-    std::fs::read(captured::folder().join(name)).with_context(|| name.to_owned())
+    std::fs::read(kept::captures_folder().join(name)).with_context(|| name.to_owned())
 }
 
 const ANY: &str = "any-hop-limit-1.pcap";
@@ -148,7 +148,7 @@ fn a_recording_knows_its_endpoints() -> Outcome {
 
 fn what_is_told_to_wireshark_can_be_read_again() -> Outcome {
     let folder = Folder::new()?;
-    let files = [record::all()?, captured::all()?].concat();
+    let files = [kept::recordings()?, kept::captures()?].concat();
     for (name, path) in files {
         let file = folder.path().join("it.pcapng");
         replay(&path, &["--output", &format!("pcapng={}", file.display())])?.expect_quiet()?;

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use imds_trace::input::Input;
-use imds_trace::net::{BootTime, Timestamp};
-use imds_trace::recording::{Chain, Files, Header, Limits, Notice};
-use imds_trace_tests::load;
-use imds_trace_tests::scenario::header;
+use diagnosis::input::Input;
+use diagnosis::net::{BootTime, Timestamp};
+use diagnosis::recording::{Chain, Files, Header, Limits, Notice};
+use imds_trace_replay_tests::load;
+use imds_trace_replay_tests::scenario::header;
 use serde_json::Value;
 
 use crate::Outcome;
@@ -343,7 +343,7 @@ fn a_compressed_recording_that_was_cut_short_is_told_up_to_there() -> Outcome {
 
 fn an_old_recording_cannot_be_verified_and_says_so_if_asked() -> Outcome {
     let folder = Folder::new()?;
-    let (_, sealed) = imds_trace_tests::record::all()?.into_iter().next().context("a recording")?;
+    let (_, sealed) = imds_trace_replay_tests::kept::recordings()?.into_iter().next().context("a recording")?;
     // As the first format had it: the same lines, and no seals.
     let text = std::fs::read_to_string(sealed)?.replacen("\"recording\":2", "\"recording\":1", 1);
     let is_seal = |line: &&str| line.starts_with("{\"seal\"") || line.starts_with("{\"end\"");

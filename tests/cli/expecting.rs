@@ -1,7 +1,7 @@
 //! Does `--expect` hold where it should, and fail with a sentence where it should not?
 
 use anyhow::{Context, Result};
-use imds_trace_tests::record;
+use imds_trace_replay_tests::kept;
 use serde_json::Value;
 
 use crate::Outcome;
@@ -21,8 +21,10 @@ crate::tests![
 
 /// Replays a recording with these expectations, as JSON.
 fn judge(recording: &str, expectations: &[&str], options: &[&str]) -> Result<(Ran, Vec<Value>)> {
-    let (_, file) =
-        record::all()?.into_iter().find(|(name, _)| name == recording).with_context(|| format!("no {recording}"))?;
+    let (_, file) = kept::recordings()?
+        .into_iter()
+        .find(|(name, _)| name == recording)
+        .with_context(|| format!("no {recording}"))?;
     let mut words = vec!["--output", "json"];
     words.extend(expectations.iter().flat_map(|expectation| ["--expect", expectation]));
     words.extend(options);

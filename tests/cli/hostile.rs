@@ -1,9 +1,9 @@
 //! Does what a container chose, or whoever made the recording, reach a terminal raw, or break what programs read?
 
 use anyhow::{Context, Result};
-use imds_trace::identity::fact::Said;
-use imds_trace::input::Input;
-use imds_trace::observation::{Head, Place};
+use diagnosis::identity::fact::Said;
+use diagnosis::input::Input;
+use diagnosis::observation::{Head, Place};
 use imds_trace_tests::junit;
 
 use crate::Outcome;

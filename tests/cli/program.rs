@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use imds_trace::input::Input;
-use imds_trace::recording::Writer;
-use imds_trace_tests::scenario::{END, Scenario, folder, header};
+use diagnosis::input::Input;
+use diagnosis::recording::Writer;
+use imds_trace_replay_tests::scenario::{END, Scenario, folder, header};
 use imds_trace_tests::{children, tracer};
 use serde_json::Value;
 

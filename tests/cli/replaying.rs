@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use anyhow::Context;
-use imds_trace_tests::scenario::{self, Scenario};
-use imds_trace_tests::{junit, record};
+use imds_trace_replay_tests::kept;
+use imds_trace_replay_tests::scenario::{self, Scenario};
+use imds_trace_tests::junit;
 
 use crate::Outcome;
 use crate::program::{Folder, Ran, command, findings, json_lines, recorded, recording, replay, run, unsealed};
@@ -143,13 +144,13 @@ fn a_recording_comes_from_stdin_too() -> Outcome {
 
 fn every_output_survives_every_scenario_and_recording() -> Outcome {
     let folder = Folder::new()?;
-    let mut files = record::all()?;
+    let mut files = kept::recordings()?;
     for (name, path) in scenario::all()? {
         let file = folder.file(&name, recording(&Scenario::read(&path)?.inputs()?)?)?;
         files.push((name, file));
     }
     for (name, file) in files {
-        for kind in imds_trace::output::OUTPUTS {
+        for kind in diagnosis::output::OUTPUTS {
             let path = folder.path().join(format!("{name}.{}", kind.name));
             let output = match kind.needs_path {
                 true => format!("{}={}", kind.name, path.display()),
@@ -197,7 +198,7 @@ fn two_outputs_are_told_at_once() -> Outcome {
 
 fn junit_has_a_case_for_each_client_and_each_expectation() -> Outcome {
     let folder = Folder::new()?;
-    let (_, file) = record::all()?
+    let (_, file) = kept::recordings()?
         .into_iter()
         .find(|(name, _)| name == "hop-limit-1-three-containers")
         .context("the recording of three containers")?;
@@ -229,7 +230,7 @@ fn junit_has_a_case_for_each_client_and_each_expectation() -> Outcome {
 
 fn junit_blames_nobody_who_was_to_be_kept_out() -> Outcome {
     let folder = Folder::new()?;
-    let recordings = record::all()?;
+    let recordings = kept::recordings()?;
     let (_, file) =
         recordings.iter().find(|(name, _)| name == "docker-user-drops").context("the recording of a drop")?;
     let path = folder.path().join("it.xml");

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
-use imds_trace::input::Input;
+use diagnosis::input::Input;
 use nix::pty::openpty;
 
 use crate::Outcome;
@@ -103,7 +103,7 @@ fn large() -> Result<Vec<u8>> {
 fn a_reader_that_leaves_ends_the_program_quietly() -> Outcome {
     let folder = Folder::new()?;
     let file = folder.file("large.jsonl", large()?)?;
-    for kind in imds_trace::output::OUTPUTS.iter().filter(|kind| !kind.needs_path) {
+    for kind in diagnosis::output::OUTPUTS.iter().filter(|kind| !kind.needs_path) {
         let options = ["--output", kind.name];
         let all = Ran::from(replaying(&file, &options)?.output()?);
         if all.stdout.len() < 2 * PIPE {

@@ -49,7 +49,7 @@ fn help_and_version_go_to_stdout() -> Outcome {
 
 fn help_names_every_output() -> Outcome {
     let help = run(["replay", "--help"])?.stdout;
-    for kind in imds_trace::output::OUTPUTS {
+    for kind in diagnosis::output::OUTPUTS {
         if !help.contains(kind.name) {
             return Err(format!("--help does not name the output {}: {help}", kind.name).into());
         }

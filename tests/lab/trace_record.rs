@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use imds_trace::recording::digest_of;
+use diagnosis::recording::digest_of;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::tracer::program;
 use imds_trace_tests::{ContainerSpec, Tokens, Tracer, children};

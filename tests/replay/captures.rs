@@ -6,13 +6,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use imds_trace::capture::Reader;
-use imds_trace::config::endpoints;
-use imds_trace::event::Event;
-use imds_trace::finding::Confidence;
-use imds_trace::pipeline::Pipeline;
-use imds_trace_tests::captured;
-use imds_trace_tests::expect::expect_equal;
+use diagnosis::capture::Reader;
+use diagnosis::config::endpoints;
+use diagnosis::event::Event;
+use diagnosis::finding::Confidence;
+use diagnosis::pipeline::Pipeline;
+use imds_trace_replay_tests::{expect_equal, kept};
 use libtest_mimic::{Failed, Trial};
 
 use crate::recordings::is_told_as_before;
@@ -32,7 +31,7 @@ pub fn trials() -> Result<Vec<Trial>> {
         Trial::test("captures::icmp_errors_damaged_anywhere_do_no_harm", || Ok(damaged_anywhere(WITH_ICMP, 11)?)),
         Trial::test("captures::a_pcapng_damaged_anywhere_does_no_harm", || Ok(damaged_anywhere(PCAPNG, 5)?)),
     ];
-    for (name, path) in captured::all()? {
+    for (name, path) in kept::captures()? {
         trials.push(Trial::test(format!("captures::{name}"), move || -> Result<(), Failed> {
             Ok(is_told_as_before(&path, &name)?)
         }));
@@ -47,7 +46,7 @@ const ETHERNET: &str = "ens5-hop-limit-1.pcap";
 const PCAPNG: &str = "two-interfaces-hop-limit-1.pcapng";
 
 fn read(name: &str) -> Result<Vec<u8>> {
-    std::fs::read(captured::folder().join(Path::new(name))).with_context(|| name.to_owned())
+    std::fs::read(kept::captures_folder().join(Path::new(name))).with_context(|| name.to_owned())
 }
 
 /// Everything that is said of a capture but what it is like, as text; and whether it could be read to its end.

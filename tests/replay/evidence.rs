@@ -3,10 +3,10 @@
 use std::io::Cursor;
 
 use anyhow::{Context, Result, ensure};
-use imds_trace::input::Input;
-use imds_trace::recording::{Reader, Writer};
-use imds_trace_tests::load;
-use imds_trace_tests::scenario::{END, header};
+use diagnosis::input::Input;
+use diagnosis::recording::{Reader, Writer};
+use imds_trace_replay_tests::load;
+use imds_trace_replay_tests::scenario::{END, header};
 use libtest_mimic::{Failed, Trial};
 
 /// What is done to each byte: the smallest change, and upper or lower case.

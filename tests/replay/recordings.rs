@@ -6,14 +6,14 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use imds_trace::config::{OutputSpec, Replay, Telling};
-use imds_trace::finding::{Confidence, Finding, Severity};
-use imds_trace::input::Input;
-use imds_trace::pipeline::Host;
-use imds_trace::recording::Reader;
-use imds_trace::replay::replay;
-use imds_trace_tests::record::{self, TOLD};
-use imds_trace_tests::scenario::conclude;
+use diagnosis::config::{OutputSpec, Replay, Telling};
+use diagnosis::finding::{Confidence, Finding, Severity};
+use diagnosis::input::Input;
+use diagnosis::pipeline::Host;
+use diagnosis::recording::Reader;
+use diagnosis::replay::replay;
+use imds_trace_replay_tests::kept::{self, TOLD};
+use imds_trace_replay_tests::scenario::conclude;
 use libtest_mimic::{Failed, Trial};
 
 /// Losses from every second observation to every twentieth.
@@ -23,9 +23,12 @@ const EVERY: std::ops::RangeInclusive<usize> = 2..=20;
 pub fn trials() -> Result<Vec<Trial>> {
     let mut trials = vec![
         Trial::test("every_file_beside_a_recording_is_one_of_its_own", every_file_is_used),
-        Trial::test("there_are_recordings", || if record::all()?.is_empty() { Err("none".into()) } else { Ok(()) }),
+        Trial::test(
+            "there_are_recordings",
+            || if kept::recordings()?.is_empty() { Err("none".into()) } else { Ok(()) },
+        ),
     ];
-    for (name, path) in record::all()? {
+    for (name, path) in kept::recordings()? {
         let (told, thinned) = (path.clone(), path);
         let stem = name.clone();
         trials.push(Trial::test(format!("recordings::{name}"), move || Ok(is_told_as_before(&told, &stem)?)));
@@ -36,11 +39,11 @@ pub fn trials() -> Result<Vec<Trial>> {
 }
 
 fn every_file_is_used() -> Result<(), Failed> {
-    let expected: BTreeSet<String> = record::all()?
+    let expected: BTreeSet<String> = kept::recordings()?
         .into_iter()
         .flat_map(|(name, _)| ["jsonl", TOLD[0].1, TOLD[1].1].map(|ending| format!("{name}.{ending}")))
         .collect();
-    let found: BTreeSet<String> = std::fs::read_dir(record::folder())?
+    let found: BTreeSet<String> = std::fs::read_dir(kept::recordings_folder())?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
     if found == expected {

@@ -1,8 +1,8 @@
 //! Do the scenarios come out as they say, and do they cover the rules?
 
 use anyhow::{Context, Result};
-use imds_trace::finding::RULES;
-use imds_trace_tests::scenario::{self, Scenario, judge};
+use diagnosis::finding::RULES;
+use imds_trace_replay_tests::scenario::{self, Scenario, judge};
 use libtest_mimic::{Failed, Trial};
 
 /// One for each file, and those about all of them.

@@ -3,7 +3,7 @@
 //! Each is one run of tcpdump or dumpcap beside containers that ask the fake IMDS. What it holds of HTTP bodies and of tokens is blanked,
 //! and what says more of this machine than of the situation is left out, before it is kept.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -81,25 +81,6 @@ const SITUATIONS: &[Situation] = &[
         words: "v2",
     },
 ];
-
-/// The folder with the captures.
-pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("captures")
-}
-
-/// Every capture in the folder, by name.
-pub fn all() -> Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder()).context("list tests/captures")? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.ends_with(".pcap") || name.ends_with(".pcapng") {
-            found.push((name, path));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
 
 /// Makes all captures anew.
 pub fn record(dir: &Path) -> Result<()> {

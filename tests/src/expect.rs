@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+pub use imds_trace_replay_tests::expect_equal;
 
 /// Asks `look` again and again until it has an answer; after `deadline` fails saying `what` was waited for.
 ///
@@ -20,14 +21,6 @@ pub fn wait_until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> O
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// Fails with `claim` and what was seen instead.
-pub fn expect_equal<T: PartialEq + std::fmt::Debug>(claim: &str, seen: T, expected: T) -> Result<()> {
-    if seen != expected {
-        bail!("{claim}: expected {expected:?}, saw {seen:?}");
-    }
-    Ok(())
 }
 
 /// Fails with `claim` unless it holds; `seen` is shown beside it.

@@ -3,20 +3,21 @@
 //! Each is one run of `imds-trace watch --record` on the runner host. What was written is searched for every secret that the fake
 //! IMDS handed out before it is kept. The reports beside a recording are not made here but from it, by `bless`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use imds_trace::input::Input;
-use imds_trace::recording::{Chain, Reader, Writer};
+use diagnosis::input::Input;
+use diagnosis::recording::{Chain, Reader, Writer};
+use imds_trace_replay_tests::kept;
 
 use crate::expect::{assert_no_secret, wait_until};
 use crate::imds::{Behaviour, Tokens};
 use crate::obstacle::{self, Family, MetadataProxy, Traffic, Verdict};
 use crate::topology::Nested;
 use crate::tracer::{Tracer, program};
-use crate::{Container, ContainerSpec, HostOptions, NetworkSpec, RunnerHost, captured, children, house};
+use crate::{Container, ContainerSpec, HostOptions, NetworkSpec, RunnerHost, children, house};
 
 /// A larger one tells nobody more.
 const MAX_SIZE: usize = 100_000;
@@ -45,28 +46,6 @@ const SITUATIONS: &[Situation] = &[
     ("boto3-falls-back", boto3_falls_back),
     ("pieces-and-pipelines", pieces_and_pipelines),
 ];
-
-/// The folder with the recordings.
-pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("recordings")
-}
-
-/// Every recording in the folder, by name.
-pub fn all() -> Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder()).context("list tests/recordings")? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if let Some(stem) = name.strip_suffix(".jsonl").filter(|stem| !stem.ends_with(".events")) {
-            found.push((stem.to_owned(), path));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// What the program says of a recording, in the files beside it: kind of output and end of the name.
-pub const TOLD: [(&str, &str); 2] = [("text", "report.txt"), ("json", "events.jsonl")];
 
 /// Records all situations anew into `dir`.
 pub fn record(dir: &Path) -> Result<()> {
@@ -130,10 +109,10 @@ fn without_this_machine(recording: &str) -> Result<String> {
 
 /// Writes what the program says now of every recording and every capture beside it.
 pub fn bless() -> Result<()> {
-    for (name, path) in [all()?, captured::all()?].concat() {
+    for (name, path) in [kept::recordings()?, kept::captures()?].concat() {
         let mut replay = Command::new(program()?);
         replay.arg("replay").arg(&path).stdin(Stdio::null());
-        for (kind, ending) in TOLD {
+        for (kind, ending) in kept::TOLD {
             replay.arg("--output").arg(format!("{kind}={}", path.with_file_name(format!("{name}.{ending}")).display()));
         }
         children::output(replay).with_context(|| name.clone())?;

@@ -8,7 +8,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use super::Cli;
-use crate::finding::RULES;
+use diagnosis::finding::RULES;
 
 const NAME: &str = "imds-trace";
 /// The shells, and what their completions are asked for by.

@@ -20,7 +20,7 @@ fn examine(sight: &Sight) -> Vec<Answer> {
 fn judge(name: &str, counter: Result<Option<u64>, ethtool::Error>) -> Answer {
     let answer = |status, summary: String| {
         Answer::new(Subject::Interface(name.to_owned()), status, summary)
-            .look(format!("ethtool -S {} | grep allowance", crate::printable::shell_word(name)))
+            .look(format!("ethtool -S {} | grep allowance", diagnosis::printable::shell_word(name)))
     };
     match counter {
         Ok(Some(0)) => {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::firewall::rules::range;
 use super::sight::Sight;
 use super::{Answer, Check, Status, Subject};
-use crate::identity::listing::Running;
+use crate::sources::listing::Running;
 
 /// The check.
 pub const CHECK: Check =
@@ -25,8 +25,10 @@ fn judge(container: &Running, endpoints: &[IpAddr]) -> Vec<Answer> {
     let answer = |status, summary: String| {
         // Names alone: what the values are, only the one who asks should see.
         let format = "'{{range .Config.Env}}{{println .}}{{end}}'";
-        let look =
-            format!("docker inspect --format {format} {} | cut -d= -f1", crate::printable::shell_word(&container.name));
+        let look = format!(
+            "docker inspect --format {format} {} | cut -d= -f1",
+            diagnosis::printable::shell_word(&container.name)
+        );
         Answer::new(Subject::Container(container.name.clone()), status, summary).look(look)
     };
     let is_true = |name: &str| value(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
@@ -65,7 +67,7 @@ fn judge(container: &Running, endpoints: &[IpAddr]) -> Vec<Answer> {
             answer(Status::Ok, format!("{names} is set, and no_proxy spares IMDS."))
         } else {
             let summary = format!("{names} is set, and no_proxy does not name 169.254.169.254: some SDKs send what is for IMDS to the proxy, which is another host.");
-            answer(Status::Warning, summary).mend(format!("docker run --env NO_PROXY=169.254.169.254 --env no_proxy=169.254.169.254 … {}", crate::printable::shell_word(&container.name)))
+            answer(Status::Warning, summary).mend(format!("docker run --env NO_PROXY=169.254.169.254 --env no_proxy=169.254.169.254 … {}", diagnosis::printable::shell_word(&container.name)))
         });
     }
     if answers.is_empty() {

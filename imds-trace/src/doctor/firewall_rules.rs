@@ -6,7 +6,7 @@ use super::firewall::rules::{Hit, Verdict, walk};
 use super::firewall::{Client, Firewall, Heading};
 use super::sight::Sight;
 use super::{Answer, Check, Status, Subject, some_of};
-use crate::printable::shell_word;
+use diagnosis::printable::shell_word;
 
 /// The check.
 pub const CHECK: Check =

@@ -72,7 +72,7 @@ fn judge(
         if read(&format!("/proc/sys/{key}")).as_deref() == Some("0") {
             let summary = format!("{key} is 0: what comes in by {interface} is not forwarded.");
             let answer = Answer::new(Subject::Interface(interface.clone()), Status::Broken, summary);
-            let key = crate::printable::shell_word(&key);
+            let key = diagnosis::printable::shell_word(&key);
             answers.push(answer.look(format!("cat /proc/sys/{key}")).mend(format!("sysctl -w {key}=1")));
         }
     }

@@ -2,7 +2,7 @@
 
 use super::sight::Sight;
 use super::{Answer, Check, Status, Subject};
-use crate::identity::listing::{Network, Running};
+use crate::sources::listing::{Network, Running};
 
 /// The check.
 pub const CHECK: Check =

@@ -3,10 +3,10 @@
 use std::fs;
 
 use super::{Answer, Check, Status, Subject};
-use crate::event::Has;
 use crate::kernel::btf::Layout;
 use crate::kernel::features::{Feature, Features};
 use crate::kernel::plan::{Consequence, Weight, consequence};
+use diagnosis::event::Has;
 
 /// The check.
 pub const CHECK: Check = Check {

@@ -53,7 +53,7 @@ fn examine(sight: &Sight) -> Vec<Answer> {
                     Status::Warning,
                     format!("No rule gives what leaves {subnet} by {uplink} the host's address: EC2 drops it (not-masqueraded), unless the address is the instance's own."),
                 )
-                .mend(format!("{tool} -t nat -A POSTROUTING -s {subnet} ! -o {} -j MASQUERADE", crate::printable::shell_word(&bridge.name))),
+                .mend(format!("{tool} -t nat -A POSTROUTING -s {subnet} ! -o {} -j MASQUERADE", diagnosis::printable::shell_word(&bridge.name))),
             });
         }
     }

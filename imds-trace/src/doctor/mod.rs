@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use crate::config::Doctor;
 use crate::kernel::{clsact, features};
-use crate::printable::printable;
+use diagnosis::printable::printable;
 use sight::Sight;
 
 /// What `--output` can say here; none of it must go to a file.

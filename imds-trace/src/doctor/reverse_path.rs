@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::sight::Sight;
 use super::{Answer, Check, Status, Subject};
 use crate::interfaces::snapshot::{Snapshot, Way};
-use crate::net::Ifindex;
+use diagnosis::net::Ifindex;
 
 /// The check.
 pub const CHECK: Check =
@@ -77,7 +77,7 @@ fn parts(network: &Snapshot, endpoint: IpAddr) -> Vec<(Ifindex, Part)> {
 
 fn judge(name: &str, part: Part, endpoint: IpAddr, network: &Snapshot, read: &dyn Fn(&str) -> Option<u8>) -> Answer {
     let about = Subject::Interface(name.to_owned());
-    let word = crate::printable::shell_word(name);
+    let word = diagnosis::printable::shell_word(name);
     let look = format!("sysctl net/ipv4/conf/all/rp_filter net/ipv4/conf/{word}/rp_filter; ip route get {endpoint}");
     let (Some(all), Some(own)) = (read("all"), read(name)) else {
         return Answer::new(about, Status::Unknown, "Its rp_filter could not be read: is /proc/sys hidden?").look(look);

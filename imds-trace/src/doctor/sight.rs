@@ -10,10 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use nix::sched::{CloneFlags, setns};
 
 use super::firewall::{self, Client, Firewall};
-use crate::identity::cgroup;
-use crate::identity::listing::{self, Listing, Running};
 use crate::interfaces::snapshot::{self, Inward, Snapshot, Way};
-use crate::net::bounded;
+use crate::sources::listing::{self, Listing, Running};
+use diagnosis::identity::cgroup;
+use diagnosis::net::bounded;
 
 /// Docker's first bridge.
 const DEFAULT_BRIDGE: &str = "docker0";

@@ -9,8 +9,8 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{Answer, Status, Subject, counted};
-use crate::config::OutputSpec;
-use crate::printable::{json_safe, printable};
+use diagnosis::config::OutputSpec;
+use diagnosis::printable::{json_safe, printable};
 
 const RED: Style = AnsiColor::Red.on_default().bold();
 const YELLOW: Style = AnsiColor::Yellow.on_default().bold();

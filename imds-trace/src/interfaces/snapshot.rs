@@ -9,7 +9,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::{Error, Link, outgoing, read};
-use crate::net::Ifindex;
+use diagnosis::net::Ifindex;
 
 /// `errno` values with which the kernel answers for a route that leads nowhere (`include/uapi/asm-generic/errno.h`,
 /// `fib_props` in `net/ipv4/fib_semantics.c`).

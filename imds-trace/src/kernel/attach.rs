@@ -20,9 +20,9 @@ use super::clsact::{self, Run, Turn};
 use super::features::{self, Feature, Features};
 use super::plan::{self, Family, Hook, Tracepoint, Wanted};
 use super::ring::Records;
-use crate::event::{Attached, Missing, Via};
-use crate::net::{Direction, Ifindex};
-use crate::printable::{causes, printable};
+use diagnosis::event::{Attached, Missing, Via};
+use diagnosis::net::{Direction, Ifindex};
+use diagnosis::printable::{causes, printable};
 
 /// The kernel half, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/imds-trace.o"));

@@ -21,7 +21,7 @@ use imds_trace_ebpf::record::name;
 use nix::net::if_::if_indextoname;
 
 use super::netlink::{Filter, Netlink};
-use crate::net::{Direction, Ifindex};
+use diagnosis::net::{Direction, Ifindex};
 
 /// The bit of a handle that says: we made the qdisc.
 const QDISC_IS_OURS: u32 = 1 << 30;

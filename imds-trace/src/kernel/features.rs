@@ -12,7 +12,7 @@ use aya::sys::{is_map_supported, is_program_supported};
 use super::Error;
 use super::btf::Layout;
 use super::symbols::{self, KALLSYMS};
-use crate::event::{Has, KernelFeature};
+use diagnosis::event::{Has, KernelFeature};
 
 /// Something that tracing needs, or could use. What follows from each is `plan`'s to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod btf;
 pub mod clsact;
+pub mod decode;
 pub mod features;
 mod netlink;
 pub mod plan;

@@ -7,7 +7,7 @@ use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeade
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use crate::net::{Direction, Ifindex};
+use diagnosis::net::{Direction, Ifindex};
 
 /// Bytes before the payload of a message: its length, type, flags, sequence number and sender (`struct nlmsghdr`).
 const HEADER: usize = 16;

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
 use super::features::{Feature, Features};
-use crate::event::{Has, Missing, Via};
 use crate::interfaces::Link;
-use crate::net::Ifindex;
+use diagnosis::event::{Has, Missing, Via};
+use diagnosis::net::Ifindex;
 
 /// How much hangs on a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use aya::maps::{MapData, RingBuf};
 use imds_trace_ebpf::record::{self, kind};
 use zerocopy::FromBytes;
 
+use super::decode::{Names, Record};
 use super::symbols::Symbols;
-use crate::input::{Names, Record};
-use crate::net::{Ifindex, Netns};
+use diagnosis::net::{Ifindex, Netns};
 
 /// Records as they come. Readable, as a file descriptor, when there are some.
 pub struct Records(pub(super) RingBuf<MapData>);

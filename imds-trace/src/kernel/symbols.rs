@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::thread::JoinHandle;
 
-use crate::net::UNNAMED;
 use crate::privileges;
+use diagnosis::net::UNNAMED;
 
 /// Names and addresses of everything in the kernel; the addresses are 0 for who may not know them.
 pub const KALLSYMS: &str = "/proc/kallsyms";

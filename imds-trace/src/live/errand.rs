@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use super::supervisor::Supervisor;
-use crate::probe::{Answers, Own};
+use diagnosis::probe::{Answers, Own};
 
 /// What a trace is for.
 pub(super) trait Errand {

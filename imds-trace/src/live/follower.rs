@@ -9,14 +9,14 @@ use tokio::sync::mpsc;
 use super::MAX_SHOWN;
 use crate::config::Tracing;
 use crate::ethtool;
-use crate::event::{Attached, Missing};
-use crate::identity::fact::Said;
 use crate::interfaces::{Change, Interfaces, Link};
 use crate::kernel::attach::Tracer;
 use crate::kernel::plan::{self, Why};
 use crate::kernel::ring::MachineNames;
-use crate::net::Ifindex;
-use crate::printable::printable;
+use diagnosis::event::{Attached, Missing};
+use diagnosis::identity::fact::Said;
+use diagnosis::net::Ifindex;
+use diagnosis::printable::printable;
 
 /// Interfaces whose names are remembered at most.
 const MAX_NAMES: usize = 4096;

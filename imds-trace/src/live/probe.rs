@@ -17,10 +17,10 @@ use zeroize::Zeroizing;
 
 use super::errand;
 use crate::config::{Probe, Target};
-use crate::identity::docker;
-use crate::identity::procfs::Procfs;
 use crate::privileges;
-use crate::probe::{Answer, Answers, Own, waited};
+use crate::sources::docker;
+use crate::sources::procfs::Procfs;
+use diagnosis::probe::{Answer, Answers, Own, waited};
 
 /// IMDS listens on the port of HTTP.
 const PORT: u16 = 80;

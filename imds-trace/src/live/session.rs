@@ -8,19 +8,21 @@ use anyhow::Context;
 use super::errand::Errand;
 use super::{MAX_SHOWN, boot_time, now};
 use crate::config::Tracing;
-use crate::event::{Attached, Event, Missing, Ready};
-use crate::identity::docker::News;
-use crate::identity::fact::{Fact, ProcessDetail, Said};
-use crate::identity::procfs::Procfs;
-use crate::input::{self, Input, Record, Streams};
 use crate::kernel::attach::Tracer;
+use crate::kernel::decode::{self, Record};
 use crate::kernel::ring::{self, MachineNames, Records};
-use crate::net::Timestamp;
-use crate::output::Outputs;
-use crate::pipeline::{Host, Pipeline};
-use crate::printable::printable;
-use crate::probe::{Answers, Own};
-use crate::recording::{self, Chain, Files, Header, Limits, Notice};
+use crate::sources::docker::News;
+use crate::sources::procfs::Procfs;
+use diagnosis::event::{Attached, Event, Missing, Ready};
+use diagnosis::identity::fact::{Fact, ProcessDetail, Said};
+use diagnosis::input::Input;
+use diagnosis::net::Timestamp;
+use diagnosis::observation::Streams;
+use diagnosis::output::Outputs;
+use diagnosis::pipeline::{Host, Pipeline};
+use diagnosis::printable::printable;
+use diagnosis::probe::{Answers, Own};
+use diagnosis::recording::{self, Chain, Files, Header, Limits, Notice};
 
 /// On Nitro instances the board's asset tag is the instance's id.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
@@ -180,7 +182,7 @@ impl Session {
                     Record::Attempt(connect, task) | Record::Connect(connect, task) => task.map(|_| connect.tgid),
                     _ => None,
                 };
-                Some((input::from_record(record, names, streams), connecting))
+                Some((decode::from_record(record, names, streams), connecting))
             });
             let Some(read) = read else { break };
             taken += 1;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 
-use crate::printable::causes;
+use diagnosis::printable::causes;
 
 /// The service manager that `$NOTIFY_SOCKET` leads to, if there is one.
 #[derive(Debug, Default)]

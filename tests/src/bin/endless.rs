@@ -9,12 +9,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use imds_trace::input::Input;
-use imds_trace::net::Timestamp;
-use imds_trace::pipeline::{Host, Pipeline};
-use imds_trace::recording::{Files, Header, Limits, Reader, open};
-use imds_trace_tests::load;
-use imds_trace_tests::scenario::{HOST_NETNS, header};
+use diagnosis::input::Input;
+use diagnosis::net::Timestamp;
+use diagnosis::pipeline::{Host, Pipeline};
+use diagnosis::recording::{Files, Header, Limits, Reader, open};
+use imds_trace_replay_tests::load;
+use imds_trace_replay_tests::scenario::{HOST_NETNS, header};
 
 /// Exchanges, and after how many memory must have found its size: it remembers 57,000 sockets.
 const MANY: u64 = 1_000_000;
@@ -49,7 +49,7 @@ fn run(folder: &Path) -> Result<()> {
     let mut take = |input: Input| -> Result<()> {
         files.write(&input)?;
         files.flush(input.at())?;
-        pipeline.push(input, &mut |event| told += u64::from(matches!(event, imds_trace::event::Event::Exchange(_))));
+        pipeline.push(input, &mut |event| told += u64::from(matches!(event, diagnosis::event::Event::Exchange(_))));
         Ok(())
     };
     load::introduction().into_iter().try_for_each(&mut take)?;

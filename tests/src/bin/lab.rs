@@ -9,6 +9,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use imds_trace_replay_tests::kept;
 use imds_trace_tests::children::{self, show};
 use imds_trace_tests::expect::wait_until;
 use imds_trace_tests::{ContainerSpec, HostOptions, RunnerHost, Tokens, captured, house, record};
@@ -16,7 +17,7 @@ use nix::sys::signal::Signal;
 
 /// Makes the captures anew, and what is told of everything.
 fn capture() -> Result<()> {
-    captured::record(&captured::folder())?;
+    captured::record(&kept::captures_folder())?;
     record::bless()
 }
 
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let result = match word.as_deref() {
         Some("demo") => demo(),
         Some("shell") => shell(),
-        Some("record") => record::record(&record::folder()).and_then(|()| capture()),
+        Some("record") => record::record(&kept::recordings_folder()).and_then(|()| capture()),
         Some("capture") => capture(),
         Some("bless") => record::bless(),
         _ => Err(anyhow::anyhow!("usage: lab demo | lab shell | lab record | lab capture | lab bless")),

@@ -316,7 +316,7 @@ impl Scenario {
 
 /// The folder with the scenarios.
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
+    crate::kept::tests().join("scenarios")
 }
 
 /// Every file in the folder, by name.

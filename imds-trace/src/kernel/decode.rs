@@ -1,61 +1,13 @@
-//! What comes in over the seam? Everything below it is a pure function of a list of these.
+//! What does a kernel record mean? Records as they lie in the ring buffer to [`Input`]s, numbers to the names that this machine has.
 
+use diagnosis::identity::fact::{self, Ancestor, Connected, Connecting, Fact, Said, Told};
+use diagnosis::input::Input;
+use diagnosis::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, UNNAMED, address};
+use diagnosis::observation::{Drop, Hook, IPPROTO_TCP, Icmp, Observation, Place, Streams, Tcp, TcpFlags};
 use imds_trace_ebpf::record;
-use serde::{Deserialize, Serialize};
-
-use crate::identity::fact::{self, Ancestor, Connected, Connecting, Fact, Said, Told};
-use crate::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, UNNAMED, address};
-pub use crate::observation::Streams;
-use crate::observation::{self, Drop, Hook, Icmp, Observation, Place, Tcp, TcpFlags};
 
 /// Functions kept of those that led to a drop: netfilter's own and the one whose hook it was.
 const MAX_CALLERS: usize = 6;
-
-/// One thing that the pipeline is told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Input {
-    /// A packet at a place.
-    Observation(Observation),
-    /// A source's word on who is who.
-    Fact(Fact),
-    /// Time has passed.
-    Tick {
-        /// It is now.
-        at: Timestamp,
-    },
-    /// Records that could not be kept.
-    Lost {
-        /// When that was noticed.
-        at: Timestamp,
-        /// Records that found no room in the ring buffer.
-        ring_buffer: u64,
-        /// Records that could not be read.
-        unreadable: u64,
-    },
-}
-
-impl Input {
-    /// When.
-    pub fn at(&self) -> Timestamp {
-        match self {
-            Self::Observation(observation) => observation.at,
-            Self::Fact(fact) => fact.at,
-            Self::Tick { at } | Self::Lost { at, .. } => *at,
-        }
-    }
-
-    /// The same, so many nanoseconds later: told by the clock of another boot.
-    pub fn later(mut self, by: u64) -> Self {
-        let at = match &mut self {
-            Self::Observation(observation) => &mut observation.at,
-            Self::Fact(fact) => &mut fact.at,
-            Self::Tick { at } | Self::Lost { at, .. } => at,
-        };
-        at.0 = at.0.saturating_add(by);
-        self
-    }
-}
 
 /// A kernel record as it lies in the ring buffer.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +44,7 @@ pub trait Names {
 pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams) -> Input {
     match record {
         Record::Packet(packet, payload) => {
-            let (heading, flow, tcp) = observation::headers(&packet.network, |address| names.is_endpoint(address));
+            let (heading, flow, tcp) = headers(&packet.network, |address| names.is_endpoint(address));
             let hook = hook(packet.ifindex, packet.direction, names);
             let heads = tcp.map(|tcp| streams.heads(&hook, flow, tcp, payload)).unwrap_or_default();
             Input::Observation(Observation {
@@ -109,7 +61,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
             })
         }
         Record::IcmpError(error) => {
-            let (_, quoted, tcp) = observation::headers(&error.network, |address| names.is_endpoint(address));
+            let (_, quoted, tcp) = headers(&error.network, |address| names.is_endpoint(address));
             Input::Observation(Observation {
                 at: Timestamp(error.header.at),
                 place: Place::Hook(hook(error.ifindex, error.direction, names)),
@@ -129,7 +81,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
             })
         }
         Record::Drop(drop) => {
-            let (heading, flow, tcp) = observation::headers(&drop.network, |address| names.is_endpoint(address));
+            let (heading, flow, tcp) = headers(&drop.network, |address| names.is_endpoint(address));
             let netns = Netns(drop.netns);
             let interface = (drop.ifindex != 0).then(|| Interface {
                 netns,
@@ -244,6 +196,24 @@ fn end(version: u8, bytes: [u8; 16], port: u16) -> Endpoint {
 fn text(bytes: &[u8; 16]) -> String {
     let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..len]).into_owned()
+}
+
+/// Converts what the kernel half read from the headers. `endpoints` tells which end is IMDS.
+fn headers(network: &record::Network, is_endpoint: impl Fn(std::net::IpAddr) -> bool) -> (Heading, Flow, Option<Tcp>) {
+    let end = |bytes, port| Endpoint { address: address(network.version, bytes), port };
+    let flow = Flow {
+        source: end(network.source, network.source_port),
+        destination: end(network.destination, network.destination_port),
+    };
+    let heading = if is_endpoint(flow.destination.address) { Heading::ToImds } else { Heading::FromImds };
+    let is_tcp = network.protocol == IPPROTO_TCP && network.later_fragment == 0 && network.source_port != 0;
+    let tcp = is_tcp.then_some(Tcp {
+        seq: network.seq,
+        ack: network.ack,
+        flags: TcpFlags(network.tcp_flags),
+        len: network.payload_len,
+    });
+    (heading, flow, tcp)
 }
 
 #[cfg(test)]

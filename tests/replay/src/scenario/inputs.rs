@@ -1,12 +1,12 @@
 //! What does the pipeline take in, when this is what a person wrote?
 
 use anyhow::{Context, Result};
-use imds_trace::event::Ready;
-use imds_trace::identity::fact::{Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
-use imds_trace::input::Input;
-use imds_trace::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
-use imds_trace::observation::Observation;
-use imds_trace::recording::{Chain, Header, VERSION};
+use diagnosis::event::Ready;
+use diagnosis::identity::fact::{Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
+use diagnosis::input::Input;
+use diagnosis::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
+use diagnosis::observation::Observation;
+use diagnosis::recording::{Chain, Header, VERSION};
 
 use super::place::{interface, socket};
 use super::tcp::Conversation;

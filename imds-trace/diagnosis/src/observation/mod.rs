@@ -3,7 +3,6 @@
 pub mod redact;
 mod stream;
 
-use imds_trace_ebpf::record;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::net::{Direction, Flow, Heading, Interface, Netns, Timestamp, Ttl};
@@ -146,26 +145,5 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Head>, 
     })
 }
 
-/// The `record` module's protocol number for TCP.
-pub(crate) const IPPROTO_TCP: u8 = 6;
-
-/// Converts what the kernel half read from the headers. `endpoints` tells which end is IMDS.
-pub(crate) fn headers(
-    network: &record::Network,
-    is_endpoint: impl Fn(std::net::IpAddr) -> bool,
-) -> (Heading, Flow, Option<Tcp>) {
-    let end = |bytes, port| crate::net::Endpoint { address: crate::net::address(network.version, bytes), port };
-    let flow = Flow {
-        source: end(network.source, network.source_port),
-        destination: end(network.destination, network.destination_port),
-    };
-    let heading = if is_endpoint(flow.destination.address) { Heading::ToImds } else { Heading::FromImds };
-    let is_tcp = network.protocol == IPPROTO_TCP && network.later_fragment == 0 && network.source_port != 0;
-    let tcp = is_tcp.then_some(Tcp {
-        seq: network.seq,
-        ack: network.ack,
-        flags: TcpFlags(network.tcp_flags),
-        len: network.payload_len,
-    });
-    (heading, flow, tcp)
-}
+/// IP protocol number of TCP.
+pub const IPPROTO_TCP: u8 = 6;

@@ -55,6 +55,16 @@ pub enum Moment {
     Ago(Duration),
 }
 
+impl Moment {
+    /// In nanoseconds from the Unix epoch, where `now` is that, too.
+    pub fn instant(self, now: i128) -> i128 {
+        match self {
+            Self::At(at) => at,
+            Self::Ago(ago) => now.saturating_sub(i128::try_from(ago.as_nanos()).unwrap_or(i128::MAX)),
+        }
+    }
+}
+
 /// Reads `--since` and `--until`: a moment, a day, a time of a day, or a time before now.
 pub fn moment(option: &'static str, text: &str) -> Result<Moment, Error> {
     let bare = text.trim();

@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::cgroup;
-use super::fact::{self, Ancestor, ProcessDetail, TICK};
-use crate::net::{Netns, Timestamp, bounded};
-use crate::secret;
+use diagnosis::identity::cgroup;
+use diagnosis::identity::fact::{self, Ancestor, ProcessDetail, TICK};
+use diagnosis::net::{Netns, Timestamp, bounded};
+use diagnosis::secret;
 
 /// Ancestors read at most.
 const MAX_ANCESTORS: usize = 8;

@@ -6,10 +6,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use imds_trace::identity::fact::{Ancestor, Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
-use imds_trace::input::Input;
-use imds_trace::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Timestamp, Ttl};
-use imds_trace::observation::{Head, Hook, Observation, Place, RequestHead, ResponseHead, Tcp, TcpFlags};
+use diagnosis::identity::fact::{Ancestor, Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
+use diagnosis::input::Input;
+use diagnosis::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Timestamp, Ttl};
+use diagnosis::observation::{Head, Hook, Observation, Place, RequestHead, ResponseHead, Tcp, TcpFlags};
 
 use crate::scenario::{HOST_NETNS, id_of};
 
@@ -73,7 +73,7 @@ pub fn exchange(number: u64) -> Vec<Input> {
     let port = 30_000 + u16::try_from(number % 30_000).unwrap_or(0);
     let isn = u32::try_from(number.wrapping_mul(4_001) & 0xffff_ffff).unwrap_or(0);
     let source = Endpoint { address: inside(which), port };
-    let netns = imds_trace::net::Netns(20 + u32::from(which));
+    let netns = diagnosis::net::Netns(20 + u32::from(which));
     let socket = 0xffff_8880_0000_0000 + number * 0x1000;
     let comm = if name == "legacy" { "curl" } else { "python3" };
     let task = Connecting {

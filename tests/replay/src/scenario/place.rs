@@ -7,8 +7,8 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
-use imds_trace::net::{Direction, Endpoint, Ifindex, Interface, Netns, Ttl};
-use imds_trace::observation::{self, Drop, Hook};
+use diagnosis::net::{Direction, Endpoint, Ifindex, Interface, Netns, Ttl};
+use diagnosis::observation::{self, Drop, Hook};
 use serde::Deserialize;
 
 use super::inputs::{HOST_NETNS, endpoint};

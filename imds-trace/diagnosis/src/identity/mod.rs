@@ -13,11 +13,8 @@
 //! proxy asks for others: named is the process that connected. Packets without a connect (a raw socket) have no process.
 
 pub mod cgroup;
-pub mod docker;
 pub mod fact;
 pub mod job;
-pub mod listing;
-pub mod procfs;
 
 mod containers;
 mod sockets;

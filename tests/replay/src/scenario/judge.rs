@@ -1,14 +1,14 @@
 //! Does the pipeline conclude what a scenario expects, and nothing else?
 
 use anyhow::{Result, bail};
-use imds_trace::event::{Event, ExchangeEvent};
-use imds_trace::finding::{self, Confidence, RULES};
-use imds_trace::identity::{Attribution, Subject};
-use imds_trace::input::Input;
-use imds_trace::net::Timestamp;
-use imds_trace::observation;
-use imds_trace::pipeline::{Host, Pipeline};
-use imds_trace::report::Report;
+use diagnosis::event::{Event, ExchangeEvent};
+use diagnosis::finding::{self, Confidence, RULES};
+use diagnosis::identity::{Attribution, Subject};
+use diagnosis::input::Input;
+use diagnosis::net::Timestamp;
+use diagnosis::observation;
+use diagnosis::pipeline::{Host, Pipeline};
+use diagnosis::report::Report;
 
 use super::{END, Finding, HOST_NETNS, INSTANCE, Place, Scenario, id_of};
 

@@ -11,8 +11,8 @@ use bollard::models::{ContainerInspectResponse, Network as Described};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptions, ListNetworksOptions};
 
 use super::docker;
-use crate::printable::causes;
-use crate::secret;
+use diagnosis::printable::causes;
+use diagnosis::secret;
 
 /// How long the engine may take for all answers together.
 const PATIENCE: Duration = Duration::from_secs(10);

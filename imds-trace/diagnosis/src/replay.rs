@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use crate::config::{Moment, Replay};
+use crate::config::Replay;
 use crate::event::Event;
 use crate::exchange::ExchangeId;
 use crate::input::Input;
@@ -30,9 +30,7 @@ const MAX_BROKEN: usize = 8;
 /// Replays recordings, or a capture; the first bytes say which it is. Gives the exit code: 0, or 1 if what was asserted failed. A
 /// recording or capture of which nothing can be used is an error that names the line or the packet.
 pub fn replay(config: Replay) -> anyhow::Result<u8> {
-    let mut telling = config.telling.clone();
-    telling.filter.since = config.since.map(instant);
-    telling.filter.until = config.until.map(instant);
+    let telling = config.telling.clone();
     let outputs: Vec<&Path> = telling.outputs.iter().filter_map(|output| output.path.as_deref()).collect();
     recording::spare(outputs.iter().copied())?;
     let mut stdin = None;
@@ -71,17 +69,6 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         Ok(()) => Ok(u8::from(replaying.outputs.broken() || replaying.outputs.erred())),
         Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
         Err(error) => Err(error),
-    }
-}
-
-/// When that is, in nanoseconds from the Unix epoch.
-fn instant(moment: Moment) -> i128 {
-    match moment {
-        Moment::At(at) => at,
-        Moment::Ago(ago) => {
-            let ago = i128::try_from(ago.as_nanos()).unwrap_or(i128::MAX);
-            jiff::Timestamp::now().as_nanosecond().saturating_sub(ago)
-        }
     }
 }
 

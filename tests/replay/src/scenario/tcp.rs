@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
-use imds_trace::net::Heading;
-use imds_trace::observation::{Head, Icmp, RequestHead, ResponseHead, Tcp, TcpFlags, TokenMark};
+use diagnosis::net::Heading;
+use diagnosis::observation::{Head, Icmp, RequestHead, ResponseHead, Tcp, TcpFlags, TokenMark};
 
 use super::Packet;
 

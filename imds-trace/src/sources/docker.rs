@@ -10,13 +10,13 @@ use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListCont
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::cgroup::Runtime;
-use super::fact::{ContainerDetail, Said};
-use super::job;
 use super::procfs::Procfs;
-use crate::net::bounded;
-use crate::printable::causes;
-use crate::secret;
+use diagnosis::identity::cgroup::Runtime;
+use diagnosis::identity::fact::{ContainerDetail, Said};
+use diagnosis::identity::job;
+use diagnosis::net::bounded;
+use diagnosis::printable::causes;
+use diagnosis::secret;
 
 /// Where the engine listens if nobody says otherwise.
 const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
