@@ -31,6 +31,8 @@ pub enum Said {
     Sending(Connected),
     /// The kernel: the same, and it was established or gave up.
     Connected(Connected),
+    /// What a socket's own TCP had counted when its state changed.
+    Counted(Counted),
     /// /proc: more about a process that connects.
     Process(ProcessDetail),
     /// The engine: a container is there.
@@ -166,6 +168,47 @@ pub struct Connected {
     /// The error that the socket was told, a number of `errno.h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<u16>,
+}
+
+/// What the TCP of a connecting socket had counted when its state changed: the client's own word on what reached it, in whatever
+/// namespace it is and whatever way the packets took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// As in [`Connecting::socket`].
+    pub socket: u64,
+    /// Its own address and port.
+    pub source: Endpoint,
+    /// Where to.
+    pub destination: Endpoint,
+    /// Initial sequence number.
+    pub isn: u32,
+    /// Namespace of the socket.
+    pub netns: Netns,
+    /// Had the connection been established?
+    pub established: bool,
+    /// Payload bytes that it received in order; neither SYN nor FIN counts.
+    pub received: u64,
+    /// Payload bytes that the other side acknowledged; neither SYN nor FIN counts.
+    pub acked: u64,
+    /// The error that the socket was told, a number of `errno.h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<u16>,
+    /// The state that it entered.
+    pub state: TcpState,
+}
+
+/// States of a TCP socket of which the kernel half tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TcpState {
+    /// The other side will send no more.
+    CloseWait,
+    /// Its own side will send no more.
+    FinWait,
+    /// Both sides ended it, and the last acknowledgement is awaited.
+    LastAck,
+    /// It is over.
+    Closed,
 }
 
 /// An ancestor of a process.

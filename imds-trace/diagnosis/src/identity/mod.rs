@@ -249,7 +249,7 @@ impl Directory {
                 self.containers.gone(fact.at, id);
                 0
             }
-            Said::Uplinks { .. } | Said::InHdrErrors { .. } | Said::LinkLocalExceeded { .. } => 0,
+            Said::Counted(_) | Said::Uplinks { .. } | Said::InHdrErrors { .. } | Said::LinkLocalExceeded { .. } => 0,
         }
     }
 

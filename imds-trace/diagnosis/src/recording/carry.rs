@@ -132,7 +132,7 @@ impl Carry {
             }
             Said::Attempting(_) => self.remember(fact.at, PENDING, None, text),
             Said::Connecting(task) => self.remember(fact.at, MATTERS, Some(task.pid), text),
-            Said::Connected(_) | Said::Sending(_) => self.remember(fact.at, MATTERS, None, text),
+            Said::Connected(_) | Said::Sending(_) | Said::Counted(_) => self.remember(fact.at, MATTERS, None, text),
         }
         self.shrink(fact.at);
     }
