@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::config::expectation;
-use crate::event::Ready;
-use crate::exchange::{ExchangeId, Travel};
+use crate::event::{ExchangeEvent, Ready};
+use crate::exchange::{Exchange, ExchangeId, Travel};
 use crate::finding::{Confidence, Finding, HopLimit};
 use crate::identity::Container;
-use crate::journey::{Connection, ConnectionId, Fate, Join};
+use crate::journey::{Connection, ConnectionId, Dropped, Fate, Join};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 use crate::observation::{Drop, RequestHead, ResponseHead};
 

@@ -1,0 +1,218 @@
+//! Does a claim hold for those whom it is about? One function for each.
+
+use super::seen::{Noted, Seen};
+use crate::config::{Claim, Expectation, HOST};
+use crate::event::Asserted;
+use crate::event::Probed;
+use crate::identity::{Attribution, Key, Subject};
+use crate::net::bounded;
+
+/// Clients or reasons that one sentence names at most.
+const MAX_NAMED: usize = 3;
+/// Bytes of a name in a sentence; Docker allows any length.
+const MAX_NAME: usize = 64;
+/// Digits of a container's id in a sentence, as Docker shows.
+const SHORT_ID: usize = 12;
+
+/// Who is meant by an expectation.
+pub(super) struct Scope<'a> {
+    /// `None` is everybody.
+    named: Option<&'a str>,
+    within: Vec<&'a Seen>,
+    /// Whom nobody could name: anybody, perhaps.
+    unknown: Vec<&'a Seen>,
+    deaf: bool,
+    probed: Option<&'a Probed>,
+}
+
+impl<'a> Scope<'a> {
+    /// Of all that was seen, what this one is about.
+    pub(super) fn of(asked: &'a Expectation, all: &'a [Seen], probed: Option<&'a Probed>, deaf: bool) -> Self {
+        let named = asked.who.as_deref();
+        let (within, others): (Vec<&Seen>, Vec<&Seen>) = all.iter().partition(|seen| match (named, &seen.who) {
+            (None, _) => true,
+            (Some(name), Attribution { container: Some(container), .. }) => container.is_called(name),
+            (Some(name), who) => name == HOST && who.subject() == Subject::Host,
+        });
+        let unknown = others.into_iter().filter(|seen| seen.who.by == Key::Unknown).collect();
+        let probed = probed.filter(|probed| named.is_none_or(|name| name == probed.target));
+        Self { named, within, unknown, deaf, probed }
+    }
+
+    /// Of whom something was noted; of somebody unknown, if of nobody else.
+    fn which(&self, noted: fn(&Seen) -> &Noted) -> Option<(String, &'a Noted)> {
+        let found = |all: &[&'a Seen]| -> Option<(String, &'a Noted)> {
+            let those: Vec<&'a Seen> = all.iter().copied().filter(|seen| noted(seen).count > 0).collect();
+            those.first().map(|first| (names(&those), noted(first)))
+        };
+        let unknown = || found(&self.unknown).map(|(who, noted)| (format!("{who}, whom nobody could name,"), noted));
+        found(&self.within).or_else(unknown)
+    }
+
+    fn exchanges(&self) -> u64 {
+        self.within.iter().map(|seen| seen.exchanges).sum()
+    }
+
+    /// Nothing was seen: of whom.
+    fn nothing(&self) -> String {
+        match self.named {
+            None => "no request to IMDS was seen".to_owned(),
+            Some(HOST) => "no request of this host's own processes was seen".to_owned(),
+            Some(name) => format!("no request of {} was seen", bounded(name, MAX_NAME)),
+        }
+    }
+
+    /// Of everybody silence is what was asked for; of one it shows nothing.
+    fn silence(&self, shows_nothing: &str) -> Verdict {
+        match self.named {
+            None if self.deaf => Err(format!("{}, but no interface was listened on when it began", self.nothing())),
+            None => Ok(self.nothing()),
+            Some(_) => Err(format!("{}, so nothing shows that {shows_nothing}", self.nothing())),
+        }
+    }
+}
+
+/// What was seen, as a reason why it held or not.
+type Verdict = Result<String, String>;
+
+/// Does it hold? With the sentence that says why.
+pub(super) fn judged(asked: &Expectation, scope: &Scope<'_>, lost: u64) -> Asserted {
+    let verdict = match asked.claim {
+        Claim::Reachable => reachable(scope),
+        Claim::Blocked => blocked(scope, lost),
+        Claim::V2Only => v2_only(scope, lost),
+    };
+    let (held, why) = match verdict {
+        Ok(why) => (true, why),
+        Err(why) => (false, why),
+    };
+    Asserted { expect: asked.text.clone(), held, why: sentence(why) }
+}
+
+fn reachable(scope: &Scope<'_>) -> Verdict {
+    match scope.probed {
+        Some(probed) if scope.exchanges() == 0 && probed.reached => return Ok(probed.summary.clone()),
+        Some(probed) if scope.exchanges() == 0 => return Err(probed.summary.clone()),
+        None if scope.exchanges() == 0 => return Err(scope.nothing()),
+        Some(_) | None => {}
+    }
+    for seen in &scope.within {
+        let errors = seen.errors();
+        if errors.count > 0 {
+            return Err(format!("{} did not get through: {}", name(&seen.who), errors.first));
+        }
+        if !seen.served {
+            let what = if seen.refused.count > 0 { &seen.refused.first } else { "nothing it asked was answered" };
+            return Err(format!("{} did not get through: {what}", name(&seen.who)));
+        }
+    }
+    Ok(format!("{} got what was asked for ({})", names(&scope.within), counted(scope.exchanges(), "exchange")))
+}
+
+fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
+    if let Some((who, granted)) = scope.which(|seen| &seen.granted) {
+        return Err(format!("{who} was given a token or credentials: {}{}", granted.first, times(granted.count)));
+    }
+    if let Some(probed) = scope.probed.filter(|probed| probed.token == Some(200)) {
+        return Err(format!("the probe was given a token: {}", probed.summary));
+    }
+    if let Some((who, unclear)) = scope.which(|seen| &seen.unclear) {
+        return Err(format!("{who} was answered, and it cannot be told with what: {}", unclear.first));
+    }
+    if lost > 0 {
+        return Err(format!(
+            "{} lost: what is missing may have been a token or credentials that arrived",
+            counted_were(lost, "record")
+        ));
+    }
+    match scope.probed {
+        // The probe itself got nothing: for that, nothing need have been seen.
+        Some(probed) if scope.exchanges() == 0 => return Ok(probed.summary.clone()),
+        None if scope.exchanges() == 0 => return scope.silence("it is kept out"),
+        Some(_) | None => {}
+    }
+    let mut reasons: Vec<&str> = Vec::new();
+    for seen in &scope.within {
+        let stopped = [seen.errors(), &seen.stopped, &seen.refused].into_iter().find(|noted| noted.count > 0);
+        let reason = stopped.map(|noted| noted.first.trim_end_matches('.'));
+        reasons.extend(reason.filter(|reason| !reasons.contains(reason)));
+    }
+    let further = reasons.len().saturating_sub(MAX_NAMED);
+    reasons.truncate(MAX_NAMED);
+    let mut why = match reasons[..] {
+        [] => "none was asked for".to_owned(),
+        _ => reasons.join("; "),
+    };
+    if further > 0 {
+        why += &format!("; and {further} more reasons");
+    }
+    let mut sentence = format!(
+        "neither a token nor credentials reached {} ({}): {why}",
+        names(&scope.within),
+        counted(scope.exchanges(), "exchange")
+    );
+    if let Some((who, read)) = scope.which(|seen| &seen.read) {
+        sentence += &format!("; but {who} reaches IMDS: {}", read.first);
+    }
+    Ok(sentence)
+}
+
+fn v2_only(scope: &Scope<'_>, lost: u64) -> Verdict {
+    if let Some((who, v1)) = scope.which(|seen| &seen.v1) {
+        let sure = scope.within.iter().chain(&scope.unknown).filter(|seen| seen.v1.count > 0).any(|seen| seen.known);
+        let hedge = if sure { "" } else { " (known by its address only: no socket of it was seen)" };
+        return Err(format!("{who} asked without a token (IMDSv1){hedge}: {}{}", v1.first, times(v1.count)));
+    }
+    if let Some((who, unread)) = scope.which(|seen| &seen.unread) {
+        return Err(format!(
+            "{who} was answered, and it was not seen what it had asked, or whether with a token{}",
+            times(unread.count)
+        ));
+    }
+    if lost > 0 {
+        let lost = counted_were(lost, "record");
+        return Err(format!("{lost} lost: what is missing may have been a request without a token"));
+    }
+    if scope.exchanges() == 0 {
+        return scope.silence("it asks with a token only");
+    }
+    Ok(format!("{} never asked without a token ({})", names(&scope.within), counted(scope.exchanges(), "exchange")))
+}
+
+fn name(who: &Attribution) -> String {
+    match (&who.container, who.subject()) {
+        (Some(container), _) => match &container.name {
+            Some(name) => format!("container {}", bounded(name, MAX_NAME)),
+            None => format!("container {}", bounded(&container.id, SHORT_ID)),
+        },
+        (None, Subject::Host) => "this host".to_owned(),
+        (None, _) => format!("the client at {}", who.address),
+    }
+}
+
+fn names(those: &[&Seen]) -> String {
+    let named: Vec<String> = those.iter().take(MAX_NAMED).map(|seen| name(&seen.who)).collect();
+    match those.len().saturating_sub(MAX_NAMED) {
+        0 => named.join(", "),
+        further => format!("{} and {}", named.join(", "), counted(further as u64, "other")),
+    }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+fn counted_were(count: u64, what: &str) -> String {
+    format!("{} {}", counted(count, what), if count == 1 { "was" } else { "were" })
+}
+
+fn times(count: u64) -> String {
+    if count == 1 { String::new() } else { format!(" ({count} times)") }
+}
+
+/// Begins with a capital letter and ends with a full stop.
+fn sentence(text: String) -> String {
+    let mut letters = text.trim_end_matches('.').chars();
+    let first = letters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(letters).chain(['.']).collect()
+}

@@ -1,0 +1,181 @@
+//! What was seen of one subject that a claim may be about?
+
+use crate::event::ExchangeEvent;
+use crate::exchange::{Exchange, Imds};
+use crate::identity::{Attribution, Key};
+use crate::journey::Dropped;
+
+/// Longer paths are cut where they are read (`observation::redact`): what stood behind is not known.
+const MAX_PATH: usize = 250;
+
+/// How often, and what it was the first time.
+#[derive(Debug, Default)]
+pub(super) struct Noted {
+    pub(super) first: String,
+    pub(super) count: u64,
+}
+
+/// What was seen of one subject.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) who: Attribution,
+    pub(super) exchanges: u64,
+    /// Did it get what it asked for, once at least?
+    pub(super) served: bool,
+    /// It did not.
+    pub(super) refused: Noted,
+    /// Was a socket of it seen?
+    pub(super) known: bool,
+    /// Findings of severity error.
+    pub(super) errors: Noted,
+    /// Those that rest on its address alone: an answer to whoever had the address before may be sent again for two minutes.
+    pub(super) errors_by_address: Noted,
+    /// A token or credentials reached it.
+    pub(super) granted: Noted,
+    /// Something reached it that may have been a token or credentials.
+    pub(super) unclear: Noted,
+    /// It asked for a token or credentials, or did not even get to ask, and neither reached it.
+    pub(super) stopped: Noted,
+    /// Other answers with 200 that reached it.
+    pub(super) read: Noted,
+    /// It asked without a token.
+    pub(super) v1: Noted,
+    /// It was answered, and what it had asked was not seen.
+    pub(super) unread: Noted,
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asks {
+    Token,
+    Credentials,
+    Other,
+    /// The path is not known in full.
+    Unclear,
+    /// The request was not seen.
+    Unseen,
+}
+
+impl Noted {
+    pub(super) fn note(&mut self, what: impl FnOnce() -> String) {
+        if self.count == 0 {
+            self.first = what();
+        }
+        self.count += 1;
+    }
+}
+
+impl Seen {
+    pub(super) fn new(who: &Attribution) -> Self {
+        Self {
+            who: who.clone(),
+            exchanges: 0,
+            served: false,
+            refused: Noted::default(),
+            known: false,
+            errors: Noted::default(),
+            errors_by_address: Noted::default(),
+            granted: Noted::default(),
+            unclear: Noted::default(),
+            stopped: Noted::default(),
+            read: Noted::default(),
+            v1: Noted::default(),
+            unread: Noted::default(),
+        }
+    }
+
+    /// Its errors, as sure as its own sockets make them.
+    pub(super) fn errors(&self) -> &Noted {
+        if self.known || self.errors.count > 0 { &self.errors } else { &self.errors_by_address }
+    }
+
+    pub(super) fn note(&mut self, event: &ExchangeEvent) {
+        let exchange = &event.exchange;
+        self.exchanges += 1;
+        self.known |= event.who.by != Key::Address;
+        let answered = exchange.answered.is_some();
+        let status = exchange.status();
+        let asks = asks(exchange);
+        if serves(exchange) {
+            self.served = true;
+        } else {
+            self.refused.note(|| happened(exchange));
+        }
+        // An answer whose status was not seen may have been any.
+        let delivered = answered && status.is_none_or(|status| status == 200);
+        match asks {
+            // Whatever the request was: a token was in the answer.
+            _ if answered && exchange.issued.is_some() => self.granted.note(|| happened(exchange)),
+            Asks::Token | Asks::Credentials if delivered && status.is_some() => {
+                self.granted.note(|| happened(exchange));
+            }
+            Asks::Other if delivered && status.is_some() => self.read.note(|| happened(exchange)),
+            Asks::Other => {}
+            _ if delivered => self.unclear.note(|| happened(exchange)),
+            _ => self.stopped.note(|| happened(exchange)),
+        }
+        if exchange.imds() == Some(Imds::V1) {
+            self.v1.note(|| happened(exchange));
+        }
+        let unread = exchange.request.as_ref().is_some_and(|request| request.cut && !request.token);
+        if (asks == Asks::Unseen || unread) && answered {
+            self.unread.note(|| happened(exchange));
+        }
+    }
+}
+
+/// Did the client get an answer of use? A 404 to a read is one: IMDS let it in.
+fn serves(exchange: &Exchange) -> bool {
+    match exchange.status() {
+        _ if exchange.is_late() => false,
+        Some(200..=299) => true,
+        Some(404) => matches!(exchange.imds(), Some(Imds::V1 | Imds::V2)),
+        _ => false,
+    }
+}
+
+fn asks(exchange: &Exchange) -> Asks {
+    let Some(request) = &exchange.request else { return Asks::Unseen };
+    if exchange.imds() == Some(Imds::Token) {
+        return Asks::Token;
+    }
+    // `iam/security-credentials/ROLE`, `…-extended/ROLE`, `identity-credentials/ec2/security-credentials/NAME`.
+    let mut below = false;
+    for segment in request.path.split('/').filter(|segment| !segment.is_empty()) {
+        if below {
+            return Asks::Credentials;
+        }
+        below = segment.starts_with("security-credentials");
+    }
+    // A masked or cut path, or one spelled otherwise, may have been one of them; so may a token's with another method.
+    let spelled = request.path.len() < MAX_PATH && !request.path.contains(['%', '*', ';']);
+    let plain = spelled && matches!(request.method.as_str(), "GET" | "HEAD");
+    if plain { Asks::Other } else { Asks::Unclear }
+}
+
+/// What an exchange asked, and what became of it.
+fn happened(exchange: &Exchange) -> String {
+    let asked = match &exchange.request {
+        Some(request) => format!("{} {}", request.method, request.path),
+        None => "a connection".to_owned(),
+    };
+    if let Some(status) = exchange.status() {
+        let late = if exchange.is_late() { ", after the client had given up" } else { "" };
+        return format!("{asked} was answered with {status}{late}");
+    }
+    if exchange.answered.is_some() {
+        return format!("{asked} was answered");
+    }
+    let dropped = |what: &str, dropped: &Dropped| {
+        let drop = &dropped.drop;
+        let on = drop.interface.as_ref().map(|interface| format!(" on {}", interface.name)).unwrap_or_default();
+        let reason = drop.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        format!("{what} was dropped in {}{on} with TTL {}{reason}", drop.location, dropped.ttl.0)
+    };
+    match (exchange.response_drop(), exchange.request_drop()) {
+        (Some(drop), _) => dropped(&format!("the answer to {asked}"), drop),
+        (None, Some(drop)) => dropped(&asked, drop),
+        (None, None) if exchange.refusal.is_some() => format!("{asked} was refused"),
+        (None, None) => format!("{asked} got no answer"),
+    }
+}
