@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::progress::{Live, Position, new};
-use super::{Exchange, ExchangeId, Moment, Refusal, Refused};
+use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
 use crate::journey::{Connection, ConnectionId, Journey};
 use crate::net::{Direction, Endpoint, Heading, Timestamp};
 use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
@@ -51,15 +51,12 @@ pub struct Assembler {
     evicted: u64,
 }
 
-/// What the assembler tells.
-pub type Sink<'a> = dyn FnMut(&Exchange, Moment<'_>) + 'a;
-
 impl Assembler {
     /// Takes in a journey.
-    pub fn push(&mut self, journey: Journey, sink: &mut Sink<'_>) {
+    pub fn push(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
         let id = journey.connection.id;
         if !self.entries.contains_key(&id) {
-            self.enter(&journey);
+            self.enter(journey);
         }
         let next = &mut self.next;
         let Some(entry) = self.entries.get_mut(&id) else { return };
@@ -69,9 +66,9 @@ impl Assembler {
         }
         let was_closed = entry.closed.is_some();
         match journey.heading {
-            Heading::ToImds => entry.outward(&journey, next, sink),
-            Heading::FromImds if journey.icmp.is_some() => entry.refused(&journey),
-            Heading::FromImds => entry.inward(&journey, sink),
+            Heading::ToImds => entry.outward(journey, next, sink),
+            Heading::FromImds if journey.icmp.is_some() => entry.refused(journey),
+            Heading::FromImds => entry.inward(journey, sink),
         }
         if was_closed && entry.closed.is_none() {
             self.due.push(Reverse((entry.due(), id)));

@@ -206,3 +206,6 @@ pub enum Moment<'a> {
     /// It has been over for so long that nothing more will come of it.
     Settled,
 }
+
+/// Takes what happens to exchanges.
+pub type Sink<'a> = dyn FnMut(&Exchange, Moment<'_>) + 'a;

@@ -1,7 +1,6 @@
 //! What does one packet change about an exchange?
 
-use super::assemble::Sink;
-use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Travel};
+use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Sink, Travel};
 use crate::journey::{Connection, Fate, Hop, Journey};
 use crate::net::{Direction, Timestamp, Ttl};
 use crate::observation::{ResponseHead, TcpFlags};
