@@ -1,11 +1,7 @@
 //! Did a request leave with an address that is not this host's, so that no answer can find back?
 
-use std::net::IpAddr;
-
-use super::unanswered::{Unanswered, unanswered};
+use super::silence::{Unanswered, foreign_source, unanswered};
 use super::{Case, Confidence, Rule, Severity, Verdict};
-use crate::journey::Hop;
-use crate::net::Direction;
 use crate::printable::shell_word;
 
 /// The rule.
@@ -15,13 +11,6 @@ pub const RULE: Rule = Rule {
     explain: "A request left the host with a source address that is not the host's, and nothing came back.",
     examine,
 };
-
-/// The source address of a packet that left by an uplink, if it is none of this host's.
-pub(super) fn foreign_source(case: &Case<'_>, last: &Hop) -> Option<IpAddr> {
-    let address = last.client.address;
-    let is_known = !case.host.addresses.is_empty() && case.host.is_uplink(last, Direction::Egress);
-    (is_known && !case.host.addresses.contains(&address)).then_some(address)
-}
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Unanswered { exchange, last, waited, what } = unanswered(case)?;

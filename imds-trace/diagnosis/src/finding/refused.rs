@@ -3,10 +3,9 @@
 //! Told apart from `firewall-drop`, where nothing comes back, from `no-route`, where this host's want of a route is why, and from a
 //! reset that only ends what was lost before.
 
-use std::time::Duration;
-
 use super::drops::{Cause, cause};
-use super::firewall_drop::{commands, hook};
+use super::netfilter::{commands, hook};
+use super::socket_error::error_of;
 use super::{Case, Rule, Severity, Verdict};
 use crate::exchange::{Icmp, Refused};
 use crate::net::Heading;
@@ -19,38 +18,12 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
-/// Errors that a socket is told when it is refused (`errno.h`): EACCES, ENETUNREACH, ECONNRESET, ECONNREFUSED, EHOSTUNREACH. A
-/// time-out (110) is none: it is what a socket tells itself.
-const REFUSED: [(u16, &str); 5] = [
-    (13, "permission denied"),
-    (101, "network unreachable"),
-    (104, "connection reset"),
-    (111, "connection refused"),
-    (113, "host unreachable"),
-];
-
-/// No client gives up its own connect so soon.
-const AT_ONCE: Duration = Duration::from_millis(10);
-
-/// Was the client's socket told no, by a packet that passed no hook?
-pub(super) fn is_refused(case: &Case<'_>) -> bool {
-    told(case).is_some()
-}
-
-fn told(case: &Case<'_>) -> Option<&'static str> {
-    match case.who.error {
-        Some(error) => REFUSED.iter().find(|(known, _)| error == *known).map(|(_, words)| *words),
-        // What is rejected while it is sent comes back as the result of connect() itself.
-        None => case.who.failed_after.filter(|after| *after < AT_ONCE).map(|_| "an error at once"),
-    }
-}
-
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|exchange| exchange.answered.is_none() && !exchange.responded)?;
     // A client that had left of its own accord gets a reset for that.
     let has_left = |at| exchange.left.is_some_and(|left| left < at);
     let refusal = exchange.refusal.filter(|refusal| !has_left(refusal.at));
-    let told = told(case).filter(|_| exchange.refusal.is_none() && exchange.attempt.is_none());
+    let told = error_of(case).filter(|_| exchange.refusal.is_none() && exchange.attempt.is_none());
     if refusal.is_none() && told.is_none() {
         return None;
     }

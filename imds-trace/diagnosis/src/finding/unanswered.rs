@@ -2,12 +2,8 @@
 //!
 //! Told apart from drops on this host: there something came in, or nothing went out.
 
-use std::time::Duration;
-
-use super::refused::is_refused;
+use super::silence::{Unanswered, foreign_source, unanswered};
 use super::{Case, Confidence, Rule, Severity, Verdict};
-use crate::exchange::Exchange;
-use crate::journey::{Fate, Hop};
 use crate::printable::shell_word;
 
 /// The rule.
@@ -18,53 +14,9 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
-/// A client that waits less has not waited for an answer: IMDS takes some milliseconds, no SDK gives up before 250 ms.
-const LEAST_WAIT: Duration = Duration::from_millis(100);
-
-/// A request that left and to which nothing came back.
-pub(super) struct Unanswered<'a> {
-    pub exchange: &'a Exchange,
-    /// Where it was last seen.
-    pub last: &'a Hop,
-    /// How long the client waited.
-    pub waited: Duration,
-    /// `The GET /latest/ of …`.
-    pub what: String,
-}
-
-/// The case's exchange, if it is one.
-pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
-    // That nothing came is inferred from not seeing it: where records were lost, nothing follows from that.
-    let exchange = case.settled().filter(|_| case.complete)?;
-    let outward = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
-    if exchange.answered.is_some() || exchange.responded {
-        return None;
-    }
-    // Opened and closed without a question; or refused, which is an answer.
-    let has_left = exchange.refusal.is_some_and(|refusal| exchange.left.is_some_and(|left| left < refusal.at));
-    if exchange.handshake && exchange.asked.is_none() || exchange.refusal.is_some() && !has_left || is_refused(case) {
-        return None;
-    }
-    // A capture may be the client's own, where the answer may be lost on the way to it; or hold one direction only: then requests
-    // follow handshakes that it does not show.
-    let one_way = exchange.asked.is_some() && !exchange.handshake;
-    if case.host.capture && (one_way || !exchange.decrements.forwarded()) {
-        return None;
-    }
-    let last = outward.hops.last()?;
-    let asked = exchange.asked.unwrap_or(exchange.opened);
-    let waited = exchange.left.or(exchange.closed)?.since(asked);
-    let subject = case.subject();
-    let what = match (exchange.handshake, &exchange.request) {
-        (true, Some(request)) => format!("The {} {} of {subject}", request.method, request.path),
-        _ => format!("The connection attempt of {subject}"),
-    };
-    (waited >= LEAST_WAIT).then_some(Unanswered { exchange, last, waited, what })
-}
-
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Unanswered { exchange, last, waited, what } = unanswered(case)?;
-    if super::not_masqueraded::foreign_source(case, last).is_some() {
+    if foreign_source(case, last).is_some() {
         return None;
     }
     let seconds = waited.as_secs_f64();

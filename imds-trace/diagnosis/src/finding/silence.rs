@@ -1,0 +1,63 @@
+//! Did a request leave this host without an answer, and from which address?
+//!
+//! Cannot know why: the rules that ask say what they make of it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::Case;
+use super::socket_error::is_refused;
+use crate::exchange::Exchange;
+use crate::journey::{Fate, Hop};
+use crate::net::Direction;
+
+/// A client that waits less has not waited for an answer: IMDS takes some milliseconds, no SDK gives up before 250 ms.
+const LEAST_WAIT: Duration = Duration::from_millis(100);
+
+/// A request that left and to which nothing came back.
+pub(super) struct Unanswered<'a> {
+    pub exchange: &'a Exchange,
+    /// Where it was last seen.
+    pub last: &'a Hop,
+    /// How long the client waited.
+    pub waited: Duration,
+    /// `The GET /latest/ of …`.
+    pub what: String,
+}
+
+/// The case's exchange, if it is one.
+pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
+    // That nothing came is inferred from not seeing it: where records were lost, nothing follows from that.
+    let exchange = case.settled().filter(|_| case.complete)?;
+    let outward = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
+    if exchange.answered.is_some() || exchange.responded {
+        return None;
+    }
+    // Opened and closed without a question; or refused, which is an answer.
+    let has_left = exchange.refusal.is_some_and(|refusal| exchange.left.is_some_and(|left| left < refusal.at));
+    if exchange.handshake && exchange.asked.is_none() || exchange.refusal.is_some() && !has_left || is_refused(case) {
+        return None;
+    }
+    // A capture may be the client's own, where the answer may be lost on the way to it; or hold one direction only: then requests
+    // follow handshakes that it does not show.
+    let one_way = exchange.asked.is_some() && !exchange.handshake;
+    if case.host.capture && (one_way || !exchange.decrements.forwarded()) {
+        return None;
+    }
+    let last = outward.hops.last()?;
+    let asked = exchange.asked.unwrap_or(exchange.opened);
+    let waited = exchange.left.or(exchange.closed)?.since(asked);
+    let subject = case.subject();
+    let what = match (exchange.handshake, &exchange.request) {
+        (true, Some(request)) => format!("The {} {} of {subject}", request.method, request.path),
+        _ => format!("The connection attempt of {subject}"),
+    };
+    (waited >= LEAST_WAIT).then_some(Unanswered { exchange, last, waited, what })
+}
+
+/// The source address of a packet that left by an uplink, if it is none of this host's.
+pub(super) fn foreign_source(case: &Case<'_>, last: &Hop) -> Option<IpAddr> {
+    let address = last.client.address;
+    let is_known = !case.host.addresses.is_empty() && case.host.is_uplink(last, Direction::Egress);
+    (is_known && !case.host.addresses.contains(&address)).then_some(address)
+}
