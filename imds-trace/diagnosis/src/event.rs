@@ -1,5 +1,7 @@
 //! What does the pipeline say to the outside?
 
+mod report;
+
 use serde::{Deserialize, Serialize};
 
 use crate::exchange::{Exchange, ExchangeId};
@@ -7,7 +9,7 @@ use crate::finding::{Finding, HopLimit, Path, TokenUse};
 use crate::identity::Attribution;
 use crate::journey::Journey;
 use crate::net::{Timestamp, Ttl};
-use crate::report::Report;
+pub use report::{Asserted, Credentials, Group, Groups, Reconciled, Report, Tally};
 
 /// One thing that is said.
 #[derive(Clone, Debug)]

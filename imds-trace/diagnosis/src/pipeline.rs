@@ -2,6 +2,7 @@
 //!
 //! Pure: no clock, no lookup. The same inputs in the same order give the same events, so a recording replays to what was seen live.
 
+use crate::event::Reconciled;
 use crate::event::{Event, ExchangeEvent, Lost, PacketEvent};
 use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
@@ -9,7 +10,7 @@ use crate::identity::{Directory, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Joiner, Journey, Others};
 use crate::net::{Netns, Timestamp, Ttl};
-use crate::report::{Reconciled, Tallies};
+use crate::report::Tallies;
 
 /// What does not change during a run.
 #[derive(Clone, Debug)]
@@ -86,7 +87,7 @@ impl Pipeline {
         pipeline
     }
 
-    /// Tells every packet from now on, if that is wanted: it costs a copy of each journey.
+    /// Tells every packet from now on, if that is wanted.
     pub fn tell_packets(&mut self, wanted: bool) {
         self.interpreter.tells_packets = wanted;
     }
@@ -178,9 +179,10 @@ impl Pipeline {
 impl Interpreter {
     /// Takes in a journey that is over.
     fn follow(&mut self, journey: Journey, assembler: &mut Assembler, now: Timestamp, sink: &mut Sink<'_>) {
-        let packet = self.tells_packets.then(|| journey.clone());
-        assembler.push(journey, &mut |exchange, moment| self.interpret(exchange, moment, now, sink));
-        let Some(journey) = packet else { return };
+        assembler.push(&journey, &mut |exchange, moment| self.interpret(exchange, moment, now, sink));
+        if !self.tells_packets {
+            return;
+        }
         let exchange = assembler.latest(journey.connection.id);
         let (attempt, opened) = exchange.map_or((None, journey.at), |exchange| (exchange.attempt, exchange.opened));
         let who = self.directory.who(query(&journey.connection, attempt), opened);

@@ -4,13 +4,14 @@
 
 use std::time::Duration;
 
+use crate::event::Reconciled;
 use crate::event::{Event, ExchangeEvent, Lost, Probed};
 use crate::exchange::{ExchangeId, Imds, Travel};
 use crate::finding::{Finding, HopLimit, Path, Severity, Way};
 use crate::identity::fact::{ContainerDetail, Said};
 use crate::journey::Fate;
 use crate::net::Timestamp;
-use crate::report::{Reconciled, Tallies};
+use crate::report::Tallies;
 
 /// What became of one of our requests.
 #[derive(Clone, Debug, PartialEq, Eq)]

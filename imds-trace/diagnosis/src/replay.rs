@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 
 use crate::config::Replay;
 use crate::event::Event;
+use crate::event::Report;
 use crate::exchange::ExchangeId;
 use crate::input::Input;
 use crate::net::{BootTime, Timestamp};
@@ -19,7 +20,7 @@ use crate::output::{self, Outputs};
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
 use crate::recording::{self, Error};
-use crate::report::{Report, Tallies};
+use crate::report::Tallies;
 use files::{Run, Source};
 
 /// Bytes of a sentence on stderr.

@@ -68,6 +68,11 @@ fn short(id: &str) -> &str {
 }
 
 impl Container {
+    /// The CI job that it is of.
+    pub fn job_id(&self) -> Option<&str> {
+        self.job.as_ref()?.id.as_deref()
+    }
+
     /// Its id as people are shown it.
     pub fn short_id(&self) -> &str {
         short(&self.id)

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{Kind, Output};
 use crate::config::GroupBy;
+use crate::event::{Asserted, Credentials, Group, Report};
 use crate::event::{Event, ExchangeEvent, Lost, Ready};
 use crate::exchange::{Imds, Refusal, Refused, Software, Travel};
 use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
@@ -16,7 +17,6 @@ use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl, UNNAMED};
 use crate::printable::json_safe;
-use crate::report::{Asserted, Credentials, Group, Report, job};
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -465,7 +465,7 @@ fn group_line(by: GroupBy, group: &Group, [first, last]: [Option<String>; 2]) ->
         container: container.filter(|_| is_one),
         process: None,
         image: container.and_then(|container| container.image.as_deref()).filter(|_| is_one || by == GroupBy::Image),
-        job: container.and_then(job).filter(|_| is_one || by == GroupBy::Job),
+        job: container.and_then(|container| container.job_id()).filter(|_| is_one || by == GroupBy::Job),
         path: group.path.as_deref(),
         address: is_one.then_some(group.who.address),
         exchanges: group.exchanges,

@@ -9,11 +9,11 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
 use super::{Kind, Output, text};
 use crate::event::Event;
+use crate::event::{Asserted, Report, Tally};
 use crate::finding::{Finding, Severity};
 use crate::identity::Subject;
 use crate::net::BootTime;
 use crate::printable::printable;
-use crate::report::{Asserted, Report, Tally};
 
 /// The kind.
 pub const KIND: Kind = Kind {

@@ -16,11 +16,12 @@ use thiserror::Error;
 
 use crate::config::{OutputSpec, Telling};
 use crate::event::Event;
+use crate::event::Report;
 use crate::expect::Expectations;
 use crate::finding::Severity;
 use crate::net::BootTime;
 use crate::printable::printable;
-use crate::report::{Groups, Report, Tallies};
+use crate::report::{Grouping, Tallies};
 use filter::Sieve;
 
 /// Bytes of a sentence on stderr.
@@ -84,7 +85,7 @@ pub struct Outputs {
     outputs: Vec<Box<dyn Output>>,
     telling: Telling,
     sieve: Sieve,
-    groups: Option<Groups>,
+    groups: Option<Grouping>,
     /// Findings of severity error that were told.
     errors: u64,
     expectations: Expectations,
@@ -125,7 +126,7 @@ impl Outputs {
             outputs,
             telling: telling.clone(),
             sieve: Sieve::new(telling.filter.clone(), boot_time),
-            groups: telling.group_by.map(Groups::new),
+            groups: telling.group_by.map(Grouping::new),
             errors: 0,
             expectations: Expectations::new(telling.expectations.clone()),
             broken: false,
@@ -153,7 +154,7 @@ impl Outputs {
                 shown.other.clone_from(&report.other);
             }
             shown.expectations = self.expectations.judge(report.lost);
-            shown.groups = self.groups.take();
+            shown.groups = self.groups.take().map(Grouping::finish);
             self.note_broken(&shown);
             return self.tell_each(&Event::Report(*at, shown));
         }

@@ -10,6 +10,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::json::rfc3339;
 use super::{Kind, Output};
+use crate::event::{Asserted, Report, Tally};
 use crate::event::{Event, ExchangeEvent, Lost, Probed};
 use crate::exchange::Exchange;
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
@@ -18,7 +19,6 @@ use crate::identity::{Attribution, Key};
 use crate::journey::{Fate, OtherPackets};
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
-use crate::report::{Asserted, Report, Tally};
 
 /// The kind.
 pub const KIND: Kind = Kind {

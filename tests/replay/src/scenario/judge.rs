@@ -1,6 +1,7 @@
 //! Does the pipeline conclude what a scenario expects, and nothing else?
 
 use anyhow::{Result, bail};
+use diagnosis::event::Report;
 use diagnosis::event::{Event, ExchangeEvent};
 use diagnosis::finding::{self, Confidence, RULES};
 use diagnosis::identity::{Attribution, Subject};
@@ -8,7 +9,6 @@ use diagnosis::input::Input;
 use diagnosis::net::Timestamp;
 use diagnosis::observation;
 use diagnosis::pipeline::{Host, Pipeline};
-use diagnosis::report::Report;
 
 use super::{END, Finding, HOST_NETNS, INSTANCE, Place, Scenario, id_of};
 

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use super::{BOLD, MAX_NAME, MAX_PATH, RED, counted, paragraph, subject};
 use crate::config::GroupBy;
+use crate::event::{Credentials, Group, Groups};
 use crate::net::{BootTime, Timestamp};
 use crate::output::json::rfc3339;
 use crate::printable::printable;
-use crate::report::{Credentials, Group, Groups, job};
 
 /// Bytes of a command line that are shown.
 const MAX_ARGV: usize = 400;
@@ -43,7 +43,7 @@ fn title(by: GroupBy, group: &Group) -> String {
             None => format!("a process that is not known, of {}", subject(&group.who)),
         },
         GroupBy::Image => named(container.and_then(|container| container.image.as_deref()), "no image known"),
-        GroupBy::Job => named(container.and_then(job), "no CI job known"),
+        GroupBy::Job => named(container.and_then(|container| container.job_id()), "no CI job known"),
         GroupBy::Path => named(group.path.as_deref(), "no request seen"),
     }
 }
@@ -54,7 +54,7 @@ fn details(by: GroupBy, group: &Group, boot_time: BootTime) -> Vec<String> {
         group.who.container.as_ref().filter(|_| matches!(by, GroupBy::Container | GroupBy::Process))
     {
         let image = container.image.as_deref().map(|image| format!("image {}", printable(image, MAX_PATH)));
-        let job = job(container).map(|job| format!("CI job {}", printable(job, MAX_NAME)));
+        let job = container.job_id().map(|job| format!("CI job {}", printable(job, MAX_NAME)));
         let known: Vec<String> = [image, job].into_iter().flatten().collect();
         if !known.is_empty() {
             lines.push(known.join(", "));
