@@ -20,6 +20,7 @@
 
 pub mod capture;
 pub mod config;
+pub mod coverage;
 pub mod event;
 pub mod exchange;
 pub mod expect;

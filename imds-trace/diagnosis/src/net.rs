@@ -53,6 +53,11 @@ pub struct Ttl(pub u8);
 /// Initial TTLs in use (Linux 64, Windows 128, network gear 255). Only to recognise a packet whose TTL has not fallen yet.
 pub const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 
+/// Sequence number arithmetic, RFC 9293 section 3.4.
+pub fn is_before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
 /// Has a packet with this TTL been forwarded?
 pub fn has_fallen(ttl: Ttl) -> bool {
     !INITIAL_TTLS.contains(&ttl.0)

@@ -6,7 +6,8 @@ use crate::event::Reconciled;
 use crate::event::{Event, ExchangeEvent, Lost, PacketEvent};
 use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
-use crate::identity::{Directory, Query, Said};
+use crate::identity::fact::TcpState;
+use crate::identity::{Directory, Fact, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Joiner, Journey, Others};
 use crate::net::{Netns, Timestamp, Ttl};
@@ -106,6 +107,7 @@ impl Pipeline {
                     self.joiner.uplinks(interfaces);
                 }
                 self.interpreter.note(&fact.said);
+                self.hear_socket(&fact, sink);
                 if let Said::Connected(socket) = &fact.said
                     && !socket.established
                     && self.interpreter.surroundings.watched
@@ -162,6 +164,23 @@ impl Pipeline {
             } else {
                 self.joiner.advance(due, &mut |journey| interpreter.follow(journey, assembler, due, sink));
             }
+        }
+    }
+
+    /// Takes in what a client's socket said of itself.
+    fn hear_socket(&mut self, fact: &Fact, sink: &mut Sink<'_>) {
+        match &fact.said {
+            Said::Connected(socket) if socket.established && socket.counts => self.assembler.opened(socket.isn),
+            Said::Counted(socket) => {
+                let now = self.now.max(fact.at);
+                let interpreter = &mut self.interpreter;
+                let closed = socket.state == TcpState::Closed;
+                let counts = (socket.received, socket.acked);
+                self.assembler.counted((fact.at, socket.isn), counts, closed, &mut |exchange, moment| {
+                    interpreter.interpret(exchange, moment, now, sink);
+                });
+            }
+            _ => {}
         }
     }
 

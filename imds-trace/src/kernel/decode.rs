@@ -118,6 +118,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 isn: connected.isn,
                 netns: Netns(connected.netns),
                 established: connected.established == 1,
+                counts: false,
                 error: (connected.error != 0).then_some(connected.error),
             };
             said(connected.header.at, if is_sending { Said::Sending(socket) } else { Said::Connected(socket) })

@@ -92,7 +92,8 @@ pub fn exchange(number: u64) -> Vec<Input> {
         inner_pid: None,
         told: Told::default(),
     };
-    let connected = Connected { socket, source, destination: IMDS, isn, netns, established: true, error: None };
+    let connected =
+        Connected { socket, source, destination: IMDS, isn, netns, established: true, error: None, counts: false };
     let mut inputs = vec![fact(at, Said::Connecting(task))];
     if round == 0 {
         inputs.push(fact(at, Said::Process(process(pid, name, comm))));

@@ -8,6 +8,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use super::delivery::Received;
 use super::progress::{Live, Position, new};
 use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
 use crate::journey::{Connection, ConnectionId, Journey};
@@ -25,6 +26,11 @@ pub const SETTLE: Duration = Duration::from_secs(5);
 /// A closed exchange is remembered so long for copies that are lost afterwards: a server repeats an unacknowledged segment with
 /// growing gaps of up to 120 s (RFC 6298; Linux TCP_RTO_MAX).
 const REMEMBER: Duration = Duration::from_secs(125);
+/// An exchange whose socket is open but was not heard of for so long is told all the same: its end may have been lost. cloud-init, the
+/// slowest client, waits 50 s a request.
+const SOCKET_QUIET: Duration = Duration::from_secs(130);
+/// Later than any due time.
+const NEVER: Timestamp = Timestamp(u64::MAX);
 /// Connections remembered at most.
 const MAX_CONNECTIONS: usize = 65_536;
 /// Exchanges remembered of one connection at most.
@@ -39,6 +45,21 @@ struct Entry {
     ending: Option<Timestamp>,
     /// When all of it was over.
     closed: Option<Timestamp>,
+    /// What both ends are known to have received.
+    received: Received,
+    /// Is the client's socket known to be open? Then nothing of it is over.
+    socket_open: bool,
+    /// When it is looked at next, at the latest.
+    scheduled: Timestamp,
+}
+
+/// What is known of a client's socket that promised to say what its TCP counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Witness {
+    received: u64,
+    acked: u64,
+    /// When it was over.
+    closed: Option<Timestamp>,
 }
 
 /// Makes exchanges of journeys.
@@ -47,6 +68,10 @@ pub struct Assembler {
     entries: HashMap<ConnectionId, Entry>,
     due: BinaryHeap<Reverse<(Timestamp, ConnectionId)>>,
     order: VecDeque<ConnectionId>,
+    by_isn: HashMap<u32, ConnectionId>,
+    /// Sockets by first sequence number.
+    witnesses: HashMap<u32, Witness>,
+    witness_order: VecDeque<u32>,
     next: u64,
     evicted: u64,
 }
@@ -59,20 +84,23 @@ impl Assembler {
             self.enter(journey);
         }
         let next = &mut self.next;
+        let witness = journey.connection.isn.and_then(|isn| self.witnesses.get(&isn)).copied();
         let Some(entry) = self.entries.get_mut(&id) else { return };
+        if let Some(witness) = witness {
+            entry.hear(witness, journey.connection.isn);
+        }
+        entry.note_received(&journey);
+        entry.prove(journey.at, sink);
         entry.last = entry.last.max(journey.at);
         for live in entry.live.iter_mut().filter(|live| live.exchange.closed.is_none()) {
             live.exchange.connection = journey.connection.clone();
         }
-        let was_closed = entry.closed.is_some();
         match journey.heading {
             Heading::ToImds => entry.outward(journey, next, sink),
             Heading::FromImds if journey.icmp.is_some() => entry.refused(journey),
             Heading::FromImds => entry.inward(journey, sink),
         }
-        if was_closed && entry.closed.is_none() {
-            self.due.push(Reverse((entry.due(), id)));
-        }
+        entry.prove(journey.at, sink);
         while entry.live.len() > MAX_EXCHANGES {
             let gone = entry.live.pop_front();
             self.evicted += u64::from(gone.is_some_and(|live| live.exchange.closed.is_none()));
@@ -82,8 +110,8 @@ impl Assembler {
         let fin = flags.has(TcpFlags::FIN) && (journey.heading == Heading::ToImds || !is_open);
         if (fin || flags.has(TcpFlags::RST)) && entry.ending.is_none() && entry.closed.is_none() {
             entry.ending = Some(journey.at);
-            self.due.push(Reverse((journey.at.after(LINGER), id)));
         }
+        schedule(&mut self.due, entry, id);
     }
 
     /// The latest exchange of a connection, unless it is forgotten.
@@ -107,6 +135,58 @@ impl Assembler {
         sink(&exchange, Moment::Settled);
     }
 
+    /// A socket was established that will say what its TCP counts when it changes its state.
+    pub fn opened(&mut self, isn: u32) {
+        if self.witnesses.insert(isn, Witness::default()).is_none() {
+            self.witness_order.push_back(isn);
+        }
+        while self.witness_order.len() > MAX_CONNECTIONS {
+            if let Some(oldest) = self.witness_order.pop_front() {
+                self.witnesses.remove(&oldest);
+            }
+        }
+        self.heard(isn, None, &mut |_, _| {});
+    }
+
+    /// A socket's TCP has counted so many payload bytes received and acknowledged; `closed`: it will count no more.
+    pub fn counted(
+        &mut self,
+        (at, isn): (Timestamp, u32),
+        (received, acked): (u64, u64),
+        closed: bool,
+        sink: &mut Sink<'_>,
+    ) {
+        let Some(witness) = self.witnesses.get_mut(&isn) else { return };
+        *witness = Witness {
+            received: witness.received.max(received),
+            acked: witness.acked.max(acked),
+            closed: witness.closed.or(closed.then_some(at)),
+        };
+        self.heard(isn, Some(at), sink);
+    }
+
+    /// Tells the connection of a socket what that said.
+    fn heard(&mut self, isn: u32, at: Option<Timestamp>, sink: &mut Sink<'_>) {
+        let (Some(id), Some(witness)) = (self.by_isn.get(&isn).copied(), self.witnesses.get(&isn).copied()) else {
+            return;
+        };
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.hear(witness, Some(isn));
+        if let Some(at) = at {
+            entry.prove(at, sink);
+        }
+        schedule(&mut self.due, entry, id);
+    }
+
+    /// Forgets a connection.
+    fn forget(&mut self, id: ConnectionId) {
+        let Some(entry) = self.entries.remove(&id) else { return };
+        let isn = entry.live.back().and_then(|live| live.exchange.connection.isn);
+        if let Some(isn) = isn.filter(|isn| self.by_isn.get(isn) == Some(&id)) {
+            self.by_isn.remove(&isn);
+        }
+    }
+
     /// Closes what has gone quiet at `now` and forgets what is long over.
     pub fn advance(&mut self, now: Timestamp, sink: &mut Sink<'_>) {
         while let Some(&Reverse((due, id))) = self.due.peek() {
@@ -115,20 +195,25 @@ impl Assembler {
             }
             self.due.pop();
             let Some(entry) = self.entries.get_mut(&id) else { continue };
+            // An entry that an earlier one replaced.
+            if entry.scheduled != due {
+                continue;
+            }
+            entry.scheduled = NEVER;
             let due = entry.due();
             if due > now {
-                self.due.push(Reverse((due, id)));
+                schedule(&mut self.due, entry, id);
                 continue;
             }
             match entry.closed {
                 None => entry.close(entry.ending.unwrap_or(due), sink),
                 Some(_) if entry.is_settled() => {
-                    self.entries.remove(&id);
+                    self.forget(id);
                     continue;
                 }
                 Some(_) => entry.settle(sink),
             }
-            self.due.push(Reverse((entry.due(), id)));
+            schedule(&mut self.due, entry, id);
         }
     }
 
@@ -163,12 +248,22 @@ impl Assembler {
         let opened = journey.hops.first().map_or(journey.at, |hop| hop.at);
         let exchange = new(ExchangeId(self.next), journey.connection.clone(), opened);
         let live = VecDeque::from([Live::new(exchange)]);
-        self.entries.insert(id, Entry { live, last: journey.at, ending: None, closed: None });
-        self.due.push(Reverse((journey.at.after(QUIET), id)));
+        let received = Received::default();
+        let last = journey.at;
+        let entry = Entry { live, last, ending: None, closed: None, received, socket_open: false, scheduled: NEVER };
+        self.entries.insert(id, entry);
+        if let Some(isn) = journey.connection.isn {
+            self.by_isn.insert(isn, id);
+        }
         self.order.push_back(id);
         while self.entries.len() > MAX_CONNECTIONS {
             match self.order.pop_front() {
-                Some(oldest) => self.evicted += u64::from(self.entries.remove(&oldest).is_some()),
+                Some(oldest) => {
+                    // What is over and told is no loss.
+                    let is_open = self.entries.get(&oldest).is_some_and(|entry| entry.closed.is_none());
+                    self.forget(oldest);
+                    self.evicted += u64::from(is_open);
+                }
                 None => break,
             }
         }
@@ -178,13 +273,24 @@ impl Assembler {
     }
 }
 
+/// Has a connection looked at when something is due, and not more often.
+fn schedule(due: &mut BinaryHeap<Reverse<(Timestamp, ConnectionId)>>, entry: &mut Entry, id: ConnectionId) {
+    let at = entry.due();
+    if at < entry.scheduled {
+        entry.scheduled = at;
+        due.push(Reverse((at, id)));
+    }
+}
+
 impl Entry {
     /// When something is to be done next.
     fn due(&self) -> Timestamp {
         match (self.closed, self.ending) {
             (Some(closed), _) if !self.is_settled() => closed.max(self.last.after(SETTLE)),
             (Some(_), _) => self.last.after(REMEMBER),
+            (None, Some(_)) if self.socket_open => self.last.after(QUIET),
             (None, Some(end)) => end.after(LINGER),
+            (None, None) if self.socket_open => self.last.after(SOCKET_QUIET),
             (None, None) => self.last.after(QUIET),
         }
     }
@@ -197,6 +303,54 @@ impl Entry {
         self.closed = Some(at);
         for live in &mut self.live {
             live.close(at, sink);
+        }
+    }
+
+    /// Takes in what the client's socket said.
+    fn hear(&mut self, witness: Witness, isn: Option<u32>) {
+        self.socket_open = witness.closed.is_none();
+        if self.closed.is_none() && self.ending.is_none() {
+            self.ending = witness.closed;
+        }
+        self.received.counted(witness.received, witness.closed.is_some());
+        if let (Some(isn), Ok(acked)) = (isn, u32::try_from(witness.acked)) {
+            self.received.by_imds(isn.wrapping_add(1).wrapping_add(acked));
+        }
+    }
+
+    /// Takes in what a packet says of what its sender has received.
+    fn note_received(&mut self, journey: &Journey) {
+        let flags = journey.tcp.flags;
+        if journey.icmp.is_some() {
+            return;
+        }
+        match journey.heading {
+            Heading::ToImds if flags.has(TcpFlags::ACK) => {
+                let is_first = self.live.len() == 1 && self.live.iter().all(|live| !live.exchange.responded);
+                if is_first && journey.tcp.len > 0 {
+                    self.received.answered_from(journey.tcp.ack.wrapping_sub(1));
+                }
+                self.received.by_client(journey.tcp.ack);
+            }
+            Heading::FromImds => {
+                if flags.has(TcpFlags::SYN) {
+                    self.received.answered_from(journey.tcp.seq);
+                }
+                // A reset acknowledges what a firewall wants it to.
+                if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
+                    self.received.by_imds(journey.tcp.ack);
+                }
+            }
+            Heading::ToImds => {}
+        }
+    }
+
+    /// Looks whether what is known to be received changes what came of an exchange, and tells those anew that were told.
+    fn prove(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
+        for live in &mut self.live {
+            if live.prove(&self.received, at, sink) {
+                live.revise(sink);
+            }
         }
     }
 
@@ -260,10 +414,16 @@ impl Entry {
             exchange.decrements = last.exchange.decrements;
             self.live.push_back(Live::new(exchange));
             (self.closed, self.ending) = (None, None);
+        } else if let Some(last) = self.live.back_mut() {
+            // A connection that had gone quiet before its first request was told as one without: it goes on.
+            last.exchange.closed = None;
+            last.settled = false;
+            (self.closed, self.ending) = (None, None);
         }
         let index = self.live.len() - 1;
         let live = &mut self.live[index];
         live.request_at = Some(position);
+        live.request_end = Some(journey.tcp.seq.wrapping_add(journey.tcp.len));
         live.exchange.request = (!journey.contradicted).then(|| request.clone());
         live.exchange.asked = Some(at);
         // What happened to the SYN matters no more: it led here.

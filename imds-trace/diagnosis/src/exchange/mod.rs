@@ -3,6 +3,7 @@
 //! Cannot know: what a request said whose first bytes were not seen (then it has no method), nor anything about bodies.
 
 mod assemble;
+mod delivery;
 pub mod imds;
 mod progress;
 pub mod software;
@@ -12,6 +13,7 @@ use crate::net::{Direction, INITIAL_TTLS, Timestamp, Ttl, has_fallen};
 pub use crate::observation::{Icmp, TokenMark};
 use crate::observation::{RequestHead, ResponseHead};
 pub use assemble::Assembler;
+pub use delivery::{Delivery, Proof};
 pub use imds::Imds;
 pub use software::Software;
 
@@ -86,8 +88,13 @@ pub struct Exchange {
     pub opened: Timestamp,
     /// When the request's head was sent; `None` if it was not seen.
     pub asked: Option<Timestamp>,
-    /// When the response's head reached the client.
+    /// When the response's head was received by the client or, where that was not seen, left the last place that is watched:
+    /// `response_proof` says which.
     pub answered: Option<Timestamp>,
+    /// What proves that the client has the response's head.
+    pub response_proof: Option<Proof>,
+    /// What proves that IMDS has the request.
+    pub request_proof: Option<Proof>,
     /// When it was over; `None` while it is open.
     pub closed: Option<Timestamp>,
     /// The request's head; `None` if it was not seen, or if several that contradict each other were.
@@ -126,10 +133,11 @@ impl Exchange {
         self.request.as_ref().map(|request| imds::classify(request, self.connection.endpoint.address))
     }
 
-    /// Was the request refused or granted before the client's eyes? The status it got.
+    /// The status that the client got: of a head of which it is proved that the client has it, or that came too late for it.
     pub fn status(&self) -> Option<u16> {
         self.answered?;
-        self.response.as_ref().map(|response| response.status)
+        let counts = self.response_proof.is_some() || self.is_late();
+        self.response.as_ref().filter(|_| counts).map(|response| response.status)
     }
 
     /// Did the answer come after the client had given up?
@@ -201,7 +209,7 @@ pub enum Moment<'a> {
     Answered,
     /// A packet of it was lost, perhaps after it was closed.
     Lost(&'a Journey),
-    /// It is over.
+    /// It is over. Said again when its outcome has changed since.
     Closed,
     /// It has been over for so long that nothing more will come of it.
     Settled,

@@ -1,5 +1,6 @@
 //! What does one packet change about an exchange?
 
+use super::delivery::Received;
 use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Sink, Travel};
 use crate::journey::{Connection, Fate, Hop, Journey};
 use crate::net::{Direction, Timestamp, Ttl};
@@ -14,8 +15,9 @@ pub(super) struct Live {
     pub(super) exchange: Exchange,
     pub(super) request_at: Option<Position>,
     pub(super) response_at: Option<Position>,
-    /// Sequence number of the packet that answered it.
-    answered_by: Option<u32>,
+    /// The sequence number behind the segment that carried the request's head, and behind the one that carried the response's.
+    pub(super) request_end: Option<u32>,
+    response_end: Option<u32>,
     pub(super) settled: bool,
     /// Worth telling: something besides the end of an older connection was seen.
     pub(super) told: bool,
@@ -29,6 +31,8 @@ pub(super) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> 
         opened,
         asked: None,
         answered: None,
+        response_proof: None,
+        request_proof: None,
         closed: None,
         request: None,
         response: None,
@@ -50,7 +54,15 @@ pub(super) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> 
 impl Live {
     /// Nothing has happened yet.
     pub(super) fn new(exchange: Exchange) -> Self {
-        Self { exchange, request_at: None, response_at: None, answered_by: None, settled: false, told: false }
+        Self {
+            exchange,
+            request_at: None,
+            response_at: None,
+            request_end: None,
+            response_end: None,
+            settled: false,
+            told: false,
+        }
     }
 
     /// Is an answer still to come?
@@ -110,12 +122,14 @@ impl Live {
         } else {
             journey
         };
-        let exchange = &mut self.exchange;
         let has_payload = journey.tcp.len > 0;
-        let lost = matches!(journey.fate, Fate::Dropped(_)) && self.answered_by == Some(journey.tcp.seq);
-        if has_payload && lost && exchange.closed.is_none() {
+        // Of a response whose head was seen only the head's own segment decides: the rest without it is of no use to the client.
+        let decides = has_payload && self.response_at.is_none_or(|(seq, _)| seq == journey.tcp.seq);
+        let exchange = &mut self.exchange;
+        let dropped = matches!(journey.fate, Fate::Dropped(_));
+        if decides && dropped && exchange.response_proof.is_none() && exchange.answered.is_some() {
             // A copy of what seemed to have arrived was dropped, and nobody acknowledged any: it was dropped then as well, unseen.
-            (exchange.answered, exchange.inward, self.answered_by) = (None, None, None);
+            (exchange.answered, exchange.inward) = (None, None);
         }
         exchange.handshake |= journey.tcp.flags.has(TcpFlags::SYN);
         self.told |= answers.is_some() || journey.fate != Fate::Delivered;
@@ -140,17 +154,51 @@ impl Live {
         {
             fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
         }
-        let answered = has_payload && journey.fate == Fate::Delivered && exchange.answered.is_none();
+        if decides {
+            self.response_end = Some(journey.tcp.seq.wrapping_add(journey.tcp.len));
+        }
+        let answered = decides && journey.fate == Fate::Delivered && exchange.answered.is_none();
         if answered {
             exchange.answered = Some(journey.hops.last().map_or(journey.at, |hop| hop.at));
-            self.answered_by = (!journey.acked).then_some(journey.tcp.seq);
         }
-        travelled(&mut exchange.inward, journey, exchange.closed.is_some());
+        let tells = !has_payload || decides;
+        travelled(&mut exchange.inward, journey, exchange.closed.is_some() || !tells);
         if answered {
             sink(exchange, Moment::Answered);
         }
         if journey.fate != Fate::Delivered {
             sink(exchange, Moment::Lost(journey));
+        }
+    }
+
+    /// Looks at what both ends are known to have received. Gives whether that changes what came of the exchange.
+    pub(super) fn prove(&mut self, received: &Received, at: Timestamp, sink: &mut Sink<'_>) -> bool {
+        let exchange = &mut self.exchange;
+        let before = (exchange.answered.is_some(), exchange.response_proof.is_some());
+        if let Some(end) = self.request_end {
+            exchange.request_proof = exchange.request_proof.or_else(|| received.proves_request(end));
+        }
+        let Some(end) = self.response_end else { return false };
+        let proof = received.proves_response(end);
+        exchange.response_proof = exchange.response_proof.max(proof);
+        if proof.is_some() && exchange.answered.is_none() {
+            exchange.answered = Some(at);
+            sink(exchange, Moment::Answered);
+        } else if exchange.response_proof.is_none() && received.refutes_response(end) {
+            exchange.answered = None;
+        }
+        before != (exchange.answered.is_some(), exchange.response_proof.is_some())
+    }
+
+    /// Tells anew what was told before, for its outcome has changed.
+    pub(super) fn revise(&mut self, sink: &mut Sink<'_>) {
+        if self.exchange.closed.is_none() || !self.told {
+            return;
+        }
+        sink(&self.exchange, Moment::Closed);
+        if self.settled {
+            self.settled = false;
+            self.settle(sink);
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::config::expectation;
 use crate::event::{ExchangeEvent, Ready};
-use crate::exchange::{Exchange, ExchangeId, Travel};
+use crate::exchange::{Exchange, ExchangeId, Proof, Travel};
 use crate::finding::{Confidence, Finding, HopLimit};
 use crate::identity::Container;
 use crate::journey::{Connection, ConnectionId, Dropped, Fate, Join};
@@ -69,6 +69,8 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
         opened: Timestamp(1),
         asked: request.is_some().then_some(Timestamp(1)),
         answered: status.map(|_| Timestamp(2)),
+        response_proof: status.map(|_| Proof::Ack),
+        request_proof: status.map(|_| Proof::Ack),
         closed: Some(Timestamp(3)),
         request,
         response: status.map(|status| ResponseHead { status, ..Default::default() }),

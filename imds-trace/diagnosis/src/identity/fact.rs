@@ -168,6 +168,9 @@ pub struct Connected {
     /// The error that the socket was told, a number of `errno.h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<u16>,
+    /// Will its TCP say what it counted ([`Counted`]) when it changes its state?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub counts: bool,
 }
 
 /// What the TCP of a connecting socket had counted when its state changed: the client's own word on what reached it, in whatever

@@ -57,6 +57,7 @@ fn socket(netns: u32, source: &str, isn: u32, established: bool) -> Connected {
         netns: Netns(netns),
         established,
         error: None,
+        counts: false,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::connections::{Connections, Found, PacketKey, State};
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
-use crate::net::{Direction, Heading, Ifindex, Netns, Timestamp, has_fallen};
+use crate::net::{Direction, Heading, Ifindex, Netns, Timestamp, has_fallen, is_before};
 use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};
 
 /// A journey is over when nothing more was seen of it for so long. Crossing a host takes microseconds; the rest is for the
@@ -272,8 +272,11 @@ fn arrived(open: &Open, state: &State<Open>) -> bool {
     match open.heading {
         Heading::ToImds => last.hook.direction == Direction::Egress,
         Heading::FromImds => match &state.client_hook {
-            // The client sent from this host itself: what comes in is for it.
-            Some(hook) if hook.direction == Direction::Egress => true,
+            // The client sent from this host itself, and what comes in is for it; unless its packets had been forwarded before:
+            // then it is behind this host, on a side that is not watched.
+            Some(hook) if hook.direction == Direction::Egress => {
+                !state.client_ttl.is_some_and(has_fallen) || !(open.tcp.len > 0 || open.tcp.flags.has(TcpFlags::SYN))
+            }
             _ => last.hook.direction == Direction::Egress,
         },
     }
@@ -317,11 +320,6 @@ fn slot(heading: Heading) -> usize {
         Heading::ToImds => 0,
         Heading::FromImds => 1,
     }
-}
-
-/// Sequence number arithmetic, RFC 9293 section 3.4.
-fn is_before(a: u32, b: u32) -> bool {
-    (a.wrapping_sub(b) as i32) < 0
 }
 
 /// A bridge floods a packet whose port it does not know to all ports; those it is not meant for drop their copy.

@@ -11,7 +11,7 @@ use super::{Kind, Output};
 use crate::config::GroupBy;
 use crate::event::{Asserted, Credentials, Group, Report};
 use crate::event::{Event, ExchangeEvent, Lost, Ready};
-use crate::exchange::{Imds, Refusal, Refused, Software, Travel};
+use crate::exchange::{Delivery, Imds, Refusal, Refused, Software, Travel};
 use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
 use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
@@ -192,6 +192,8 @@ struct RefusalLine {
 #[derive(Serialize)]
 struct TravelLine<'a> {
     fate: &'static str,
+    delivery: &'static str,
+    proof: Option<&'static str>,
     hops: Vec<HopLine>,
     drop: Option<DropLine<'a>>,
     copies: u64,
@@ -328,7 +330,7 @@ fn exchange(at: String, event: &ExchangeEvent) -> ExchangeLine<'_> {
         method: request.map(|request| request.method.as_str()),
         path: request.map(|request| request.path.as_str()),
         status: exchange.status(),
-        answered: exchange.answered.is_some(),
+        answered: exchange.response_proof.is_some() || exchange.is_late(),
         duration_ms: exchange.duration().map(milliseconds),
         user_agent: request.and_then(|request| request.user_agent.as_deref()),
         software: exchange.software(),
@@ -341,8 +343,8 @@ fn exchange(at: String, event: &ExchangeEvent) -> ExchangeLine<'_> {
         container: &event.who.container,
         process: None,
         attributed_by: event.who.by,
-        request: exchange.outward.as_ref().map(travel),
-        response: exchange.response_travel().map(travel),
+        request: exchange.outward.as_ref().map(|way| travel(way, exchange.request_delivery())),
+        response: exchange.response_travel().map(|way| travel(way, exchange.response_delivery())),
         hop_limit: event.hop_limit,
     }
 }
@@ -405,13 +407,21 @@ fn refusal(refusal: Refusal) -> RefusalLine {
     }
 }
 
-fn travel(travel: &Travel) -> TravelLine<'_> {
+fn travel(travel: &Travel, delivery: Delivery) -> TravelLine<'_> {
     let (fate, drop) = match &travel.fate {
         Fate::Delivered => ("delivered", None),
         Fate::Dropped(dropped) => ("dropped", Some(drop_line(dropped))),
         Fate::Unresolved => ("unresolved", None),
     };
-    TravelLine { fate, hops: travel.hops.iter().map(hop).collect(), drop, copies: travel.copies, join: travel.join }
+    TravelLine {
+        fate,
+        delivery: delivery.name(),
+        proof: delivery.proof(),
+        hops: travel.hops.iter().map(hop).collect(),
+        drop,
+        copies: travel.copies,
+        join: travel.join,
+    }
 }
 
 fn hop(hop: &Hop) -> HopLine {

@@ -12,7 +12,7 @@ use super::json::rfc3339;
 use super::{Kind, Output};
 use crate::event::{Asserted, Report, Tally};
 use crate::event::{Event, ExchangeEvent, Lost, Probed};
-use crate::exchange::Exchange;
+use crate::exchange::{Delivery, Exchange};
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::job::{Evidence, Job};
 use crate::identity::{Attribution, Key};
@@ -311,7 +311,11 @@ fn outcome(exchange: &Exchange) -> String {
         return format!("{style}{status}{style:#} in {took}{late}");
     }
     if exchange.answered.is_some() {
-        return format!("answered in {took}");
+        let status = exchange.response.as_ref().map(|response| format!(" ({})", response.status)).unwrap_or_default();
+        return match exchange.response_delivery() {
+            Delivery::Received(_) => format!("answered in {took}"),
+            _ => format!("response{status} {YELLOW}forwarded{YELLOW:#} in {took}, not acknowledged"),
+        };
     }
     let lost = |what: &str, drop: &crate::journey::Dropped, copies: u64| {
         let at = &drop.drop;

@@ -150,6 +150,7 @@ impl Scenario {
             isn,
             netns,
             established: connect.error.is_none(),
+            counts: false,
             error: connect.error,
         });
         let known = connect.known_ms.unwrap_or(connect.ms + 1);

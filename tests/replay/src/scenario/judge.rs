@@ -27,10 +27,14 @@ const TICK: u64 = 50_000_000;
 /// Gives inputs to a new pipeline. With `ticks` also the time, as often as the live shell would.
 pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions> {
     let mut pipeline = Pipeline::new(host);
-    let mut exchanges = Vec::new();
+    let mut exchanges: Vec<ExchangeEvent> = Vec::new();
     let mut report = None;
     let mut hear = |event: &Event| match event {
-        Event::Exchange(event) => exchanges.push((**event).clone()),
+        // Of several words on one exchange the last one stands.
+        Event::Exchange(event) => match exchanges.iter_mut().find(|known| known.exchange.id == event.exchange.id) {
+            Some(known) => *known = (**event).clone(),
+            None => exchanges.push((**event).clone()),
+        },
         Event::Report(_, told) => report = Some(told.clone()),
         Event::Ready(..) | Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::Probed(..) => {}
     };

@@ -1,0 +1,163 @@
+//! Would it have been seen? The only place where absence may be concluded from: who says that something was not there needs an
+//! [`Absent`], and gets one only where nothing can have been missed.
+//!
+//! Cannot know: what passes by interfaces of which nobody told this host.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::net::Timestamp;
+
+/// Windows of loss remembered at most; older ones are merged.
+const MAX_WINDOWS: usize = 256;
+/// A loss is noticed at most so long after it happened, where its source does not say since when it may have been: the live shell
+/// looks every 50 ms.
+const NOTICED_WITHIN: Duration = Duration::from_secs(1);
+
+/// A time from its begin to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// When it begins.
+    pub from: Timestamp,
+    /// When it ends.
+    pub to: Timestamp,
+}
+
+impl Span {
+    fn touches(&self, other: &Self) -> bool {
+        self.from <= other.to && other.from <= self.to
+    }
+}
+
+/// Proof that what was not seen in a span of time was not there. Made by [`Coverage::absence`] alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Absent(());
+
+/// Why absence cannot be concluded from not seeing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// Records were lost in that time.
+    Lost,
+    /// There are no hooks on every interface towards IMDS.
+    NotWatched,
+}
+
+/// What was watched, and when records were lost.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    /// In the order of their time; the last one may still be open.
+    losses: VecDeque<Span>,
+    /// Is the latest loss followed by nothing yet? Then its end is not known.
+    open: bool,
+    /// Since when there are hooks on every interface towards IMDS; `None` while there are not.
+    watched_since: Option<Timestamp>,
+}
+
+impl Coverage {
+    /// Something came in at this moment: whatever was lost before it was lost by then.
+    pub fn heard(&mut self, at: Timestamp) {
+        if self.open {
+            self.open = false;
+            if let Some(last) = self.losses.back_mut() {
+                last.to = last.to.max(at);
+            }
+        }
+    }
+
+    /// Records were lost, noticed `at`, after `since` or, where that is not known, after what was heard last.
+    pub fn lost(&mut self, at: Timestamp, since: Option<Timestamp>, heard: Timestamp) {
+        let slack = u64::try_from(NOTICED_WITHIN.as_nanos()).unwrap_or(u64::MAX);
+        let from = since.unwrap_or(Timestamp(at.min(heard).0.saturating_sub(slack)));
+        let span = Span { from, to: at };
+        self.open = true;
+        match self.losses.back_mut() {
+            Some(last) if last.touches(&span) => *last = Span { from: last.from.min(from), to: last.to.max(at) },
+            _ => self.losses.push_back(span),
+        }
+        if self.losses.len() > MAX_WINDOWS
+            && let Some(oldest) = self.losses.pop_front()
+            && let Some(next) = self.losses.front_mut()
+        {
+            next.from = next.from.min(oldest.from);
+        }
+    }
+
+    /// From this moment on there are hooks on every interface towards IMDS, or there are not.
+    pub fn watched(&mut self, at: Timestamp, everywhere: bool) {
+        self.watched_since = match (everywhere, self.watched_since) {
+            (true, Some(since)) => Some(since),
+            (true, None) => Some(at),
+            (false, _) => None,
+        };
+    }
+
+    /// When records were lost.
+    pub fn losses(&self) -> impl Iterator<Item = Span> {
+        self.losses.iter().copied()
+    }
+
+    /// May it be concluded that what was not seen at the places that saw the rest was not there?
+    pub fn absence(&self, span: Span) -> Result<Absent, WhyNot> {
+        let mut losses = self.losses.iter();
+        let is_last = |loss: &Span| self.open && self.losses.back() == Some(loss);
+        if losses.any(|loss| loss.touches(&span) || (is_last(loss) && span.to >= loss.from)) {
+            return Err(WhyNot::Lost);
+        }
+        Ok(Absent(()))
+    }
+
+    /// May it be concluded that what was not seen passed no interface towards IMDS?
+    pub fn absence_everywhere(&self, span: Span) -> Result<Absent, WhyNot> {
+        match self.watched_since {
+            Some(since) if since <= span.from => self.absence(span),
+            _ => Err(WhyNot::NotWatched),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn span(from: u64, to: u64) -> Span {
+        Span { from: Timestamp(from * SECOND), to: Timestamp(to * SECOND) }
+    }
+
+    #[test]
+    fn a_loss_says_nothing_of_another_time() {
+        let mut coverage = Coverage::default();
+        coverage.lost(Timestamp(10 * SECOND), Some(Timestamp(9 * SECOND)), Timestamp(10 * SECOND));
+        assert_eq!(coverage.absence(span(11, 12)), Err(WhyNot::Lost), "it may go on");
+        coverage.heard(Timestamp(11 * SECOND));
+        assert_eq!(coverage.absence(span(11, 12)), Err(WhyNot::Lost));
+        assert!(coverage.absence(span(12, 13)).is_ok());
+        assert!(coverage.absence(span(7, 8)).is_ok());
+        assert_eq!(coverage.absence(span(8, 9)), Err(WhyNot::Lost));
+    }
+
+    #[test]
+    fn windows_are_bounded_and_none_is_forgotten() {
+        let mut coverage = Coverage::default();
+        for n in 1..1000 {
+            let at = Timestamp(n * 10 * SECOND);
+            coverage.lost(at, Some(at), at);
+            coverage.heard(at);
+        }
+        assert_eq!(coverage.losses().count(), MAX_WINDOWS);
+        assert_eq!(coverage.absence(span(10, 10)), Err(WhyNot::Lost));
+        assert!(coverage.absence(span(9_985, 9_986)).is_ok());
+    }
+
+    #[test]
+    fn an_interface_that_is_not_watched_may_have_let_it_pass() {
+        let mut coverage = Coverage::default();
+        assert_eq!(coverage.absence_everywhere(span(1, 2)), Err(WhyNot::NotWatched));
+        coverage.watched(Timestamp(3 * SECOND), true);
+        assert_eq!(coverage.absence_everywhere(span(2, 4)), Err(WhyNot::NotWatched));
+        assert!(coverage.absence_everywhere(span(3, 4)).is_ok());
+        coverage.watched(Timestamp(5 * SECOND), false);
+        assert!(coverage.absence_everywhere(span(3, 4)).is_err());
+    }
+}
