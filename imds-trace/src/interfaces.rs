@@ -1,36 +1,21 @@
 //! Which interfaces are there, which do the routes to the endpoints use, and what comes and goes? Asked of rtnetlink.
 
+mod message;
 pub mod snapshot;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 use diagnosis::net::Ifindex;
-
-/// An interface of our namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// Its index.
-    pub index: Ifindex,
-    /// Its name.
-    pub name: String,
-    /// Is it a bridge?
-    pub bridge: bool,
-    /// Is it one end of a veth pair?
-    pub veth: bool,
-    /// The bridge or bond it is a port of.
-    pub master: Option<Ifindex>,
-}
+use diagnosis::way::network::{Link, Routing, Towards};
 
 /// What changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +24,7 @@ pub enum Change {
     Link(Link),
     /// An interface is gone.
     Gone(Ifindex),
-    /// Routes changed: ask again which interfaces they use.
+    /// Routes or policy rules changed: ask again which interfaces they use.
     Routes,
     /// Addresses changed: ask again which there are.
     Addresses,
@@ -68,12 +53,17 @@ const BACKLOG: usize = 1024;
 /// Addresses of this host that are remembered; a node of many pods has some hundred.
 const MAX_ADDRESSES: usize = 4096;
 
+/// Routes that are looked at, at most; a node of many pods has some hundred, a router with the whole Internet in its table a million.
+const MAX_ROUTES: usize = 100_000;
+
 /// Opens the line. Changes are told from now on.
 pub fn open() -> Result<(Interfaces, mpsc::Receiver<Change>), Error> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Rule,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
     ];
@@ -84,9 +74,12 @@ pub fn open() -> Result<(Interfaces, mpsc::Receiver<Change>), Error> {
         while let Some((message, _)) = messages.next().await {
             let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
             let change = match message {
-                RouteNetlinkMessage::NewLink(link) => Change::Link(read(&link)),
+                RouteNetlinkMessage::NewLink(link) => Change::Link(message::link(&link)),
                 RouteNetlinkMessage::DelLink(link) => Change::Gone(Ifindex(link.header.index)),
-                RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => Change::Routes,
+                RouteNetlinkMessage::NewRoute(_)
+                | RouteNetlinkMessage::DelRoute(_)
+                | RouteNetlinkMessage::NewRule(_)
+                | RouteNetlinkMessage::DelRule(_) => Change::Routes,
                 RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Change::Addresses,
                 _ => continue,
             };
@@ -101,7 +94,8 @@ pub fn open() -> Result<(Interfaces, mpsc::Receiver<Change>), Error> {
 impl Interfaces {
     /// All interfaces of our namespace.
     pub async fn list(&self) -> Result<Vec<Link>, Error> {
-        self.handle.link().get().execute().map_ok(|message| read(&message)).try_collect().await.map_err(Error::Ask)
+        let links = self.handle.link().get().execute();
+        links.map_ok(|message| message::link(&message)).try_collect().await.map_err(Error::Ask)
     }
 
     /// Addresses of this namespace, on whatever interface; the first [`MAX_ADDRESSES`].
@@ -109,24 +103,41 @@ impl Interfaces {
         let mut found = BTreeSet::new();
         let mut addresses = std::pin::pin!(self.handle.address().get().execute());
         while let Ok(Some(message)) = addresses.try_next().await {
-            let own = |attribute: &AddressAttribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            };
-            let any = |attribute: &AddressAttribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            };
-            // On a point-to-point link `Address` is the other end's; IPv6 has nothing else.
-            let address = message.attributes.iter().find_map(own).or(message.attributes.iter().find_map(any));
+            let address = message::address(&message).map(|(_, address, _)| address);
             found.extend(address.filter(|_| found.len() < MAX_ADDRESSES));
         }
         found
     }
 
-    /// The interfaces by which the endpoints are reached now. An endpoint without a route has none.
-    pub async fn towards(&self, endpoints: &[IpAddr]) -> BTreeSet<Ifindex> {
-        let mut found = BTreeSet::new();
+    /// Routes of all tables, and the policy rules, of the endpoints' families. What cannot be had is left out.
+    async fn routing(&self, endpoints: &[IpAddr]) -> Routing {
+        let mut routing = Routing::default();
+        for v6 in [false, true] {
+            if !endpoints.iter().any(|endpoint| endpoint.is_ipv6() == v6) {
+                continue;
+            }
+            let (all, version) = if v6 {
+                (RouteMessageBuilder::<Ipv6Addr>::new().build(), IpVersion::V6)
+            } else {
+                (RouteMessageBuilder::<Ipv4Addr>::new().build(), IpVersion::V4)
+            };
+            let mut routes = std::pin::pin!(self.handle.route().get(all).execute());
+            while let Ok(Some(route)) = routes.try_next().await {
+                routing.routes.extend(message::route(&route).filter(|_| routing.routes.len() < MAX_ROUTES));
+            }
+            let mut rules = std::pin::pin!(self.handle.rule().get(version).execute());
+            while let Ok(Some(rule)) = rules.try_next().await {
+                routing.rules.push(message::rule(&rule));
+            }
+        }
+        routing
+    }
+
+    /// The interfaces that routes use now: towards the endpoints, and at all. An endpoint without a route has none.
+    pub async fn routes(&self, endpoints: &[IpAddr], links: &BTreeMap<Ifindex, Link>) -> (Towards, BTreeSet<Ifindex>) {
+        let routing = self.routing(endpoints).await;
+        let mut towards = routing.towards(endpoints, links);
+        // What the kernel says of our own packets counts whatever the tables were understood to say.
         for endpoint in endpoints {
             let route = match endpoint {
                 IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(*address, 32).build(),
@@ -135,10 +146,10 @@ impl Interfaces {
             let mut routes = std::pin::pin!(self.handle.route().get(route).execute());
             // An error is "network is unreachable": no route, no interface.
             while let Ok(Some(route)) = routes.try_next().await {
-                found.extend(outgoing(&route));
+                towards.by.extend(outgoing(&route));
             }
         }
-        found
+        (towards, routing.routed())
     }
 }
 
@@ -147,21 +158,4 @@ fn outgoing(route: &RouteMessage) -> Option<Ifindex> {
         RouteAttribute::Oif(index) => Some(Ifindex(*index)),
         _ => None,
     })
-}
-
-fn read(message: &LinkMessage) -> Link {
-    let mut link =
-        Link { index: Ifindex(message.header.index), name: String::new(), bridge: false, veth: false, master: None };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Controller(master) => link.master = Some(Ifindex(*master)),
-            LinkAttribute::LinkInfo(infos) => {
-                link.bridge = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));
-                link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
-            }
-            _ => {}
-        }
-    }
-    link
 }

@@ -38,3 +38,4 @@ pub mod recording;
 pub mod replay;
 pub mod report;
 pub mod secret;
+pub mod way;

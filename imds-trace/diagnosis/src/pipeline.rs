@@ -280,7 +280,7 @@ impl Interpreter {
                     Some(before) => self.spent.counted = Some(now.saturating_sub(before)),
                 }
             }
-            Said::Uplinks { interfaces, addresses, watched } => {
+            Said::Uplinks { interfaces, addresses, watched, .. } => {
                 self.surroundings.uplinks.clone_from(interfaces);
                 self.surroundings.addresses.clone_from(addresses);
                 self.surroundings.watched = *watched;

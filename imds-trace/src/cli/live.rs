@@ -75,8 +75,8 @@ struct ListeningArgs {
     /// Keep so many files of the recording besides the current one, and delete older ones [default: all]
     #[arg(long, value_name = "N")]
     record_keep: Option<String>,
-    /// Listen on this interface (repeatable, * stands for any characters) instead of on those that the routes to the endpoints
-    /// use and on every container bridge
+    /// Listen on this interface (repeatable, * stands for any characters) instead of on all by which traffic to the endpoints can
+    /// leave this host, every container bridge, and the links of pods that have none
     #[arg(long = "interface", value_name = "NAME")]
     interfaces: Vec<String>,
     /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is a warning, not an error

@@ -14,6 +14,7 @@ use crate::interfaces::snapshot::{self, Inward, Snapshot, Way};
 use crate::sources::listing::{self, Listing, Running};
 use diagnosis::identity::cgroup;
 use diagnosis::net::bounded;
+use diagnosis::way::network::Kind;
 
 /// Docker's first bridge.
 const DEFAULT_BRIDGE: &str = "docker0";
@@ -241,12 +242,12 @@ fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> 
     }
     let Some(network) = network else { return found.into_values().collect() };
     // An engine elsewhere has bridges that are not here.
-    found.retain(|name, _| network.links.values().any(|link| link.bridge && link.name == *name));
+    found.retain(|name, _| network.links.values().any(|link| link.kind == Kind::Bridge && link.name == *name));
     let ports = |bridge: &str| {
         let index = network.links.values().find(|link| link.name == bridge).map(|link| link.index);
-        network.links.values().any(|link| link.veth && link.master.is_some() && link.master == index)
+        network.links.values().any(|link| link.kind == Kind::Pair && link.master.is_some() && link.master == index)
     };
-    for link in network.links.values().filter(|link| link.bridge) {
+    for link in network.links.values().filter(|link| link.kind == Kind::Bridge) {
         let named_so = link.name == DEFAULT_BRIDGE || link.name.starts_with(USER_BRIDGE);
         if found.contains_key(&link.name) || !(ports(&link.name) || named_so && engine.is_none()) {
             continue;

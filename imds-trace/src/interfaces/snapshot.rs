@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::{Error, Link, outgoing, read};
+use super::message::{self, ip};
+use super::{Error, outgoing};
 use diagnosis::net::Ifindex;
+use diagnosis::way::network::Link;
 
 /// `errno` values with which the kernel answers for a route that leads nowhere (`include/uapi/asm-generic/errno.h`,
 /// `fib_props` in `net/ipv4/fib_semantics.c`).
@@ -78,21 +79,19 @@ pub fn look(endpoints: &[IpAddr], inward: &[Inward]) -> Result<Snapshot, Error> 
 }
 
 async fn snapshot(handle: &Handle, endpoints: &[IpAddr], inward: &[Inward]) -> Result<Snapshot, Error> {
-    let links: Vec<Link> =
-        handle.link().get().execute().map_ok(|message| read(&message)).try_collect().await.map_err(Error::Ask)?;
+    let links: Vec<Link> = handle
+        .link()
+        .get()
+        .execute()
+        .map_ok(|message| message::link(&message))
+        .try_collect()
+        .await
+        .map_err(Error::Ask)?;
     let links: BTreeMap<Ifindex, Link> = links.into_iter().map(|link| (link.index, link)).collect();
     let mut addresses = Vec::new();
     let mut listed = std::pin::pin!(handle.address().get().execute());
     while let Some(message) = listed.try_next().await.map_err(Error::Ask)? {
-        for attribute in &message.attributes {
-            // On a point-to-point link `Address` is the peer's; `Local` is always ours, and only IPv4 has it.
-            let own = match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                AddressAttribute::Address(address @ IpAddr::V6(_)) => Some(*address),
-                _ => None,
-            };
-            addresses.extend(own.map(|own| (Ifindex(message.header.index), own, message.header.prefix_len)));
-        }
+        addresses.extend(message::address(&message));
     }
     let mut snapshot = Snapshot { links, addresses, ..Snapshot::default() };
     for endpoint in endpoints {
@@ -176,14 +175,6 @@ fn refused(errno: i32) -> Way {
 fn errno_text(errno: i32) -> String {
     let text = std::io::Error::from_raw_os_error(errno).to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
-        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
-        _ => None,
-    }
 }
 
 impl Snapshot {

@@ -18,11 +18,12 @@ use super::Error;
 use super::btf::Layout;
 use super::clsact::{self, Run, Turn};
 use super::features::{self, Feature, Features};
-use super::plan::{self, Family, Hook, Tracepoint, Wanted};
+use super::plan::{self, Family, Hook, Tracepoint};
 use super::ring::Records;
 use diagnosis::event::{Attached, Missing, Via};
 use diagnosis::net::{Direction, Ifindex};
 use diagnosis::printable::{causes, printable};
+use diagnosis::way::listen::Wanted;
 
 /// The kernel half, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/imds-trace.o"));

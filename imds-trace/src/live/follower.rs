@@ -9,14 +9,15 @@ use tokio::sync::mpsc;
 use super::MAX_SHOWN;
 use crate::config::Tracing;
 use crate::ethtool;
-use crate::interfaces::{Change, Interfaces, Link};
+use crate::interfaces::{Change, Interfaces};
 use crate::kernel::attach::Tracer;
-use crate::kernel::plan::{self, Why};
 use crate::kernel::ring::MachineNames;
 use diagnosis::event::{Attached, Missing};
 use diagnosis::identity::fact::Said;
 use diagnosis::net::Ifindex;
 use diagnosis::printable::printable;
+use diagnosis::way::listen::{self, Ways, Why};
+use diagnosis::way::network::Link;
 
 /// Interfaces whose names are remembered at most.
 const MAX_NAMES: usize = 4096;
@@ -26,7 +27,9 @@ pub(super) struct Follower<'a> {
     interfaces: Interfaces,
     pub(super) changes: mpsc::Receiver<Change>,
     links: BTreeMap<Ifindex, Link>,
-    routes: BTreeSet<Ifindex>,
+    ways: Ways,
+    /// Those that were there at the last look at everything.
+    listed: BTreeSet<Ifindex>,
     addresses: BTreeSet<IpAddr>,
     /// The surroundings that were told last.
     told: Option<Said>,
@@ -42,7 +45,8 @@ impl<'a> Follower<'a> {
             interfaces,
             changes,
             links: BTreeMap::new(),
-            routes: BTreeSet::new(),
+            ways: Ways::default(),
+            listed: BTreeSet::new(),
             addresses: BTreeSet::new(),
             told: None,
             failed: BTreeMap::new(),
@@ -58,7 +62,9 @@ impl<'a> Follower<'a> {
                 bail!("--interface {asked}: no such interface in this network namespace");
             }
         }
-        self.routes = self.interfaces.towards(&self.config.endpoints).await;
+        self.listed = self.links.keys().copied().collect();
+        self.ways.settled.clone_from(&self.listed);
+        self.ask_routes().await;
         self.addresses = self.interfaces.addresses().await;
         self.attach(tracer, names);
         if !tracer.attached().iter().any(|attached| matches!(attached, Attached::Tc { .. })) {
@@ -73,8 +79,12 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
+    async fn ask_routes(&mut self) {
+        (self.ways.towards, self.ways.routed) = self.interfaces.routes(&self.config.endpoints, &self.links).await;
+    }
+
     fn attach(&mut self, tracer: &mut Tracer, names: &mut MachineNames) {
-        let wanted = plan::plan(&self.links, &self.routes, &self.config.interfaces);
+        let wanted = listen::plan(&self.links, &self.ways, &self.config.interfaces);
         for wanted in &wanted {
             names.interfaces.insert(wanted.index, wanted.name.clone());
         }
@@ -86,8 +96,10 @@ impl<'a> Follower<'a> {
         for new in new {
             let why = match new.why {
                 Why::Asked => "--interface",
-                Why::Route => "the route to an endpoint",
+                Why::Route => "a route to an endpoint",
+                Why::Nic => "a network card",
                 Why::Bridge => "a container bridge",
+                Why::Pair => "a container's or pod's own link",
             };
             log::info!("listening on {} ({why})", printable(&new.name, MAX_SHOWN));
         }
@@ -101,10 +113,12 @@ impl<'a> Follower<'a> {
 
     /// What is known of the ways to IMDS, if that has changed since it was asked.
     pub(super) fn surroundings(&mut self, tracer: &Tracer) -> Option<Said> {
+        let uplinks = self.ways.uplinks(&self.links);
         let said = Said::Uplinks {
-            interfaces: self.routes.iter().copied().collect(),
+            watched: !uplinks.is_empty() && uplinks.iter().all(|index| tracer.is_on(*index)),
+            interfaces: uplinks.into_iter().collect(),
+            inward: self.ways.inward(&self.links).into_iter().collect(),
             addresses: self.addresses.iter().copied().collect(),
-            watched: !self.routes.is_empty() && self.routes.iter().all(|index| tracer.is_on(*index)),
         };
         (self.told.as_ref() != Some(&said)).then(|| {
             self.told = Some(said.clone());
@@ -115,7 +129,8 @@ impl<'a> Follower<'a> {
     /// What the ENA drivers of the interfaces towards IMDS count of packets over the link-local allowance; nothing with other
     /// drivers.
     pub(super) fn exceeded(&self) -> Vec<Said> {
-        let names = self.routes.iter().filter_map(|index| self.links.get(index)).map(|link| link.name.clone());
+        let uplinks = self.ways.uplinks(&self.links).into_iter();
+        let names = uplinks.filter_map(|index| self.links.get(&index)).map(|link| link.name.clone());
         names
             .filter_map(|interface| {
                 let packets = ethtool::counter(&interface, ethtool::LINK_LOCAL_EXCEEDED).ok()??;
@@ -133,7 +148,11 @@ impl<'a> Follower<'a> {
     pub(super) async fn look_again(&mut self, tracer: &mut Tracer, names: &mut MachineNames) {
         if let Ok(links) = self.interfaces.list().await {
             self.links = links.into_iter().map(|link| (link.index, link)).collect();
-            self.routes = self.interfaces.towards(&self.config.endpoints).await;
+            // What was there at the last look, and still is, has had time to become some bridge's port.
+            let listed: BTreeSet<Ifindex> = self.links.keys().copied().collect();
+            self.ways.settled = &listed & &self.listed;
+            self.listed = listed;
+            self.ask_routes().await;
             self.addresses = self.interfaces.addresses().await;
             self.attach(tracer, names);
         }
@@ -153,7 +172,7 @@ impl<'a> Follower<'a> {
             next = self.changes.try_recv().ok();
         }
         if routes_changed {
-            self.routes = self.interfaces.towards(&self.config.endpoints).await;
+            self.ask_routes().await;
         }
         if addresses_changed {
             self.addresses = self.interfaces.addresses().await;

@@ -42,10 +42,13 @@ pub enum Said {
         /// Its id.
         id: String,
     },
-    /// Netlink: the routes to the endpoints go out by these interfaces of the host's namespace.
+    /// Netlink: traffic to the endpoints leaves the host's namespace by these interfaces, from whatever source.
     Uplinks {
         /// Their indices.
         interfaces: Vec<Ifindex>,
+        /// Interfaces that containers, pods or guests are behind; one may be among the uplinks, too. Empty in older recordings.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        inward: Vec<Ifindex>,
         /// The addresses that this host has, on whatever interface; empty if nobody said.
         #[serde(default)]
         addresses: Vec<IpAddr>,

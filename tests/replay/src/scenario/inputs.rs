@@ -215,6 +215,7 @@ fn surroundings(uplinks: &Uplinks) -> Result<Input> {
         -1_500,
         Said::Uplinks {
             interfaces: uplinks.interfaces.iter().map(|name| interface(name, HOST_NETNS).index).collect(),
+            inward: uplinks.inward.iter().map(|name| interface(name, HOST_NETNS).index).collect(),
             addresses: addresses.collect::<Result<_>>()?,
             watched: uplinks.watched.unwrap_or(true),
         },

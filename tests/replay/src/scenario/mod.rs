@@ -158,6 +158,9 @@ pub struct Attempt {
 pub struct Uplinks {
     /// Interfaces.
     pub interfaces: Vec<String>,
+    /// Interfaces that containers are behind.
+    #[serde(default)]
+    pub inward: Vec<String>,
     /// Addresses of this host.
     #[serde(default)]
     pub addresses: Vec<String>,

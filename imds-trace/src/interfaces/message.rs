@@ -1,0 +1,164 @@
+//! What do rtnetlink's messages say, in the words of the room `way`?
+
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use diagnosis::net::Ifindex;
+use diagnosis::way::network::{Kind, Link, PolicyRule, RouteKind, TableRoute};
+
+/// A link.
+pub fn link(message: &LinkMessage) -> Link {
+    let header = &message.header;
+    let mut link = Link::new(Ifindex(header.index), "", Kind::Nic);
+    link.up = header.flags.contains(LinkFlags::Up);
+    let mut kind = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Controller(master) => link.master = Some(Ifindex(*master)),
+            LinkAttribute::Link(other) => link.other = Some(Ifindex(*other)),
+            LinkAttribute::LinkNetNsId(netns) => link.other_netns = Some(*netns),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(said) => kind = Some(said.clone()),
+                        LinkInfo::Data(InfoData::Vrf(infos)) => {
+                            link.table = infos.iter().find_map(|info| match info {
+                                InfoVrf::TableId(table) => Some(*table),
+                                _ => None,
+                            });
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            LinkAttribute::Xdp(infos) => {
+                link.xdp = infos.iter().find_map(|info| match info {
+                    LinkXdp::ProgId(id) if *id != 0 => Some(*id),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    link.kind = match kind {
+        Some(kind) => named(&kind, header.link_layer_type),
+        None if header.flags.contains(LinkFlags::Loopback) => Kind::Loopback,
+        None => Kind::Nic,
+    };
+    link
+}
+
+fn named(kind: &InfoKind, layer: LinkLayerType) -> Kind {
+    let text = kind.to_string();
+    match kind {
+        InfoKind::Bridge => Kind::Bridge,
+        InfoKind::Veth | InfoKind::Netkit => Kind::Pair,
+        InfoKind::MacVlan | InfoKind::MacVtap => Kind::Macvlan,
+        InfoKind::IpVlan | InfoKind::IpVtap => Kind::Ipvlan,
+        InfoKind::Vlan => Kind::Vlan,
+        InfoKind::Bond => Kind::Bond,
+        InfoKind::Vrf => Kind::Vrf,
+        InfoKind::Tun if layer == LinkLayerType::Ether => Kind::Tap,
+        InfoKind::Tun | InfoKind::Wireguard | InfoKind::Vxlan | InfoKind::Xfrm => Kind::Tunnel(text),
+        InfoKind::Dummy => Kind::Other(text),
+        _ if text == "team" => Kind::Bond,
+        _ if ["gre", "ipip", "tnl", "sit", "vti", "geneve", "bareudp", "gtp", "amt", "erspan"]
+            .iter()
+            .any(|tunnel| text.contains(tunnel)) =>
+        {
+            Kind::Tunnel(text)
+        }
+        _ => Kind::Other(text),
+    }
+}
+
+/// This host's own address in a message, with its interface and the length of its prefix.
+///
+/// On a point-to-point link `Address` is the other end's; IPv6 has nothing else.
+pub fn address(message: &AddressMessage) -> Option<(Ifindex, IpAddr, u8)> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let any = || {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    };
+    Some((Ifindex(message.header.index), local.or_else(any)?, message.header.prefix_len))
+}
+
+/// A route of a table. Entries of the cache, which IPv6 lists among them, are none.
+pub fn route(message: &RouteMessage) -> Option<TableRoute> {
+    let header = &message.header;
+    if header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    let kind = match header.kind {
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::Local => RouteKind::Local,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => RouteKind::Nowhere,
+        _ => return None,
+    };
+    let any = match u8::from(header.address_family) {
+        2 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        10 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut route = TableRoute {
+        table: header.table.into(),
+        to: (any, header.destination_prefix_length),
+        kind,
+        by: Vec::new(),
+        routed_on: false,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Destination(address) => route.to.0 = ip(address)?,
+            RouteAttribute::Oif(index) => route.by.push(Ifindex(*index)),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route.routed_on = true,
+            RouteAttribute::MultiPath(hops) => {
+                route.by.extend(hops.iter().map(|hop| Ifindex(hop.interface_index)));
+                let routed_on = |attribute: &RouteAttribute| {
+                    matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+                };
+                route.routed_on |= hops.iter().any(|hop| hop.attributes.iter().any(routed_on));
+            }
+            _ => {}
+        }
+    }
+    Some(route)
+}
+
+/// A policy rule.
+pub fn rule(message: &RuleMessage) -> PolicyRule {
+    let mut rule = PolicyRule::default();
+    if message.header.action == RuleAction::ToTable {
+        rule.table = Some(message.header.table.into());
+    }
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Table(table) if rule.table.is_some() => rule.table = Some(*table),
+            RuleAttribute::L3MDev(true) => rule.vrf = true,
+            _ => {}
+        }
+    }
+    rule
+}
+
+/// An address in a route.
+pub fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
