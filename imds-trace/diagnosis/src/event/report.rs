@@ -139,7 +139,7 @@ pub struct Group {
 pub struct Credentials {
     /// Requests for them.
     pub asked: u64,
-    /// Answers with status 200 that reached the client.
+    /// Answers with them that reached the client.
     pub taken: u64,
     /// Those among them that were taken without a token.
     pub over_v1: u64,

@@ -89,7 +89,7 @@ impl Assembler {
         if let Some(witness) = witness {
             entry.hear(witness, journey.connection.isn);
         }
-        entry.note_received(&journey);
+        entry.note_received(journey);
         entry.prove(journey.at, sink);
         entry.last = entry.last.max(journey.at);
         for live in entry.live.iter_mut().filter(|live| live.exchange.closed.is_none()) {
@@ -434,8 +434,10 @@ impl Entry {
     fn inward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
         let mut number = 0;
         let mut target = None;
+        let mut interim = false;
         for head in &journey.heads {
             match head {
+                Head::Response(response) if response.is_interim() => interim = true,
                 Head::Response(response) => {
                     let index = self.answers(response, (journey.tcp.seq, number));
                     number += 1;
@@ -449,7 +451,11 @@ impl Entry {
                 Head::Request(_) => {}
             }
         }
-        if target.is_none() {
+        if target.is_none() && interim {
+            let last = self.live.len() - 1;
+            let waits = self.live.iter().position(|live| live.exchange.response.is_none());
+            self.live[waits.unwrap_or(last)].interim(journey, sink);
+        } else if target.is_none() {
             let flags = journey.tcp.flags;
             if flags.has(TcpFlags::RST) {
                 self.refused(journey);

@@ -23,11 +23,13 @@ pub enum Imds {
 /// Where tokens are asked for, below any version.
 pub const TOKEN_PATH: &str = "/api/token";
 
-/// Beginnings of paths that other clouds' clients ask on the same address (cloud-init's sources): no IMDSv1 use of EC2.
+/// Beginnings of paths that other clouds' clients ask on the same address (cloud-init's sources): no use of EC2's IMDS, even with
+/// a token.
 const FOREIGN: &[&str] = &[
     // Google, Azure, DigitalOcean and UpCloud, Oracle, Hetzner, OpenStack.
     "/computeMetadata/",
     "/metadata/",
+    "/Metadata/",
     "/opc/",
     "/hetzner/",
     "/openstack/",
@@ -51,18 +53,57 @@ pub fn classify(request: &RequestHead, endpoint: IpAddr) -> Imds {
     if OTHERS.contains(&endpoint) {
         return Imds::Other;
     }
-    let reads = matches!(request.method.as_str(), "GET" | "HEAD");
-    if request.method == "PUT" && request.path.ends_with(TOKEN_PATH) {
+    if request.method == "PUT" && asks_for_token(&request.path) {
         Imds::Token
-    } else if FOREIGN.iter().any(|prefix| request.path.starts_with(prefix)) {
+    } else if !reads(request) || is_foreign(&request.path) {
         Imds::Other
-    } else if reads && request.token {
+    } else if request.token {
         Imds::V2
-    } else if reads && !request.cut {
+    } else if is_ec2(&request.path) && !request.cut {
         Imds::V1
     } else {
+        // Detection of whatever cloud this is (`GET /`), another cloud's, or nobody knows what.
         Imds::Other
     }
+}
+
+/// May a request that is [`Imds::Other`] all the same be read as one without a token, by an EC2 that takes it?
+pub fn may_be_v1(request: &RequestHead, endpoint: IpAddr) -> bool {
+    let tells_another = request.other_cloud || is_foreign(&request.path) || OTHERS.contains(&endpoint);
+    classify(request, endpoint) == Imds::Other && reads(request) && !request.token && !tells_another
+}
+
+/// Is this where tokens are asked for, or meant to be?
+pub fn asks_for_token(path: &str) -> bool {
+    path.trim_end_matches('/').ends_with(TOKEN_PATH)
+}
+
+/// Is this the status of an answer that does what was asked?
+pub fn is_success(status: u16) -> bool {
+    (200..300).contains(&status)
+}
+
+fn reads(request: &RequestHead) -> bool {
+    matches!(request.method.as_str(), "GET" | "HEAD")
+}
+
+fn is_foreign(path: &str) -> bool {
+    FOREIGN.iter().any(|prefix| path.starts_with(prefix))
+}
+
+/// Does EC2 have something there? All that it tells stands below a version: `latest`, a day, or the first one, `1.0`.
+fn is_ec2(path: &str) -> bool {
+    let version = path.split('/').find(|segment| !segment.is_empty()).unwrap_or_default();
+    let is_day = || {
+        let mut parts = version.split('-');
+        let mut has = |digits| parts.next().is_some_and(|part| part.len() == digits && is_number(part));
+        has(4) && has(2) && has(2) && parts.next().is_none()
+    };
+    matches!(version, "latest" | "1.0") || is_day()
+}
+
+fn is_number(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -81,9 +122,32 @@ mod tests {
         assert_eq!(classified("GET", "/computeMetadata/v1/", false), Imds::Other);
         assert_eq!(classified("POST", "/latest/meta-data/", false), Imds::Other);
         assert_eq!(classified("PUT", "/v1/token", false), Imds::Other);
+        assert_eq!(classified("PUT", "/latest/api/token/", false), Imds::Token);
+        assert_eq!(classified("GET", "//2021-03-23/meta-data/", false), Imds::V1);
+        assert_eq!(classified("GET", "/1.0/meta-data/", false), Imds::V1);
+        assert_eq!(classified("GET", "/computeMetadata/v1/", true), Imds::Other);
+        for detection in ["/", "/conf", "/2021-03/x", "/***"] {
+            assert_eq!(classified("GET", detection, false), Imds::Other, "{detection}");
+        }
+        assert_eq!(classified("GET", "/", true), Imds::V2);
         let cut = RequestHead { method: "GET".into(), path: "/latest/".into(), cut: true, ..RequestHead::default() };
         let endpoint = Ipv4Addr::new(169, 254, 169, 254).into();
         assert_eq!(classify(&cut, endpoint), Imds::Other, "its token may stand behind what was seen");
+    }
+
+    #[test]
+    fn a_header_of_another_cloud_hides_no_read_of_ec2s() {
+        let request = |path: &str, other_cloud| RequestHead {
+            method: "GET".into(),
+            path: path.into(),
+            other_cloud,
+            ..RequestHead::default()
+        };
+        let endpoint = Ipv4Addr::new(169, 254, 169, 254).into();
+        assert_eq!(classify(&request("/latest/meta-data/", true), endpoint), Imds::V1);
+        assert!(may_be_v1(&request("/", false), endpoint));
+        assert!(!may_be_v1(&request("/", true), endpoint));
+        assert!(!may_be_v1(&request("/openstack/latest", false), endpoint));
     }
 
     #[test]

@@ -140,6 +140,12 @@ impl Exchange {
         self.response.as_ref().filter(|_| counts).map(|response| response.status)
     }
 
+    /// Did the client get what it asked for? 206 is a part of it; what answers a HEAD has no content.
+    pub fn brought(&self) -> bool {
+        let has_content = self.request.as_ref().is_none_or(|request| request.method != "HEAD");
+        has_content && self.status().is_some_and(imds::is_success)
+    }
+
     /// Did the answer come after the client had given up?
     pub fn is_late(&self) -> bool {
         let came_after = |left| self.came.is_some_and(|came| came > left);

@@ -1,6 +1,7 @@
 //! What does one packet change about an exchange?
 
 use super::delivery::Received;
+use super::imds::is_success;
 use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Sink, Travel};
 use crate::journey::{Connection, Fate, Hop, Journey};
 use crate::net::{Direction, Timestamp, Ttl};
@@ -133,14 +134,14 @@ impl Live {
         }
         exchange.handshake |= journey.tcp.flags.has(TcpFlags::SYN);
         self.told |= answers.is_some() || journey.fate != Fate::Delivered;
-        if has_payload && !exchange.responded {
+        if has_payload && exchange.came.is_none() {
             exchange.responded = true;
             exchange.came = Some(journey.hops.first().map_or(journey.at, |hop| hop.at));
             // The handshake led here.
             exchange.inward = None;
         }
         if let Some(head) = answers {
-            let grants_token = exchange.imds() == Some(Imds::Token) && head.status == 200;
+            let grants_token = exchange.imds() == Some(Imds::Token) && is_success(head.status);
             if let Some(hop) =
                 journey.hops.first().filter(|hop| grants_token && hop.hook.direction == Direction::Ingress)
             {
@@ -199,6 +200,17 @@ impl Live {
         if self.settled {
             self.settled = false;
             self.settle(sink);
+        }
+    }
+
+    /// A packet of the answering side that says no more than that an answer will come.
+    pub(super) fn interim(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
+        let exchange = &mut self.exchange;
+        self.told = true;
+        exchange.responded = true;
+        if journey.fate != Fate::Delivered {
+            travelled(&mut exchange.inward, journey, exchange.closed.is_some());
+            sink(exchange, Moment::Lost(journey));
         }
     }
 

@@ -1,6 +1,7 @@
 //! What was seen of one subject that a claim may be about?
 
 use crate::event::ExchangeEvent;
+use crate::exchange::imds::{is_success, may_be_v1};
 use crate::exchange::{Exchange, Imds};
 use crate::identity::{Attribution, Key};
 use crate::journey::Dropped;
@@ -102,19 +103,21 @@ impl Seen {
             self.refused.note(|| happened(exchange));
         }
         // An answer whose status was not seen may have been any.
-        let delivered = answered && status.is_none_or(|status| status == 200);
+        let delivered = answered && status.is_none_or(is_success);
         match asks {
             // Whatever the request was: a token was in the answer.
             _ if answered && exchange.issued.is_some() => self.granted.note(|| happened(exchange)),
-            Asks::Token | Asks::Credentials if delivered && status.is_some() => {
+            Asks::Token | Asks::Credentials if exchange.brought() => {
                 self.granted.note(|| happened(exchange));
             }
-            Asks::Other if delivered && status.is_some() => self.read.note(|| happened(exchange)),
+            Asks::Credentials | Asks::Other if delivered && status.is_some() => self.read.note(|| happened(exchange)),
             Asks::Other => {}
             _ if delivered => self.unclear.note(|| happened(exchange)),
             _ => self.stopped.note(|| happened(exchange)),
         }
-        if exchange.imds() == Some(Imds::V1) {
+        let endpoint = exchange.connection.endpoint.address;
+        let may_be_v1 = || exchange.request.as_ref().is_some_and(|request| may_be_v1(request, endpoint));
+        if exchange.imds() == Some(Imds::V1) || status.is_some_and(is_success) && may_be_v1() {
             self.v1.note(|| happened(exchange));
         }
         let unread = exchange.request.as_ref().is_some_and(|request| request.cut && !request.token);

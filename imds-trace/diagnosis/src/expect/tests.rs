@@ -148,6 +148,22 @@ fn fails(expect: &str, events: &[Event], why: &str) {
 }
 
 #[test]
+fn a_part_of_the_credentials_was_given_and_their_length_alone_was_not() {
+    let credentials = "/latest/meta-data/iam/security-credentials/role with a token";
+    let part = exchange(&container("job-17"), Some(&format!("GET {credentials}")), Some(206));
+    fails("blocked", &[part], "was given a token or credentials");
+    let length = exchange(&container("job-17"), Some(&format!("HEAD {credentials}")), Some(200));
+    holds("blocked", &[length], "but container job-17 reaches IMDS");
+}
+
+#[test]
+fn an_answer_to_nobody_knows_what_without_a_token_is_no_v2_only() {
+    fails("v2-only", &[exchange(&container("job-17"), Some("GET /"), Some(200))], "asked without a token");
+    holds("v2-only", &[exchange(&container("job-17"), Some("GET /"), Some(401))], "never asked without a token");
+    holds("v2-only", &[exchange(&container("job-17"), Some("GET /openstack/"), Some(200))], "never asked");
+}
+
+#[test]
 fn who_got_an_answer_of_use_is_reachable() {
     let web = container("web");
     holds(

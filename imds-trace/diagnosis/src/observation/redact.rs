@@ -75,6 +75,9 @@ pub struct RequestHead {
     pub path: String,
     /// Was there an `X-aws-ec2-metadata-token`, as far as the head was read?
     pub token: bool,
+    /// That header had no value: its client had no token to send.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty_token: bool,
     /// Which token it was; `None` if it cannot be one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<TokenMark>,
@@ -82,6 +85,12 @@ pub struct RequestHead {
     pub requested_ttl: Option<u32>,
     /// Was there an `X-Forwarded-For`? IMDS refuses token requests that carry one.
     pub forwarded_for: bool,
+    /// Was there an `Expect: 100-continue`? IMDS refuses token requests that carry one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expects_continue: bool,
+    /// Was there a header that only another cloud's metadata service asks for?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub other_cloud: bool,
     /// `User-Agent`: a hint, never an identity.
     pub user_agent: Option<String>,
     /// Was only its beginning seen? Then a header that is not here may have been there.
@@ -102,6 +111,13 @@ pub struct ResponseHead {
     pub server: Option<String>,
 }
 
+impl ResponseHead {
+    /// Does the answer itself come later? RFC 9110 section 15.2; behind 101 another protocol begins.
+    pub fn is_interim(&self) -> bool {
+        matches!(self.status, 100 | 102..200)
+    }
+}
+
 /// A message, as far as its head was seen.
 #[derive(Debug)]
 pub enum Message {
@@ -111,11 +127,22 @@ pub enum Message {
         head: Head,
         /// Its bytes.
         length: usize,
-        /// Bytes of the body behind it; `None` if it does not say.
-        body: Option<u64>,
+        /// What follows it.
+        body: Body,
     },
     /// More must come.
     Partial,
+}
+
+/// How a message's body is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// By its length in bytes.
+    Length(u64),
+    /// By a last chunk.
+    Chunked,
+    /// By the end of the connection, or in a way that is not read here.
+    Unknown,
 }
 
 /// Does a message begin here?
@@ -130,21 +157,29 @@ pub fn message(bytes: &[u8], marker: &Marker) -> Option<Message> {
         let mut parsed = httparse::Response::new(&mut slots);
         let httparse::Status::Complete(length) = parsed.parse(bytes).ok()? else { return Some(Message::Partial) };
         let head = response(&parsed)?;
-        let is_chunked = parsed.headers.iter().any(|header| header.name.eq_ignore_ascii_case("transfer-encoding"));
         // RFC 9112 section 6.3.
-        let body = match head.status {
-            100..200 | 204 | 304 => Some(0),
-            _ if is_chunked => None,
-            _ => head.content_length,
+        let body = match (head.status, encoded(parsed.headers)) {
+            (101, _) => Body::Unknown,
+            (100..200 | 204 | 304, _) => Body::Length(0),
+            (_, Some(body)) => body,
+            (_, None) => head.content_length.map_or(Body::Unknown, Body::Length),
         };
         Some(Message::Whole { head: Head::Response(head), length, body })
     } else {
         let mut parsed = httparse::Request::new(&mut slots);
         let httparse::Status::Complete(length) = parsed.parse(bytes).ok()? else { return Some(Message::Partial) };
         let mut announced = parsed.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("content-length"));
-        let body = announced.next().and_then(|header| number(header.value)).unwrap_or(0);
-        Some(Message::Whole { head: Head::Request(request(&parsed, marker)?), length, body: Some(body) })
+        let announced = announced.next().and_then(|header| number(header.value)).unwrap_or(0);
+        let body = encoded(parsed.headers).unwrap_or(Body::Length(announced));
+        Some(Message::Whole { head: Head::Request(request(&parsed, marker)?), length, body })
     }
+}
+
+/// What a `Transfer-Encoding` says of the body; `None` if there is none. It overrides a length (RFC 9112 section 6.3).
+fn encoded(headers: &[httparse::Header<'_>]) -> Option<Body> {
+    let encoding = headers.iter().rfind(|header| header.name.eq_ignore_ascii_case("transfer-encoding"))?;
+    let last = encoding.value.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+    Some(if last.trim_ascii().eq_ignore_ascii_case(b"chunked") { Body::Chunked } else { Body::Unknown })
 }
 
 /// Reads the allow-listed facts from the first bytes of a message that is bad or was not seen whole; `None` if it is none. A head
@@ -169,16 +204,40 @@ fn request(parsed: &httparse::Request<'_, '_>, marker: &Marker) -> Option<Reques
         let name = header.name;
         if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token") {
             head.token = true;
+            head.empty_token = header.value.trim_ascii().is_empty();
             head.mark = marker.mark(header.value);
         } else if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token-ttl-seconds") {
             head.requested_ttl = number(header.value);
         } else if name.eq_ignore_ascii_case("x-forwarded-for") {
             head.forwarded_for = true;
+        } else if name.eq_ignore_ascii_case("expect") {
+            head.expects_continue = header.value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
+        } else if is_other_cloud(name, header.value) {
+            head.other_cloud = true;
         } else if name.eq_ignore_ascii_case("user-agent") {
             head.user_agent = Some(text(header.value, MAX_USER_AGENT));
         }
     }
     Some(head)
+}
+
+/// Headers without which another cloud's metadata service does not answer: Google's two, Azure's, Akamai's (Linode) three, Alibaba's
+/// two. As in the providers' own documentation and cloud-init's sources.
+const OTHER_CLOUDS: [&str; 8] = [
+    "metadata-flavor",
+    "x-google-metadata-request",
+    "metadata",
+    "metadata-token",
+    "metadata-token-expiry-seconds",
+    "x-metadata-token-expiry-seconds",
+    "x-aliyun-ecs-metadata-token",
+    "x-aliyun-ecs-metadata-token-ttl-seconds",
+];
+
+/// Does only another cloud ask for this header? Oracle's has a name that others use, and a value of its own.
+fn is_other_cloud(name: &str, value: &[u8]) -> bool {
+    OTHER_CLOUDS.iter().any(|other| name.eq_ignore_ascii_case(other))
+        || name.eq_ignore_ascii_case("authorization") && value.trim_ascii().eq_ignore_ascii_case(b"bearer oracle")
 }
 
 fn response(parsed: &httparse::Response<'_, '_>) -> Option<ResponseHead> {
@@ -211,11 +270,22 @@ fn text(value: &[u8], limit: usize) -> String {
     bounded(&masked, limit).to_owned()
 }
 
+/// The path of a target in whatever form (RFC 9112 section 3.2), without query.
+fn origin(target: &str) -> &str {
+    let target = target.split(['?', '#']).next().unwrap_or_default();
+    match target.split_once("://") {
+        Some((scheme, rest)) if scheme.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
+            rest.find('/').map_or("/", |begin| &rest[begin..])
+        }
+        _ => target,
+    }
+}
+
 /// The path without query. IMDS names its categories in lower case; capital letters belong to what an account names itself, roles
 /// and tags, and nowhere else: a segment with them in another place, or one that looks like a secret, is masked with all that
-/// follows it, for a secret may hold slashes.
-fn path(path: &str) -> String {
-    let path = path.split(['?', '#']).next().unwrap_or_default();
+/// follows it, for a secret may hold slashes. Of other clouds' paths only their first words are known.
+fn path(target: &str) -> String {
+    let path = origin(target);
     let mut named_by_account = false;
     let mut masked = false;
     let segments: Vec<&str> = path.split('/').collect();
@@ -229,6 +299,8 @@ fn path(path: &str) -> String {
                 && if names {
                     // Nothing stands behind a role's name or a tag's key: a secret with slashes may.
                     !segment.ends_with('=') && number >= last
+                } else if number == 1 && CAPITALISED.contains(&segment) {
+                    true
                 } else {
                     !segment.bytes().any(|byte| byte.is_ascii_uppercase()) && mask(segment) == segment
                 };
@@ -239,6 +311,8 @@ fn path(path: &str) -> String {
     bounded(&segments.join("/"), MAX_PATH).to_owned()
 }
 
+/// First segments of other clouds' paths that have capital letters: Google's, and Azure's as some clients spell it.
+const CAPITALISED: [&str; 2] = ["computeMetadata", "Metadata"];
 /// Behind these a role's name or a tag's key stands.
 const NAMED_BY_ACCOUNT: [&str; 3] = ["security-credentials", "security-credentials-extended", "instance"];
 
@@ -345,6 +419,40 @@ mod tests {
         let payload = b"GET /latest/meta-data/iam/security-credentials/Ci-Runner-EXAMPLE0123456789-abcdefghijkl?x=1 HTTP/1.1\r\n\r\n";
         let Some(Head::Request(head)) = read(payload) else { panic!("not a request") };
         assert_eq!(head.path, "/latest/meta-data/iam/security-credentials/Ci-Runner-EXAMPLE0123456789-abcdefghijkl");
+    }
+
+    #[test]
+    fn a_target_in_absolute_form_is_the_path_in_it() {
+        for (target, path) in [
+            ("http://169.254.169.254/latest/api/token", "/latest/api/token"),
+            ("HTTP://me:pa55word@169.254.169.254:80/latest/meta-data/?x=1", "/latest/meta-data/"),
+            ("http://metadata.google.internal/computeMetadata/v1/instance/", "/computeMetadata/v1/instance/"),
+            ("http://169.254.169.254", "/"),
+            ("http://169.254.169.254?http://x/y", "/"),
+            ("/latest/user-data?next=http://x/y", "/latest/user-data"),
+            ("/latest/api/token/", "/latest/api/token/"),
+        ] {
+            let Some(Head::Request(head)) = read(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes()) else {
+                panic!("not a request")
+            };
+            assert_eq!(head.path, path);
+        }
+    }
+
+    #[test]
+    fn what_a_request_wants_besides_is_kept_as_a_yes_or_no() {
+        let head = |headers: &str| match read(format!("GET / HTTP/1.1\r\n{headers}\r\n\r\n").as_bytes()) {
+            Some(Head::Request(head)) => head,
+            other => panic!("{other:?}"),
+        };
+        assert!(head("x-AWS-ec2-Metadata-TOKEN: \r\nHost: x").empty_token);
+        assert!(head("X-aws-ec2-metadata-token:").empty_token);
+        assert!(!head("X-aws-ec2-metadata-token: INVALID").empty_token);
+        assert!(head("expect: 100-Continue").expects_continue);
+        for cloud in ["Metadata-Flavor: Google", "metadata: true", "Authorization: Bearer Oracle"] {
+            assert!(head(cloud).other_cloud, "{cloud}");
+        }
+        assert!(!head("Authorization: Bearer other").other_cloud);
     }
 
     #[test]

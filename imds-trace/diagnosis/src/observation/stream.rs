@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::redact::{self, Marker, Message, TOKEN_LENGTH};
+use super::redact::{self, Body, Marker, Message, TOKEN_LENGTH};
 use super::{Head, Hook, Tcp};
 use crate::net::{Direction, Flow, Ifindex};
 
@@ -16,6 +16,8 @@ use crate::net::{Direction, Flow, Ifindex};
 const MAX_STREAMS: usize = 16_384;
 /// A head longer than this is given up; SDKs send some hundred bytes.
 const MAX_HEAD: usize = 4_096;
+/// A line between chunks longer than this is none; the longest ones are signatures of chunks, which nobody sends to IMDS.
+const MAX_LINE: usize = 512;
 /// Segments with heads remembered of a stream, for those that are sent again.
 const MAX_SENT: usize = 4;
 /// A sequence number this far behind belongs to another connection between the same ports. IMDS sends some kilobytes.
@@ -37,9 +39,34 @@ enum Within {
     Body(u64),
     /// In the body that is a token, of which so many bytes are to come.
     Token(Vec<u8>, u64),
+    /// In a body in chunks.
+    Chunks(Chunks),
     /// Nobody knows: bytes were missed, or the body has no length.
     #[default]
     Lost,
+}
+
+/// Where in a body in chunks (RFC 9112 section 7.1) the next byte is.
+#[derive(Debug, Default)]
+struct Chunks {
+    /// Bytes of this chunk to come.
+    left: u64,
+    /// The line that is not whole yet: a chunk's length, the end of its data, or a trailer.
+    line: Vec<u8>,
+    /// The last chunk was there.
+    ended: bool,
+    /// What there is of the token that the body is, if it is one.
+    token: Option<Vec<u8>>,
+}
+
+/// What a piece of a body in chunks comes to.
+enum Chunked {
+    /// More must come.
+    GoesOn,
+    /// It is over.
+    Ended,
+    /// It is none.
+    Bad,
 }
 
 #[derive(Debug)]
@@ -127,6 +154,9 @@ impl Stream {
         if missed > 0 {
             self.within = match std::mem::take(&mut self.within) {
                 Within::Body(left) if left >= missed => Within::Body(left - missed),
+                Within::Chunks(chunks) if chunks.left >= missed => {
+                    Within::Chunks(Chunks { left: chunks.left - missed, token: None, ..chunks })
+                }
                 Within::Head(seen) if !seen.is_empty() => {
                     // Its whole lines are all that will be known of it.
                     heads.extend(redact::head(&seen, marker));
@@ -174,6 +204,18 @@ impl Stream {
                 };
                 (within, &bytes[taken as usize..])
             }
+            Within::Chunks(mut chunks) => {
+                let (taken, end) = chunks.take(bytes);
+                let within = match end {
+                    Chunked::GoesOn => Within::Chunks(chunks),
+                    Chunked::Ended => {
+                        heads.extend(chunks.token.and_then(|token| marker.mark(&token)).map(Head::Token));
+                        Within::Head(Vec::new())
+                    }
+                    Chunked::Bad => Within::Lost,
+                };
+                (within, &bytes[taken..])
+            }
             Within::Lost => (Within::Lost, &bytes[bytes.len()..]),
         };
         self.within = within;
@@ -181,17 +223,69 @@ impl Stream {
     }
 }
 
-/// What follows a head. `body` is the length it announces.
-fn after(head: &Head, body: Option<u64>) -> Within {
-    match (head, body) {
-        (Head::Response(response), Some(length))
-            if response.status == 200 && response.token_ttl.is_some() && TOKEN_LENGTH.contains(&length) =>
-        {
-            Within::Token(Vec::new(), length)
+impl Chunks {
+    /// Reads on; gives how many bytes it took.
+    fn take(&mut self, bytes: &[u8]) -> (usize, Chunked) {
+        let mut at = 0;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            if self.left > 0 {
+                let taken = self.left.min(rest.len() as u64);
+                self.left -= taken;
+                at += taken as usize;
+                if let Some(token) = &mut self.token {
+                    token.extend_from_slice(&rest[..taken as usize]);
+                    // Too long for one: it need not be kept.
+                    self.token.take_if(|token| token.len() as u64 > *TOKEN_LENGTH.end());
+                }
+                continue;
+            }
+            let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |end| end + 1);
+            self.line.extend_from_slice(&rest[..end]);
+            at += end;
+            if self.line.len() > MAX_LINE {
+                return (at, Chunked::Bad);
+            }
+            if self.line.last() == Some(&b'\n') {
+                match self.line() {
+                    Chunked::GoesOn => {}
+                    end => return (at, end),
+                }
+            }
         }
-        (_, Some(0)) => Within::Head(Vec::new()),
-        (_, Some(length)) => Within::Body(length),
-        (_, None) => Within::Lost,
+        (at, Chunked::GoesOn)
+    }
+
+    /// Takes in a whole line.
+    fn line(&mut self) -> Chunked {
+        let line = std::mem::take(&mut self.line);
+        let line = line.trim_ascii();
+        match (line.is_empty(), self.ended) {
+            (true, true) => return Chunked::Ended,
+            // The end of a chunk's data; a trailer.
+            (true, false) | (false, true) => return Chunked::GoesOn,
+            (false, false) => {}
+        }
+        let digits = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        match std::str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
+            Some(length) => {
+                self.left = length;
+                self.ended = length == 0;
+                Chunked::GoesOn
+            }
+            None => Chunked::Bad,
+        }
+    }
+}
+
+/// What follows a head. `body` is what it announces.
+fn after(head: &Head, body: Body) -> Within {
+    let grants = matches!(head, Head::Response(head) if head.status == 200 && head.token_ttl.is_some());
+    match body {
+        Body::Length(length) if grants && TOKEN_LENGTH.contains(&length) => Within::Token(Vec::new(), length),
+        Body::Length(0) => Within::Head(Vec::new()),
+        Body::Length(length) => Within::Body(length),
+        Body::Chunked => Within::Chunks(Chunks { token: grants.then(Vec::new), ..Chunks::default() }),
+        Body::Unknown => Within::Lost,
     }
 }
 
@@ -330,6 +424,55 @@ mod tests {
     fn an_answer_to_head_has_a_length_and_no_body() {
         let mut side = Side::new();
         assert_eq!(side.says("HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n").len(), 1);
+        assert_eq!(side.says("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").len(), 1);
+    }
+
+    #[test]
+    fn an_interim_answer_is_followed_by_the_answer_in_the_same_segment_or_a_later_one() {
+        let statuses = |heads: Vec<Head>| -> Vec<(u16, bool)> {
+            let status = |head: &Head| match head {
+                Head::Response(head) => Some((head.status, head.is_interim())),
+                Head::Request(_) | Head::Token(_) => None,
+            };
+            heads.iter().filter_map(status).collect()
+        };
+        let mut side = Side::new();
+        let both = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(statuses(side.says(both)), [(100, true), (200, false)]);
+        assert_eq!(statuses(side.says("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r")), []);
+        assert_eq!(statuses(side.says("\nHTTP/1.1 102 Processing\r\n\r\nHT")), [(103, true), (102, true)]);
+        assert_eq!(statuses(side.says("TP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")), [(404, false)]);
+    }
+
+    #[test]
+    fn a_body_in_chunks_ends_and_the_next_message_is_read() {
+        let mut side = Side::new();
+        let put =
+            "PUT /latest/api/token HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /a HTTP/1.1\r\n\r\n";
+        assert_eq!(paths(&side.says(put)), ["/latest/api/token", "/a"]);
+        let long = "POST /b HTTP/1.1\r\ntransfer-encoding: gzip, Chunked\r\n\r\n12;x=y\r\nGET /in HTTP/1.1\r\n";
+        assert_eq!(paths(&side.says(long)), ["/b"]);
+        assert!(side.says("\r\n0\r\nTrailer: GET /in\r\n").is_empty());
+        assert_eq!(paths(&side.says("\r\nGET /c HTTP/1.1\r\n\r\n")), ["/c"]);
+    }
+
+    #[test]
+    fn a_token_in_chunks_is_the_same_token() {
+        let mut side = Side::new();
+        let head = "HTTP/1.1 200 OK\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let mut heads = side.says(head);
+        heads.extend(side.says(&format!("1e\r\n{}\r\n1A\r\n", &TOKEN[..30])));
+        heads.extend(side.says(&format!("{}\r\n0\r\n\r\n", &TOKEN[30..])));
+        heads.extend(side.says(&format!("GET / HTTP/1.1\r\nx-aws-ec2-metadata-token: {TOKEN}\r\n\r\n")));
+        let [Head::Response(_), Head::Token(issued), Head::Request(request)] = &heads[..] else { panic!("{heads:?}") };
+        assert_eq!(request.mark, Some(*issued));
+    }
+
+    #[test]
+    fn chunks_that_are_none_are_waited_out() {
+        let mut side = Side::new();
+        assert_eq!(side.says("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnot a length\r\n").len(), 1);
+        assert!(side.says("and what follows").is_empty());
         assert_eq!(side.says("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").len(), 1);
     }
 

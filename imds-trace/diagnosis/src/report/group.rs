@@ -14,8 +14,6 @@ const MAX_GROUPS: usize = 8_192;
 const MAX_ROLES: usize = 16;
 /// Where credentials are, below any version and `meta-data`, and what follows is the role.
 const CREDENTIALS: [&str; 2] = ["/iam/security-credentials/", "/identity-credentials/ec2/security-credentials/"];
-/// The status of an answer that brought something.
-const OK: u16 = 200;
 
 /// Makes the groups of the exchanges that are shown.
 #[derive(Debug)]
@@ -78,7 +76,7 @@ impl Grouping {
             group.asked[place] += 1;
         }
         if let Some(role) = path.and_then(role) {
-            note(&mut group.credentials, role, exchange.status() == Some(OK), imds == Some(Imds::V1), exchange.opened);
+            note(&mut group.credentials, role, exchange.brought(), imds == Some(Imds::V1), exchange.opened);
         }
         if let (Some(known), Some(seen)) = (&mut group.who.container, &event.who.container)
             && known.name.is_none()

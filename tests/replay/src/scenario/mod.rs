@@ -243,6 +243,9 @@ pub struct Packet {
     /// The request carries a token.
     #[serde(default)]
     pub token: bool,
+    /// The token's header has no value.
+    #[serde(default)]
+    pub empty_token: bool,
     /// Which token that is, or which one the response issues: any number, of which nothing counts but whether it is the same.
     pub mark: Option<u64>,
     /// The lifetime that a token request asks for, seconds, or -1 for none; absent: six hours.
@@ -250,6 +253,12 @@ pub struct Packet {
     /// The request came through a proxy.
     #[serde(default)]
     pub forwarded_for: bool,
+    /// The request waits for a `100 Continue`.
+    #[serde(default)]
+    pub expects_continue: bool,
+    /// The request has a header that only another cloud asks for.
+    #[serde(default)]
+    pub other_cloud: bool,
     /// What the server calls itself; absent: `EC2ws`.
     pub server: Option<String>,
     /// The request's User-Agent.

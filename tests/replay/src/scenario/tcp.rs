@@ -127,10 +127,13 @@ fn request(words: &str, packet: &Packet) -> Result<RequestHead> {
     Ok(RequestHead {
         method: method.to_owned(),
         path: path.to_owned(),
-        token: packet.token,
+        token: packet.token || packet.empty_token,
+        empty_token: packet.empty_token,
         mark: packet.mark.filter(|_| packet.token).map(TokenMark),
         requested_ttl: u32::try_from(lifetime).ok().filter(|_| method == "PUT"),
         forwarded_for: packet.forwarded_for,
+        expects_continue: packet.expects_continue,
+        other_cloud: packet.other_cloud,
         user_agent: packet.user_agent.clone(),
         cut: false,
     })
