@@ -53,6 +53,13 @@ pub fn is_endpoint_v4(address: u32) -> bool {
     false
 }
 
+/// Is any IPv6 address watched?
+#[inline(always)]
+pub fn watches_v6() -> bool {
+    // SAFETY: as in `read_offset`.
+    unsafe { read_volatile(addr_of!(ENDPOINTS.v6_len)) != 0 }
+}
+
 /// Is this IPv6 address one of the watched?
 #[inline(always)]
 pub fn is_endpoint_v6(address: &[u32; 4]) -> bool {

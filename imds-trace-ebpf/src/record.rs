@@ -32,6 +32,8 @@ pub mod kind {
     pub const ATTEMPT: u32 = 7;
     /// A [`super::Connected`] of a socket whose SYN is about to be sent: it is not established, and has no error, yet.
     pub const SENDING: u32 = 8;
+    /// A [`super::Counted`].
+    pub const COUNTED: u32 = 9;
 }
 
 /// Values of [`Packet::direction`], relative to the interface.
@@ -349,4 +351,43 @@ pub struct Connected {
     pub established: u8,
     /// The error that the socket was told, as in `errno.h`; 0 if none, or not known.
     pub error: u16,
+}
+
+/// A connecting socket left ESTABLISHED, or went on from there ([`kind::COUNTED`]): what its TCP had counted by then. Says nothing
+/// about a task, as [`Connected`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Counted {
+    /// Which socket, when; `error` as it stands now. Its `established` is 0 if its connection never was.
+    pub socket: Connected,
+    /// Payload bytes received in order, SYN and FIN apart.
+    pub received: u64,
+    /// Payload bytes that the other side acknowledged, SYN and FIN apart.
+    pub acked: u64,
+    /// The state it entered, one of [`state`].
+    pub state: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// States of a TCP socket, `include/net/tcp_states.h`: part of the kernel's promise to user space.
+pub mod state {
+    /// The handshake is done.
+    pub const ESTABLISHED: u32 = 1;
+    /// A SYN was sent.
+    pub const SYN_SENT: u32 = 2;
+    /// A SYN was received.
+    pub const SYN_RECV: u32 = 3;
+    /// It sends no more, and waits for the acknowledgement of its FIN.
+    pub const FIN_WAIT1: u32 = 4;
+    /// Its FIN was acknowledged.
+    pub const FIN_WAIT2: u32 = 5;
+    /// It is over; or has not begun.
+    pub const CLOSE: u32 = 7;
+    /// The other side sends no more.
+    pub const CLOSE_WAIT: u32 = 8;
+    /// Neither side sends any more; the acknowledgement of its FIN is awaited.
+    pub const LAST_ACK: u32 = 9;
+    /// Both sides sent a FIN at once; the acknowledgement of its own is awaited.
+    pub const CLOSING: u32 = 11;
 }

@@ -7,7 +7,7 @@
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::programs::{RawTracePointContext, SockOpsContext};
-use imds_trace_ebpf::record::{Connect, Connected, kind};
+use imds_trace_ebpf::record::{Connect, Connected, Counted, kind, state};
 
 use crate::{
     drop::read,
@@ -15,11 +15,6 @@ use crate::{
     global::offset,
     task::{self, ConnectWithTask},
 };
-
-/// Socket states, `include/net/tcp_states.h`: part of the kernel's promise to user space.
-const TCP_ESTABLISHED: u32 = 1;
-const TCP_SYN_SENT: u32 = 2;
-const TCP_CLOSE: u32 = 7;
 
 /// What a socket of a cgroup does, `include/uapi/linux/bpf.h`: it is about to send its SYN.
 const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
@@ -39,10 +34,12 @@ pub fn observe(ctx: &RawTracePointContext) -> i32 {
     let sk: *const u8 = ctx.arg(0);
     let old: u32 = ctx.arg(1);
     let new: u32 = ctx.arg(2);
-    if old == TCP_CLOSE && new == TCP_SYN_SENT {
+    if old == state::CLOSE && new == state::SYN_SENT {
         let _ = connect(sk);
-    } else if old == TCP_SYN_SENT && (new == TCP_ESTABLISHED || new == TCP_CLOSE) {
+    } else if old == state::SYN_SENT && (new == state::ESTABLISHED || new == state::CLOSE) {
         let _ = connected(sk, new);
+    } else if matches!(new, state::CLOSE_WAIT | state::FIN_WAIT1 | state::LAST_ACK | state::CLOSE) {
+        let _ = counted(sk, old, new);
     }
     0
 }
@@ -57,17 +54,17 @@ struct Ends {
 
 #[inline(always)]
 fn ends(sk: *const u8) -> Option<Ends> {
-    // Only TCP changes state this way, but SCTP and MPTCP subflows share the tracepoint.
-    if read::<u16>(sk, offset!(sk_protocol)?)? != IPPROTO_TCP {
+    // First what most sockets are told apart by.
+    let to_v4: u32 = read(sk, offset!(skc_daddr)?)?;
+    let is_watched = global::is_endpoint_v4(to_v4);
+    if !is_watched && !global::watches_v6() {
         return None;
     }
     let family: u16 = read(sk, offset!(skc_family)?)?;
-    let mut ends = Ends {
-        version: 4,
-        source: [0; 16],
-        destination: [0; 16],
-        destination_port: u16::from_be(read(sk, offset!(skc_dport)?)?),
-    };
+    if !is_watched && family != AF_INET6 {
+        return None;
+    }
+    let mut ends = Ends { version: 4, source: [0; 16], destination: [0; 16], destination_port: 0 };
     if family == AF_INET6 {
         let to: [u32; 4] = read(sk, offset!(skc_v6_daddr)?)?;
         // An IPv6 socket that speaks IPv4 (::ffff:a.b.c.d), as Java opens them, is handled as the IPv4 socket it is.
@@ -79,18 +76,23 @@ fn ends(sk: *const u8) -> Option<Ends> {
             ends.version = 6;
             ends.destination = read(sk, offset!(skc_v6_daddr)?)?;
             ends.source = read(sk, offset!(skc_v6_rcv_saddr)?)?;
-            return Some(ends);
         }
     } else if family != AF_INET {
         return None;
     }
-    let to: u32 = read(sk, offset!(skc_daddr)?)?;
-    if !global::is_endpoint_v4(to) {
+    if ends.version == 4 {
+        if !is_watched {
+            return None;
+        }
+        let from: [u8; 4] = read(sk, offset!(skc_rcv_saddr)?)?;
+        ends.destination[..4].copy_from_slice(&to_v4.to_ne_bytes());
+        ends.source[..4].copy_from_slice(&from);
+    }
+    // Only TCP changes state this way, but SCTP and MPTCP subflows share the tracepoint.
+    if read::<u16>(sk, offset!(sk_protocol)?)? != IPPROTO_TCP {
         return None;
     }
-    let from: [u8; 4] = read(sk, offset!(skc_rcv_saddr)?)?;
-    ends.destination[..4].copy_from_slice(&to.to_ne_bytes());
-    ends.source[..4].copy_from_slice(&from);
+    ends.destination_port = u16::from_be(read(sk, offset!(skc_dport)?)?);
     Some(ends)
 }
 
@@ -160,15 +162,69 @@ pub fn initial_ttl(sk: *const u8, net: *const u8, version: u8) -> Option<u8> {
 fn connected(sk: *const u8, new: u32) -> Option<()> {
     // Established: everything up to the SYN is acknowledged. Given up: nothing was ever queued behind the SYN.
     let after_syn: u32 =
-        if new == TCP_ESTABLISHED { read(sk, offset!(tcp_snd_una)?)? } else { read(sk, offset!(tcp_write_seq)?)? };
+        if new == state::ESTABLISHED { read(sk, offset!(tcp_snd_una)?)? } else { read(sk, offset!(tcp_write_seq)?)? };
     let mut connected = described(sk, kind::CONNECTED, after_syn.wrapping_sub(1))?;
-    connected.established = u8::from(new == TCP_ESTABLISHED);
-    connected.error = offset!(sk_err).and_then(|at| read::<u32>(sk, at)).unwrap_or(0) as u16;
+    connected.established = u8::from(new == state::ESTABLISHED);
+    connected.error = error(sk, offset!(sk_err));
     let mut entry = emit::reserve::<Connected>()?;
     // SAFETY: the entry has room for one `Connected`.
     unsafe { emit::place(&mut entry).write(connected) };
     entry.submit(0);
     Some(())
+}
+
+/// ESTABLISHED, or what comes behind it, to one of the states that a side's end or both's lead to.
+///
+/// `tcp_snd_una_update` adds to `bytes_acked` what `snd_una` goes on by, which begins at the SYN's own number: SYN and FIN count.
+/// `tcp_rcv_nxt_update` adds to `bytes_received` what `rcv_nxt` goes on by, which begins behind the other side's SYN: its FIN counts.
+#[inline(always)]
+fn counted(sk: *const u8, old: u32, new: u32) -> Option<()> {
+    // Those who were not connected, or failed to connect.
+    if matches!(old, state::CLOSE | state::SYN_SENT) {
+        return None;
+    }
+    let bytes_received = offset!(tcp_bytes_received)?;
+    let bytes_acked = offset!(tcp_bytes_acked)?;
+    let (flags, done) = (offset!(skc_flags)?, offset!(sock_done)?);
+    let mut socket = described(sk, kind::COUNTED, 0)?;
+    // An accepted socket has this of the one that listens: its numbers begin elsewhere, and it is nobody's who asks IMDS.
+    if offset!(sk_max_ack_backlog).and_then(|at| read::<u32>(sk, at)).unwrap_or(0) != 0 {
+        return None;
+    }
+    let acked: u64 = read(sk, bytes_acked)?;
+    let received: u64 = read(sk, bytes_received)?;
+    let snd_una: u32 = read(sk, offset!(tcp_snd_una)?)?;
+    let write_seq: u32 = read(sk, offset!(tcp_write_seq)?)?;
+    // In these states its own FIN was queued, the last of what it sends. In the two before them it is not queued yet.
+    let sent_fin = matches!(old, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
+    let fin_acked = u64::from(sent_fin && snd_una == write_seq);
+    // `tcp_fin` sets it before anything else, and behind `tcp_rcv_nxt_update`.
+    let fin_received = read::<u64>(sk, flags)? >> (done & 63) & 1;
+    socket.header.len = size_of::<Counted>() as u32;
+    socket.isn = snd_una.wrapping_sub(acked as u32);
+    socket.established = u8::from(old != state::SYN_RECV);
+    socket.error = match error(sk, offset!(sk_err)) {
+        0 => error(sk, offset!(sk_err_soft)),
+        error => error,
+    };
+    let mut entry = emit::reserve::<Counted>()?;
+    let counted = Counted {
+        socket,
+        received: received.wrapping_sub(fin_received),
+        acked: acked.saturating_sub(1 + fin_acked),
+        state: new,
+        reserved: 0,
+    };
+    // SAFETY: the entry has room for one `Counted`.
+    unsafe { emit::place(&mut entry).write(counted) };
+    entry.submit(0);
+    Some(())
+}
+
+/// An error that the socket was told; 0 if none, or not known.
+#[inline(always)]
+fn error(sk: *const u8, field: Option<usize>) -> u16 {
+    field.and_then(|at| read::<u32>(sk, at)).unwrap_or(0) as u16
 }
 
 /// Looks at what a socket of a cgroup does: a SYN is about to be sent. Never answers anything, so nothing goes another way by it.

@@ -40,6 +40,7 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
                 Said::LinkLocalExceeded { interface, .. } => *interface = EVIL.into(),
                 Said::Connected(_)
                 | Said::Sending(_)
+                | Said::Counted(_)
                 | Said::ContainerGone { .. }
                 | Said::Uplinks { .. }
                 | Said::InHdrErrors { .. } => {}

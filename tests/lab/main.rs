@@ -35,6 +35,7 @@ mod trace_run;
 mod trace_service;
 mod trace_start;
 mod trace_tokens;
+mod trace_witness;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         ("doctor", doctor::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
+        ("trace_witness", trace_witness::TESTS),
         ("trace_identity", trace_identity::TESTS),
         ("trace_kernel", trace_kernel::TESTS),
         ("trace_names", trace_names::TESTS),

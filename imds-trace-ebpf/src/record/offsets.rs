@@ -117,10 +117,16 @@ pub struct Offsets {
     pub skc_dport: u32,
     /// `sock_common.skc_net.net`
     pub skc_net: u32,
+    /// `sock_common.skc_flags`
+    pub skc_flags: u32,
     /// `sock.sk_protocol`
     pub sk_protocol: u32,
     /// `sock.sk_err`
     pub sk_err: u32,
+    /// `sock.sk_err_soft`
+    pub sk_err_soft: u32,
+    /// `sock.sk_max_ack_backlog`
+    pub sk_max_ack_backlog: u32,
     /// `inet_sock.inet_sport`
     pub inet_sport: u32,
     /// `inet_sock.uc_ttl`
@@ -135,6 +141,12 @@ pub struct Offsets {
     pub tcp_snd_una: u32,
     /// `tcp_sock.write_seq`
     pub tcp_write_seq: u32,
+    /// `tcp_sock.bytes_received`
+    pub tcp_bytes_received: u32,
+    /// `tcp_sock.bytes_acked`
+    pub tcp_bytes_acked: u32,
+    /// Number of the bit `SOCK_DONE` in `sock_common.skc_flags`: the other side's FIN was received.
+    pub sock_done: u32,
     /// 1 if `skb:kfree_skb` has a third argument, the reason (Linux 5.17 and later), else 0.
     pub kfree_skb_has_reason: u32,
 }
@@ -202,8 +214,11 @@ impl Offsets {
             skc_v6_rcv_saddr: A,
             skc_dport: A,
             skc_net: A,
+            skc_flags: A,
             sk_protocol: A,
             sk_err: A,
+            sk_err_soft: A,
+            sk_max_ack_backlog: A,
             inet_sport: A,
             inet_uc_ttl: A,
             inet_pinet6: A,
@@ -211,6 +226,9 @@ impl Offsets {
             pinet6_hop_limit_shift: A,
             tcp_snd_una: A,
             tcp_write_seq: A,
+            tcp_bytes_received: A,
+            tcp_bytes_acked: A,
+            sock_done: A,
             kfree_skb_has_reason: 0,
         }
     }

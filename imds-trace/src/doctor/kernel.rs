@@ -43,7 +43,7 @@ fn answer(feature: Feature, has: &Has) -> Answer {
 /// A command that shows it.
 fn look(feature: Feature) -> &'static str {
     match feature {
-        Feature::Btf | Feature::DropReasons => "ls -l /sys/kernel/btf/vmlinux",
+        Feature::Btf | Feature::DropReasons | Feature::SocketCounters => "ls -l /sys/kernel/btf/vmlinux",
         Feature::Lockdown => "cat /sys/kernel/security/lockdown",
         Feature::Tcx | Feature::Clsact => "tc qdisc show",
         Feature::KfreeSkb => "ls /sys/kernel/tracing/events/skb/kfree_skb",

@@ -92,8 +92,11 @@ impl Layout {
             skc_v6_rcv_saddr: may("sock_common.skc_v6_rcv_saddr"),
             skc_dport: must("sock_common.skc_dport")?,
             skc_net: may("sock_common.skc_net.net"),
+            skc_flags: may("sock_common.skc_flags"),
             sk_protocol: must("sock.sk_protocol")?,
             sk_err: may("sock.sk_err"),
+            sk_err_soft: may("sock.sk_err_soft"),
+            sk_max_ack_backlog: may("sock.sk_max_ack_backlog"),
             inet_sport: must("inet_sock.inet_sport")?,
             inet_uc_ttl: may("inet_sock.uc_ttl"),
             inet_pinet6: may("inet_sock.pinet6"),
@@ -101,6 +104,9 @@ impl Layout {
             pinet6_hop_limit_shift: self.bits("ipv6_pinfo.hop_limit").map_or(ABSENT, |bits| bits % 8),
             tcp_snd_una: must("tcp_sock.snd_una")?,
             tcp_write_seq: must("tcp_sock.write_seq")?,
+            tcp_bytes_received: may("tcp_sock.bytes_received"),
+            tcp_bytes_acked: may("tcp_sock.bytes_acked"),
+            sock_done: self.constant("sock_flags", "SOCK_DONE").unwrap_or(ABSENT),
             kfree_skb_has_reason: u32::from(self.kfree_skb_has_reason()),
         })
     }
@@ -124,10 +130,20 @@ impl Layout {
     fn css_set_controller(&self, name: &str) -> Option<u32> {
         /// Pointers are that long wherever Linux has BPF for 64 bits.
         const POINTER: u32 = 8;
-        let Type::Enum(all) = self.btf.resolve_types_by_name("cgroup_subsys_id").ok()?.pop()? else { return None };
-        let found =
-            all.members.iter().find(|member| self.btf.resolve_name(*member).is_ok_and(|found| found == name))?;
-        Some(self.offset("css_set.subsys")? + found.val() * POINTER)
+        Some(self.offset("css_set.subsys")? + self.constant("cgroup_subsys_id", name)? * POINTER)
+    }
+
+    /// The value of a constant of an enumeration.
+    fn constant(&self, enumeration: &str, name: &str) -> Option<u32> {
+        let Type::Enum(all) = self.btf.resolve_types_by_name(enumeration).ok()?.pop()? else { return None };
+        let found = all.members.iter().find(|member| self.btf.resolve_name(*member).is_ok_and(|found| found == name));
+        Some(found?.val())
+    }
+
+    /// Does it keep all that must be read of a socket to tell how many bytes its TCP received, and how many were acknowledged?
+    pub fn counts_bytes(&self) -> bool {
+        const FIELDS: [&str; 3] = ["tcp_sock.bytes_received", "tcp_sock.bytes_acked", "sock_common.skc_flags"];
+        FIELDS.iter().all(|field| self.offset(field).is_some()) && self.constant("sock_flags", "SOCK_DONE").is_some()
     }
 
     /// Is there a type of this name? A structure is there where the code is that uses it.

@@ -1,10 +1,10 @@
 //! What does a kernel record mean? Records as they lie in the ring buffer to [`Input`]s, numbers to the names that this machine has.
 
-use diagnosis::identity::fact::{self, Ancestor, Connected, Connecting, Fact, Said, Told};
+use diagnosis::identity::fact::{self, Ancestor, Connected, Connecting, Counted, Fact, Said, TcpState, Told};
 use diagnosis::input::Input;
 use diagnosis::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, UNNAMED, address};
 use diagnosis::observation::{Drop, Hook, IPPROTO_TCP, Icmp, Observation, Place, Streams, Tcp, TcpFlags};
-use imds_trace_ebpf::record;
+use imds_trace_ebpf::record::{self, state};
 
 /// Functions kept of those that led to a drop: netfilter's own and the one whose hook it was.
 const MAX_CALLERS: usize = 6;
@@ -24,6 +24,8 @@ pub enum Record<'a> {
     Connect(&'a record::Connect, Option<&'a record::Task>),
     /// The port of one, about to be used or used.
     Connected(&'a record::Connected),
+    /// What the TCP of one had counted.
+    Counted(&'a record::Counted),
 }
 
 /// What only the machine knows: names for the numbers in a record.
@@ -40,9 +42,9 @@ pub trait Names {
     fn is_endpoint(&self, address: std::net::IpAddr) -> bool;
 }
 
-/// The record's meaning. `streams` keeps what HTTP messages have begun, and all that is ever kept of payload.
-pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams) -> Input {
-    match record {
+/// The record's meaning; `None` if it has none. `streams` keeps what HTTP messages have begun, and all that is ever kept of payload.
+pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams) -> Option<Input> {
+    Some(match record {
         Record::Packet(packet, payload) => {
             let (heading, flow, tcp) = headers(&packet.network, |address| names.is_endpoint(address));
             let hook = hook(packet.ifindex, packet.direction, names);
@@ -123,7 +125,31 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
             };
             said(connected.header.at, if is_sending { Said::Sending(socket) } else { Said::Connected(socket) })
         }
-    }
+        Record::Counted(counted) => said(counted.socket.header.at, Said::Counted(self::counted(counted)?)),
+    })
+}
+
+/// `None` for a state of which the kernel half does not tell.
+fn counted(counted: &record::Counted) -> Option<Counted> {
+    let socket = &counted.socket;
+    Some(Counted {
+        socket: socket.socket,
+        source: end(socket.version, socket.source, socket.source_port),
+        destination: end(socket.version, socket.destination, socket.destination_port),
+        isn: socket.isn,
+        netns: Netns(socket.netns),
+        established: socket.established == 1,
+        received: counted.received,
+        acked: counted.acked,
+        error: (socket.error != 0).then_some(socket.error),
+        state: match counted.state {
+            state::CLOSE_WAIT => TcpState::CloseWait,
+            state::FIN_WAIT1 => TcpState::FinWait,
+            state::LAST_ACK => TcpState::LastAck,
+            state::CLOSE => TcpState::Closed,
+            _ => return None,
+        },
+    })
 }
 
 fn said(at: u64, said: Said) -> Input {
@@ -273,6 +299,19 @@ mod tests {
         assert_eq!(told_of(names(b"", record::path::WHOLE)).as_deref(), Some("/"));
         assert_eq!(told_of(names(b"half", record::path::UNKNOWN)), None);
         assert_eq!(told_of(names(b"\xff\x1b\0", record::path::WHOLE)).as_deref(), Some("/\u{fffd}\u{1b}"));
+    }
+
+    #[test]
+    fn a_state_that_the_kernel_half_does_not_tell_of_has_no_meaning() {
+        let mut record =
+            record::Counted { received: 5, acked: 3, state: state::FIN_WAIT1, ..record::Counted::default() };
+        record.socket.version = 4;
+        record.socket.established = 1;
+        let counted = counted(&record).expect("it has a meaning");
+        assert_eq!((counted.received, counted.acked, counted.state), (5, 3, TcpState::FinWait));
+        assert_eq!((counted.established, counted.error), (true, None));
+        record.state = state::FIN_WAIT2;
+        assert!(self::counted(&record).is_none());
     }
 
     #[test]

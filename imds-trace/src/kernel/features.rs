@@ -39,6 +39,8 @@ pub enum Feature {
     FunctionNames,
     /// The tracepoint that tells of connections.
     SetState,
+    /// A TCP socket counts the bytes it received, and those acknowledged.
+    SocketCounters,
     /// Programs in connect().
     Connect,
     /// Cgroup paths as the kernel knows them are those that we know.
@@ -62,6 +64,7 @@ impl Feature {
             Self::DropReasons => "drop reasons",
             Self::FunctionNames => "function names",
             Self::SetState => "sock:inet_sock_set_state",
+            Self::SocketCounters => "socket counters",
             Self::Connect => "cgroup connect",
             Self::CgroupPaths => "cgroup paths",
             Self::Capabilities => "capabilities",
@@ -102,6 +105,8 @@ impl Features {
         found.put(Feature::FunctionNames, function_names());
         let states = described("btf_trace_inet_sock_set_state");
         found.put(Feature::SetState, known(states, "a kernel with tracepoints", "needs BTF"));
+        let counters = btf.map(Layout::counts_bytes);
+        found.put(Feature::SocketCounters, known(counters, "tcp_sock.bytes_received and bytes_acked", "needs BTF"));
         found.put(Feature::Connect, connect());
         found.put(
             Feature::CgroupPaths,

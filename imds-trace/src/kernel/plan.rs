@@ -86,6 +86,11 @@ pub fn consequence(feature: Feature) -> Consequence {
             "sock:inet_sock_set_state tells which process connects.",
             "Which socket is whose is not seen: containers are named by address only.",
         ),
+        Feature::SocketCounters => (
+            Costs,
+            "A client's own TCP tells how many bytes it received, and how many were acknowledged.",
+            "What reached a client's own TCP is not told: that an answer was delivered rests on the packets that were seen.",
+        ),
         Feature::Connect => (
             Costs,
             "Programs of the root cgroup see every connect(), attempts that never become a packet among them.",
@@ -209,7 +214,7 @@ pub fn explain(features: &Features, feature: Feature, said: &str) -> String {
 mod tests {
     use super::*;
 
-    const ALL: [Feature; 14] = [
+    const ALL: [Feature; 15] = [
         Feature::Btf,
         Feature::Lockdown,
         Feature::RingBuffer,
@@ -221,6 +226,7 @@ mod tests {
         Feature::DropReasons,
         Feature::FunctionNames,
         Feature::SetState,
+        Feature::SocketCounters,
         Feature::Connect,
         Feature::CgroupPaths,
         Feature::Capabilities,

@@ -53,6 +53,7 @@ pub fn read(bytes: &[u8]) -> Option<Record<'_>> {
             Some(if attempt { Record::Attempt(connect, task) } else { Record::Connect(connect, task) })
         }
         kind::ICMP_ERROR => Some(Record::IcmpError(record::IcmpError::ref_from_prefix(bytes).ok()?.0)),
+        kind::COUNTED => Some(Record::Counted(record::Counted::ref_from_prefix(bytes).ok()?.0)),
         kind::CONNECTED | kind::SENDING => Some(Record::Connected(record::Connected::ref_from_prefix(bytes).ok()?.0)),
         _ => None,
     }

@@ -182,7 +182,7 @@ impl Session {
                     Record::Attempt(connect, task) | Record::Connect(connect, task) => task.map(|_| connect.tgid),
                     _ => None,
                 };
-                Some((decode::from_record(record, names, streams), connecting))
+                Some((decode::from_record(record, names, streams)?, connecting))
             });
             let Some(read) = read else { break };
             taken += 1;
