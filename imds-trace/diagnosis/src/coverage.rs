@@ -6,12 +6,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::net::Timestamp;
+use crate::identity::fact::Connected;
+use crate::net::{Endpoint, Timestamp};
 
 /// Windows of loss remembered at most; older ones are merged.
 const MAX_WINDOWS: usize = 256;
-/// A loss is noticed at most so long after it happened, where its source does not say since when it may have been: the live shell
-/// looks every 50 ms.
+/// A loss is noticed at most so long after it happened: the live shell looks every 50 ms.
 const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A time from its begin to its end.
@@ -64,12 +64,13 @@ impl Coverage {
         }
     }
 
-    /// Records were lost, noticed `at`, after `since` or, where that is not known, after what was heard last.
-    pub fn lost(&mut self, at: Timestamp, since: Option<Timestamp>, heard: Timestamp) {
+    /// Records were lost, noticed `at`, after `heard`, the latest that was not. `gap`: what follows it in time may be lost, too, up to
+    /// what is heard next.
+    pub fn lost(&mut self, at: Timestamp, heard: Timestamp, gap: bool) {
         let slack = u64::try_from(NOTICED_WITHIN.as_nanos()).unwrap_or(u64::MAX);
-        let from = since.unwrap_or(Timestamp(at.min(heard).0.saturating_sub(slack)));
+        let from = Timestamp(at.min(heard).0.saturating_sub(slack));
         let span = Span { from, to: at };
-        self.open = true;
+        self.open = gap;
         match self.losses.back_mut() {
             Some(last) if last.touches(&span) => *last = Span { from: last.from.min(from), to: last.to.max(at) },
             _ => self.losses.push_back(span),
@@ -115,6 +116,66 @@ impl Coverage {
     }
 }
 
+/// A connection that its socket told of, and no hook yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Unseen {
+    /// First sequence number.
+    pub isn: u32,
+    /// The socket's own end.
+    pub client: Endpoint,
+    /// The other end.
+    pub endpoint: Endpoint,
+    /// When it was established.
+    pub established: Timestamp,
+    /// Payload bytes that its TCP received and that were acknowledged to it; `None` if it did not say.
+    pub counted: Option<(u64, u64)>,
+}
+
+/// Connections that are open and that no hook has seen.
+#[derive(Debug, Default)]
+pub struct UnseenSockets {
+    open: VecDeque<Unseen>,
+    evicted: u64,
+}
+
+/// Connections remembered at most.
+const MAX_UNSEEN: usize = 4_096;
+
+impl UnseenSockets {
+    /// A socket was established, and no hook had seen its SYN.
+    pub fn established(&mut self, at: Timestamp, socket: &Connected) {
+        let (client, endpoint) = (socket.source, socket.destination);
+        self.open.push_back(Unseen { isn: socket.isn, client, endpoint, established: at, counted: None });
+        if self.open.len() > MAX_UNSEEN {
+            self.open.pop_front();
+            self.evicted += 1;
+        }
+    }
+
+    /// A socket's TCP has counted these payload bytes received and acknowledged.
+    pub fn counted(&mut self, isn: u32, counts: (u64, u64)) {
+        if let Some(unseen) = self.open.iter_mut().rev().find(|unseen| unseen.isn == isn) {
+            unseen.counted = Some(counts);
+        }
+    }
+
+    /// A socket's connection is over: what was known of it, if no hook had seen it.
+    pub fn over(&mut self, isn: u32) -> Option<Unseen> {
+        let at = self.open.iter().rposition(|unseen| unseen.isn == isn)?;
+        self.open.remove(at)
+    }
+
+    /// All that are still open: the run ends.
+    pub fn take(&mut self) -> VecDeque<Unseen> {
+        std::mem::take(&mut self.open)
+    }
+
+    /// How many had to go to stay within bounds; counted anew after each call.
+    pub fn take_evicted(&mut self) -> u64 {
+        std::mem::take(&mut self.evicted)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,7 +189,7 @@ mod tests {
     #[test]
     fn a_loss_says_nothing_of_another_time() {
         let mut coverage = Coverage::default();
-        coverage.lost(Timestamp(10 * SECOND), Some(Timestamp(9 * SECOND)), Timestamp(10 * SECOND));
+        coverage.lost(Timestamp(10 * SECOND), Timestamp(10 * SECOND), true);
         assert_eq!(coverage.absence(span(11, 12)), Err(WhyNot::Lost), "it may go on");
         coverage.heard(Timestamp(11 * SECOND));
         assert_eq!(coverage.absence(span(11, 12)), Err(WhyNot::Lost));
@@ -142,8 +203,7 @@ mod tests {
         let mut coverage = Coverage::default();
         for n in 1..1000 {
             let at = Timestamp(n * 10 * SECOND);
-            coverage.lost(at, Some(at), at);
-            coverage.heard(at);
+            coverage.lost(at, at, false);
         }
         assert_eq!(coverage.losses().count(), MAX_WINDOWS);
         assert_eq!(coverage.absence(span(10, 10)), Err(WhyNot::Lost));

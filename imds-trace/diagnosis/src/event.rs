@@ -8,7 +8,7 @@ use crate::exchange::{Exchange, ExchangeId};
 use crate::finding::{Finding, HopLimit, Path, TokenUse};
 use crate::identity::Attribution;
 use crate::journey::Journey;
-use crate::net::{Timestamp, Ttl};
+use crate::net::{Endpoint, Timestamp, Ttl};
 pub use report::{Asserted, Credentials, Group, Groups, Reconciled, Report, Tally};
 
 /// One thing that is said.
@@ -22,12 +22,27 @@ pub enum Event {
     Exchange(Box<ExchangeEvent>),
     /// A finding holds, or its count has changed since it was told.
     Finding(Timestamp, Box<Finding>),
+    /// A connection to a watched endpoint is over, or the run is, and no hook has seen a packet of it.
+    Unseen(Timestamp, Box<UnseenConnection>),
     /// Something could not be kept.
     Loss(Timestamp, Lost),
     /// What came of a probe, before everything else about it.
     Probed(Timestamp, Box<Probed>),
     /// The run is over.
     Report(Timestamp, Report),
+}
+
+/// A connection that its socket told of, and no hook.
+#[derive(Clone, Debug)]
+pub struct UnseenConnection {
+    /// Whose.
+    pub who: Attribution,
+    /// Where to.
+    pub endpoint: Endpoint,
+    /// When it was established.
+    pub established: Timestamp,
+    /// Payload bytes that its TCP had received and that were acknowledged to it; `None` if it did not say.
+    pub counted: Option<(u64, u64)>,
 }
 
 /// What is watched, and with what.

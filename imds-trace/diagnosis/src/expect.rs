@@ -61,6 +61,11 @@ impl Expectations {
                     !ready.hooks.iter().any(|hook| matches!(hook, Attached::Tc { .. } | Attached::Capture { .. }));
             }
             Event::Probed(_, probed) => self.probed = Some((**probed).clone()),
+            Event::Unseen(_, unseen) => {
+                if let Some(seen) = self.of(&unseen.who) {
+                    seen.note_unseen(unseen);
+                }
+            }
             // What was lost is given to `judge`, whole.
             Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::Report(..) => {}
         }

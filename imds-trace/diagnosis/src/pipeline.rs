@@ -2,8 +2,9 @@
 //!
 //! Pure: no clock, no lookup. The same inputs in the same order give the same events, so a recording replays to what was seen live.
 
+use crate::coverage::{Coverage, Span, Unseen, UnseenSockets};
 use crate::event::Reconciled;
-use crate::event::{Event, ExchangeEvent, Lost, PacketEvent};
+use crate::event::{Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
 use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
 use crate::identity::fact::TcpState;
@@ -28,6 +29,7 @@ pub struct Pipeline {
     joiner: Joiner,
     others: Others,
     assembler: Assembler,
+    unseen: UnseenSockets,
     interpreter: Interpreter,
     now: Timestamp,
     lost: Lost,
@@ -43,8 +45,7 @@ struct Interpreter {
     ledger: Ledger,
     tallies: Tallies,
     spent: Reconciled,
-    /// Could something not be kept?
-    lossy: bool,
+    coverage: Coverage,
     /// The host namespace's counters when they were first read.
     counters: Option<u64>,
     /// Does anybody want packets? They are numbered from 1.
@@ -62,6 +63,7 @@ impl Pipeline {
             joiner: Joiner::new(host.netns),
             others: Others::default(),
             assembler: Assembler::default(),
+            unseen: UnseenSockets::default(),
             interpreter: Interpreter {
                 directory: Directory::new(host.netns),
                 surroundings: Surroundings::new(host.netns, host.instance),
@@ -69,7 +71,7 @@ impl Pipeline {
                 ledger: Ledger::default(),
                 tallies: Tallies::default(),
                 spent: Reconciled::default(),
-                lossy: false,
+                coverage: Coverage::default(),
                 counters: None,
                 tells_packets: false,
                 packets: 0,
@@ -99,6 +101,7 @@ impl Pipeline {
         match input {
             Input::Observation(observation) => {
                 self.advance(observation.at, sink);
+                self.interpreter.coverage.heard(observation.at);
                 self.others.note(&observation);
                 self.joiner.push(observation);
             }
@@ -106,8 +109,7 @@ impl Pipeline {
                 if let Said::Uplinks { interfaces, .. } = &fact.said {
                     self.joiner.uplinks(interfaces);
                 }
-                self.interpreter.note(&fact.said);
-                self.hear_socket(&fact, sink);
+                self.interpreter.note(fact.at, &fact.said);
                 if let Said::Connected(socket) = &fact.said
                     && !socket.established
                     && self.interpreter.surroundings.watched
@@ -116,15 +118,19 @@ impl Pipeline {
                     self.interpreter.directory.unseen(fact.at, socket);
                 }
                 self.lost.state_evicted += self.interpreter.directory.learn(&fact);
+                self.hear_socket(&fact, sink);
             }
-            Input::Tick { at } => self.advance(at, sink),
+            Input::Tick { at } => {
+                self.advance(at, sink);
+                self.interpreter.coverage.heard(at);
+            }
             Input::Lost { at, ring_buffer, unreadable } => {
                 // Before anything else there is no later moment to tell it at.
                 if self.now == Timestamp(0) {
                     self.now = at;
                 }
                 self.lost.add(Lost { ring_buffer, unreadable, state_evicted: 0 });
-                self.interpreter.lossy = true;
+                self.interpreter.coverage.lost(at, self.now, unreadable > 0);
             }
         }
         self.tell_losses(sink);
@@ -142,6 +148,9 @@ impl Pipeline {
         self.joiner.advance(END, &mut |journey| interpreter.follow(journey, assembler, end, sink));
         interpreter.tell_failed(assembler, END, end, sink);
         assembler.finish(end, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
+        for unseen in self.unseen.take() {
+            self.tell_unseen(Some(unseen), end, sink);
+        }
         self.tell_losses(sink);
         let interpreter = &mut self.interpreter;
         let tallies = &mut interpreter.tallies;
@@ -170,23 +179,48 @@ impl Pipeline {
     /// Takes in what a client's socket said of itself.
     fn hear_socket(&mut self, fact: &Fact, sink: &mut Sink<'_>) {
         match &fact.said {
-            Said::Connected(socket) if socket.established && socket.counts => self.assembler.opened(socket.isn),
+            Said::Connected(socket) if socket.established => {
+                if socket.counts {
+                    self.assembler.opened(socket.isn);
+                }
+                if !self.joiner.has_seen(socket.isn) {
+                    self.unseen.established(fact.at, socket);
+                }
+            }
             Said::Counted(socket) => {
                 let now = self.now.max(fact.at);
                 let interpreter = &mut self.interpreter;
                 let closed = socket.state == TcpState::Closed;
                 let counts = (socket.received, socket.acked);
+                self.unseen.counted(socket.isn, counts);
                 self.assembler.counted((fact.at, socket.isn), counts, closed, &mut |exchange, moment| {
                     interpreter.interpret(exchange, moment, now, sink);
                 });
+                if closed {
+                    let over = self.unseen.over(socket.isn);
+                    self.tell_unseen(over, fact.at, sink);
+                }
             }
             _ => {}
         }
     }
 
+    /// Tells of a connection that no hook saw, unless one has seen it since.
+    fn tell_unseen(&mut self, unseen: Option<Unseen>, at: Timestamp, sink: &mut Sink<'_>) {
+        let Some(Unseen { isn, client, endpoint, established, counted }) = unseen else { return };
+        if self.joiner.has_seen(isn) || self.joiner.has_seen_between(client, endpoint) {
+            return;
+        }
+        let query = Query { client, endpoint, isn: Some(isn), since: established, attempt: None };
+        let who = self.interpreter.directory.who(query, established);
+        sink(&Event::Unseen(at, Box::new(UnseenConnection { who, endpoint, established, counted })));
+    }
+
     fn tell_losses(&mut self, sink: &mut Sink<'_>) {
-        self.lost.state_evicted +=
-            self.joiner.take_evicted() + self.assembler.take_evicted() + self.interpreter.ledger.take_evicted();
+        self.lost.state_evicted += self.joiner.take_evicted()
+            + self.assembler.take_evicted()
+            + self.unseen.take_evicted()
+            + self.interpreter.ledger.take_evicted();
         // Each doubling is told, not each record: a storm must not make a storm.
         if self.lost.sum() > 2 * self.told_lost.sum() {
             self.told_lost = self.lost;
@@ -235,7 +269,9 @@ impl Interpreter {
             self.tallies.absorb(&event);
             sink(&event);
         }
-        let (history, host, complete) = (&self.history, &self.surroundings, !self.lossy);
+        let span = Span { from: exchange.connection.since.min(exchange.opened), to: now.max(exchange.opened) };
+        let complete = self.coverage.absence(span).is_ok();
+        let (history, host) = (&self.history, &self.surroundings);
         let directory = &self.directory;
         let case = Case { exchange, moment, who: &who, hop_limit, history, host, directory, complete };
         let tallies = &mut self.tallies;
@@ -271,7 +307,7 @@ impl Interpreter {
     }
 
     /// Takes in what a source said of this host.
-    fn note(&mut self, said: &Said) {
+    fn note(&mut self, at: Timestamp, said: &Said) {
         match said {
             Said::InHdrErrors { netns, v4, v6 } if *netns == self.surroundings.netns => {
                 let now = v4 + v6;
@@ -284,6 +320,7 @@ impl Interpreter {
                 self.surroundings.uplinks.clone_from(interfaces);
                 self.surroundings.addresses.clone_from(addresses);
                 self.surroundings.watched = *watched;
+                self.coverage.watched(at, *watched);
             }
             Said::LinkLocalExceeded { interface, packets } => self.surroundings.exceeded(interface, *packets),
             _ => {}
@@ -292,7 +329,13 @@ impl Interpreter {
 }
 
 fn query(connection: &Connection, attempt: Option<u64>) -> Query {
-    Query { client: connection.client, endpoint: connection.endpoint, isn: connection.isn, attempt }
+    Query {
+        client: connection.client,
+        endpoint: connection.endpoint,
+        isn: connection.isn,
+        since: connection.since,
+        attempt,
+    }
 }
 
 fn tell_finding(finding: &Finding, at: Timestamp, tallies: &mut Tallies, sink: &mut Sink<'_>) {

@@ -102,7 +102,7 @@ impl Own {
                     self.packets.push(event.clone());
                 }
             }
-            Event::Loss(..) => self.losses.push(event.clone()),
+            Event::Loss(..) | Event::Unseen(..) => self.losses.push(event.clone()),
             Event::Report(at, report) => (self.end, self.lost) = (*at, report.lost),
             Event::Ready(..) | Event::Probed(..) => {}
         }

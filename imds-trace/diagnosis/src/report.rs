@@ -46,7 +46,12 @@ impl Tallies {
                 }
             }
             // What was lost is given to `finish`, whole.
-            Event::Ready(..) | Event::Packet(_) | Event::Loss(..) | Event::Probed(..) | Event::Report(..) => {}
+            Event::Ready(..)
+            | Event::Packet(_)
+            | Event::Unseen(..)
+            | Event::Loss(..)
+            | Event::Probed(..)
+            | Event::Report(..) => {}
         }
     }
 

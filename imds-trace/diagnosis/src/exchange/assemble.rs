@@ -127,7 +127,7 @@ impl Assembler {
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         let client = Endpoint { address: nowhere, port: 0 };
-        let connection = Connection { id: ConnectionId(0), client, endpoint, isn: None };
+        let connection = Connection { id: ConnectionId(0), client, endpoint, isn: None, since: at };
         let mut exchange = new(ExchangeId(self.next), connection, at);
         exchange.attempt = Some(attempt);
         exchange.closed = Some(at);

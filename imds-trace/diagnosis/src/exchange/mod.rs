@@ -93,6 +93,8 @@ pub struct Exchange {
     pub answered: Option<Timestamp>,
     /// What proves that the client has the response's head.
     pub response_proof: Option<Proof>,
+    /// The client's TCP ended without having received the response's head.
+    pub response_refuted: bool,
     /// What proves that IMDS has the request.
     pub request_proof: Option<Proof>,
     /// When it was over; `None` while it is open.

@@ -33,6 +33,7 @@ pub(super) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> 
         asked: None,
         answered: None,
         response_proof: None,
+        response_refuted: false,
         request_proof: None,
         closed: None,
         request: None,
@@ -186,7 +187,7 @@ impl Live {
             exchange.answered = Some(at);
             sink(exchange, Moment::Answered);
         } else if exchange.response_proof.is_none() && received.refutes_response(end) {
-            exchange.answered = None;
+            (exchange.answered, exchange.response_refuted) = (None, true);
         }
         before != (exchange.answered.is_some(), exchange.response_proof.is_some())
     }

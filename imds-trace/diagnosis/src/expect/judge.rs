@@ -119,6 +119,14 @@ fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
     if let Some((who, unclear)) = scope.which(|seen| &seen.unclear) {
         return Err(format!("{who} was answered, and it cannot be told with what: {}", unclear.first));
     }
+    if let Some((who, unseen)) = scope.which(|seen| &seen.unseen) {
+        return Err(format!(
+            "{who} had a connection that passed no interface that is watched: {}{}, and it cannot be told whether that was a token or \
+             credentials",
+            unseen.first,
+            times(unseen.count)
+        ));
+    }
     if lost > 0 {
         return Err(format!(
             "{} lost: what is missing may have been a token or credentials that arrived",
@@ -167,6 +175,13 @@ fn v2_only(scope: &Scope<'_>, lost: u64) -> Verdict {
         return Err(format!(
             "{who} was answered, and it was not seen what it had asked, or whether with a token{}",
             times(unread.count)
+        ));
+    }
+    if let Some((who, unseen)) = scope.which(|seen| &seen.asked_unseen) {
+        return Err(format!(
+            "{who} had a connection that passed no interface that is watched: {}{}, and it was not seen whether it asked without a token",
+            unseen.first,
+            times(unseen.count)
         ));
     }
     if lost > 0 {

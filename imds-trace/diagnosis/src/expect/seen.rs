@@ -1,8 +1,8 @@
 //! What was seen of one subject that a claim may be about?
 
-use crate::event::ExchangeEvent;
+use crate::event::{ExchangeEvent, UnseenConnection};
 use crate::exchange::imds::{is_success, may_be_v1};
-use crate::exchange::{Exchange, Imds};
+use crate::exchange::{Delivery, Exchange, Imds};
 use crate::identity::{Attribution, Key};
 use crate::journey::Dropped;
 
@@ -43,6 +43,9 @@ pub(super) struct Seen {
     pub(super) v1: Noted,
     /// It was answered, and what it had asked was not seen.
     pub(super) unread: Noted,
+    /// Connections that no hook saw and that brought it something, and those by which it may have asked for something.
+    pub(super) unseen: Noted,
+    pub(super) asked_unseen: Noted,
 }
 
 /// What a request asks for.
@@ -82,12 +85,28 @@ impl Seen {
             read: Noted::default(),
             v1: Noted::default(),
             unread: Noted::default(),
+            unseen: Noted::default(),
+            asked_unseen: Noted::default(),
         }
     }
 
     /// Its errors, as sure as its own sockets make them.
     pub(super) fn errors(&self) -> &Noted {
         if self.known || self.errors.count > 0 { &self.errors } else { &self.errors_by_address }
+    }
+
+    /// Takes in a connection that no hook saw. One by which nothing came proves that nothing did.
+    pub(super) fn note_unseen(&mut self, unseen: &UnseenConnection) {
+        self.known |= self.who.by != Key::Address;
+        let endpoint = unseen.endpoint;
+        match unseen.counted {
+            Some((0, _)) => {}
+            Some((received, _)) => self.unseen.note(|| format!("its socket received {received} bytes from {endpoint}")),
+            None => self.unseen.note(|| format!("it was connected to {endpoint}, and what came is not known")),
+        }
+        if unseen.counted.is_none_or(|(_, acked)| acked > 0) {
+            self.asked_unseen.note(|| format!("it was connected to {endpoint}"));
+        }
     }
 
     pub(super) fn note(&mut self, event: &ExchangeEvent) {
@@ -102,9 +121,16 @@ impl Seen {
         } else {
             self.refused.note(|| happened(exchange));
         }
+        // A response that may have arrived, or may not, may have been any.
+        let unproved = exchange.responded
+            && !exchange.response_refuted
+            && matches!(exchange.response_delivery(), Delivery::Forwarded | Delivery::Unknown);
         // An answer whose status was not seen may have been any.
         let delivered = answered && status.is_none_or(is_success);
         match asks {
+            Asks::Token | Asks::Credentials | Asks::Unclear | Asks::Unseen if unproved && status.is_none() => {
+                self.unclear.note(|| happened(exchange));
+            }
             // Whatever the request was: a token was in the answer.
             _ if answered && exchange.issued.is_some() => self.granted.note(|| happened(exchange)),
             Asks::Token | Asks::Credentials if exchange.brought() => {
@@ -167,6 +193,9 @@ fn happened(exchange: &Exchange) -> String {
         return format!("{asked} was answered with {status}{late}");
     }
     if exchange.answered.is_some() {
+        if exchange.response_proof.is_none() {
+            return format!("the response to {asked} was forwarded, and nothing shows that it arrived");
+        }
         return format!("{asked} was answered");
     }
     let dropped = |what: &str, dropped: &Dropped| {

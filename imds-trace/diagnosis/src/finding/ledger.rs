@@ -1,8 +1,10 @@
-//! How often was it found? One entry per rule, subject and cause.
+//! How often was it found? One entry per rule, subject and cause. What an exchange added is taken back when its outcome changes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
 use super::{Case, Confidence, Finding, HopLimit, RULES, Rule, Verdict};
+use crate::exchange::{ExchangeId, Moment};
 use crate::identity::{Key, Subject};
 use crate::net::Timestamp;
 
@@ -10,6 +12,8 @@ use crate::net::Timestamp;
 pub const MAX_EVIDENCE: usize = 16;
 /// Findings kept at most; beyond that the oldest goes, counted.
 const MAX_FINDINGS: usize = 8_192;
+/// Exchanges whose findings can be taken back at most, the latest: most exchanges have none.
+const MAX_REVISABLE: usize = 16_384;
 /// Subjects whose hop limit is remembered at most.
 const MAX_SUBJECTS: usize = 8_192;
 
@@ -22,8 +26,18 @@ struct FindingKey {
 
 #[derive(Debug)]
 struct Entry {
+    number: u64,
     finding: Finding,
     told: u64,
+}
+
+/// What one exchange added to a finding when it was over.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// The finding's number.
+    finding: u64,
+    weight: u64,
+    waited: Option<Duration>,
 }
 
 /// All findings of a run.
@@ -32,6 +46,8 @@ pub struct Ledger {
     entries: HashMap<FindingKey, Entry>,
     order: BTreeMap<u64, FindingKey>,
     hop_limits: HashMap<Subject, HopLimit>,
+    shares: HashMap<ExchangeId, Vec<Share>>,
+    share_order: VecDeque<ExchangeId>,
     next: u64,
     evicted: u64,
 }
@@ -47,8 +63,13 @@ impl Ledger {
         *known
     }
 
-    /// Asks every rule about a case of the moment `at`; `told` gets the findings that are new.
+    /// Asks every rule about a case of the moment `at`; `told` gets the findings that are new, and those of which nothing is left
+    /// (count 0) because the outcome of the exchange has changed.
     pub fn examine(&mut self, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) {
+        let taken_back = match case.moment {
+            Moment::Closed => self.take_back(case.exchange.id),
+            Moment::Asked | Moment::Answered | Moment::Lost(_) | Moment::Settled => Vec::new(),
+        };
         for rule in RULES {
             if let Some(mut verdict) = (rule.examine)(case) {
                 if case.who.by == Key::Address {
@@ -61,7 +82,47 @@ impl Ledger {
                     verdict.confidence = Confidence::Likely;
                     verdict.summary.push_str(" (Inferred from a capture, which shows neither drops nor processes.)");
                 }
-                self.enter(rule, verdict, case, at, told);
+                let share = self.enter(rule, verdict, case, at, told);
+                if matches!(case.moment, Moment::Closed | Moment::Settled) {
+                    self.remember(case.exchange.id, share);
+                }
+            }
+        }
+        for number in taken_back {
+            let entry = self.order.get(&number).and_then(|key| self.entries.get_mut(key));
+            if let Some(entry) = entry.filter(|entry| entry.finding.count == 0 && entry.told > 0) {
+                entry.told = 0;
+                told(&entry.finding);
+            }
+        }
+    }
+
+    /// Takes back what an exchange added when it was over. Gives the numbers of the findings.
+    fn take_back(&mut self, exchange: ExchangeId) -> Vec<u64> {
+        let Some(shares) = self.shares.remove(&exchange) else { return Vec::new() };
+        for share in &shares {
+            let Some(entry) = self.order.get(&share.finding).and_then(|key| self.entries.get_mut(key)) else {
+                continue;
+            };
+            entry.finding.count = entry.finding.count.saturating_sub(share.weight);
+            entry.finding.waited = match (entry.finding.waited, share.waited) {
+                (Some(known), Some(less)) => known.checked_sub(less),
+                (known, _) => known,
+            };
+            entry.finding.evidence.retain(|evidence| *evidence != exchange);
+        }
+        shares.iter().map(|share| share.finding).collect()
+    }
+
+    fn remember(&mut self, exchange: ExchangeId, share: Share) {
+        let shares = self.shares.entry(exchange).or_default();
+        if shares.is_empty() {
+            self.share_order.push_back(exchange);
+        }
+        shares.push(share);
+        while self.share_order.len() > MAX_REVISABLE {
+            if let Some(oldest) = self.share_order.pop_front() {
+                self.shares.remove(&oldest);
             }
         }
     }
@@ -83,10 +144,18 @@ impl Ledger {
         std::mem::take(&mut self.evicted)
     }
 
-    fn enter(&mut self, rule: &Rule, verdict: Verdict, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) {
+    fn enter(
+        &mut self,
+        rule: &Rule,
+        verdict: Verdict,
+        case: &Case<'_>,
+        at: Timestamp,
+        told: &mut dyn FnMut(&Finding),
+    ) -> Share {
+        let (weight, waited) = (verdict.weight, verdict.waited);
         let key = FindingKey { rule: rule.id, subject: case.who.subject(), cause: verdict.cause };
         let last = verdict.last.unwrap_or(at).max(at);
-        if let Some(Entry { finding, .. }) = self.entries.get_mut(&key) {
+        if let Some(Entry { number, finding, told: said }) = self.entries.get_mut(&key) {
             finding.count += verdict.weight;
             finding.last = finding.last.max(last);
             finding.confidence = finding.confidence.max(verdict.confidence);
@@ -108,7 +177,12 @@ impl Ledger {
             if finding.evidence.len() < MAX_EVIDENCE && !finding.evidence.contains(&case.exchange.id) {
                 finding.evidence.push(case.exchange.id);
             }
-            return;
+            // Nothing of it was left, and that was told.
+            if *said == 0 {
+                *said = finding.count;
+                told(finding);
+            }
+            return Share { finding: *number, weight, waited };
         }
         let finding = Finding {
             rule: rule.id,
@@ -132,10 +206,11 @@ impl Ledger {
         let number = self.next;
         self.next += 1;
         self.order.insert(number, key.clone());
-        self.entries.insert(key, Entry { told: finding.count, finding });
+        self.entries.insert(key, Entry { number, told: finding.count, finding });
         while self.entries.len() > MAX_FINDINGS {
             let Some((_, oldest)) = self.order.pop_first() else { break };
             self.evicted += u64::from(self.entries.remove(&oldest).is_some());
         }
+        Share { finding: number, weight, waited }
     }
 }

@@ -203,6 +203,8 @@ pub struct Query {
     pub endpoint: Endpoint,
     /// The connection's first sequence number, if its SYN was seen.
     pub isn: Option<u32>,
+    /// When the connection was first seen.
+    pub since: Timestamp,
     /// The number of an attempt that found no route; then nothing else counts.
     pub attempt: Option<u64>,
 }
@@ -312,7 +314,7 @@ impl Directory {
             error: None,
             failed_after: None,
         };
-        let socket = self.sockets.find(query, at);
+        let socket = self.sockets.find(query);
         if let Some(socket) = socket {
             attribution.process = Some(socket.process());
             attribution.initial_ttl = socket.ttl();

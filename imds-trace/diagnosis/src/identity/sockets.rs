@@ -14,7 +14,7 @@ use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 const MAX_SOCKETS: usize = 57_000;
 /// Processes whose /proc entries are remembered at most.
 const MAX_PROCESSES: usize = 4_096;
-/// An initial sequence number is believed this long before and after the packets: Linux draws a new one for a reused pair of
+/// An initial sequence number is believed this long before and after the first packet: Linux draws a new one for a reused pair of
 /// ports from a clock that turns over in 274 s.
 const BELIEVED: Duration = Duration::from_secs(120);
 
@@ -342,14 +342,14 @@ impl Sockets {
 
     /// The socket of a connection: by its first sequence number, which survives every translation. By its addresses only where
     /// the SYN was not seen: a forged packet can bear another's addresses, not its sequence number.
-    pub fn find(&self, query: Query, at: Timestamp) -> Option<&Socket> {
+    pub fn find(&self, query: Query) -> Option<&Socket> {
         let number = match (&query.attempt, query.isn) {
             (Some(number), _) => number,
             (None, Some(isn)) => self.by_isn.get(&(isn, query.endpoint))?,
             (None, None) => self.by_flow.get(&(query.client, query.endpoint))?,
         };
         let socket: &Socket = self.all.get(number)?;
-        let apart = at.since(socket.at).max(socket.at.since(at));
+        let apart = query.since.since(socket.at).max(socket.at.since(query.since));
         (apart < BELIEVED).then_some(socket)
     }
 }

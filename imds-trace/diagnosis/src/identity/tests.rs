@@ -15,7 +15,7 @@ fn end(text: &str) -> Endpoint {
 }
 
 fn query(client: &str, isn: u32) -> Query {
-    Query { client: end(client), endpoint: end("169.254.169.254:80"), isn: Some(isn), attempt: None }
+    Query { client: end(client), endpoint: end("169.254.169.254:80"), isn: Some(isn), since: at(1100), attempt: None }
 }
 
 fn task(socket: u64, pid: u32, netns: u32) -> Connecting {
@@ -177,8 +177,8 @@ fn hostile_numbers_of_sockets_and_containers_stay_bounded() {
         connect(&mut directory, u64::from(n), n, 20, "172.17.0.2:40000", n);
         container(&mut directory, u64::from(n), &format!("c{n}"), Some(n), Some("172.17.0.2"));
     }
-    assert!(directory.sockets.find(query("172.17.0.2:40000", 199_999), at(199_999)).is_some());
-    assert!(directory.sockets.find(query("172.17.0.9:1", 1), at(1)).is_none());
+    assert!(directory.sockets.find(Query { since: at(199_999), ..query("172.17.0.2:40000", 199_999) }).is_some());
+    assert!(directory.sockets.find(query("172.17.0.9:1", 1)).is_none());
 }
 
 #[test]

@@ -136,6 +136,12 @@ impl<Open> Connections<Open> {
         self.states.get_mut(&id)
     }
 
+    /// Is there a connection between these two ends whose first sequence number is not known?
+    pub fn has_without_syn(&self, client: Endpoint, endpoint: Endpoint) -> bool {
+        let id = self.by_leg.get(&Leg { client, endpoint });
+        id.and_then(|id| self.states.get(id)).is_some_and(|state| state.connection.isn.is_none())
+    }
+
     /// Is there a connection with this first sequence number?
     pub fn has_isn(&self, isn: u32) -> bool {
         self.by_isn.contains_key(&isn)
@@ -273,7 +279,7 @@ impl<Open> Connections<Open> {
             Place::Hook(hook) if opens => vec![(hook.clone(), leg)],
             _ => Vec::new(),
         };
-        let connection = Connection { id, client: leg.client, endpoint: leg.endpoint, isn };
+        let connection = Connection { id, client: leg.client, endpoint: leg.endpoint, isn, since: observation.at };
         let turn = self.turn;
         self.turn += 1;
         let state = State {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::connections::{Connections, Found, PacketKey, State};
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
-use crate::net::{Direction, Heading, Ifindex, Netns, Timestamp, has_fallen, is_before};
+use crate::net::{Direction, Endpoint, Heading, Ifindex, Netns, Timestamp, has_fallen, is_before};
 use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};
 
 /// A journey is over when nothing more was seen of it for so long. Crossing a host takes microseconds; the rest is for the
@@ -185,6 +185,11 @@ impl Joiner {
     /// Was a SYN with this first sequence number seen?
     pub fn has_seen(&self, isn: u32) -> bool {
         self.connections.has_isn(isn)
+    }
+
+    /// Was a connection seen between these two ends whose SYN was not?
+    pub fn has_seen_between(&self, client: Endpoint, endpoint: Endpoint) -> bool {
+        self.connections.has_without_syn(client, endpoint)
     }
 
     /// Gives the journeys that are over at `now`, in the order in which they ended.

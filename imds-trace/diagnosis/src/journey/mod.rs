@@ -32,6 +32,8 @@ pub struct Connection {
     pub endpoint: Endpoint,
     /// First sequence number; `None` if the SYN was not seen.
     pub isn: Option<u32>,
+    /// When a packet of it was first seen.
+    pub since: Timestamp,
 }
 
 /// One step of a journey.

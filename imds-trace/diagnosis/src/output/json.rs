@@ -50,6 +50,15 @@ impl Output for Json {
                 process: process(&finding.who.process, self.boot_time),
                 ..finding_line(at(when), finding)
             })),
+            Event::Unseen(when, unseen) => Line::Unseen {
+                at: at(when),
+                established: at(&unseen.established),
+                endpoint: &unseen.endpoint,
+                container: &unseen.who.container,
+                process: process(&unseen.who.process, boot_time),
+                received: unseen.counted.map(|(received, _)| received),
+                acked: unseen.counted.map(|(_, acked)| acked),
+            },
             Event::Loss(when, lost) => Line::Loss { at: at(when), lost },
             Event::Probed(when, probed) => Line::Probe {
                 at: at(when),
@@ -109,6 +118,15 @@ enum Line<'a> {
     },
     Exchange(Box<ExchangeLine<'a>>),
     Finding(Box<FindingLine<'a>>),
+    Unseen {
+        at: String,
+        established: String,
+        endpoint: &'a Endpoint,
+        container: &'a Option<Container>,
+        process: Option<ProcessLine<'a>>,
+        received: Option<u64>,
+        acked: Option<u64>,
+    },
     Loss {
         at: String,
         lost: &'a Lost,

@@ -91,7 +91,7 @@ impl Output for Pcapng {
                 }
                 Ok(())
             }
-            Event::Exchange(_) | Event::Finding(..) | Event::Loss(..) | Event::Probed(..) => Ok(()),
+            Event::Exchange(_) | Event::Finding(..) | Event::Unseen(..) | Event::Loss(..) | Event::Probed(..) => Ok(()),
         }
     }
 

@@ -11,7 +11,7 @@ use anstyle::{AnsiColor, Style};
 use super::json::rfc3339;
 use super::{Kind, Output};
 use crate::event::{Asserted, Report, Tally};
-use crate::event::{Event, ExchangeEvent, Lost, Probed};
+use crate::event::{Event, ExchangeEvent, Lost, Probed, UnseenConnection};
 use crate::exchange::{Delivery, Exchange};
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::job::{Evidence, Job};
@@ -71,6 +71,10 @@ impl Output for Text {
                     printable(&finding.summary, usize::MAX),
                     times(finding.count)
                 )
+            }
+            Event::Unseen(at, unseen) => {
+                let time = self.time(*at);
+                writeln!(self.stream, "{time}  {}  {}", who(&unseen.who), unseen_sentence(unseen))
             }
             Event::Loss(at, lost) => {
                 writeln!(self.stream, "{}  {RED}lost{RED:#}: {}", self.time(*at), lost_sentence(*lost))
@@ -341,6 +345,18 @@ fn outcome(exchange: &Exchange) -> String {
         (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
         _ => format!("{RED}no answer{RED:#} in {took}"),
     }
+}
+
+/// What is known of a connection that no hook saw.
+fn unseen_sentence(unseen: &UnseenConnection) -> String {
+    let counted = match unseen.counted {
+        Some((received, acked)) => format!("its socket received {received} bytes and sent {acked}"),
+        None => "how much its socket received is not known".to_owned(),
+    };
+    format!(
+        "{YELLOW}unseen{YELLOW:#}: a connection to {} passed no interface that is watched; {counted}",
+        unseen.endpoint
+    )
 }
 
 fn copies_of(copies: u64) -> String {

@@ -36,7 +36,12 @@ pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions
             None => exchanges.push((**event).clone()),
         },
         Event::Report(_, told) => report = Some(told.clone()),
-        Event::Ready(..) | Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::Probed(..) => {}
+        Event::Ready(..)
+        | Event::Packet(_)
+        | Event::Finding(..)
+        | Event::Unseen(..)
+        | Event::Loss(..)
+        | Event::Probed(..) => {}
     };
     for input in inputs {
         while let Some(due) = pipeline.due().filter(|due| ticks && due.0 + TICK < input.at().0) {
