@@ -1,5 +1,7 @@
 //! How does the kernel half get into the user binary? Built here for the BPF target, left in `OUT_DIR/imds-trace.o`.
 
+#![expect(clippy::disallowed_methods, reason = "a build script holds nothing that would have to be let go")]
+
 use std::{
     env, fs,
     path::{Path, PathBuf},

@@ -194,6 +194,7 @@ impl ReplayArgs {
     /// What it means.
     pub fn mean(self) -> Result<Replay, config::Error> {
         let endpoints = (!self.endpoints.is_empty()).then(|| config::endpoints(&self.endpoints));
+        #[expect(clippy::disallowed_methods, reason = "`--since 1h` counts from when it was typed")]
         let now = jiff::Timestamp::now().as_nanosecond();
         let moment = |option, text: Option<String>| text.map(|text| config::moment(option, &text)).transpose();
         let mut telling = self.telling.mean()?;

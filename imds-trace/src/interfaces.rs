@@ -57,6 +57,10 @@ const MAX_ADDRESSES: usize = 4096;
 const MAX_ROUTES: usize = 100_000;
 
 /// Opens the line. Changes are told from now on.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "both end with the connection, when its handle and the receiver are dropped"
+)]
 pub fn open() -> Result<(Interfaces, mpsc::Receiver<Change>), Error> {
     let groups = [
         MulticastGroup::Link,

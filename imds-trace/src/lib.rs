@@ -27,6 +27,7 @@ pub mod interfaces;
 #[cfg(feature = "live")]
 pub mod kernel;
 #[cfg(feature = "live")]
+#[expect(clippy::disallowed_methods, reason = "the shell that owns the clock and the runtime")]
 pub mod live;
 #[cfg(feature = "live")]
 pub mod privileges;

@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::children::{self, MARK};
-use crate::container::{ContainerSpec, NetworkSpec, Ran};
 use crate::engine::DockerEngine;
 use crate::image;
 use crate::real;
+use crate::spec::{ContainerSpec, NetworkSpec, Ran};
 
 /// Where a container looks for the file that lets it begin.
 pub(crate) const GO: &str = "/go";

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::container::{Backend, Container, ContainerSpec, Network, NetworkBackend, NetworkSpec};
+use crate::container::{Backend, Container, Network, NetworkBackend};
 use crate::docker::{DockerContainer, DockerNetwork, GO};
 use crate::engine::{self, DockerEngine};
 use crate::expect::wait_until;
@@ -18,6 +18,7 @@ use crate::house;
 use crate::imds::{Behaviour, ENDPOINT, ENDPOINT6, FakeImds};
 use crate::netns::Namespace;
 use crate::plain::{Place, PlainContainer, PlainNetwork};
+use crate::spec::{ContainerSpec, NetworkSpec};
 
 /// Who makes the containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

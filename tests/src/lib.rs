@@ -36,12 +36,14 @@ mod plain;
 pub mod real;
 pub mod record;
 pub mod service;
+pub mod spec;
 pub mod topology;
 pub mod tracer;
 
-pub use container::{Container, ContainerSpec, Network, NetworkSpec};
+pub use container::{Container, Network};
 pub use host::{Engine, HostOptions, RunnerHost};
 pub use imds::{Behaviour, FakeImds, ForcedOn, LimitScope, Tokens};
 pub use netns::Namespace;
 pub use obstacle::Obstacle;
+pub use spec::{ContainerSpec, NetworkSpec};
 pub use tracer::{Outcome, Tracer};

@@ -14,11 +14,11 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::children;
-use crate::container::{ContainerSpec, NetworkSpec, Ran};
 use crate::docker::next;
 use crate::image;
 use crate::netns::Namespace;
 use crate::real;
+use crate::spec::{ContainerSpec, NetworkSpec, Ran};
 
 /// A bridge with its addresses; dropping it removes it.
 pub(crate) struct PlainNetwork {

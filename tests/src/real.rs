@@ -18,7 +18,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::container::ContainerSpec;
+use crate::spec::ContainerSpec;
 
 /// What a container with the machine's userland sees of the machine, read-only.
 pub(crate) const MOUNTS: [&str; 3] = ["/usr", "/etc/alternatives", "/etc/ssl"];

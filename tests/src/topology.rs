@@ -14,10 +14,11 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::children;
-use crate::container::{Container, ContainerSpec, Network, NetworkSpec};
+use crate::container::{Container, Network};
 use crate::expect::wait_until;
 use crate::host::RunnerHost;
 use crate::netns::Namespace;
+use crate::spec::{ContainerSpec, NetworkSpec};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Long enough for any test; who drops the container ends it.

@@ -69,6 +69,7 @@ pub enum Way {
 }
 
 /// Looks once. Must not be called on a thread that runs an asynchronous runtime.
+#[expect(clippy::disallowed_methods, reason = "it ends with the runtime, which ends with this call")]
 pub fn look(endpoints: &[IpAddr], inward: &[Inward]) -> Result<Snapshot, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Open)?;
     runtime.block_on(async {

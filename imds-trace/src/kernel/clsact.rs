@@ -126,6 +126,7 @@ pub struct Turn(#[expect(dead_code, reason = "held")] Option<UnixDatagram>);
 
 impl Turn {
     /// Waits for it. Somebody who holds it for seconds is none of us, and goes unheeded.
+    #[expect(clippy::disallowed_methods, reason = "a taken address has no event to wait for; TRIES is the deadline")]
     pub fn take() -> io::Result<Self> {
         let turn = address("imds-trace/clsact")?;
         for _ in 0..TRIES {

@@ -8,12 +8,10 @@ use diagnosis::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
 use diagnosis::observation::Observation;
 use diagnosis::recording::{Chain, Header, VERSION};
 
-use super::place::{interface, socket};
+use super::place::{HOST_NETNS, endpoint, interface};
 use super::tcp::Conversation;
 use super::{Attempt, Connect, Container, Exceeded, Packet, Process, Scenario, Uplinks};
 
-/// The namespace that the hooks are in.
-pub const HOST_NETNS: Netns = Netns(1);
 /// The instance's id.
 pub const INSTANCE: &str = "i-0123456789abcdef0";
 /// Where 0 ms is: a thousand seconds after boot.
@@ -51,11 +49,6 @@ pub fn id_of(name: &str) -> String {
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{hash:016x}").repeat(4)
-}
-
-pub(super) fn endpoint(text: &str) -> Result<Endpoint> {
-    let socket = socket(text)?;
-    Ok(Endpoint { address: socket.ip(), port: socket.port() })
 }
 
 fn at(ms: i64) -> Timestamp {

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-pub use inputs::{END, HOST_NETNS, INSTANCE, header, id_of};
+pub use inputs::{END, INSTANCE, header, id_of};
 pub use judge::{conclude, judge};
-pub use place::Place;
+pub use place::{HOST_NETNS, Place};
 
 /// A situation and what must be concluded from it.
 #[derive(Clone, Debug, Deserialize)]

@@ -11,7 +11,8 @@ use diagnosis::net::{Direction, Endpoint, Ifindex, Interface, Netns, Ttl};
 use diagnosis::observation::{self, Drop, Hook};
 use serde::Deserialize;
 
-use super::inputs::{HOST_NETNS, endpoint};
+/// The namespace that the hooks are in.
+pub const HOST_NETNS: Netns = Netns(1);
 
 /// Where a packet was seen, with what TTL, and as whose.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -100,6 +101,11 @@ fn number(text: &str) -> Result<u8> {
 }
 
 /// `ADDRESS:PORT`, IPv6 in brackets.
+pub(super) fn endpoint(text: &str) -> Result<Endpoint> {
+    let socket = socket(text)?;
+    Ok(Endpoint { address: socket.ip(), port: socket.port() })
+}
+
 pub(super) fn socket(text: &str) -> Result<SocketAddr> {
     text.parse().with_context(|| format!("{text:?} is not ADDRESS:PORT"))
 }
