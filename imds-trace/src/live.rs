@@ -139,6 +139,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
         netns: procfs::own_netns(),
         endpoints: config.endpoints.clone(),
         interfaces: BTreeMap::new(),
+        counts: layout.counts_bytes(),
         reasons: layout.drop_reasons(),
         symbols: RefCell::new(Symbols::load()),
     };

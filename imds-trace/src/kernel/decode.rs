@@ -38,6 +38,8 @@ pub trait Names {
     fn symbol(&self, address: u64) -> String;
     /// A drop reason.
     fn reason(&self, number: u32) -> Option<String>;
+    /// Does a socket's TCP say what it counted?
+    fn counts(&self) -> bool;
     /// Is this a watched endpoint?
     fn is_endpoint(&self, address: std::net::IpAddr) -> bool;
 }
@@ -120,7 +122,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 isn: connected.isn,
                 netns: Netns(connected.netns),
                 established: connected.established == 1,
-                counts: false,
+                counts: connected.established == 1 && names.counts(),
                 error: (connected.error != 0).then_some(connected.error),
             };
             said(connected.header.at, if is_sending { Said::Sending(socket) } else { Said::Connected(socket) })

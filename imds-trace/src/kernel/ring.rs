@@ -68,6 +68,8 @@ pub struct MachineNames {
     pub endpoints: Vec<IpAddr>,
     /// Names of interfaces in our namespace, those that are gone included: their packets may still be in the buffer.
     pub interfaces: BTreeMap<Ifindex, String>,
+    /// Does a socket's TCP say what it counted?
+    pub counts: bool,
     /// Drop reasons.
     pub reasons: HashMap<u32, String>,
     /// Functions.
@@ -93,6 +95,10 @@ impl Names for MachineNames {
         }
         // A subsystem (upper 16 bits) with reasons of its own, which this kernel's main table does not name.
         Some(self.reasons.get(&number).cloned().unwrap_or_else(|| format!("{number:#x}")))
+    }
+
+    fn counts(&self) -> bool {
+        self.counts
     }
 
     fn is_endpoint(&self, address: IpAddr) -> bool {
