@@ -106,8 +106,10 @@ impl Pipeline {
                 self.joiner.push(observation);
             }
             Input::Fact(fact) => {
-                if let Said::Uplinks { interfaces, .. } = &fact.said {
-                    self.joiner.uplinks(interfaces);
+                match &fact.said {
+                    Said::Uplinks { interfaces, inward, .. } => self.joiner.uplinks(interfaces, inward),
+                    Said::Sending(socket) | Said::Connected(socket) => self.joiner.socket(socket.isn, socket.netns),
+                    _ => {}
                 }
                 self.interpreter.note(fact.at, &fact.said);
                 if let Said::Connected(socket) = &fact.said

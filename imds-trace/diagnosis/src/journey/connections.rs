@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::{Connection, ConnectionId, Join};
-use crate::net::{Direction, Endpoint, Heading, Timestamp, Ttl};
+use crate::net::{Direction, Endpoint, Heading, Ifindex, Timestamp, Ttl};
 use crate::observation::{Hook, Icmp, Observation, Place, Tcp};
 
 /// Connections remembered at most. IMDS closes after each answer, so this is some seconds of the fastest client seen.
@@ -56,12 +56,23 @@ pub struct State<Open> {
     legs: Vec<Leg>,
     /// Under which addresses the SYN was seen at each hook.
     syns: Vec<(Hook, Leg)>,
+    /// By which interfaces packets to IMDS left.
+    left_by: Vec<Ifindex>,
     /// When the journeys are to be looked at next; they are at no other time.
     pub scheduled: Option<Timestamp>,
     last: Timestamp,
     /// Its place in the order of last use.
     turn: u64,
     latest: Option<PacketKey>,
+}
+
+impl<Open> State<Open> {
+    /// A packet to IMDS left by this interface.
+    pub fn leaves_by(&mut self, interface: Ifindex) {
+        if !self.left_by.contains(&interface) && self.left_by.len() < MAX_LEGS {
+            self.left_by.push(interface);
+        }
+    }
 }
 
 /// Where a packet belongs.
@@ -140,6 +151,16 @@ impl<Open> Connections<Open> {
     pub fn has_without_syn(&self, client: Endpoint, endpoint: Endpoint) -> bool {
         let id = self.by_leg.get(&Leg { client, endpoint });
         id.and_then(|id| self.states.get(id)).is_some_and(|state| state.connection.isn.is_none())
+    }
+
+    /// The connection with the addresses of a packet.
+    pub fn at(&self, observation: &Observation) -> Option<&State<Open>> {
+        self.states.get(self.by_leg.get(&leg(observation))?)
+    }
+
+    /// Did packets to IMDS of the connection with these addresses leave by this interface?
+    pub fn left_by(&self, observation: &Observation, interface: Ifindex) -> bool {
+        self.at(observation).is_some_and(|state| state.left_by.contains(&interface))
     }
 
     /// Is there a connection with this first sequence number?
@@ -221,6 +242,7 @@ impl<Open> Connections<Open> {
             }
             if let Some(state) = self.states.get_mut(&id) {
                 state.open.append(&mut half.open);
+                half.left_by.into_iter().for_each(|interface| state.leaves_by(interface));
                 for (known, other) in state.acked.iter_mut().zip(half.acked) {
                     *known = known.or(other);
                 }
@@ -290,6 +312,7 @@ impl<Open> Connections<Open> {
             open: Vec::new(),
             legs: vec![leg],
             syns,
+            left_by: Vec::new(),
             scheduled: None,
             last: observation.at,
             turn,

@@ -1,10 +1,12 @@
 //! Which journey does this observation continue, and when is a journey over?
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::connections::{Connections, Found, PacketKey, State};
+use super::drops::{Meaning, meaning};
+use super::origin::Origins;
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
 use crate::net::{Direction, Endpoint, Heading, Ifindex, Netns, Timestamp, has_fallen, is_before};
 use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};
@@ -16,8 +18,11 @@ pub const QUIET: Duration = Duration::from_millis(250);
 pub const END: Timestamp = Timestamp(u64::MAX);
 /// Journeys under way in one connection at most; a window of small segments.
 const MAX_OPEN: usize = 256;
-/// Forged packets remembered at most; each crosses the host within microseconds.
-const MAX_FORGED: usize = 4096;
+/// Sockets whose namespace is remembered at most.
+const MAX_SOCKETS: usize = 16_384;
+/// A packet that is seen at another hook so soon after a drop of it was not dropped: that was a copy. Nothing is sent again so soon
+/// (the least time before a retransmission is 200 ms on Linux).
+const SAME_PACKET: Duration = Duration::from_millis(1);
 /// Hops of one journey at most: more than any stack of bridges has.
 const MAX_HOPS: usize = 32;
 
@@ -42,11 +47,10 @@ struct Open {
 pub struct Joiner {
     /// The namespace that the hooks are in.
     host: Netns,
-    /// Interfaces towards IMDS; empty if nobody said.
-    uplinks: Vec<Ifindex>,
-    /// Packets that claim to be from IMDS and are not, the latest.
-    forged: HashSet<PacketKey>,
-    forged_order: VecDeque<PacketKey>,
+    origins: Origins,
+    /// Namespaces of the sockets that connected last, by first sequence number.
+    sockets: HashMap<u32, Netns>,
+    socket_order: VecDeque<u32>,
     connections: Connections<Open>,
     /// Are drops not seen, nor all places? Then only what nobody acknowledged is lost.
     capture: bool,
@@ -61,9 +65,9 @@ impl Joiner {
     pub fn new(host: Netns) -> Self {
         Self {
             host,
-            uplinks: Vec::new(),
-            forged: HashSet::new(),
-            forged_order: VecDeque::new(),
+            origins: Origins::default(),
+            sockets: HashMap::new(),
+            socket_order: VecDeque::new(),
             connections: Connections::default(),
             capture: false,
             latest: Timestamp(0),
@@ -77,30 +81,21 @@ impl Joiner {
         Self { capture: true, ..Self::new(Netns::default()) }
     }
 
-    /// The routes to the endpoints use these interfaces now: what comes from IMDS comes in by one of them.
-    pub fn uplinks(&mut self, interfaces: &[Ifindex]) {
-        self.uplinks = interfaces.to_vec();
+    /// The routes to the endpoints use these interfaces now; containers are behind `inward`, empty if nobody said.
+    pub fn uplinks(&mut self, interfaces: &[Ifindex], inward: &[Ifindex]) {
+        self.origins.learn(interfaces, inward);
     }
 
-    /// Is it a packet that says it is from IMDS, but came in by another interface than those towards it? A container with a raw
-    /// socket can send such packets; they, and what becomes of them further on, say nothing of IMDS.
-    fn is_forged(&mut self, observation: &Observation, key: PacketKey) -> bool {
-        if observation.heading != Heading::FromImds || self.uplinks.is_empty() {
-            return false;
+    /// The socket that opens the connection with this first sequence number is in this namespace.
+    pub fn socket(&mut self, isn: u32, netns: Netns) {
+        if self.sockets.insert(isn, netns).is_none() {
+            self.socket_order.push_back(isn);
         }
-        let came_in_elsewhere = match &observation.place {
-            Place::Hook(hook) => hook.direction == Direction::Ingress && !self.uplinks.contains(&hook.interface.index),
-            Place::Drop(_) => false,
-        };
-        if came_in_elsewhere && self.forged.insert(key) {
-            self.forged_order.push_back(key);
-            while self.forged_order.len() > MAX_FORGED {
-                if let Some(oldest) = self.forged_order.pop_front() {
-                    self.forged.remove(&oldest);
-                }
+        while self.socket_order.len() > MAX_SOCKETS {
+            if let Some(oldest) = self.socket_order.pop_front() {
+                self.sockets.remove(&oldest);
             }
         }
-        came_in_elsewhere || self.forged.contains(&key)
     }
 
     /// Takes in one observation. Journeys come out of [`Self::advance`].
@@ -108,16 +103,19 @@ impl Joiner {
         self.latest = self.latest.max(observation.at);
         // Without a TCP header (ICMP, UDP, a later fragment) there is nothing to join by.
         let Some(tcp) = observation.tcp else { return };
-        if let Place::Drop(drop) = &observation.place
-            && is_copy(drop)
-        {
-            return;
-        }
+        let reached = match &observation.place {
+            Place::Hook(_) => false,
+            Place::Drop(drop) => match (meaning(drop), self.is_others(drop, &observation)) {
+                (Meaning::Copy, _) | (Meaning::Unclear, false) => return,
+                (Meaning::Received | Meaning::NoSocket, false) => true,
+                (Meaning::Received | Meaning::NoSocket | Meaning::Unclear, true) | (Meaning::Lost, _) => false,
+            },
+        };
         let key = PacketKey::new(&observation, tcp);
-        if self.is_forged(&observation, key) {
+        let connections = &self.connections;
+        if self.origins.is_forged(&observation, key, |interface| connections.left_by(&observation, interface)) {
             return;
         }
-        let reached = matches!(&observation.place, Place::Drop(drop) if is_receivers_own(drop));
         // What a TCP discards of itself, with no journey that brought it there, says nothing of the network. And kfree_skb speaks
         // for every namespace: a response dropped in another one that never came in here is none of this host's.
         // Nor does an error about a packet begin a connection.
@@ -127,7 +125,9 @@ impl Joiner {
         self.evicted += self.connections.take_evicted();
         let Some(state) = self.connections.get_mut(id) else { return };
         note_ack(state, observation.heading, tcp);
-        let continued = state.open.iter_mut().rev().find(|open| open.key == key && open.goes_on_at(&observation.place));
+        note_way(state, &observation);
+        let mut all = state.open.iter_mut().rev();
+        let continued = all.find(|open| open.key == key && open.goes_on_at(&observation.place, observation.at));
         let open = match continued {
             Some(open) => open,
             None if only_continues => return,
@@ -160,7 +160,12 @@ impl Joiner {
             Heading::FromImds => observation.flow.destination,
         };
         match observation.place {
-            Place::Hook(hook) => open.hops.push(Hop { at: observation.at, hook, ttl: observation.ttl, client }),
+            Place::Hook(hook) => {
+                // Seen again behind its drop: that was of a copy.
+                open.dropped = open.dropped.take().filter(|dropped| observation.at < dropped.at);
+                let behind = open.hops.partition_point(|hop| hop.at <= observation.at);
+                open.hops.insert(behind, Hop { at: observation.at, hook, ttl: observation.ttl, client });
+            }
             Place::Drop(_) if reached => open.reached = true,
             Place::Drop(drop) => {
                 open.dropped = Some(Dropped { at: observation.at, drop, ttl: observation.ttl, client });
@@ -174,6 +179,23 @@ impl Joiner {
             let due = observation.at.after(QUIET);
             state.scheduled = Some(due);
             self.due.push(Reverse((due, id)));
+        }
+    }
+
+    /// Is it a drop of an answer by another TCP than its client's? Where nobody said in which namespace the client is, by where its
+    /// packets were seen first: one that came in to this host, or had been forwarded before, is not in the host's own.
+    fn is_others(&self, drop: &Drop, observation: &Observation) -> bool {
+        if observation.heading != Heading::FromImds || drop.netns == Netns::default() {
+            return false;
+        }
+        let Some(state) = self.connections.at(observation) else { return false };
+        match state.connection.isn.and_then(|isn| self.sockets.get(&isn)) {
+            Some(netns) => *netns != drop.netns,
+            None => match &state.client_hook {
+                Some(hook) if hook.direction == Direction::Ingress => drop.netns == self.host,
+                Some(_) if state.client_ttl.is_some_and(has_fallen) => drop.netns == self.host,
+                Some(_) | None => false,
+            },
         }
     }
 
@@ -232,12 +254,13 @@ impl Joiner {
 
 impl Open {
     /// Can a packet with these numbers at this place be the one followed here, or is it sent again?
-    fn goes_on_at(&self, place: &Place) -> bool {
+    fn goes_on_at(&self, place: &Place, at: Timestamp) -> bool {
         match place {
             Place::Drop(_) => self.dropped.is_none(),
-            // A packet that was dropped is not seen again; one that passed a hook does not pass it twice.
+            // A packet that was dropped is not sent again at once; one that passed a hook does not pass it twice.
             Place::Hook(hook) => {
-                self.dropped.is_none() && self.hops.len() < MAX_HOPS && !self.hops.iter().any(|hop| hop.hook == *hook)
+                let is_same = self.dropped.as_ref().is_none_or(|dropped| at < dropped.at.after(SAME_PACKET));
+                is_same && self.hops.len() < MAX_HOPS && !self.hops.iter().any(|hop| hop.hook == *hook)
             }
         }
     }
@@ -320,28 +343,20 @@ fn note_ack(state: &mut State<Open>, heading: Heading, tcp: Tcp) {
     }
 }
 
+/// By which interfaces requests leave: there their answers come in.
+fn note_way(state: &mut State<Open>, observation: &Observation) {
+    if let (Place::Hook(hook), Heading::ToImds) = (&observation.place, observation.heading)
+        && hook.direction == Direction::Egress
+    {
+        state.leaves_by(hook.interface.index);
+    }
+}
+
 fn slot(heading: Heading) -> usize {
     match heading {
         Heading::ToImds => 0,
         Heading::FromImds => 1,
     }
-}
-
-/// A bridge floods a packet whose port it does not know to all ports; those it is not meant for drop their copy.
-fn is_copy(drop: &Drop) -> bool {
-    drop.reason.as_deref() == Some("OTHERHOST")
-}
-
-/// Where a TCP discards what it holds. By prefix, as compilers split functions.
-const RECEIVERS: [&str; 4] = ["tcp_", "sk_stream_kill_queues", "inet_csk_", "skb_rbtree_purge"];
-/// Why it does, besides the reasons that begin with `TCP_`.
-const RECEIVERS_REASONS: [&str; 3] = ["NO_SOCKET", "QUEUE_PURGE", "SOCKET_CLOSE"];
-
-/// The receiving TCP had the packet in hand and needed it no more (data it already had, a closed socket): it was delivered.
-fn is_receivers_own(drop: &Drop) -> bool {
-    let by_reason =
-        drop.reason.as_deref().is_some_and(|reason| reason.starts_with("TCP_") || RECEIVERS_REASONS.contains(&reason));
-    by_reason || RECEIVERS.iter().any(|prefix| drop.location.starts_with(prefix))
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@
 //! Cannot know: what happened between hooks. A packet that went on and was not seen again is [`Fate::Unresolved`].
 
 mod connections;
+mod drops;
 mod join;
+mod origin;
 mod other;
 
 use serde::Serialize;

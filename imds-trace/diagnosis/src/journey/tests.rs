@@ -22,11 +22,15 @@ fn hook(name: &str, direction: Direction) -> Place {
 }
 
 fn drop_at(location: &str, reason: &str) -> Place {
+    drop_in(1, location, reason)
+}
+
+fn drop_in(netns: u32, location: &str, reason: &str) -> Place {
     Place::Drop(Drop {
         location: location.into(),
         reason: Some(reason.into()),
         interface: None,
-        netns: Netns(1),
+        netns: Netns(netns),
         callers: Vec::new(),
     })
 }
@@ -162,10 +166,63 @@ fn what_the_receiving_tcp_discards_and_flooded_copies_are_no_losses() {
     observations.push(observe(1, hook("ens5", Ingress), HOST, 2, &data()));
     observations.push(observe(1, drop_at("ip_rcv_core", "OTHERHOST"), CLIENT, 1, &data()));
     observations.push(observe(1, hook("docker0", Egress), CLIENT, 1, &data()));
-    observations.push(observe(1, drop_at("tcp_data_queue", "TCP_OLD_DATA"), CLIENT, 1, &data()));
+    observations.push(observe(1, drop_in(20, "tcp_data_queue", "TCP_OLD_DATA"), CLIENT, 1, &data()));
     let journeys = run(observations);
     assert_eq!(journeys.len(), 2);
     assert!(journeys.iter().all(|journey| journey.fate == Fate::Delivered), "{journeys:#?}");
+}
+
+#[test]
+fn an_answer_that_another_tcp_than_the_clients_had_in_hand_is_lost() {
+    for reason in ["NO_SOCKET", "NOT_SPECIFIED", "TCP_OLD_DATA"] {
+        let mut observations = syn_through(HOST);
+        observations.push(observe(1, hook("ens5", Ingress), HOST, 2, &data()));
+        observations.push(observe(1, drop_at("tcp_v4_rcv", reason), HOST, 2, &data()));
+        let journeys = run(observations);
+        assert!(matches!(&journeys[1].fate, Fate::Dropped(dropped) if dropped.drop.netns == Netns(1)), "{reason}");
+    }
+    // The host's own client is told apart by where its packets were first seen.
+    let own = vec![
+        observe(0, hook("ens5", Egress), HOST, 64, &syn()),
+        observe(1, hook("ens5", Ingress), HOST, 1, &data()),
+        observe(1, drop_at("tcp_v4_rcv", "NO_SOCKET"), HOST, 1, &data()),
+    ];
+    assert_eq!(run(own)[1].fate, Fate::Delivered);
+}
+
+#[test]
+fn whose_tcp_it_was_is_known_from_the_socket() {
+    // A pod whose own link has no hook: its request is seen first where it leaves.
+    let mut joiner = Joiner::new(Netns(1));
+    joiner.socket(1000, Netns(20));
+    let mut journeys = Vec::new();
+    joiner.push(observe(0, hook("ens5", Egress), HOST, 64, &syn()));
+    joiner.push(observe(1, hook("ens5", Ingress), HOST, 2, &data()));
+    joiner.push(observe(1, drop_at("tcp_v4_rcv", "NO_SOCKET"), HOST, 2, &data()));
+    joiner.advance(END, &mut |journey| journeys.push(journey));
+    assert!(matches!(journeys[1].fate, Fate::Dropped(_)), "{:?}", journeys[1].fate);
+}
+
+#[test]
+fn what_is_seen_again_right_behind_its_drop_was_not_dropped() {
+    let mut observations = syn_through(HOST);
+    observations.push(observe(1, hook("ens5", Ingress), HOST, 2, &data()));
+    // Somebody's copy, dropped where no table knows it.
+    observations.push(observe(1, drop_at("monitor_xmit", "FULL_RING"), HOST, 2, &data()));
+    observations.push(observe(1, hook("docker0", Egress), CLIENT, 1, &data()));
+    let journeys = run(observations);
+    assert_eq!((journeys.len(), &journeys[1].fate, journeys[1].hops.len()), (2, &Fate::Delivered, 2));
+}
+
+#[test]
+fn a_drop_that_is_told_before_the_hook_that_the_packet_passed_first_is_its_end_all_the_same() {
+    let mut observations = syn_through(HOST);
+    observations.push(observe(2, drop_at("ip_forward", "IP_INHDR"), CLIENT, 1, &data()));
+    observations.push(observe(1, hook("ens5", Ingress), HOST, 1, &data()));
+    let journeys = run(observations);
+    assert_eq!(journeys.len(), 2, "{journeys:#?}");
+    assert!(matches!(journeys[1].fate, Fate::Dropped(_)));
+    assert_eq!(journeys[1].hops.len(), 1);
 }
 
 #[test]
@@ -210,10 +267,56 @@ fn one_forged_number_under_many_addresses_is_many_connections_and_costs_no_more(
 fn an_answer_that_comes_in_from_the_clients_side_is_none() {
     let mut joiner = Joiner::new(Netns(1));
     let uplink = "ens5".bytes().map(u32::from).sum();
-    joiner.uplinks(&[Ifindex(uplink)]);
+    joiner.uplinks(&[Ifindex(uplink)], &[]);
     joiner.push(observe(1, hook("docker0", Ingress), CLIENT, 1, &data()));
     joiner.push(observe(1, drop_at("ip_forward", "IP_INHDR"), CLIENT, 1, &data()));
     let mut journeys = Vec::new();
     joiner.advance(Timestamp(u64::MAX), &mut |journey| journeys.push(journey));
     assert_eq!(journeys, []);
+}
+
+/// The journeys of answers, where the host's route to IMDS is by ens5.
+fn answers(inward: &[&str], observations: Vec<Observation>) -> Vec<Journey> {
+    let index = |name: &str| Ifindex(name.bytes().map(u32::from).sum());
+    let inward: Vec<Ifindex> = inward.iter().map(|name| index(name)).collect();
+    let mut joiner = Joiner::new(Netns(1));
+    joiner.uplinks(&[index("ens5")], &inward);
+    let mut journeys = Vec::new();
+    for observation in observations {
+        joiner.push(observation);
+    }
+    joiner.advance(END, &mut |journey| journeys.push(journey));
+    journeys.into_iter().filter(|journey| journey.heading == Heading::FromImds).collect()
+}
+
+#[test]
+fn an_answer_comes_in_where_its_request_left_whatever_the_hosts_own_route() {
+    let other = |name: &str| {
+        vec![
+            observe(0, hook("docker0", Ingress), CLIENT, 64, &syn()),
+            observe(0, hook("ens6", Egress), HOST, 63, &syn()),
+            observe(1, hook(name, Ingress), HOST, 2, &data()),
+            observe(1, hook("docker0", Egress), CLIENT, 1, &data()),
+        ]
+    };
+    assert_eq!(answers(&[], other("ens6")).len(), 1);
+    assert_eq!(answers(&[], other("ens7")), []);
+    // Told which interfaces containers are behind, any other leads up.
+    assert_eq!(answers(&["docker0"], other("ens7")).len(), 1);
+    assert_eq!(answers(&["docker0", "ens7"], other("ens7")), []);
+}
+
+#[test]
+fn the_real_answer_counts_whenever_its_forged_double_comes() {
+    let real = [(1, hook("ens5", Ingress), HOST, 2), (1, hook("docker0", Egress), CLIENT, 1)];
+    let forged = (1, hook("docker0", Ingress), CLIENT, 64);
+    for before in 0..=real.len() {
+        let mut sightings = real.to_vec();
+        sightings.insert(before, forged.clone());
+        let packets = sightings.into_iter().map(|(ms, place, client, ttl)| observe(ms, place, client, ttl, &data()));
+        let observations: Vec<_> = syn_through(HOST).into_iter().chain(packets).collect();
+        let journeys = answers(&["docker0"], observations);
+        assert_eq!(journeys.len(), 1, "{before}: {journeys:#?}");
+        assert_eq!((journeys[0].hops.len(), &journeys[0].fate), (2, &Fate::Delivered), "{before}");
+    }
 }
