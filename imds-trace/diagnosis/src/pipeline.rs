@@ -6,7 +6,7 @@ use crate::coverage::{Coverage, Span, Unseen, UnseenSockets};
 use crate::event::Reconciled;
 use crate::event::{Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
 use crate::exchange::{Assembler, Exchange, Moment};
-use crate::finding::{Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
+use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
 use crate::identity::fact::TcpState;
 use crate::identity::{Directory, Fact, Query, Said};
 use crate::input::Input;
@@ -42,6 +42,7 @@ struct Interpreter {
     surroundings: Surroundings,
     directory: Directory,
     history: History,
+    aftermath: Aftermath,
     ledger: Ledger,
     tallies: Tallies,
     spent: Reconciled,
@@ -68,6 +69,7 @@ impl Pipeline {
                 directory: Directory::new(host.netns),
                 surroundings: Surroundings::new(host.netns, host.instance),
                 history: History::default(),
+                aftermath: Aftermath::default(),
                 ledger: Ledger::default(),
                 tallies: Tallies::default(),
                 spent: Reconciled::default(),
@@ -140,7 +142,9 @@ impl Pipeline {
 
     /// When a [`Input::Tick`] will lead to something, if nothing else comes.
     pub fn due(&self) -> Option<Timestamp> {
-        [self.joiner.due(), self.assembler.due(), self.interpreter.directory.due()].into_iter().flatten().min()
+        let interpreter = &self.interpreter;
+        let due = [self.joiner.due(), self.assembler.due(), interpreter.directory.due(), interpreter.aftermath.due()];
+        due.into_iter().flatten().min()
     }
 
     /// Ends the run: closes what is open and gives the report.
@@ -150,6 +154,7 @@ impl Pipeline {
         self.joiner.advance(END, &mut |journey| interpreter.follow(journey, assembler, end, sink));
         interpreter.tell_failed(assembler, END, end, sink);
         assembler.finish(end, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
+        interpreter.judge_refusals(END, end, sink);
         for unseen in self.unseen.take() {
             self.tell_unseen(Some(unseen), end, sink);
         }
@@ -172,6 +177,8 @@ impl Pipeline {
                 interpreter.tell_failed(assembler, due, due, sink);
             } else if assembler.due().is_some_and(|exchange| exchange <= due) {
                 assembler.advance(due, &mut |exchange, moment| interpreter.interpret(exchange, moment, due, sink));
+            } else if interpreter.aftermath.due().is_some_and(|refusal| refusal <= due) {
+                interpreter.judge_refusals(due, due, sink);
             } else {
                 self.joiner.advance(due, &mut |journey| interpreter.follow(journey, assembler, due, sink));
             }
@@ -270,6 +277,9 @@ impl Interpreter {
             }));
             self.tallies.absorb(&event);
             sink(&event);
+            if let Some(refused) = self.aftermath.note(exchange, now) {
+                self.interpret(&refused, Moment::Afterwards, now, sink);
+            }
         }
         let span = Span { from: exchange.connection.since.min(exchange.opened), to: now.max(exchange.opened) };
         let complete = self.coverage.absence(span).is_ok();
@@ -279,12 +289,20 @@ impl Interpreter {
         let tallies = &mut self.tallies;
         let when = match moment {
             Moment::Lost(journey) => journey.at,
-            Moment::Asked | Moment::Answered | Moment::Closed | Moment::Settled => {
+            Moment::Asked | Moment::Answered | Moment::Left | Moment::Closed | Moment::Settled | Moment::Afterwards => {
                 exchange.asked.unwrap_or(exchange.opened)
             }
         };
         self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, tallies, sink));
-        self.history.note(exchange, moment, &who);
+        let stands_in = case.is_answered_in_place();
+        self.history.note(exchange, moment, &who, stands_in);
+    }
+
+    /// Looks again at what was refused, up to those that are `due`.
+    fn judge_refusals(&mut self, due: Timestamp, now: Timestamp, sink: &mut Sink<'_>) {
+        while let Some(exchange) = self.aftermath.next(due) {
+            self.interpret(&exchange, Moment::Afterwards, now, sink);
+        }
     }
 
     /// What one exchange says of the hop limit.

@@ -380,6 +380,9 @@ impl Entry {
             let exchange = &mut live.exchange;
             if exchange.answered.is_none() && exchange.left.is_none() {
                 exchange.left = Some(journey.at);
+                if exchange.asked.is_some() {
+                    sink(exchange, Moment::Left);
+                }
             }
             exchange.discarded |= flags.has(TcpFlags::RST) && exchange.responded;
         }

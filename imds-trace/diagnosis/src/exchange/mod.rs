@@ -217,10 +217,14 @@ pub enum Moment<'a> {
     Answered,
     /// A packet of it was lost, perhaps after it was closed.
     Lost(&'a Journey),
+    /// The client ended its side without an answer.
+    Left,
     /// It is over. Said again when its outcome has changed since.
     Closed,
     /// It has been over for so long that nothing more will come of it.
     Settled,
+    /// It was refused, and so much time has passed that its client has done what it does next.
+    Afterwards,
 }
 
 /// Takes what happens to exchanges.

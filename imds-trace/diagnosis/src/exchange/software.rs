@@ -1,5 +1,6 @@
-//! What software asks, and what does it do when its token request is lost? From the User-Agent: a hint, never an identity, for a
-//! client sends what it likes and some send nothing.
+//! What software asks? From the User-Agent: a hint, never an identity, for a client sends what it likes and some send nothing.
+//!
+//! Refuses to say how long it waits and how often it tries: that changes with versions and settings, and the trace shows it.
 
 use std::borrow::Cow;
 
@@ -17,71 +18,55 @@ pub struct Software {
     pub name: &'static str,
     /// Its version as it says; `None` if it does not.
     pub version: Option<String>,
-    /// What it does when a token request gets no answer; `None` if nobody read its source.
+    /// What kind of software.
     #[serde(skip)]
-    pub when_lost: Option<&'static str>,
+    kind: Kind,
 }
 
-/// What a User-Agent begins with, whose it is, and what that one does when a token request gets no answer.
+/// What kind of software it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// An AWS SDK, or made with one.
+    Sdk,
+    /// The same, and it fails where it gets no token: it has no code that asks without one.
+    SdkWithoutV1,
+    /// Something else.
+    Plain,
+}
+
+/// What a User-Agent begins with, and whose it is.
 struct Family {
     begins: &'static str,
     name: &'static str,
-    when_lost: Option<&'static str>,
+    kind: Kind,
 }
 
-const BOTOCORE: Option<&str> = Some("waits 1 s, once, then asks without a token");
-const GO_V1: Option<&str> = Some("waits 5 s, then asks without a token");
+const fn family(begins: &'static str, name: &'static str, kind: Kind) -> Family {
+    Family { begins, name, kind }
+}
 
-/// More telling beginnings first. Timeouts and fallbacks as in the projects' sources of August 2026.
+/// More telling beginnings first. Kinds as in the projects' sources of August 2026.
 const FAMILIES: &[Family] = &[
-    Family { begins: "boto3/", name: "boto3", when_lost: BOTOCORE },
-    Family { begins: "botocore/", name: "botocore", when_lost: BOTOCORE },
-    Family { begins: "aws-cli/", name: "aws-cli", when_lost: BOTOCORE },
-    Family {
-        begins: "aws-sdk-go-v2/",
-        name: "aws-sdk-go-v2",
-        when_lost: Some("waits 0.5 s, then asks without a token for as long as it runs, or until it gets a 401"),
-    },
-    Family { begins: "aws-sdk-go/", name: "aws-sdk-go", when_lost: GO_V1 },
-    Family {
-        begins: "aws-sdk-rust/",
-        name: "aws-sdk-rust",
-        when_lost: Some("waits 1 s, then fails: it never asks without a token"),
-    },
-    Family {
-        begins: "aws-sdk-java/2",
-        name: "aws-sdk-java-v2",
-        when_lost: Some("waits 1 s, then asks without a token"),
-    },
-    Family { begins: "aws-sdk-java/", name: "aws-sdk-java", when_lost: None },
-    Family {
-        begins: "aws-sdk-js/",
-        name: "aws-sdk-js",
-        when_lost: Some("waits 1 s, then asks without a token, at every refresh anew"),
-    },
-    Family {
-        begins: "aws-sdk-dotnet",
-        name: "aws-sdk-dotnet",
-        when_lost: Some("fails: it never asks without a token"),
-    },
-    Family { begins: "aws-sdk-ruby", name: "aws-sdk-ruby", when_lost: None },
-    Family { begins: "aws-sdk-php/", name: "aws-sdk-php", when_lost: None },
-    Family {
-        begins: "cloud-init/",
-        name: "cloud-init",
-        when_lost: Some("waits 50 s a request, 240 s in all, then goes on without EC2: it never asks without a token"),
-    },
-    Family { begins: "amazon-ssm-agent/", name: "amazon-ssm-agent", when_lost: GO_V1 },
-    Family {
-        begins: "datadog agent/",
-        name: "datadog-agent",
-        when_lost: Some("waits 0.6 s, and tries again every 15 s for ever"),
-    },
-    Family { begins: "curl/", name: "curl", when_lost: Some("waits until its --max-time, for ever without one") },
-    Family { begins: "wget/", name: "wget", when_lost: None },
-    Family { begins: "python-requests/", name: "python-requests", when_lost: None },
-    Family { begins: "python-urllib/", name: "python-urllib", when_lost: None },
-    Family { begins: "go-http-client/", name: "go-http-client", when_lost: None },
+    family("boto3/", "boto3", Kind::Sdk),
+    family("botocore/", "botocore", Kind::Sdk),
+    family("aws-cli/", "aws-cli", Kind::Sdk),
+    family("aws-sdk-go-v2/", "aws-sdk-go-v2", Kind::Sdk),
+    family("aws-sdk-go/", "aws-sdk-go", Kind::Sdk),
+    family("aws-sdk-rust/", "aws-sdk-rust", Kind::SdkWithoutV1),
+    family("aws-sdk-java/2", "aws-sdk-java-v2", Kind::Sdk),
+    family("aws-sdk-java/", "aws-sdk-java", Kind::Sdk),
+    family("aws-sdk-js/", "aws-sdk-js", Kind::Sdk),
+    family("aws-sdk-dotnet", "aws-sdk-dotnet", Kind::Sdk),
+    family("aws-sdk-ruby", "aws-sdk-ruby", Kind::Sdk),
+    family("aws-sdk-php/", "aws-sdk-php", Kind::Sdk),
+    family("cloud-init/", "cloud-init", Kind::Plain),
+    family("amazon-ssm-agent/", "amazon-ssm-agent", Kind::Sdk),
+    family("datadog agent/", "datadog-agent", Kind::Plain),
+    family("curl/", "curl", Kind::Plain),
+    family("wget/", "wget", Kind::Plain),
+    family("python-requests/", "python-requests", Kind::Plain),
+    family("python-urllib/", "python-urllib", Kind::Plain),
+    family("go-http-client/", "go-http-client", Kind::Plain),
 ];
 
 /// The software that a User-Agent names; `None` if it is none that is known.
@@ -94,11 +79,26 @@ pub fn of(user_agent: &str) -> Option<Software> {
     Some(Software {
         name: family.name,
         version: version.filter(is_version).map(|version| bounded(version, MAX_VERSION).to_owned()),
-        when_lost: family.when_lost,
+        kind: family.kind,
     })
 }
 
 impl Software {
+    /// Is it an AWS SDK, or made with one?
+    pub fn is_sdk(&self) -> bool {
+        matches!(self.kind, Kind::Sdk | Kind::SdkWithoutV1)
+    }
+
+    /// Does it take the seconds that it waits from `AWS_METADATA_SERVICE_TIMEOUT`?
+    pub fn reads_timeout(&self) -> bool {
+        matches!(self.name, "boto3" | "botocore" | "aws-cli" | "aws-sdk-java-v2")
+    }
+
+    /// Does it fail where it gets no token, in every version whose source was read?
+    pub fn never_falls_back(&self) -> bool {
+        self.kind == Kind::SdkWithoutV1
+    }
+
     /// Name and version, e.g. `boto3 1.40.21`.
     pub fn label(&self) -> Cow<'static, str> {
         match &self.version {

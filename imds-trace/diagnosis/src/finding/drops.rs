@@ -145,7 +145,9 @@ pub(super) fn failed<'a>(case: &Case<'a>) -> Option<Failed<'a>> {
             }
             Fate::Dropped(_) | Fate::Delivered | Fate::Unresolved => return None,
         },
-        Moment::Asked | Moment::Answered | Moment::Lost(_) | Moment::Settled => return None,
+        Moment::Asked | Moment::Answered | Moment::Left | Moment::Lost(_) | Moment::Settled | Moment::Afterwards => {
+            return None;
+        }
     };
     Some(Failed { heading, dropped, cause: cause(heading, dropped), weight, last })
 }

@@ -1,44 +1,58 @@
-//! What was there before? Token requests that brought nothing, by process where it is known; tokens that were issued; and when IMDS
-//! last answered with anything but 403.
+//! What did a client do before, and after? Token requests and what they came to; tokens that were issued; requests that IMDS let in; and
+//! when the instance last answered with anything but 403.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::client::{Key, Made, Maker, Tie, goes_on, keys, sought};
+use crate::exchange::imds::is_success;
 use crate::exchange::{Exchange, ExchangeId, Imds, Moment, TokenMark};
 use crate::identity::Attribution;
 use crate::net::Timestamp;
 
-/// Clients remembered at most.
-const MAX_CLIENTS: usize = 8_192;
+/// Clients remembered at most, under each of their keys.
+const MAX_CLIENTS: usize = 32_768;
 /// Token requests remembered per client.
 const MAX_REQUESTS: usize = 16;
-/// A request without a token belongs to a token request that failed at most this long before. The slowest client, cloud-init,
-/// waits 50 s.
-const FALLS_BACK_WITHIN: Duration = Duration::from_secs(60);
+/// Token requests remembered at most.
+const MAX_TOKEN_REQUESTS: usize = 32_768;
 /// Tokens remembered at most.
 const MAX_TOKENS: usize = 65_536;
 /// An answer other than 403 shows so long that the endpoint is not switched off.
 const OPEN_FOR: Duration = Duration::from_secs(10);
-/// No SDK gives up a token request sooner (Go v2 waits 500 ms): one that is still open after less is not lost yet.
-const GIVES_UP_AFTER: Duration = Duration::from_millis(400);
+/// What a client does later than so long after a request was over, it was not kept waiting for by that.
+const NEXT_TRY: Duration = Duration::from_secs(5);
+/// What is further apart has nothing to do with each other: no client seen pauses longer between two tries.
+const SAME_GROUP: Duration = Duration::from_secs(60);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Client {
-    Process(u32),
-    /// The processes that one process started: a script with `curl` in it is one client.
-    ChildrenOf(u32),
-    Address(IpAddr),
+/// What a token request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Came {
+    /// Nobody knows, or it is not over.
+    Unknown,
+    /// A token reached the client.
+    Granted,
+    /// A status that is no success reached it.
+    Refused(u16),
+    /// Nothing reached it. `to_host`: an answer came as far as this host.
+    Nothing { to_host: bool },
 }
-
-/// Processes that start others which have nothing to do with each other, by the beginnings of their names.
-const STARTERS: [&str; 8] = ["systemd", "init", "containerd", "docker", "runc", "conmon", "crio", "tini"];
 
 #[derive(Clone, Copy, Debug)]
 struct TokenRequest {
-    exchange: ExchangeId,
-    asked: Timestamp,
-    answered: Option<Timestamp>,
+    made: Made,
+    came: Came,
+    /// The first exchange that went on without it: its time counts there.
+    charged: Option<ExchangeId>,
+}
+
+/// What is remembered under one key.
+#[derive(Debug, Default)]
+struct Timeline {
+    requests: VecDeque<(ExchangeId, Tie)>,
+    /// When a request with a token was made that IMDS let in.
+    let_in: Option<Timestamp>,
 }
 
 /// A token that was issued while tracing.
@@ -57,80 +71,166 @@ pub struct TokenUse {
     pub lifetime: Option<Duration>,
 }
 
-/// A token request of the same client that brought nothing.
+/// What a client had before it made a request without a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forsaken {
-    /// Time between that request and the one without a token.
-    pub waited: Duration,
+pub enum Had {
+    /// It was not seen asking for a token.
+    NotAsked,
+    /// It was not seen asking either, but another process of its container was, and nobody knows whether they belong together.
+    NotSure,
+    /// It asked for one, and it was not seen what came of that.
+    Unclear,
+    /// A token reached it.
+    Token,
+    /// Its token requests came to nothing.
+    Nothing(Forsaken),
 }
 
-/// Token requests by client, and tokens; bounded.
+/// Token requests that came to nothing, before their client went on without a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forsaken {
+    /// How many, one after the other.
+    pub tries: u32,
+    /// How long they kept the client, in all.
+    pub waited: Duration,
+    /// How much of that was not counted at an earlier request without a token.
+    pub uncounted: Duration,
+    /// The status with which the last one was refused.
+    pub refused: Option<u16>,
+    /// An answer to the last one came as far as this host.
+    pub came: bool,
+    /// Is it sure that it was the same client?
+    pub sure: bool,
+}
+
+/// What a client did whose token request got no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tries {
+    /// How long it waited for this one.
+    pub waited: Duration,
+    /// How many it made, one after the other.
+    pub number: u32,
+    /// How long all of them took.
+    pub in_all: Duration,
+    /// It went on without a token.
+    pub went_on: bool,
+}
+
+/// What clients did, and tokens; bounded.
 #[derive(Debug, Default)]
 pub struct History {
-    requests: HashMap<Client, VecDeque<TokenRequest>>,
-    order: VecDeque<Client>,
+    clients: HashMap<Key, Timeline>,
+    order: VecDeque<Key>,
+    requests: HashMap<ExchangeId, TokenRequest>,
+    request_order: VecDeque<ExchangeId>,
     tokens: HashMap<TokenMark, Issued>,
     token_order: VecDeque<TokenMark>,
-    /// By endpoint: when it last answered with anything but 403.
+    /// When a request was last made after which it is of interest whether its client is let in.
+    expected: Option<Timestamp>,
+    /// By endpoint: when the instance last answered with anything but 403.
     opened: HashMap<IpAddr, Timestamp>,
 }
 
 impl History {
-    /// Notes what has just happened.
-    pub fn note(&mut self, exchange: &Exchange, moment: Moment<'_>, who: &Attribution) {
+    /// Notes what has just happened. `stands_in`: somebody answers in the instance's place.
+    pub fn note(&mut self, exchange: &Exchange, moment: Moment<'_>, who: &Attribution, stands_in: bool) {
         let endpoint = exchange.connection.endpoint.address;
-        if let (Some(at), Some(status)) = (exchange.answered, exchange.status())
+        let status = exchange.status();
+        if let (Some(at), Some(status)) = (exchange.answered, status)
             && status != 403
+            && !stands_in
         {
-            self.opened.insert(endpoint, at);
+            let opened = self.opened.entry(endpoint).or_insert(at);
+            *opened = at.max(*opened);
         }
-        if exchange.imds() != Some(Imds::Token) {
-            return;
-        }
-        self.note_token(exchange);
-        let Some(asked) = exchange.asked else { return };
-        for client in clients(who).into_iter().flatten() {
-            match moment {
-                Moment::Asked => self.enter(client, TokenRequest { exchange: exchange.id, asked, answered: None }),
-                Moment::Answered | Moment::Closed => {
-                    let requests = self.requests.get_mut(&client).into_iter().flatten();
-                    for request in requests.filter(|request| request.exchange == exchange.id) {
-                        request.answered = exchange.answered;
-                    }
-                }
-                Moment::Lost(_) | Moment::Settled => {}
+        match (exchange.imds(), moment) {
+            (Some(Imds::Token), Moment::Asked | Moment::Left | Moment::Answered | Moment::Closed) => {
+                self.note_token(exchange);
+                self.note_request(exchange, who);
             }
+            (Some(Imds::V1), Moment::Closed) => self.note_read(exchange, status, who),
+            (Some(Imds::V2), Moment::Closed) if lacks_token(exchange) => self.note_read(exchange, status, who),
+            (Some(Imds::V2), Moment::Closed) if status == Some(401) => self.expect(exchange, who),
+            (Some(Imds::V2), Moment::Closed) if status.is_some() => self.note_let_in(exchange, who),
+            _ => {}
         }
     }
 
-    /// The token request that this client gave up before it asked without one in `exchange`.
-    pub fn forsaken(&self, exchange: &Exchange, who: &Attribution) -> Option<Forsaken> {
-        let asked = exchange.asked?;
-        // Its own requests, else those of its siblings.
-        let last = clients(who)
-            .into_iter()
-            .flatten()
-            .find_map(|client| self.requests.get(&client)?.iter().rev().find(|request| request.asked < asked))?;
-        let waited = asked.since(last.asked);
-        // An answer that came when the client had gone on is none.
-        let answered = last.answered.is_some_and(|answered| answered < asked);
-        (!answered && (GIVES_UP_AFTER..FALLS_BACK_WITHIN).contains(&waited)).then_some(Forsaken { waited })
-    }
-
-    fn enter(&mut self, client: Client, request: TokenRequest) {
-        if !self.requests.contains_key(&client) {
-            self.order.push_back(client);
-        }
-        let requests = self.requests.entry(client).or_default();
-        if requests.len() == MAX_REQUESTS {
-            requests.pop_front();
-        }
-        requests.push_back(request);
-        while self.order.len() > MAX_CLIENTS {
-            if let Some(oldest) = self.order.pop_front() {
+    fn note_request(&mut self, exchange: &Exchange, who: &Attribution) {
+        let Some(asked) = exchange.asked else { return };
+        let over = exchange.left.or(exchange.answered).or(exchange.closed);
+        let came = match exchange.status().filter(|_| !exchange.is_late()) {
+            Some(status) if is_success(status) => Came::Granted,
+            Some(status) => Came::Refused(status),
+            None if over.is_some() && (exchange.answered.is_none() || exchange.is_late()) => {
+                Came::Nothing { to_host: exchange.responded }
+            }
+            None => Came::Unknown,
+        };
+        let made = Made { maker: Maker::of(who), asked, over };
+        let charged = self.requests.get(&exchange.id).and_then(|request| request.charged);
+        if self.requests.insert(exchange.id, TokenRequest { made, came, charged }).is_none() {
+            self.request_order.push_back(exchange.id);
+            if self.request_order.len() > MAX_TOKEN_REQUESTS
+                && let Some(oldest) = self.request_order.pop_front()
+            {
                 self.requests.remove(&oldest);
             }
         }
+        for (key, tie) in keys(who) {
+            let requests = &mut self.client(key).requests;
+            if !requests.iter().any(|(known, _)| *known == exchange.id) {
+                if requests.len() == MAX_REQUESTS {
+                    requests.pop_front();
+                }
+                requests.push_back((exchange.id, tie));
+            }
+        }
+    }
+
+    /// A request without a token: the time that token requests cost before it is counted with it.
+    fn note_read(&mut self, exchange: &Exchange, status: Option<u16>, who: &Attribution) {
+        if status == Some(401) {
+            self.expect(exchange, who);
+        }
+        let Some((key, last, _)) = self.last_request(exchange, who) else { return };
+        for (id, _) in self.group(&key, last, exchange.id) {
+            if let Some(request) = self.requests.get_mut(&id) {
+                request.charged.get_or_insert(exchange.id);
+            }
+        }
+    }
+
+    /// What this client does next will be asked for.
+    fn expect(&mut self, exchange: &Exchange, who: &Attribution) {
+        self.expected = self.expected.max(exchange.asked);
+        for sought in sought(who) {
+            self.client(sought.key);
+        }
+    }
+
+    fn note_let_in(&mut self, exchange: &Exchange, who: &Attribution) {
+        let recently = |(asked, expected): (Timestamp, Timestamp)| asked.since(expected) < SAME_GROUP;
+        if !exchange.asked.zip(self.expected).is_some_and(recently) {
+            return;
+        }
+        for (key, _) in keys(who) {
+            if let Some(timeline) = self.clients.get_mut(&key) {
+                timeline.let_in = timeline.let_in.max(exchange.asked);
+            }
+        }
+    }
+
+    fn client(&mut self, key: Key) -> &mut Timeline {
+        if !self.clients.contains_key(&key) {
+            self.order.push_back(key.clone());
+            if self.order.len() > MAX_CLIENTS
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.clients.remove(&oldest);
+            }
+        }
+        self.clients.entry(key).or_default()
     }
 
     fn note_token(&mut self, exchange: &Exchange) {
@@ -148,13 +248,130 @@ impl History {
         }
     }
 
-    /// Did this client ask for a token shortly before, whatever came of it?
-    pub fn asked_for_token(&self, exchange: &Exchange, who: &Attribution) -> bool {
-        let before = |request: &TokenRequest| {
-            exchange.asked.is_some_and(|asked| request.asked < asked && asked.since(request.asked) < FALLS_BACK_WITHIN)
+    /// The token request that the client of `exchange` made last before it, under which key it stands, and whether it is sure that it
+    /// was the same client.
+    fn last_request(&self, exchange: &Exchange, who: &Attribution) -> Option<(Key, ExchangeId, bool)> {
+        let asked = exchange.asked?;
+        let maker = Maker::of(who);
+        let mut best: Option<(Tie, Timestamp)> = None;
+        let mut found = None;
+        for sought in sought(who) {
+            for (id, noted) in self.under(&sought.key) {
+                let tie = sought.tie.max(*noted);
+                let Some(request) = self.requests.get(id).filter(|request| request.made.asked < asked) else {
+                    continue;
+                };
+                let Some(sure) = goes_on(&request.made, &maker, asked, tie, &sought) else { continue };
+                let at = request.made.asked;
+                if best.is_none_or(|(known, latest)| tie < known || tie == known && latest < at) {
+                    best = Some((tie, at));
+                    found = Some((sought.key.clone(), *id, sure));
+                }
+            }
+        }
+        found
+    }
+
+    fn under(&self, key: &Key) -> impl DoubleEndedIterator<Item = &(ExchangeId, Tie)> {
+        self.clients.get(key).into_iter().flat_map(|timeline| &timeline.requests)
+    }
+
+    /// The token requests that came to nothing one after the other, the last one first, with none between them that was taken into
+    /// account by another read than this one.
+    fn group(&self, key: &Key, last: ExchangeId, read: ExchangeId) -> Vec<(ExchangeId, TokenRequest)> {
+        let mut group: Vec<(ExchangeId, TokenRequest)> = Vec::new();
+        let known = self.under(key).rev().filter_map(|(id, _)| Some((*id, *self.requests.get(id)?)));
+        for (id, request) in known.skip_while(|(id, _)| *id != last) {
+            let elsewhere = |request: &TokenRequest| request.charged.filter(|charged| *charged != read);
+            let follows = group.last().is_none_or(|(_, next)| {
+                let over = request.made.over.unwrap_or(request.made.asked);
+                elsewhere(next) == elsewhere(&request) && next.made.asked.since(over) < SAME_GROUP
+            });
+            if !follows || !matches!(request.came, Came::Nothing { .. } | Came::Refused(_)) {
+                break;
+            }
+            group.push((id, request));
+        }
+        group
+    }
+
+    /// What the client of a request without a token had before.
+    pub fn had(&self, exchange: &Exchange, who: &Attribution) -> Had {
+        let Some(asked) = exchange.asked else { return Had::NotSure };
+        let Some((key, last, sure)) = self.last_request(exchange, who) else {
+            return if self.another_asked(asked, who) { Had::NotSure } else { Had::NotAsked };
         };
-        let mut asked = clients(who).into_iter().flatten().filter_map(|client| self.requests.get(&client));
-        asked.any(|requests| requests.iter().any(before))
+        let group = self.group(&key, last, exchange.id);
+        let Some((_, request)) = group.first() else {
+            let came = self.requests.get(&last).map(|request| request.came);
+            return if came == Some(Came::Granted) && sure { Had::Token } else { Had::Unclear };
+        };
+        let mut next = asked;
+        let mut waited = Duration::ZERO;
+        for (_, TokenRequest { made, .. }) in &group {
+            let over = made.over.unwrap_or(next).min(next);
+            let kept = if next.since(over) <= NEXT_TRY { next } else { over };
+            waited += kept.since(made.asked);
+            next = made.asked;
+        }
+        let counted = request.charged.is_some_and(|charged| charged != exchange.id);
+        let (refused, came) = match request.came {
+            Came::Refused(status) => (Some(status), true),
+            Came::Nothing { to_host } => (None, to_host),
+            Came::Unknown | Came::Granted => (None, false),
+        };
+        Had::Nothing(Forsaken {
+            tries: u32::try_from(group.len()).unwrap_or(u32::MAX),
+            waited,
+            uncounted: if counted { Duration::ZERO } else { waited },
+            refused,
+            came,
+            sure,
+        })
+    }
+
+    /// Did another process of the same place ask for a token, of which nobody knows whether it is the same client?
+    fn another_asked(&self, asked: Timestamp, who: &Attribution) -> bool {
+        let maker = Maker::of(who);
+        let place = Key::Place(who.subject());
+        let mut requests = self.under(&place).filter_map(|(id, _)| self.requests.get(id));
+        requests.any(|TokenRequest { made, .. }| {
+            let before = made.over.is_some_and(|over| over <= asked && asked.since(over) < SAME_GROUP);
+            before && (maker.is_adrift() || made.maker.is_adrift())
+        })
+    }
+
+    /// How the client of a token request that got no answer has waited for a token so far; `None` while it waits.
+    pub fn tries(&self, exchange: &Exchange, who: &Attribution) -> Option<Tries> {
+        let (asked, left) = (exchange.asked?, exchange.left?);
+        let (key, _) = keys(who).into_iter().next()?;
+        let group = self.group(&key, exchange.id, exchange.id);
+        let first = group.last().map_or(asked, |(_, first)| first.made.asked);
+        Some(Tries {
+            waited: left.since(asked),
+            number: u32::try_from(group.len().max(1)).unwrap_or(u32::MAX),
+            in_all: left.since(first),
+            went_on: group.first().is_some_and(|(_, request)| request.charged.is_some()),
+        })
+    }
+
+    /// Did the client of this exchange ask for a token after it?
+    pub fn asks_for_token_later(&self, exchange: &Exchange, who: &Attribution) -> bool {
+        self.later(exchange, who, |history, key| {
+            let requests = history.under(key).filter_map(|(id, _)| history.requests.get(id));
+            requests.map(|request| request.made.asked).max()
+        })
+    }
+
+    /// Was the client of this exchange let in with a token after it?
+    pub fn is_let_in_later(&self, exchange: &Exchange, who: &Attribution) -> bool {
+        self.later(exchange, who, |history, key| history.clients.get(key)?.let_in)
+    }
+
+    fn later(&self, exchange: &Exchange, who: &Attribution, when: impl Fn(&Self, &Key) -> Option<Timestamp>) -> bool {
+        let has_process = who.process.is_some();
+        let mut sought = sought(who).into_iter().filter(|sought| sought.tie != Tie::Place || !has_process);
+        sought.any(|sought| when(self, &sought.key).is_some_and(|at| exchange.asked.is_some_and(|asked| asked < at)))
     }
 
     /// The token that an exchange's request carried, if it was issued while tracing.
@@ -163,19 +380,14 @@ impl History {
         Some(TokenUse { age: exchange.asked?.since(issued.at), lifetime: issued.lifetime })
     }
 
-    /// Did this exchange's endpoint answer somebody with anything but 403 shortly before?
-    pub fn was_open(&self, exchange: &Exchange) -> bool {
+    /// Did the instance answer somebody at this exchange's endpoint with anything but 403, shortly before or later?
+    pub fn is_open(&self, exchange: &Exchange) -> bool {
         let opened = self.opened.get(&exchange.connection.endpoint.address);
         opened.zip(exchange.answered).is_some_and(|(opened, now)| now.since(*opened) < OPEN_FOR)
     }
 }
 
-/// As whom a process is remembered: as itself, and as one of its parent's.
-fn clients(who: &Attribution) -> [Option<Client>; 2] {
-    let Some(process) = &who.process else { return [Some(Client::Address(who.address)), None] };
-    let parent = process
-        .ancestors
-        .first()
-        .filter(|parent| parent.pid > 1 && !STARTERS.iter().any(|starter| parent.comm.starts_with(starter)));
-    [Some(Client::Process(process.pid)), parent.map(|parent| Client::ChildrenOf(parent.pid))]
+/// Was there a place for a token in the request, and none in it?
+pub(super) fn lacks_token(exchange: &Exchange) -> bool {
+    exchange.request.as_ref().is_some_and(|request| request.empty_token)
 }

@@ -74,8 +74,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         }
     };
     let instance = case.instance();
-    let software = case.exchange.software().filter(|_| is_token);
-    let habit = software.and_then(|software| software.when_lost.map(|habit| format!(" {} {habit}.", software.label())));
+    let did = if is_token { case.what_the_client_did() } else { String::new() };
     let lasting = needed.map(|Ttl(needed)| {
         format!(
             "Terraform (aws_instance, aws_launch_template): metadata_options {{ http_endpoint = \"enabled\", http_tokens = \
@@ -99,7 +98,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         drop,
         waited: None,
         path: case.path(Some(journey)),
-        summary: format!("{what} to {subject} {how}{limits}.{}", habit.unwrap_or_default()),
+        summary: format!("{what} to {subject} {how}{limits}.{did}"),
         remedy: remedy.into_iter().collect(),
         lasting: lasting.unwrap_or_default(),
         caution:

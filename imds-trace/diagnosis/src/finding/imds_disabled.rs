@@ -1,6 +1,6 @@
 //! Is the metadata endpoint switched off?
 
-use super::{Case, Rule, Severity, Verdict, capitalised};
+use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
 use crate::exchange::Imds;
 
 /// The rule.
@@ -11,7 +11,7 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
-/// A refusal with no reason of its own, where nothing else was answered lately.
+/// A refusal with no reason of its own, where nothing else was answered shortly before or after.
 pub(super) fn is_disabled(case: &Case<'_>) -> bool {
     let exchange = case.exchange;
     let Some(request) = &exchange.request else { return false };
@@ -20,22 +20,27 @@ pub(super) fn is_disabled(case: &Case<'_>) -> bool {
         Some(Imds::V1 | Imds::V2) => false,
         Some(Imds::Other) | None => true,
     };
-    exchange.status() == Some(403) && !has_reason && !case.history.was_open(exchange)
+    exchange.status() == Some(403) && !has_reason && !case.history.is_open(exchange)
 }
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    case.closed().filter(|_| is_disabled(case))?;
+    let exchange = case.afterwards().filter(|_| is_disabled(case))?;
+    let voice = case.speaks_for_instance()?;
     let subject = case.subject();
     let instance = case.instance();
     let mut verdict = Verdict::certain(
         "403",
         capitalised(format!(
-            "{subject}{} asked {} and got 403, as every request does: this instance's metadata endpoint is disabled \
+            "{subject}{} asked {} and got 403, and nothing else was let in: this instance's metadata endpoint is disabled \
              (HttpEndpoint=disabled).",
             case.hint(),
             case.request_line()
         )),
     );
+    if exchange.imds() != Some(Imds::Token) {
+        // Somebody may refuse this read alone.
+        verdict.confidence = Confidence::Likely;
+    }
     verdict.remedy = vec![
         case.describe_options(),
         format!(
@@ -49,5 +54,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.caution = "It may be off on purpose. With it on, every process of the instance that reaches IMDS can take the instance's \
                        role; a job with a role of its own (OIDC, ECS task role, EKS Pod Identity) needs no IMDS."
         .to_owned();
-    Some(verdict)
+    Some(voice.temper(verdict))
 }

@@ -1,7 +1,8 @@
 //! Was a client refused because it never asked for a token?
 //!
-//! Told apart from a fallback, where it did ask and the answer was lost.
+//! Told apart from a fallback, where it did ask and got none, and from detection: a client that asks for a token after it is refused.
 
+use super::history::Had;
 use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
 use crate::exchange::Imds;
 
@@ -14,25 +15,37 @@ pub const RULE: Rule = Rule {
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let exchange = case.closed().filter(|exchange| exchange.imds() == Some(Imds::V1))?;
-    if exchange.status() != Some(401) || case.history.forsaken(exchange, case.who).is_some() {
+    let exchange = case.afterwards().filter(|exchange| exchange.imds() == Some(Imds::V1))?;
+    if exchange.status() != Some(401) || case.history.asks_for_token_later(exchange, case.who) {
         return None;
     }
-    let subject = case.subject();
-    let asked_for_token = case.history.asked_for_token(exchange, case.who);
-    let habit = match asked_for_token {
-        true => "It did ask for a token before, and by what was seen got one: that its answer was lost was not seen.",
-        false => "This client never asked for one.",
+    let voice = case.speaks_for_instance()?;
+    let (cause, habit, confidence) = match case.history.had(exchange, case.who) {
+        Had::Nothing(_) => return None,
+        Had::NotAsked => ("never asked", "No token request of this client was seen.", Confidence::Certain),
+        Had::NotSure => (
+            "not sure",
+            "No token request of this process was seen; another process of the same place made one, and may belong to it.",
+            Confidence::Likely,
+        ),
+        Had::Token => (
+            "had a token",
+            "It had been given a token, and did not send it: its header is missing, or has another name than \
+             X-aws-ec2-metadata-token.",
+            Confidence::Certain,
+        ),
+        Had::Unclear => {
+            ("asked before", "It did ask for a token before; what came of that was not seen.", Confidence::Likely)
+        }
     };
+    let subject = case.subject();
     let mut verdict = Verdict::certain(
-        if asked_for_token { "asked before" } else { "never asked" },
+        cause,
         capitalised(format!(
             "{subject} asked IMDS without a token (IMDSv1) and got 401: this instance requires tokens. {habit}"
         )),
     );
-    if asked_for_token {
-        verdict.confidence = Confidence::Likely;
-    }
+    verdict.confidence = confidence;
     let instance = case.instance();
     verdict.remedy = vec![case.describe_options()];
     verdict.caution = format!(
@@ -40,5 +53,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
          modify-instance-metadata-options --instance-id {instance} --http-tokens optional lets it in, and with it every process \
          and container of the instance: the hop limit does not protect IMDSv1."
     );
-    Some(verdict.resting_on_absence(case))
+    Some(voice.temper(verdict).resting_on_absence(case))
 }

@@ -1,24 +1,28 @@
 //! Did a client read without a token, and get what it asked for?
 
+use super::history::Had;
 use super::{Case, Rule, Severity, Verdict, capitalised};
 use crate::exchange::Imds;
+use crate::exchange::imds::is_success;
 
 /// The rule.
 pub const RULE: Rule = Rule {
     id: "imdsv1-used",
     severity: Severity::Warning,
-    explain: "200 to a request without a token: IMDSv1 is allowed and in use.",
+    explain: "Success for a request without a token: IMDSv1 is allowed and in use.",
     examine,
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|exchange| exchange.imds() == Some(Imds::V1))?;
-    if exchange.status() != Some(200) || case.history.forsaken(exchange, case.who).is_some() {
+    let status = exchange.status().filter(|status| is_success(*status))?;
+    let voice = case.speaks_for_instance()?;
+    if let Had::Nothing(_) = case.history.had(exchange, case.who) {
         return None;
     }
     let subject = case.subject();
     let mut verdict = Verdict::certain(
-        "200",
+        status.to_string(),
         capitalised(format!(
             "{subject} read from IMDS without a token (IMDSv1): it will fail once tokens are required."
         )),
@@ -29,5 +33,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     )];
     verdict.caution =
         "Only after this client speaks IMDSv2: requiring tokens cuts off every client that does not.".to_owned();
-    Some(verdict)
+    Some(voice.temper(verdict))
 }

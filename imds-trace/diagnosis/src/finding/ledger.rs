@@ -68,7 +68,12 @@ impl Ledger {
     pub fn examine(&mut self, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) {
         let taken_back = match case.moment {
             Moment::Closed => self.take_back(case.exchange.id),
-            Moment::Asked | Moment::Answered | Moment::Lost(_) | Moment::Settled => Vec::new(),
+            Moment::Asked
+            | Moment::Answered
+            | Moment::Left
+            | Moment::Lost(_)
+            | Moment::Settled
+            | Moment::Afterwards => Vec::new(),
         };
         for rule in RULES {
             if let Some(mut verdict) = (rule.examine)(case) {
@@ -83,7 +88,7 @@ impl Ledger {
                     verdict.summary.push_str(" (Inferred from a capture, which shows neither drops nor processes.)");
                 }
                 let share = self.enter(rule, verdict, case, at, told);
-                if matches!(case.moment, Moment::Closed | Moment::Settled) {
+                if matches!(case.moment, Moment::Closed | Moment::Settled | Moment::Afterwards) {
                     self.remember(case.exchange.id, share);
                 }
             }

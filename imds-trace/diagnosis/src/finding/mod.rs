@@ -2,7 +2,10 @@
 //!
 //! Refuses to repeat itself: a finding is one per rule, subject and cause, with a count. Each says what it rests on.
 
+mod aftermath;
 mod answered_locally;
+mod answerer;
+mod client;
 mod drops;
 mod firewall_drop;
 mod history;
@@ -38,7 +41,9 @@ use crate::identity::{Attribution, Directory};
 use crate::journey::{Dropped, Fate, Hop, Journey};
 use crate::net::{Netns, Timestamp, Ttl};
 use crate::printable::shell_word;
+pub use aftermath::Aftermath;
 pub use drops::{Spent, spent};
+use history::Tries;
 pub use history::{History, TokenUse};
 pub use ledger::Ledger;
 pub use surroundings::Surroundings;
@@ -139,6 +144,9 @@ pub struct Way {
 /// Bytes of a container's name in a sentence; Docker allows any length.
 const MAX_NAME: usize = 64;
 
+/// A client that ends its side sooner has not given up waiting: it says that it will send no more.
+const LEAST_WAIT: Duration = Duration::from_millis(100);
+
 /// What a rule looks at.
 #[derive(Clone, Copy, Debug)]
 pub struct Case<'a> {
@@ -164,6 +172,11 @@ impl<'a> Case<'a> {
     /// The exchange, if it has just closed.
     fn closed(&self) -> Option<&'a Exchange> {
         matches!(self.moment, Moment::Closed).then_some(self.exchange)
+    }
+
+    /// The exchange, if it was refused, and what its client did next is known now.
+    fn afterwards(&self) -> Option<&'a Exchange> {
+        matches!(self.moment, Moment::Afterwards).then_some(self.exchange)
     }
 
     /// The way of the exchange; that of `response`, if given, in place of the response that tells most.
@@ -243,6 +256,26 @@ impl<'a> Case<'a> {
     /// The client's software in brackets behind a sentence's end, as a hint; empty if it did not say.
     fn hint(&self) -> String {
         self.exchange.software().map(|software| format!(" (it calls itself {})", software.label())).unwrap_or_default()
+    }
+
+    /// What the client of a token request did that got no answer, as far as it was seen, as a sentence of its own.
+    fn what_the_client_did(&self) -> String {
+        let software = self.exchange.software();
+        let name = software.as_ref().map_or("The client".into(), |software| software.label());
+        let mut did = String::new();
+        let tries = self.history.tries(self.exchange, self.who);
+        if let Some(Tries { waited, number, in_all, .. }) = tries.filter(|tries| tries.waited >= LEAST_WAIT) {
+            did = format!(" {name} gave up after {:.1} s", waited.as_secs_f64());
+            match number {
+                1 => did.push('.'),
+                _ => did.push_str(&format!("; {number} tries took {:.1} s in all.", in_all.as_secs_f64())),
+            }
+        }
+        let went_on = tries.is_some_and(|tries| tries.went_on);
+        if software.as_ref().is_some_and(|software| software.never_falls_back()) && !went_on {
+            did.push_str(&format!(" {name} never asks without a token: it fails."));
+        }
+        did
     }
 
     /// The subject in a sentence, e.g. `container job-17`.

@@ -23,6 +23,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         "" => "",
         role => role.strip_prefix('/')?.trim_end_matches('/'),
     };
+    let voice = case.speaks_for_instance()?;
     let subject = case.subject();
     let (cause, why) = match role {
         "" => ("none".to_owned(), "this instance has no instance profile, or its role is gone".to_owned()),
@@ -46,5 +47,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         "The second command gives the role to every process and container that reaches IMDS; a role for the job alone \
                        (OIDC, ECS task role, EKS Pod Identity) does not."
             .to_owned();
-    Some(verdict)
+    Some(voice.temper(verdict))
 }

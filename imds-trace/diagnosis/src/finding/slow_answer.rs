@@ -1,5 +1,6 @@
 //! Did the answer come when its client had given up?
 
+use super::answerer::Answerer;
 use super::{Case, Rule, Severity, Verdict};
 use crate::printable::shell_word;
 
@@ -15,27 +16,30 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.settled().filter(|exchange| exchange.is_late())?;
     let asked = exchange.asked.unwrap_or(exchange.opened);
     let (left, came) = (exchange.left?, exchange.came?);
+    let (waited, took) = (left.since(asked), came.since(asked));
     let subject = case.subject();
     let mut verdict = Verdict::certain(
         "late",
         format!(
-            "The answer to the {} of {subject}{} came after {:.2} s; the client had given up after {:.2} s.",
+            "The answer to the {} of {subject}{} came after {:.2} s, and its client was gone: it had ended its side after {:.2} s.",
             case.request_line(),
             case.hint(),
-            came.since(asked).as_secs_f64(),
-            left.since(asked).as_secs_f64()
+            took.as_secs_f64(),
+            waited.as_secs_f64()
         ),
     );
-    verdict.waited = Some(left.since(asked));
+    verdict.waited = Some(waited);
     verdict.path = case.path(None);
-    verdict.remedy = vec![
-        "export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=3".to_owned(),
-        format!("ethtool -S {} | grep linklocal_allowance_exceeded", shell_word(uplink(case))),
-    ];
+    let enough = took.as_secs() + 1;
+    if exchange.software().is_some_and(|software| software.reads_timeout()) {
+        verdict.remedy.push(format!("export AWS_METADATA_SERVICE_TIMEOUT={enough}"));
+    }
     verdict.caution =
-        "The two variables are botocore's and the AWS CLI's (Java v2 has the first); other SDKs set the time in code. \
-                       A slow IMDS is mostly one that is asked too often."
-            .to_owned();
+        format!("The client has to wait {enough} s for such an answer; most SDKs have the time set in code.");
+    if case.answerer() != Answerer::StandIn {
+        verdict.remedy.push(format!("ethtool -S {} | grep linklocal_allowance_exceeded", shell_word(uplink(case))));
+        verdict.caution.push_str(" A slow IMDS is mostly one that is asked too often.");
+    }
     Some(verdict)
 }
 

@@ -13,6 +13,7 @@ pub const RULE: Rule = Rule {
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed()?;
     let status = exchange.status().filter(|status| matches!(status, 429 | 503))?;
+    let voice = case.speaks_for_instance()?;
     let subject = case.subject();
     let mut verdict = Verdict::certain(
         status.to_string(),
@@ -23,8 +24,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         )),
     );
     verdict.remedy = vec!["imds-trace watch --for 1m".to_owned()];
-    verdict.caution = "Who asks how often stands in the report under `Who asked`. Cache credentials until shortly before they expire \
+    verdict.caution = "See `Who asked` in the report for the requests of each client. Cache credentials until shortly before they expire \
                        and tokens for their lifetime, and try again with growing pauses: every current AWS SDK does."
         .to_owned();
-    Some(verdict)
+    Some(voice.temper(verdict))
 }

@@ -1,5 +1,6 @@
 //! Was a token refused, and is it known why?
 
+use super::history::{Had, lacks_token};
 use super::{Case, Rule, Severity, TokenUse, Verdict, capitalised};
 use crate::exchange::Imds;
 
@@ -12,8 +13,14 @@ pub const RULE: Rule = Rule {
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let exchange = case.closed().filter(|exchange| exchange.imds() == Some(Imds::V2))?;
-    if exchange.status() != Some(401) {
+    let exchange = case.afterwards().filter(|exchange| exchange.imds() == Some(Imds::V2))?;
+    // A client that takes a new token and is let in did as it should: some send a wrong one first, to learn whether tokens are required.
+    if exchange.status() != Some(401) || case.history.is_let_in_later(exchange, case.who) {
+        return None;
+    }
+    let voice = case.speaks_for_instance()?;
+    let is_empty = lacks_token(exchange);
+    if is_empty && matches!(case.history.had(exchange, case.who), Had::Nothing(_)) {
         return None;
     }
     let subject = case.subject();
@@ -34,6 +41,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                 age.as_secs_f64()
             ),
         ),
+        None if is_empty => ("empty", "the header had no value: the client had no token to send".to_owned()),
         None => (
             "unknown",
             "it was not issued while tracing: it is from before, from another instance, or no token at all".to_owned(),
@@ -44,9 +52,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         capitalised(format!("{subject}{} asked {} with a token and got 401: {why}.", case.hint(), case.request_line())),
     );
     verdict.remedy = case.probe().into_iter().collect();
-    verdict.caution = "The command asks for a new token from inside the container and uses it: with that IMDS answers. A client is to ask for a new token when it gets 401, and before the old one expires; a token holds for at most \
-                       six hours (21600 s) and on its own instance only. One that was baked into an image, a file or a variable \
-                       does not last."
+    verdict.caution = "The command asks for a new token from inside the container and uses it: with that IMDS answers. Clients must request a \
+                       new token on 401, and before the old one expires; a token holds for at most six hours (21600 s) and on \
+                       its own instance only. One that was baked into an image, a file or a variable does not last."
         .to_owned();
-    Some(verdict)
+    Some(voice.temper(verdict))
 }

@@ -85,7 +85,7 @@ pub struct RequestHead {
     pub requested_ttl: Option<u32>,
     /// Was there an `X-Forwarded-For`? IMDS refuses token requests that carry one.
     pub forwarded_for: bool,
-    /// Was there an `Expect: 100-continue`? IMDS refuses token requests that carry one.
+    /// Was there an `Expect: 100-continue`? IMDS answers 417 to a token request that carries one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expects_continue: bool,
     /// Was there a header that only another cloud's metadata service asks for?

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use diagnosis::event::Ready;
-use diagnosis::identity::fact::{Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
+use diagnosis::identity::fact::{Ancestor, Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
 use diagnosis::input::Input;
 use diagnosis::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
 use diagnosis::observation::Observation;
@@ -97,7 +97,9 @@ impl Scenario {
         for attempt in &self.attempts {
             add(fact(attempt.ms, Said::Attempting(attempted(attempt)?)));
         }
-        self.processes.iter().for_each(|process| add(describe(process)));
+        for process in &self.processes {
+            add(describe(process)?);
+        }
         for (number, connect) in self.connects.iter().enumerate() {
             let (index, _) = self.client(connect.client.as_deref())?;
             let [_, connected] = self.connect(number as u64, connect, conversations[index].isn())?;
@@ -131,7 +133,7 @@ impl Scenario {
             comm: connect.comm.clone(),
             cgroup: connect.cgroup.unwrap_or(1),
             ttl: Some(Ttl(connect.ttl.unwrap_or(64))),
-            started: None,
+            started: connect.started_ms.map(at),
             pid_namespace: None,
             inner_pid: None,
             told: Told::default(),
@@ -234,7 +236,11 @@ fn attempted(attempt: &Attempt) -> Result<Connecting> {
     })
 }
 
-fn describe(process: &Process) -> Input {
+fn describe(process: &Process) -> Result<Input> {
+    let ancestors = process.ancestors.iter().map(|words| {
+        let (pid, comm) = words.split_once(' ').with_context(|| format!("{words:?} is not PID NAME"))?;
+        Ok(Ancestor { pid: pid.parse().context("an ancestor's pid")?, comm: comm.to_owned() })
+    });
     let detail = ProcessDetail {
         pid: process.pid,
         found: !process.gone,
@@ -243,7 +249,7 @@ fn describe(process: &Process) -> Input {
         argv: process.argv.clone(),
         cgroup: None,
         container: process.container.as_deref().map(id_of),
-        ancestors: Vec::new(),
+        ancestors: ancestors.collect::<Result<_>>()?,
     };
-    fact(process.ms, Said::Process(detail))
+    Ok(fact(process.ms, Said::Process(detail)))
 }

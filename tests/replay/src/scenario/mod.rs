@@ -128,6 +128,8 @@ pub struct Connect {
     pub cgroup: Option<u64>,
     /// The TTL that the socket sends with; absent: 64.
     pub ttl: Option<u8>,
+    /// When the process started; absent: nobody told.
+    pub started_ms: Option<i64>,
     /// When the task was seen before the kernel looked for a route; absent: it was not.
     pub attempt_ms: Option<i64>,
     /// The error with which it fails, a number of `errno.h`.
@@ -195,6 +197,9 @@ pub struct Process {
     pub exe: Option<String>,
     /// Its command line.
     pub argv: Option<Vec<String>>,
+    /// What is above it, its parent first, e.g. `4700 bash`; absent: nobody told.
+    #[serde(default)]
+    pub ancestors: Vec<String>,
     /// Was it gone before it could be read?
     #[serde(default)]
     pub gone: bool,
