@@ -5,6 +5,7 @@
 
 mod captures;
 mod evidence;
+mod handed_over;
 mod recordings;
 mod scenarios;
 
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         trials.extend(recordings::trials()?);
         trials.extend(captures::trials()?);
         trials.extend(evidence::trials());
+        trials.extend(handed_over::trials());
         Ok(trials)
     });
     match trials {

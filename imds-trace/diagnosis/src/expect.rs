@@ -26,10 +26,34 @@ pub struct Expectations {
     subjects: HashMap<Subject, usize>,
     seen: Vec<Seen>,
     over: u64,
-    /// There was no interface to listen on when it began.
-    deaf: bool,
+    listened: Listened,
     /// What a probe was answered, which it knows whether its packets were seen or not.
     probed: Option<Probed>,
+}
+
+/// Where packets were listened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Listened {
+    /// On interfaces of this host.
+    #[default]
+    Here,
+    /// There was no interface when it began.
+    Nowhere,
+    /// Where somebody captured, and nobody knows what passed elsewhere.
+    InCapture,
+}
+
+impl Listened {
+    fn by(hooks: &[Attached]) -> Self {
+        let has = |is: fn(&Attached) -> bool| hooks.iter().any(is);
+        if has(|hook| matches!(hook, Attached::Tc { .. })) {
+            Self::Here
+        } else if has(|hook| matches!(hook, Attached::Capture { .. })) {
+            Self::InCapture
+        } else {
+            Self::Nowhere
+        }
+    }
 }
 
 impl Expectations {
@@ -57,8 +81,7 @@ impl Expectations {
                 }
             }
             Event::Ready(_, ready) => {
-                self.deaf =
-                    !ready.hooks.iter().any(|hook| matches!(hook, Attached::Tc { .. } | Attached::Capture { .. }));
+                self.listened = Listened::by(&ready.hooks);
             }
             Event::Probed(_, probed) => self.probed = Some((**probed).clone()),
             Event::Unseen(_, unseen) => {
@@ -75,7 +98,7 @@ impl Expectations {
     pub fn judge(&self, lost: Lost) -> Vec<Asserted> {
         let lost = lost.sum() + self.over;
         let judged = self.asked.iter().map(|asked| {
-            let scope = Scope::of(asked, &self.seen, self.probed.as_ref(), self.deaf);
+            let scope = Scope::of(asked, &self.seen, self.probed.as_ref(), self.listened);
             judged(asked, &scope, lost)
         });
         judged.collect()

@@ -38,4 +38,5 @@ pub mod recording;
 pub mod replay;
 pub mod report;
 pub mod secret;
+pub mod unpack;
 pub mod way;

@@ -21,35 +21,39 @@ use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
 use crate::recording::{self, Error};
 use crate::report::Tallies;
-use files::{Run, Source};
+use files::{Given, Run, Source};
 
 /// Bytes of a sentence on stderr.
 const MAX_SHOWN: usize = 2048;
 /// Sentences about broken recordings that are told; the rest is counted.
 const MAX_BROKEN: usize = 8;
 
-/// Replays recordings, or a capture; the first bytes say which it is. Gives the exit code: 0, or 1 if what was asserted failed. A
+/// Replays recordings, or captures; the first bytes say which they are. Gives the exit code: 0, or 1 if what was asserted failed. A
 /// recording or capture of which nothing can be used is an error that names the line or the packet.
 pub fn replay(config: Replay) -> anyhow::Result<u8> {
     let telling = config.telling.clone();
     let outputs: Vec<&Path> = telling.outputs.iter().filter_map(|output| output.path.as_deref()).collect();
     recording::spare(outputs.iter().copied())?;
-    let mut stdin = None;
-    if let [file] = &config.files[..] {
-        let itself = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
-        if outputs.iter().any(|output| itself(output).is_some_and(|output| itself(file) == Some(output))) {
-            bail!("{}: an output goes to the same file", file.display());
+    let given = files::given(&config.files)?;
+    let itself = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
+    for file in &given {
+        if outputs.iter().any(|output| itself(output).is_some_and(|output| itself(&file.path) == Some(output))) {
+            bail!("{}: an output goes to the same file", file.name);
         }
-        match capture::open(file)? {
-            capture::Opened::Capture(input) => return capture::replay(input, &telling, &config),
-            capture::Opened::Stdin(input) => stdin = Some(input),
-            capture::Opened::Other => {}
-        }
+    }
+    if let Some(capture) = given.iter().find(|file| file.is_capture) {
+        return match given.iter().find(|file| !file.is_capture && !file.is_empty) {
+            Some(other) => bail!("{} is a capture, and {} is none: replay them one by one", capture.name, other.name),
+            None => capture::replay(given, &telling, &config),
+        };
+    }
+    if let [Given { name, is_empty: true, .. }] = &given[..] {
+        bail!("{name}: it is empty");
     }
     if config.endpoints.is_some() {
         bail!("--endpoint is for captures: a recording says itself which addresses were watched");
     }
-    let runs = files::runs(&config.files, stdin)?;
+    let runs = files::runs(given)?;
     // Times of all runs are told by the clock that started first, so that none is negative.
     let boot_time = runs.iter().map(|run| run.boot_time()).min_by_key(|time| time.0).context("no recording")?;
     let several = runs.len() > 1;

@@ -5,6 +5,7 @@
 pub mod kept;
 pub mod load;
 pub mod scenario;
+pub mod wire;
 
 use anyhow::{Result, bail};
 

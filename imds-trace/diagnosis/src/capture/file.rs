@@ -1,28 +1,36 @@
 //! Which frames are in the file, when were they seen, and at which interface? pcap and pcapng, of either byte order.
 
 use std::io::{self, Read};
+use std::sync::{Arc, OnceLock};
 
-use pcap_parser::pcapng::{Block, EnhancedPacketBlock, InterfaceDescriptionBlock, OptionCode};
+use pcap_parser::pcapng::{Block, EnhancedPacketBlock, InterfaceDescriptionBlock, OptionCode, UnknownBlock};
 use pcap_parser::traits::{PcapNGPacketBlock, PcapReaderIterator};
 use pcap_parser::{LegacyPcapReader, PcapBlockOwned, PcapError, PcapNGReader};
 use thiserror::Error;
 
-use crate::net::{Direction, Timestamp};
+use super::format::{Unread, is_pcapng};
+use super::linktype::{link_name, said};
+use crate::net::{Direction, Timestamp, bounded};
+use crate::unpack::{Input, peek};
 
-/// By so many bytes a capture is known.
-pub const MAGIC_LENGTH: usize = 4;
-/// pcap in both byte orders, with microseconds and with nanoseconds.
-const PCAP: [[u8; 4]; 4] =
-    [[0xa1, 0xb2, 0xc3, 0xd4], [0xd4, 0xc3, 0xb2, 0xa1], [0xa1, 0xb2, 0x3c, 0x4d], [0x4d, 0x3c, 0xb2, 0xa1]];
-/// pcapng: the same in either order.
-const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
+/// By so many bytes pcap and pcapng are told apart.
+const MAGIC: usize = 4;
 
 /// Bytes read at once; what is longer makes room for itself.
 const CAPACITY: usize = 1 << 16;
 /// A longer packet or block is none of a capture's: tcpdump keeps at most 262,144 bytes of one, and lists of names are shorter still.
 const MAX_BLOCK: usize = 1 << 24;
-/// Interfaces of one section at most.
+/// Interfaces of one file at most.
 const MAX_INTERFACES: usize = 65_536;
+/// Bytes kept of an interface's name. Linux allows 15; Windows writes 60.
+const MAX_NAME: usize = 64;
+/// The bits of pcap's link type that are one; those above say how long a checksum behind each frame is (libpcap's pcap-common.c).
+const LINK_TYPE: u32 = 0x03ff_ffff;
+/// The packet block that came before the enhanced one, and the length of its head (draft-tuexen-opsawg-pcapng-02, appendix A).
+const PACKET_BLOCK: u32 = 2;
+const PACKET_BLOCK_HEAD: usize = 20;
+/// Where in it the lengths stand: kept, and on the wire.
+const PACKET_BLOCK_KEPT: usize = 12;
 
 /// Options of pcapng blocks, draft-ietf-opsawg-pcapng.
 const EPB_FLAGS: OptionCode = OptionCode(2);
@@ -31,11 +39,23 @@ const IF_TSOFFSET: OptionCode = OptionCode(14);
 /// Why a capture cannot be read further.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
+    /// It could not be opened.
+    #[error("{0}")]
+    Open(String),
+    /// There is nothing in it.
+    #[error("it is empty")]
+    Empty,
+    /// Something else.
+    #[error("it is neither pcap nor pcapng")]
+    NoCapture,
+    /// A format that is known, and not read.
+    #[error("{0}")]
+    Unread(Unread),
     /// Not even its beginning.
     #[error("its header is damaged or cut short")]
     Header,
     /// Frames of a kind that nobody here reads.
-    #[error("link type {0}: only Ethernet, Linux cooked and raw IP captures are read")]
+    #[error("{}", said(*.0))]
     Foreign(i32),
     /// The file ends in the middle of a packet.
     #[error("packet {packet}: cut short: the file ends in the middle of it")]
@@ -52,18 +72,25 @@ pub enum Error {
         why: &'static str,
     },
     /// The file could not be read.
-    #[error("packet {packet}: the file could not be read")]
+    #[error("packet {packet}: the file could not be read: {why}")]
     Io {
         /// Number of the packet, from 1.
         packet: u64,
+        /// What the system said, or what unpacks it.
+        why: String,
     },
+}
+
+impl Error {
+    /// Is it of a capture that ends too soon, so that others of its set tell what they tell?
+    pub fn leaves_the_others(&self) -> bool {
+        matches!(self, Self::Empty | Self::Header | Self::CutShort { .. } | Self::Damaged { .. } | Self::Io { .. })
+    }
 }
 
 /// An interface of the capture.
 #[derive(Clone, Debug)]
 pub struct Described {
-    /// From 1.
-    pub number: u32,
     /// Its link type (tcpdump.org/linktypes.html).
     pub link: i32,
     /// As named in the file; pcap names none.
@@ -76,6 +103,15 @@ pub struct Described {
     kept: u32,
     /// Was it written by `--output pcapng`?
     pub is_ours: bool,
+    /// Did a frame of it say which way it passed?
+    pub says_direction: bool,
+}
+
+impl Described {
+    /// How a person calls its link type.
+    pub fn link_name(&self) -> &'static str {
+        link_name(self.link)
+    }
 }
 
 /// A frame as captured.
@@ -91,11 +127,8 @@ pub struct Frame {
     pub direction: Option<Direction>,
     /// What was kept of it.
     pub bytes: Vec<u8>,
-}
-
-/// Does a file that begins so hold a capture?
-pub fn is_capture(magic: &[u8]) -> bool {
-    magic == PCAPNG || PCAP.iter().any(|known| magic == known)
+    /// Does the file say when it was seen?
+    pub is_timed: bool,
 }
 
 /// A capture file.
@@ -103,6 +136,8 @@ pub struct File {
     reader: Box<dyn PcapReaderIterator + Send>,
     capacity: usize,
     contents: Contents,
+    /// Why no more could be read.
+    failed: Arc<OnceLock<io::Error>>,
 }
 
 /// What was read so far.
@@ -118,36 +153,43 @@ struct Contents {
     last: Timestamp,
 }
 
-/// Fills what it is given, unless the input ends: pipes give less at a time than there is to come.
-struct Whole(Box<dyn Read + Send>);
+/// Fills what it is given, unless the input ends: pipes give less at a time than there is to come. pcap-parser keeps no error, so it
+/// is kept here; what was read before one comes first.
+struct Whole {
+    input: Input,
+    failed: Arc<OnceLock<io::Error>>,
+}
 
 impl Read for Whole {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
-        while filled < buffer.len() {
-            match self.0.read(&mut buffer[filled..]) {
+        while filled < buffer.len() && self.failed.get().is_none() {
+            match self.input.read(&mut buffer[filled..]) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => drop(self.failed.set(error)),
             }
         }
-        Ok(filled)
+        match self.failed.get() {
+            Some(error) if filled == 0 => Err(error.kind().into()),
+            _ => Ok(filled),
+        }
     }
 }
 
 impl File {
     /// Reads the file's header.
-    pub fn new(mut input: Box<dyn Read + Send>) -> Result<Self, Error> {
-        let mut magic = [0; MAGIC_LENGTH];
-        input.read_exact(&mut magic).map_err(|_| Error::Header)?;
-        let whole = Whole(Box::new(io::Cursor::new(magic).chain(input)));
-        let reader: Box<dyn PcapReaderIterator + Send> = if magic == PCAPNG {
+    pub fn new(input: Input) -> Result<Self, Error> {
+        let (magic, input) = peek(input, MAGIC).map_err(|_| Error::Header)?;
+        let failed = Arc::new(OnceLock::new());
+        let whole = Whole { input, failed: failed.clone() };
+        let reader: Box<dyn PcapReaderIterator + Send> = if is_pcapng(&magic) {
             Box::new(PcapNGReader::new(CAPACITY, whole).map_err(|_| Error::Header)?)
         } else {
             Box::new(LegacyPcapReader::new(CAPACITY, whole).map_err(|_| Error::Header)?)
         };
-        Ok(Self { reader, capacity: CAPACITY, contents: Contents::default() })
+        Ok(Self { reader, capacity: CAPACITY, contents: Contents::default(), failed })
     }
 
     /// The interfaces described so far, of all sections.
@@ -172,11 +214,13 @@ impl File {
                 Err(PcapError::Incomplete(_)) => false,
                 Err(PcapError::BufferTooSmall) => true,
                 Err(PcapError::UnexpectedEof) => return Err(Error::CutShort { packet }),
-                Err(PcapError::ReadError) => return Err(Error::Io { packet }),
+                Err(PcapError::ReadError) => return Err(self.failed(packet)),
                 Err(_) => return Err(Error::Damaged { packet, why: "what is there is no packet" }),
             };
             let before = self.reader.data().len();
-            self.reader.refill().map_err(|_| Error::Io { packet })?;
+            if self.reader.refill().is_err() {
+                return Err(self.failed(packet));
+            }
             let stuck = self.reader.data().len() == before && !self.reader.reader_exhausted();
             if grow && stuck {
                 self.capacity *= 2;
@@ -190,21 +234,30 @@ impl File {
     }
 }
 
+impl File {
+    fn failed(&self, packet: u64) -> Error {
+        match self.failed.get() {
+            // A compressed file that ends in the middle.
+            Some(error) if error.kind() == io::ErrorKind::UnexpectedEof => Error::CutShort { packet },
+            Some(error) => Error::Io { packet, why: error.to_string() },
+            None => Error::Io { packet, why: "nobody says why".to_owned() },
+        }
+    }
+}
+
 impl Contents {
     fn block(&mut self, block: PcapBlockOwned<'_>) -> Result<Option<Frame>, Error> {
         match block {
             PcapBlockOwned::LegacyHeader(header) => {
                 self.is_nanoseconds = header.is_nanosecond_precision();
-                // The upper bits say how long a checksum behind each frame is.
-                let link = header.network.0 & 0x0fff_ffff;
-                let (number, name, offset, kept, is_ours) = (1, None, 0, 0, false);
-                self.interfaces = vec![Described { number, link, name, resolution: 6, offset, kept, is_ours }];
+                let link = (header.network.0 as u32 & LINK_TYPE) as i32;
+                self.interfaces = vec![Described { link, ..Described::unnamed() }];
                 Ok(None)
             }
             PcapBlockOwned::Legacy(packet) => {
                 let unit: u64 = if self.is_nanoseconds { 1 } else { 1_000 };
                 let at = u64::from(packet.ts_sec) * 1_000_000_000 + u64::from(packet.ts_usec) * unit;
-                self.frame(0, Timestamp(at), None, packet.data).map(Some)
+                self.frame(0, Some(Timestamp(at)), None, packet.data).map(Some)
             }
             PcapBlockOwned::NG(Block::SectionHeader(header)) => {
                 self.section = self.interfaces.len();
@@ -219,8 +272,10 @@ impl Contents {
                 let bytes = packet.packet_data();
                 let kept = self.interfaces.get(self.section).map(|interface| interface.kept).filter(|kept| *kept > 0);
                 let kept = kept.map_or(bytes.len(), |kept| bytes.len().min(kept as usize));
-                // It has no time of its own.
-                self.frame(self.section, self.last, None, &bytes[..kept]).map(Some)
+                self.frame(self.section, None, None, &bytes[..kept]).map(Some)
+            }
+            PcapBlockOwned::NG(Block::Unknown(block)) if self.word(block.block_type.to_le_bytes()) == PACKET_BLOCK => {
+                self.packet_block(&block).map(Some)
             }
             PcapBlockOwned::NG(_) => Ok(None),
         }
@@ -233,14 +288,15 @@ impl Contents {
         let offset = described.options.iter().find(|option| option.code == IF_TSOFFSET);
         let offset = offset.and_then(|option| <[u8; 8]>::try_from(option.as_bytes().ok()?).ok());
         let read = if self.is_big_endian { i64::from_be_bytes } else { i64::from_le_bytes };
+        let name = described.if_name().and_then(Result::ok).filter(|name| !name.is_empty());
         self.interfaces.push(Described {
-            number: (self.interfaces.len() - self.section) as u32 + 1,
             link: described.linktype.0,
-            name: described.if_name().and_then(Result::ok).filter(|name| !name.is_empty()).map(str::to_owned),
+            name: name.map(|name| bounded(name, MAX_NAME).to_owned()),
             resolution: described.if_tsresol,
             offset: offset.map_or(0, read),
             kept: described.snaplen,
             is_ours: self.is_ours,
+            says_direction: false,
         });
         Ok(())
     }
@@ -248,36 +304,70 @@ impl Contents {
     fn enhanced(&mut self, packet: &EnhancedPacketBlock<'_>) -> Result<Frame, Error> {
         let flags = packet.options.iter().find(|option| option.code == EPB_FLAGS);
         let flags = flags.and_then(|option| <[u8; 4]>::try_from(option.as_bytes().ok()?).ok());
-        let read = if self.is_big_endian { u32::from_be_bytes } else { u32::from_le_bytes };
-        let direction = match flags.map_or(0, read) & 3 {
-            1 => Some(Direction::Ingress),
-            2 => Some(Direction::Egress),
-            _ => None,
-        };
+        let direction = direction(flags.map_or(0, |flags| self.word(flags)));
         let interface = self.section.saturating_add(packet.if_id as usize);
-        let raw = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
-        let at = self.interfaces.get(interface).map(|interface| interface.nanoseconds(raw)).unwrap_or_default();
-        self.frame(interface, Timestamp(at), direction, packet.packet_data())
+        let at = self.at(interface, packet.ts_high, packet.ts_low);
+        self.frame(interface, at, direction, packet.packet_data())
+    }
+
+    /// A packet block as it was until 2009; its options have other meanings than those of today's.
+    fn packet_block(&mut self, block: &UnknownBlock<'_>) -> Result<Frame, Error> {
+        let wrong = Error::Damaged { packet: self.frames + 1, why: "its block is too short" };
+        let Some((head, rest)) = block.data.split_at_checked(PACKET_BLOCK_HEAD) else { return Err(wrong) };
+        let word = |at: usize| self.word([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let id = if self.is_big_endian { [head[0], head[1]] } else { [head[1], head[0]] };
+        let interface = self.section.saturating_add(usize::from(u16::from_be_bytes(id)));
+        let at = self.at(interface, word(4), word(8));
+        let Some(bytes) = rest.get(..word(PACKET_BLOCK_KEPT) as usize) else { return Err(wrong) };
+        self.frame(interface, at, None, bytes)
+    }
+
+    /// A number of this section.
+    fn word(&self, bytes: [u8; 4]) -> u32 {
+        if self.is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+    }
+
+    fn at(&self, interface: usize, high: u32, low: u32) -> Option<Timestamp> {
+        let raw = u64::from(high) << 32 | u64::from(low);
+        self.interfaces.get(interface).map(|interface| Timestamp(interface.nanoseconds(raw)))
     }
 
     fn frame(
         &mut self,
         interface: usize,
-        at: Timestamp,
+        at: Option<Timestamp>,
         direction: Option<Direction>,
         bytes: &[u8],
     ) -> Result<Frame, Error> {
         let packet = self.frames + 1;
-        let Some(described) = self.interfaces.get(interface) else {
+        let Some(described) = self.interfaces.get_mut(interface) else {
             return Err(Error::Damaged { packet, why: "the file does not describe its interface" });
         };
         self.frames = packet;
-        self.last = at;
-        Ok(Frame { at, interface, link: described.link, direction, bytes: bytes.to_vec() })
+        described.says_direction |= direction.is_some();
+        // One that has no time of its own comes when the one before it did.
+        self.last = at.unwrap_or(self.last);
+        let (link, bytes) = (described.link, bytes.to_vec());
+        Ok(Frame { at: self.last, interface, link, direction, bytes, is_timed: at.is_some() })
+    }
+}
+
+/// What a packet's flags say of the way that it passed (epb_flags, bits 0 and 1).
+fn direction(flags: u32) -> Option<Direction> {
+    match flags & 3 {
+        1 => Some(Direction::Ingress),
+        2 => Some(Direction::Egress),
+        _ => None,
     }
 }
 
 impl Described {
+    /// As pcap has it, with times in microseconds.
+    fn unnamed() -> Self {
+        let (link, name, offset, kept) = (0, None, 0, 0);
+        Self { link, name, resolution: 6, offset, kept, is_ours: false, says_direction: false }
+    }
+
     /// A time of this interface as nanoseconds since the Unix epoch; the nearest that there is, if it cannot be said.
     fn nanoseconds(&self, raw: u64) -> u64 {
         const SECOND: i128 = 1_000_000_000;
@@ -296,7 +386,7 @@ mod tests {
     use super::*;
 
     fn nanoseconds(resolution: u8, offset: i64, raw: u64) -> u64 {
-        Described { number: 1, link: 1, name: None, resolution, offset, kept: 0, is_ours: false }.nanoseconds(raw)
+        Described { resolution, offset, ..Described::unnamed() }.nanoseconds(raw)
     }
 
     #[test]

@@ -117,6 +117,10 @@ pub struct Exchange {
     pub refusal: Option<Refusal>,
     /// When the client ended its side, if it had no answer by then.
     pub left: Option<Timestamp>,
+    /// Did its client acknowledge anything? Then it has heard from the other end, whether that was seen or not.
+    pub acknowledges: bool,
+    /// When a packet of its client was last seen leaving this host: so long, at least, that place was listened at.
+    pub last_leaving: Option<Timestamp>,
     /// The client's host reset the connection when the answer came: nobody was there any more.
     pub discarded: bool,
     /// The token in the response.
@@ -152,6 +156,11 @@ impl Exchange {
     pub fn is_late(&self) -> bool {
         let came_after = |left| self.came.is_some_and(|came| came > left);
         self.discarded && self.left.is_some_and(came_after)
+    }
+
+    /// Does what was seen show the way to IMDS only, though there was a way back?
+    pub fn is_one_way(&self) -> bool {
+        self.acknowledges && !self.handshake && !self.responded && self.inward.is_none()
     }
 
     /// The client's software, as its User-Agent hints.

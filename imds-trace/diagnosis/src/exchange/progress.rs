@@ -45,6 +45,8 @@ pub(super) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> 
         came: None,
         refusal: None,
         left: None,
+        acknowledges: false,
+        last_leaving: None,
         discarded: false,
         issued: None,
         attempt: None,
@@ -95,7 +97,12 @@ impl Live {
     /// A packet of its client.
     pub(super) fn outward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
         let exchange = &mut self.exchange;
+        let flags = journey.tcp.flags;
+        exchange.acknowledges |= flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
         if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last()) {
+            if last.hook.direction == Direction::Egress {
+                exchange.last_leaving = exchange.last_leaving.max(Some(last.at));
+            }
             // Both numbers from one packet, the one that most hooks saw.
             if last.hook.direction == Direction::Egress && journey.hops.len() > exchange.decrements.hops {
                 let seen = first.ttl.0.checked_sub(last.ttl.0);
@@ -215,14 +222,18 @@ impl Live {
         }
     }
 
-    /// Does it only seem to have arrived? A copy before it was dropped behind the same hook, where it had the same TTL, and nobody
-    /// acknowledged this one: that its drop was not seen does not mean that there was none.
+    /// Does it only seem to have arrived? A copy before it was dropped behind the same hook, where it had the same TTL, or was not seen
+    /// again, and nobody acknowledged this one: that its drop was not seen does not mean that there was none.
     fn is_doomed(&self, journey: &Journey) -> bool {
         let Some(before) = &self.exchange.inward else { return false };
-        let Fate::Dropped(dropped) = &before.fate else { return false };
+        let spent = match &before.fate {
+            Fate::Dropped(dropped) => dropped.ttl.0 <= 1,
+            Fate::Unresolved => before.copies > 0 && journey.carries(),
+            Fate::Delivered => false,
+        };
         let same = |(hop, last): (&Hop, &Hop)| hop.hook == last.hook && hop.ttl == last.ttl;
         let last = journey.hops.last().zip(before.hops.last());
-        !journey.acked && journey.fate == Fate::Delivered && dropped.ttl.0 <= 1 && last.is_some_and(same)
+        !journey.acked && journey.fate == Fate::Delivered && spent && last.is_some_and(same)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Does a claim hold for those whom it is about? One function for each.
 
+use super::Listened;
 use super::seen::{Noted, Seen};
 use crate::config::{Claim, Expectation, HOST};
 use crate::event::Asserted;
@@ -21,13 +22,13 @@ pub(super) struct Scope<'a> {
     within: Vec<&'a Seen>,
     /// Whom nobody could name: anybody, perhaps.
     unknown: Vec<&'a Seen>,
-    deaf: bool,
+    listened: Listened,
     probed: Option<&'a Probed>,
 }
 
 impl<'a> Scope<'a> {
     /// Of all that was seen, what this one is about.
-    pub(super) fn of(asked: &'a Expectation, all: &'a [Seen], probed: Option<&'a Probed>, deaf: bool) -> Self {
+    pub(super) fn of(asked: &'a Expectation, all: &'a [Seen], probed: Option<&'a Probed>, listened: Listened) -> Self {
         let named = asked.who.as_deref();
         let (within, others): (Vec<&Seen>, Vec<&Seen>) = all.iter().partition(|seen| match (named, &seen.who) {
             (None, _) => true,
@@ -36,7 +37,7 @@ impl<'a> Scope<'a> {
         });
         let unknown = others.into_iter().filter(|seen| seen.who.by == Key::Unknown).collect();
         let probed = probed.filter(|probed| named.is_none_or(|name| name == probed.target));
-        Self { named, within, unknown, deaf, probed }
+        Self { named, within, unknown, listened, probed }
     }
 
     /// Of whom something was noted; of somebody unknown, if of nobody else.
@@ -64,10 +65,15 @@ impl<'a> Scope<'a> {
 
     /// Of everybody silence is what was asked for; of one it shows nothing.
     fn silence(&self, shows_nothing: &str) -> Verdict {
-        match self.named {
-            None if self.deaf => Err(format!("{}, but no interface was listened on when it began", self.nothing())),
-            None => Ok(self.nothing()),
-            Some(_) => Err(format!("{}, so nothing shows that {shows_nothing}", self.nothing())),
+        match (self.named, self.listened) {
+            (None, Listened::Nowhere) => {
+                Err(format!("{}, but no interface was listened on when it began", self.nothing()))
+            }
+            (None, Listened::InCapture) => {
+                Err(format!("{}, but a capture shows only what passed where it was taken", self.nothing()))
+            }
+            (None, Listened::Here) => Ok(self.nothing()),
+            (Some(_), _) => Err(format!("{}, so nothing shows that {shows_nothing}", self.nothing())),
         }
     }
 }

@@ -138,7 +138,8 @@ impl Seen {
             }
             Asks::Credentials | Asks::Other if delivered && status.is_some() => self.read.note(|| happened(exchange)),
             Asks::Other => {}
-            _ if delivered => self.unclear.note(|| happened(exchange)),
+            // The client went on as if it had been answered: the way back is not shown.
+            _ if delivered || exchange.is_one_way() => self.unclear.note(|| happened(exchange)),
             _ => self.stopped.note(|| happened(exchange)),
         }
         let endpoint = exchange.connection.endpoint.address;

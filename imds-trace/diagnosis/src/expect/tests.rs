@@ -83,6 +83,8 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
         came: None,
         refusal: None,
         left: None,
+        acknowledges: false,
+        last_leaving: None,
         discarded: false,
         issued: None,
         attempt: None,

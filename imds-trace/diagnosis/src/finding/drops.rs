@@ -5,7 +5,7 @@
 use super::{Case, Verdict};
 use crate::exchange::{Exchange, Moment};
 use crate::journey::{Dropped, Fate, Journey};
-use crate::net::{Direction, Heading, Timestamp, UNNAMED};
+use crate::net::{Heading, Timestamp, UNNAMED};
 
 /// Why the kernel dropped a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub fn spent(journey: &Journey) -> Option<Spent<'_>> {
         }
         Fate::Unresolved => {
             let last = journey.hops.last()?;
-            (last.hook.direction == Direction::Ingress && last.ttl.0 <= 1).then_some(Spent::Vanished)
+            (last.ttl.0 <= 1).then_some(Spent::Vanished)
         }
         Fate::Delivered => None,
     }

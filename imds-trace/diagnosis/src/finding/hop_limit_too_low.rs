@@ -5,7 +5,7 @@
 use super::{Case, Confidence, Rule, Severity, Spent, Verdict, spent};
 use crate::exchange::{Imds, Moment};
 use crate::journey::Dropped;
-use crate::net::Ttl;
+use crate::net::{Direction, Ttl};
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -64,8 +64,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         }
         Spent::Vanished => {
             let last = last?;
+            let passed = match journey.hops.last()?.hook.direction {
+                Direction::Ingress => "came in on",
+                Direction::Egress => "went out on",
+            };
             let how = format!(
-                "came in on {} with TTL {} and was not seen again{} (no drop was seen; a spent TTL is the one reason known)",
+                "{passed} {} with TTL {} and was not seen again{} (no drop was seen; a spent TTL is the one reason known)",
                 last.name,
                 journey.hops.last()?.ttl.0,
                 if case.host.capture { ", nor acknowledged" } else { "" }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::{Case, Confidence, Finding, HopLimit, RULES, Rule, Verdict};
+use super::{Case, Confidence, Finding, HopLimit, RULES, Rule, Verdict, vantage};
 use crate::exchange::{ExchangeId, Moment};
 use crate::identity::{Key, Subject};
 use crate::net::Timestamp;
@@ -85,7 +85,7 @@ impl Ledger {
                 }
                 if case.host.capture {
                     verdict.confidence = Confidence::Likely;
-                    verdict.summary.push_str(" (Inferred from a capture, which shows neither drops nor processes.)");
+                    verdict.summary.push_str(&vantage::told(case.exchange));
                 }
                 let share = self.enter(rule, verdict, case, at, told);
                 if matches!(case.moment, Moment::Closed | Moment::Settled | Moment::Afterwards) {

@@ -31,6 +31,7 @@ mod throttled;
 mod token_refused;
 mod token_request_refused;
 mod unanswered;
+mod vantage;
 
 use std::time::Duration;
 

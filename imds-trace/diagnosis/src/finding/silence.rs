@@ -40,13 +40,16 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     }
     // A capture may be the client's own, where the answer may be lost on the way to it; or hold one direction only: then requests
     // follow handshakes that it does not show.
-    let one_way = exchange.asked.is_some() && !exchange.handshake;
-    if case.host.capture && (one_way || !exchange.decrements.forwarded()) {
+    if case.host.capture && (exchange.is_one_way() || !exchange.decrements.forwarded()) {
         return None;
     }
     let last = outward.hops.last()?;
     let asked = exchange.asked.unwrap_or(exchange.opened);
-    let waited = exchange.left.or(exchange.closed)?.since(asked);
+    let mut waited = exchange.left.or(exchange.closed)?.since(asked);
+    if case.host.capture {
+        // It may have ended there, while one elsewhere went on: it was there as long as it shows something.
+        waited = waited.min(exchange.last_leaving?.since(asked));
+    }
     let subject = case.subject();
     let what = match (exchange.handshake, &exchange.request) {
         (true, Some(request)) => format!("The {} {} of {subject}", request.method, request.path),

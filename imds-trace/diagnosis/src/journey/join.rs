@@ -318,11 +318,13 @@ fn seems_arrived(open: &Open, state: &State<Open>, waited: bool) -> bool {
         (Heading::ToImds, _) => last.hook.direction == Direction::Egress || !carries,
         // Whose it is was not seen.
         (Heading::FromImds, None) => true,
-        // The client is behind the host that this was captured on: if the answer reached it, it acknowledges it.
-        (Heading::FromImds, Some(hook)) if hook.direction == Direction::Egress => {
-            !state.client_ttl.is_some_and(has_fallen) || open.tcp.len == 0 || !waited
+        // It comes to the client where the client's packets were seen first; what reached it from elsewhere, it acknowledges. And so it
+        // does if it is behind the host that this was captured on.
+        (Heading::FromImds, Some(hook)) => {
+            let is_behind = hook.direction == Direction::Egress && state.client_ttl.is_some_and(has_fallen);
+            let came_there = last.hook.interface == hook.interface && last.hook.direction != hook.direction;
+            came_there && !is_behind || open.tcp.len == 0 || !waited
         }
-        (Heading::FromImds, Some(_)) => last.hook.direction == Direction::Egress,
     }
 }
 

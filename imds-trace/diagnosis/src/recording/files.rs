@@ -18,9 +18,8 @@ use super::write::Writer;
 use super::{Error, Header, Previous, Reader};
 use crate::input::Input;
 use crate::net::{BootTime, Timestamp};
+use crate::unpack::unpack;
 
-/// What a compressed file begins with (RFC 8878, section 3.1.1).
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The ending that asks for compression.
 const ZSTD: &str = ".zst";
 /// Level of compression: 3 is what zstd itself takes.
@@ -378,12 +377,8 @@ pub fn digest_of(path: &Path) -> io::Result<String> {
 }
 
 /// Opens a file to read, compressed or not: its content tells.
-pub fn open(file: impl Read + 'static) -> io::Result<Box<dyn BufRead>> {
-    let mut plain = BufReader::new(file);
-    if plain.fill_buf()?.starts_with(&ZSTD_MAGIC) {
-        return Ok(Box::new(BufReader::new(zstd::Decoder::with_buffer(plain)?)));
-    }
-    Ok(Box::new(plain))
+pub fn open(file: impl Read + Send + 'static) -> io::Result<Box<dyn BufRead>> {
+    Ok(Box::new(BufReader::new(unpack(Box::new(file))?.0)))
 }
 
 /// Puts away what an earlier run left at `path`. Gives its name and digest, its number, and a notice if it was not closed.

@@ -2,18 +2,60 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::BufRead;
+use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use wildmatch::WildMatch;
 
-use super::capture::Input;
+use crate::capture::{self, Format};
 use crate::net::BootTime;
 use crate::recording::{self, Header, Previous, Reader, digest_of};
+use crate::unpack::Input;
 
 /// Characters of a pattern.
 const WILD: [char; 2] = ['*', '?'];
+
+/// A file that is meant.
+pub struct Given {
+    /// As it was given.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is in it, if it can be read only once.
+    pub stream: Option<Input>,
+    /// Is it a capture, as its first bytes say?
+    pub is_capture: bool,
+    /// Is there nothing in it?
+    pub is_empty: bool,
+}
+
+/// The files that are meant. One whose format is known, and not read, is an error.
+pub fn given(paths: &[PathBuf]) -> anyhow::Result<Vec<Given>> {
+    named(paths)?.into_iter().map(look).collect()
+}
+
+/// Looks at a file's first bytes.
+fn look(path: PathBuf) -> anyhow::Result<Given> {
+    let name = path.display().to_string();
+    let is_stdin = name == "-";
+    // A pipe can be read only once.
+    let once = is_stdin || !fs::metadata(&path).with_context(|| name.clone())?.is_file();
+    let input: Input = if is_stdin {
+        Box::new(io::stdin())
+    } else {
+        Box::new(io::BufReader::new(File::open(&path).with_context(|| name.clone())?))
+    };
+    let format = capture::open(input).with_context(|| name.clone())?;
+    let is_empty = matches!(format, Format::Empty);
+    let (is_capture, stream) = match format {
+        Format::Capture(input) => (true, Some(input)),
+        Format::Other(input) => (false, Some(input)),
+        Format::Empty => (false, None),
+        Format::Unread(unread) => bail!("{name}: {}", unread.told(&name)),
+    };
+    Ok(Given { name, path, stream: stream.filter(|_| once), is_capture, is_empty })
+}
 
 /// A file, opened as far as its header.
 pub struct Source {
@@ -77,11 +119,8 @@ impl Run {
 }
 
 /// The runs in these files, in the order in which they began.
-pub fn runs(given: &[PathBuf], mut stdin: Option<Input>) -> anyhow::Result<Vec<Run>> {
-    let mut sources = Vec::new();
-    for path in named(given)? {
-        sources.push(open(path, stdin.take())?);
-    }
+pub fn runs(given: Vec<Given>) -> anyhow::Result<Vec<Run>> {
+    let mut sources = given.into_iter().map(open).collect::<anyhow::Result<Vec<Source>>>()?;
     sources.sort_by_key(|source| (source.wall(), source.header().chain.number));
     let mut runs: Vec<Run> = Vec::new();
     for source in sources {
@@ -148,7 +187,7 @@ fn named(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut seen = BTreeSet::new();
     for path in given {
         if path.as_os_str() == "-" && given.len() > 1 {
-            bail!("replay -: stdin is one recording, and comes alone");
+            bail!("replay -: stdin is one recording or capture, and comes alone");
         }
         for path in matching(path)? {
             // The same file by two names would say everything twice.
@@ -183,14 +222,14 @@ fn matching(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Opens one file, if it is not open already, and reads its header.
-fn open(path: PathBuf, stdin: Option<Input>) -> anyhow::Result<Source> {
-    let name = path.display().to_string();
-    let is_stdin = stdin.is_some();
-    let input = match stdin {
+fn open(given: Given) -> anyhow::Result<Source> {
+    let Given { name, path, stream, .. } = given;
+    let is_once = stream.is_some();
+    let input = match stream {
         Some(input) => recording::open(input),
         None => File::open(&path).and_then(recording::open),
     };
     let input = input.with_context(|| name.clone())?;
     let reader = Reader::new(input).with_context(|| name.clone())?;
-    Ok(Source { name, reader, missing: None, path: (!is_stdin).then_some(path) })
+    Ok(Source { name, reader, missing: None, path: (!is_once).then_some(path) })
 }

@@ -1,0 +1,130 @@
+//! Is this a capture that is read; and if not, what is it, and what is to be typed instead?
+
+use std::fmt;
+use std::io;
+
+use crate::printable::shell_word;
+use crate::unpack::{Input, peek, unpack};
+
+/// By so many bytes a capture is known.
+const MAGIC: usize = 4;
+/// By so many any other of these formats is.
+const LONGEST: usize = 512;
+/// Where the archives of tar have their name.
+const USTAR: (usize, &[u8]) = (257, b"ustar");
+
+/// pcap in both byte orders, with microseconds and with nanoseconds.
+const PCAP: [[u8; 4]; 4] =
+    [[0xa1, 0xb2, 0xc3, 0xd4], [0xd4, 0xc3, 0xb2, 0xa1], [0xa1, 0xb2, 0x3c, 0x4d], [0x4d, 0x3c, 0xb2, 0xa1]];
+/// pcapng: the same in either order.
+const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
+
+/// A format that is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    name: &'static str,
+    /// What to type instead; `{}` stands for the file.
+    instead: &'static str,
+}
+
+const WITH_TCPDUMP: &str = "tcpdump -r {} -w capture.pcap";
+const WITH_EDITCAP: &str = "editcap -F pcapng {} capture.pcapng";
+
+/// Captures of other programs, and what is packed otherwise: how they begin (libpcap's sf-pcap.c, Wireshark's wiretap).
+const UNREAD: &[(&[u8], Unread)] = &[
+    (&[0xa1, 0xb2, 0xcd, 0x34], MODIFIED),
+    (&[0x34, 0xcd, 0xb2, 0xa1], MODIFIED),
+    (&[0x1c, 0x00, 0x01, 0xac], IXIA),
+    (&[0xac, 0x01, 0x00, 0x1c], IXIA),
+    (&[0x1c, 0x00, 0x01, 0xab], IXIA),
+    (&[0xab, 0x01, 0x00, 0x1c], IXIA),
+    (b"snoop\0\0\0", Unread { name: "a capture of Solaris' snoop", instead: WITH_EDITCAP }),
+    (b"GMBU", Unread { name: "a capture of Microsoft Network Monitor", instead: WITH_EDITCAP }),
+    (b"RTSS", Unread { name: "a capture of Microsoft Network Monitor", instead: WITH_EDITCAP }),
+    (b"TRSNIFF data    \x1a", Unread { name: "a capture of NetXray or Sniffer", instead: WITH_EDITCAP }),
+    (b"XCP\0", Unread { name: "a capture of NetXray or Sniffer", instead: WITH_EDITCAP }),
+    (b"\xfd7zXZ\0", Unread { name: "compressed with xz", instead: "xz -dc {} | imds-trace replay -" }),
+    (b"BZh", Unread { name: "compressed with bzip2", instead: "bzip2 -dc {} | imds-trace replay -" }),
+    (b"\x04\x22\x4d\x18", Unread { name: "compressed with lz4", instead: "lz4 -dc {} | imds-trace replay -" }),
+    (b"\x1f\x9d", Unread { name: "compressed with compress", instead: "gzip -dc {} | imds-trace replay -" }),
+    (b"PK\x03\x04", Unread { name: "a zip archive", instead: "unzip -p {} | imds-trace replay -" }),
+    (b"7z\xbc\xaf\x27\x1c", Unread { name: "a 7z archive", instead: "7z x -so {} | imds-trace replay -" }),
+];
+
+const MODIFIED: Unread = Unread { name: "a \"modified\" pcap (Kuznetzov's)", instead: WITH_TCPDUMP };
+const IXIA: Unread = Unread { name: "a pcap of an Ixia", instead: WITH_EDITCAP };
+const TAR: Unread = Unread { name: "a tar archive", instead: "tar -xf {}" };
+/// Text, where packets are needed.
+const PRINTED: Unread = Unread {
+    name: "the text that tcpdump prints, not the packets",
+    instead: "tcpdump -i any -w capture.pcap 'host 169.254.169.254 or host fd00:ec2::254'",
+};
+
+impl Unread {
+    /// The sentence about a file of this name.
+    pub fn told(&self, file: &str) -> String {
+        // What comes from stdin has no name to type.
+        let file = if file == "-" { "FILE".to_owned() } else { shell_word(file) };
+        format!("it is {}, which is not read; type  {}", self.name, self.instead.replace("{}", &file))
+    }
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.told("-"))
+    }
+}
+
+/// What a file is.
+pub enum Format {
+    /// pcap or pcapng; unpacked.
+    Capture(Input),
+    /// Something that is known, and not read.
+    Unread(Unread),
+    /// There is not a byte in it.
+    Empty,
+    /// Something else; unpacked.
+    Other(Input),
+}
+
+/// Looks at the first bytes of a file, and in it, if it is compressed.
+pub fn open(input: Input) -> io::Result<Format> {
+    let (input, was_packed) = unpack(input)?;
+    // Some programs compress what they are told to compress already.
+    let (input, _) = unpack(input)?;
+    let (magic, input) = peek(input, MAGIC)?;
+    if is_capture(&magic) {
+        return Ok(Format::Capture(input));
+    }
+    if magic.is_empty() && !was_packed {
+        return Ok(Format::Empty);
+    }
+    let (begin, input) = peek(input, LONGEST)?;
+    let known = UNREAD.iter().find(|(magic, _)| begin.starts_with(magic)).map(|(_, unread)| *unread);
+    let (at, ustar) = USTAR;
+    let tar = begin.get(at..).is_some_and(|begin| begin.starts_with(ustar)).then_some(TAR);
+    let printed = is_printed(&begin).then_some(PRINTED);
+    Ok(known.or(tar).or(printed).map_or(Format::Other(input), Format::Unread))
+}
+
+/// Does a file that begins so hold a capture?
+pub fn is_capture(magic: &[u8]) -> bool {
+    magic == PCAPNG || PCAP.iter().any(|known| magic == known)
+}
+
+/// Is it a pcapng?
+pub fn is_pcapng(magic: &[u8]) -> bool {
+    magic == PCAPNG
+}
+
+/// A line of tcpdump's: `09:43:43.159123 IP 172.17.0.2.40000 > …`, perhaps with a date before or an interface in between.
+fn is_printed(begin: &[u8]) -> bool {
+    let line = begin.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let Ok(line) = std::str::from_utf8(line) else { return false };
+    let mut words = line.split(' ');
+    let is_time = |word: &str| {
+        let plain: String = word.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        plain.starts_with("00:00:00.000")
+    };
+    words.by_ref().take(2).any(is_time) && words.any(|word| matches!(word, "IP" | "IP6" | "ARP,"))
+}
