@@ -49,6 +49,9 @@ struct Told {
     failures: Vec<String>,
 }
 
+/// Address, exchanges, those unanswered, and the hop limit observed and needed.
+type Client = (String, u64, u64, Option<u8>, Option<u8>);
+
 impl Told {
     fn of(captures: &[Vec<u8>]) -> Result<Self> {
         let source = |(number, bytes): (usize, &Vec<u8>)| Source {
@@ -80,7 +83,7 @@ impl Told {
     }
 
     /// Clients: exchanges, those unanswered, and the hop limit observed and needed.
-    fn clients(&self) -> Vec<(String, u64, u64, Option<u8>, Option<u8>)> {
+    fn clients(&self) -> Vec<Client> {
         let client = |tally: &diagnosis::event::Tally| {
             let limit = tally.hop_limit;
             let (observed, needed) = (limit.observed.map(|ttl| ttl.0), limit.needed.map(|ttl| ttl.0));
