@@ -13,6 +13,7 @@ use crate::event::Asserted;
 use crate::event::{Attached, Event, Lost, Probed};
 use crate::finding::Severity;
 use crate::identity::{Attribution, Key, Subject};
+use crate::report::LastWords;
 use judge::{Scope, judged};
 use seen::Seen;
 
@@ -29,6 +30,7 @@ pub struct Expectations {
     listened: Listened,
     /// What a probe was answered, which it knows whether its packets were seen or not.
     probed: Option<Probed>,
+    last: LastWords,
 }
 
 /// Where packets were listened for.
@@ -67,13 +69,23 @@ impl Expectations {
         if self.asked.is_empty() {
             return;
         }
+        if let Some(settled) = self.last.hear(event) {
+            self.count(&settled);
+        }
+        match event {
+            Event::Exchange(_) | Event::Finding(..) => {}
+            event => self.count(event),
+        }
+    }
+
+    fn count(&mut self, event: &Event) {
         match event {
             Event::Exchange(event) => {
                 if let Some(seen) = self.of(&event.who) {
                     seen.note(event);
                 }
             }
-            Event::Finding(_, finding) if finding.severity == Severity::Error => {
+            Event::Finding(_, finding) if finding.severity == Severity::Error && finding.count > 0 => {
                 if let Some(seen) = self.of(&finding.who) {
                     let by_address = finding.who.by == Key::Address;
                     let noted = if by_address { &mut seen.errors_by_address } else { &mut seen.errors };
@@ -95,7 +107,10 @@ impl Expectations {
     }
 
     /// What came of each, in the order asked.
-    pub fn judge(&self, lost: Lost) -> Vec<Asserted> {
+    pub fn judge(&mut self, lost: Lost) -> Vec<Asserted> {
+        for event in self.last.take() {
+            self.count(&event);
+        }
         let lost = lost.sum() + self.over;
         let judged = self.asked.iter().map(|asked| {
             let scope = Scope::of(asked, &self.seen, self.probed.as_ref(), self.listened);

@@ -87,11 +87,7 @@ impl Own {
                 }
             }
             Event::Finding(at, finding) => {
-                let known = self.findings.iter_mut().find(|(_, known)| {
-                    known.rule == finding.rule
-                        && known.first == finding.first
-                        && known.evidence.first() == finding.evidence.first()
-                });
+                let known = self.findings.iter_mut().find(|(_, known)| known.id == finding.id);
                 match known {
                     Some(known) => *known = (*at, (**finding).clone()),
                     None => self.findings.push((*at, (**finding).clone())),

@@ -67,6 +67,7 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         unsaid: 0,
         unheard: 0,
         inputs: 0,
+        runs: 0,
         exchanges: 0,
     };
     let told = runs.into_iter().try_for_each(|run| replaying.run(run)).and_then(|()| replaying.finish());
@@ -92,6 +93,8 @@ struct Replaying {
     unheard: u64,
     /// Inputs that could be used.
     inputs: u64,
+    /// Runs begun.
+    runs: u64,
     /// The highest number of an exchange in the runs before.
     exchanges: u64,
 }
@@ -103,7 +106,9 @@ impl Replaying {
         let later = u64::try_from(run.boot_time().0.saturating_sub(self.boot_time.0)).unwrap_or(0);
         let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
         pipeline.tell_packets(self.outputs.want_packets());
-        let mut telling = Telling { later, before: self.exchanges, ready: Some((header.at, header.ready)) };
+        self.runs += 1;
+        let mut telling =
+            Telling { later, before: self.exchanges, run: self.runs, ready: Some((header.at, header.ready)) };
         let mut last = header.at;
         for source in run.sources {
             if let Some(why) = &source.missing {
@@ -174,7 +179,7 @@ impl Replaying {
 
     fn told(&mut self, telling: &mut Telling, run: impl FnOnce(&mut dyn FnMut(&Event))) -> anyhow::Result<()> {
         let Self { outputs, whole, report, exchanges, .. } = self;
-        let before = telling.before;
+        let (before, run_number) = (telling.before, telling.run);
         outputs.told(|tell| {
             run(&mut |event| match event {
                 Event::Report(at, latest) => {
@@ -186,7 +191,7 @@ impl Replaying {
                     *report = Some((*at, latest));
                 }
                 event => {
-                    let event = numbered(event, before);
+                    let event = numbered(event, before, run_number);
                     if let Event::Exchange(exchange) = &event {
                         *exchanges = (*exchanges).max(exchange.exchange.id.0);
                     }
@@ -235,16 +240,23 @@ struct Telling {
     later: u64,
     /// Exchanges of the runs before.
     before: u64,
+    /// Number of the run.
+    run: u64,
     ready: Option<(Timestamp, crate::event::Ready)>,
 }
 
 /// An event whose exchanges are numbered on from those of the runs before.
-fn numbered(event: &Event, before: u64) -> Event {
+fn numbered(event: &Event, before: u64, run: u64) -> Event {
+    /// More findings than a run has.
+    const FINDINGS: u64 = 1 << 40;
     let mut event = event.clone();
     let renumber = |id: &mut ExchangeId| id.0 += before;
     match &mut event {
         Event::Exchange(exchange) => renumber(&mut exchange.exchange.id),
-        Event::Finding(_, finding) => finding.evidence.iter_mut().for_each(renumber),
+        Event::Finding(_, finding) => {
+            finding.id.0 += run * FINDINGS;
+            finding.evidence.iter_mut().for_each(renumber);
+        }
         _ => {}
     }
     event

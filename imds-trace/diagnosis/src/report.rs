@@ -1,13 +1,15 @@
 //! What came of it all, container by container?
 
 mod group;
+mod last_words;
 
 use std::collections::HashMap;
 
 use crate::event::{Event, Lost, Reconciled, Report, Tally};
-use crate::finding::{Finding, HopLimit};
+use crate::finding::HopLimit;
 use crate::identity::{Attribution, Subject};
 pub use group::Grouping;
+pub use last_words::LastWords;
 
 /// Subjects counted apart at most; the rest is counted as lost.
 const MAX_SUBJECTS: usize = 8_192;
@@ -18,11 +20,18 @@ pub struct Tallies {
     subjects: HashMap<Subject, usize>,
     report: Report,
     over: u64,
+    last: LastWords,
 }
 
 impl Tallies {
     /// Takes in an event.
     pub fn absorb(&mut self, event: &Event) {
+        if let Some(settled) = self.last.hear(event) {
+            self.count(&settled);
+        }
+    }
+
+    fn count(&mut self, event: &Event) {
         match event {
             Event::Exchange(event) => {
                 if let Some(tally) = self.tally(&event.who) {
@@ -31,6 +40,8 @@ impl Tallies {
                     tally.hop_limit = tally.hop_limit.and(event.hop_limit);
                 }
             }
+            // Withdrawn: nothing of it was left.
+            Event::Finding(_, finding) if finding.count == 0 => {}
             Event::Finding(_, finding) => {
                 if let Some(tally) = self.tally(&finding.who) {
                     tally.hop_limit = tally.hop_limit.and(finding.hop_limit);
@@ -39,10 +50,10 @@ impl Tallies {
                     }
                 }
                 let findings = &mut self.report.findings;
-                match findings.iter().position(|known| same(known, finding)) {
-                    Some(at) => findings[at] = (**finding).clone(),
-                    None if findings.len() < MAX_SUBJECTS => findings.push((**finding).clone()),
-                    None => self.over += 1,
+                if findings.len() < MAX_SUBJECTS {
+                    findings.push((**finding).clone());
+                } else {
+                    self.over += 1;
                 }
             }
             // What was lost is given to `finish`, whole.
@@ -57,6 +68,9 @@ impl Tallies {
 
     /// The report.
     pub fn finish(&mut self, lost: Lost, spent: Reconciled) -> Report {
+        for event in self.last.take() {
+            self.count(&event);
+        }
         let mut report = std::mem::take(&mut self.report);
         report.lost = lost;
         report.lost.state_evicted += self.over;
@@ -96,12 +110,4 @@ impl Tallies {
         }
         Some(tally)
     }
-}
-
-/// Is it the same finding, told again? Its first sighting and its evidence name it.
-fn same(known: &Finding, told: &Finding) -> bool {
-    known.rule == told.rule
-        && known.first == told.first
-        && known.evidence.first() == told.evidence.first()
-        && known.who.subject() == told.who.subject()
 }

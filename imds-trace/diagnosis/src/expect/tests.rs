@@ -45,6 +45,9 @@ fn unknown() -> Attribution {
     Attribution { by: Key::Unknown, address: address(9), ..host() }
 }
 
+/// Each exchange and each finding is another one.
+static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+
 /// An exchange; `asked` is method and path, `with a token` behind it adds one; no status is no answer.
 fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Event {
     let endpoint = |address, port| Endpoint { address, port };
@@ -59,7 +62,7 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
         }
     });
     let exchange = Exchange {
-        id: ExchangeId(1),
+        id: ExchangeId(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
         connection: Connection {
             id: ConnectionId(1),
             client: endpoint(who.address, 40_000),
@@ -113,6 +116,7 @@ fn lost(who: &Attribution) -> Event {
 
 fn error(who: &Attribution, summary: &str) -> Event {
     let finding = Finding {
+        id: crate::finding::FindingId(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
         rule: "kernel-drop",
         severity: Severity::Error,
         confidence: Confidence::Certain,
@@ -344,4 +348,20 @@ fn a_name_that_comes_late_counts_from_the_beginning() {
         container.name = None;
     }
     fails("blocked:web", &[exchange(&unnamed, Some(TOKEN), Some(200)), lost(&web)], "was given a token");
+}
+
+#[test]
+fn of_several_words_on_one_exchange_the_last_one_counts() {
+    let web = container("web");
+    let Event::Exchange(unanswered) = exchange(&web, Some(TOKEN), None) else { unreachable!() };
+    let Event::Exchange(mut answered) = exchange(&web, Some(TOKEN), Some(200)) else { unreachable!() };
+    answered.exchange.id = unanswered.exchange.id;
+    let told_again = [Event::Exchange(unanswered), Event::Exchange(answered)];
+    assert!(judged_with("reachable", &told_again, 0).held);
+    let Event::Finding(at, told) = error(&web, "it was unanswered") else { unreachable!() };
+    let withdrawn = Finding { count: 0, ..(*told).clone() };
+    let answered = exchange(&web, Some(TOKEN), Some(200));
+    assert!(!judged_with("reachable", &[answered.clone(), Event::Finding(at, told.clone())], 0).held);
+    let events = [answered, Event::Finding(at, told), Event::Finding(at, Box::new(withdrawn))];
+    assert!(judged_with("reachable", &events, 0).held);
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::{Case, Confidence, Finding, HopLimit, RULES, Rule, Verdict, vantage};
+use super::{Case, Confidence, Finding, FindingId, HopLimit, RULES, Rule, Verdict, vantage};
 use crate::exchange::{ExchangeId, Moment};
 use crate::identity::{Key, Subject};
 use crate::net::Timestamp;
@@ -189,7 +189,10 @@ impl Ledger {
             }
             return Share { finding: *number, weight, waited };
         }
+        let number = self.next;
+        self.next += 1;
         let finding = Finding {
+            id: FindingId(number),
             rule: rule.id,
             severity: rule.severity,
             confidence: verdict.confidence,
@@ -208,8 +211,6 @@ impl Ledger {
             evidence: vec![case.exchange.id],
         };
         told(&finding);
-        let number = self.next;
-        self.next += 1;
         self.order.insert(number, key.clone());
         self.entries.insert(key, Entry { number, told: finding.count, finding });
         while self.entries.len() > MAX_FINDINGS {

@@ -87,9 +87,15 @@ impl HopLimit {
     }
 }
 
+/// Numbers findings within one run: a finding that is told again has the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FindingId(pub u64);
+
 /// A conclusion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
+    /// Its number.
+    pub id: FindingId,
     /// The rule's name.
     pub rule: &'static str,
     /// How bad.

@@ -11,7 +11,7 @@ use wildmatch::WildMatch;
 use crate::config::{Asked, Filter};
 use crate::event::{Event, ExchangeEvent};
 use crate::exchange::{ExchangeId, Imds};
-use crate::finding::Finding;
+use crate::finding::{Finding, FindingId};
 use crate::identity::Attribution;
 use crate::net::{BootTime, Timestamp};
 
@@ -20,9 +20,6 @@ const MAX_FITTING: usize = 65_536;
 /// Findings that wait, and findings that were told, remembered at most.
 const MAX_FINDINGS: usize = 8_192;
 
-/// What names a finding: its rule, its first sighting and the first exchange that shows it.
-type Name = (&'static str, Timestamp, Option<ExchangeId>);
-
 /// Lets through what is to be shown.
 #[derive(Debug)]
 pub struct Sieve {
@@ -30,7 +27,7 @@ pub struct Sieve {
     boot_time: BootTime,
     fitting: HashSet<ExchangeId>,
     order: VecDeque<ExchangeId>,
-    told: HashSet<Name>,
+    told: HashSet<FindingId>,
     waiting: VecDeque<(Timestamp, Box<Finding>)>,
 }
 
@@ -73,11 +70,11 @@ impl Sieve {
                     return vec![event.clone()];
                 }
                 let fits = finding.evidence.iter().any(|id| self.fitting.contains(id));
-                if fits || self.told.contains(&name(finding)) {
+                if fits || self.told.contains(&finding.id) {
                     self.tell(finding);
                     return vec![event.clone()];
                 }
-                self.waiting.retain(|(_, waiting)| name(waiting) != name(finding));
+                self.waiting.retain(|(_, waiting)| waiting.id != finding.id);
                 self.waiting.push_back((*at, finding.clone()));
                 if self.waiting.len() > MAX_FINDINGS {
                     self.waiting.pop_front();
@@ -123,7 +120,7 @@ impl Sieve {
 
     fn tell(&mut self, finding: &Finding) {
         if self.told.len() < MAX_FINDINGS {
-            self.told.insert(name(finding));
+            self.told.insert(finding.id);
         }
     }
 
@@ -144,10 +141,6 @@ impl Sieve {
         self.filter.since.is_none_or(|since| wall(last.unwrap_or(first)) >= since)
             && self.filter.until.is_none_or(|until| wall(first) < until)
     }
-}
-
-fn name(finding: &Finding) -> Name {
-    (finding.rule, finding.first, finding.evidence.first().copied())
 }
 
 /// Does one of the patterns fit? None at all fit everything, also what is not known.

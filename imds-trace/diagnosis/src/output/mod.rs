@@ -6,6 +6,7 @@ mod junit;
 mod pcapng;
 mod text;
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -18,7 +19,7 @@ use crate::config::{OutputSpec, Telling};
 use crate::event::Event;
 use crate::event::Report;
 use crate::expect::Expectations;
-use crate::finding::Severity;
+use crate::finding::{FindingId, Severity};
 use crate::net::BootTime;
 use crate::printable::printable;
 use crate::report::{Grouping, Tallies};
@@ -87,7 +88,7 @@ pub struct Outputs {
     sieve: Sieve,
     groups: Option<Grouping>,
     /// Findings of severity error that were told.
-    errors: u64,
+    errors: HashSet<FindingId>,
     expectations: Expectations,
     /// Did something that was asserted not hold?
     broken: bool,
@@ -127,7 +128,7 @@ impl Outputs {
             telling: telling.clone(),
             sieve: Sieve::new(telling.filter.clone(), boot_time),
             groups: telling.group_by.map(Grouping::new),
-            errors: 0,
+            errors: HashSet::new(),
             expectations: Expectations::new(telling.expectations.clone()),
             broken: false,
             tallies: Tallies::default(),
@@ -172,10 +173,16 @@ impl Outputs {
 
     fn show(&mut self, event: &Event) -> Result<(), Error> {
         match event {
-            Event::Finding(_, finding) => self.errors += u64::from(finding.severity == Severity::Error),
-            Event::Exchange(exchange) => {
+            Event::Finding(_, finding) if finding.severity == Severity::Error && finding.count > 0 => {
+                self.errors.insert(finding.id);
+            }
+            // Withdrawn: nothing of it was left.
+            Event::Finding(_, finding) if finding.count == 0 => {
+                self.errors.remove(&finding.id);
+            }
+            Event::Exchange(_) => {
                 if let Some(groups) = &mut self.groups {
-                    groups.absorb(exchange);
+                    groups.absorb(event);
                 }
             }
             _ => {}
@@ -239,7 +246,7 @@ impl Outputs {
 
     /// Was an error found, and is that a failure (`--exit-code`)?
     pub fn erred(&self) -> bool {
-        self.telling.exit_code && self.errors > 0
+        self.telling.exit_code && !self.errors.is_empty()
     }
 }
 

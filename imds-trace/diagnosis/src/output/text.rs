@@ -64,6 +64,10 @@ impl Output for Text {
             Event::Finding(at, finding) => {
                 let style = style(finding.severity);
                 let (time, word) = (self.time(*at), word(finding.severity));
+                if finding.count == 0 {
+                    let (rule, whom) = (finding.rule, who(&finding.who));
+                    return writeln!(self.stream, "{time}  withdrawn {rule} of {whom}: the outcome has changed since");
+                }
                 writeln!(
                     self.stream,
                     "{time}  {style}{word} {}{style:#}: {}{}",

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::LastWords;
 use crate::config::GroupBy;
-use crate::event::{Credentials, ExchangeEvent, Group, Groups};
+use crate::event::{Credentials, Event, Group, Groups};
 use crate::exchange::Imds;
 use crate::identity::{Attribution, Container};
 use crate::net::Timestamp;
@@ -20,22 +21,33 @@ const CREDENTIALS: [&str; 2] = ["/iam/security-credentials/", "/identity-credent
 pub struct Grouping {
     groups: Groups,
     index: HashMap<String, usize>,
+    last: LastWords,
 }
 
 impl Grouping {
     /// Nothing counted yet.
     pub fn new(by: GroupBy) -> Self {
-        Self { groups: Groups { by, groups: Vec::new(), over: 0 }, index: HashMap::new() }
+        Self { groups: Groups { by, groups: Vec::new(), over: 0 }, index: HashMap::new(), last: LastWords::default() }
     }
 
     /// The groups.
-    pub fn finish(self) -> Groups {
+    pub fn finish(mut self) -> Groups {
+        for event in self.last.take() {
+            self.count(&event);
+        }
         self.groups
     }
 
-    /// Counts an exchange.
-    pub fn absorb(&mut self, event: &ExchangeEvent) {
-        let Self { groups, index } = self;
+    /// Takes in an exchange.
+    pub fn absorb(&mut self, event: &Event) {
+        if let Some(settled) = self.last.hear(event) {
+            self.count(&settled);
+        }
+    }
+
+    fn count(&mut self, event: &Event) {
+        let Event::Exchange(event) = event else { return };
+        let Self { groups, index, .. } = self;
         let exchange = &event.exchange;
         let path = exchange.request.as_ref().map(|request| request.path.as_str());
         let key = key(groups.by, &event.who, path);
