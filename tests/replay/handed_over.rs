@@ -49,9 +49,6 @@ struct Told {
     failures: Vec<String>,
 }
 
-/// Address, exchanges, those unanswered, and the hop limit observed and needed.
-type Client = (String, u64, u64, Option<u8>, Option<u8>);
-
 impl Told {
     fn of(captures: &[Vec<u8>]) -> Result<Self> {
         let source = |(number, bytes): (usize, &Vec<u8>)| Source {
@@ -83,11 +80,11 @@ impl Told {
     }
 
     /// Clients: exchanges, those unanswered, and the hop limit observed and needed.
-    fn clients(&self) -> Vec<Client> {
+    fn clients(&self) -> Vec<(String, [u64; 2], [Option<u8>; 2])> {
         let client = |tally: &diagnosis::event::Tally| {
             let limit = tally.hop_limit;
-            let (observed, needed) = (limit.observed.map(|ttl| ttl.0), limit.needed.map(|ttl| ttl.0));
-            (tally.who.address.to_string(), tally.exchanges, tally.unanswered, observed, needed)
+            let limits = [limit.observed, limit.needed].map(|limit| limit.map(|ttl| ttl.0));
+            (tally.who.address.to_string(), [tally.exchanges, tally.unanswered], limits)
         };
         self.report.subjects.iter().map(client).collect()
     }

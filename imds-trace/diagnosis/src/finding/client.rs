@@ -157,16 +157,18 @@ pub(super) fn sought(who: &Attribution) -> Vec<Sought> {
 pub(super) struct Made {
     pub maker: Maker,
     pub asked: Timestamp,
-    /// When it was over for its client; `None` if that was not seen.
+    /// When its client had its answer, or ended its side; `None` if that was not seen.
     pub over: Option<Timestamp>,
+    /// When all of it was over; where its end was not seen, when it had been quiet for long.
+    pub closed: Option<Timestamp>,
 }
 
 /// Is `later` what the client of `made` did next? Gives whether that is sure. `tie` is the weakest one between them.
 pub(super) fn goes_on(made: &Made, later: &Maker, asked: Timestamp, tie: Tie, found: &Sought) -> Option<bool> {
     let started_after = |over| later.started.map(|started| started >= over);
-    let over = match (made.over, tie) {
+    let over = match (made.over.or(made.closed.filter(|closed| *closed <= asked)), tie) {
         (Some(over), _) if over <= asked => over,
-        // A task that goes on without having closed its connection; one that closed it later was still waiting.
+        // A task that goes on, and was not seen closing its connection; one that closed it later was still waiting.
         (None, Tie::Process) if made.maker.task == later.task => {
             return (asked.since(made.asked) >= GIVES_UP_AFTER).then_some(false);
         }

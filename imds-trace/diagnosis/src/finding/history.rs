@@ -158,16 +158,19 @@ impl History {
 
     fn note_request(&mut self, exchange: &Exchange, who: &Attribution) {
         let Some(asked) = exchange.asked else { return };
-        let over = exchange.left.or(exchange.answered).or(exchange.closed);
-        let came = match exchange.status().filter(|_| !exchange.is_late()) {
+        let over = exchange.left.or(exchange.answered);
+        let is_over = over.or(exchange.closed).is_some();
+        // An answer of which it is not proved that the client has it, and that came when that had ended its side, brought nothing.
+        let after_the_end = exchange.left.zip(exchange.answered).is_some_and(|(left, answered)| left < answered);
+        let brought =
+            exchange.answered.is_some() && !exchange.is_late() && !(after_the_end && exchange.response_proof.is_none());
+        let came = match exchange.status().filter(|_| brought) {
             Some(status) if is_success(status) => Came::Granted,
             Some(status) => Came::Refused(status),
-            None if over.is_some() && (exchange.answered.is_none() || exchange.is_late()) => {
-                Came::Nothing { to_host: exchange.responded }
-            }
+            None if is_over && !brought => Came::Nothing { to_host: exchange.responded },
             None => Came::Unknown,
         };
-        let made = Made { maker: Maker::of(who), asked, over };
+        let made = Made { maker: Maker::of(who), asked, over, closed: exchange.closed };
         let charged = self.requests.get(&exchange.id).and_then(|request| request.charged);
         if self.requests.insert(exchange.id, TokenRequest { made, came, charged }).is_none() {
             self.request_order.push_back(exchange.id);
@@ -284,7 +287,7 @@ impl History {
         for (id, request) in known.skip_while(|(id, _)| *id != last) {
             let elsewhere = |request: &TokenRequest| request.charged.filter(|charged| *charged != read);
             let follows = group.last().is_none_or(|(_, next)| {
-                let over = request.made.over.unwrap_or(request.made.asked);
+                let over = request.made.over.or(request.made.closed).unwrap_or(request.made.asked);
                 elsewhere(next) == elsewhere(&request) && next.made.asked.since(over) < SAME_GROUP
             });
             if !follows || !matches!(request.came, Came::Nothing { .. } | Came::Refused(_)) {
@@ -299,7 +302,11 @@ impl History {
     pub fn had(&self, exchange: &Exchange, who: &Attribution) -> Had {
         let Some(asked) = exchange.asked else { return Had::NotSure };
         let Some((key, last, sure)) = self.last_request(exchange, who) else {
-            return if self.another_asked(asked, who) { Had::NotSure } else { Had::NotAsked };
+            return match (self.asked_itself(asked, who), self.another_asked(asked, who)) {
+                (true, _) => Had::Unclear,
+                (false, true) => Had::NotSure,
+                (false, false) => Had::NotAsked,
+            };
         };
         let group = self.group(&key, last, exchange.id);
         let Some((_, request)) = group.first() else {
@@ -330,14 +337,28 @@ impl History {
         })
     }
 
+    /// Were token requests counted as those that came to nothing before this one?
+    pub fn is_charged(&self, exchange: &Exchange, who: &Attribution) -> bool {
+        let last = self.last_request(exchange, who).and_then(|(_, last, _)| self.requests.get(&last));
+        last.is_some_and(|request| request.charged == Some(exchange.id))
+    }
+
+    /// Did the same process ask for a token before, whatever came of it?
+    fn asked_itself(&self, asked: Timestamp, who: &Attribution) -> bool {
+        let Some(process) = &who.process else { return false };
+        let own = Key::Process(process.pid);
+        let mut requests = self.under(&own).filter_map(|(id, _)| self.requests.get(id));
+        requests.any(|request| request.made.asked < asked)
+    }
+
     /// Did another process of the same place ask for a token, of which nobody knows whether it is the same client?
     fn another_asked(&self, asked: Timestamp, who: &Attribution) -> bool {
         let maker = Maker::of(who);
         let place = Key::Place(who.subject());
         let mut requests = self.under(&place).filter_map(|(id, _)| self.requests.get(id));
         requests.any(|TokenRequest { made, .. }| {
-            let before = made.over.is_some_and(|over| over <= asked && asked.since(over) < SAME_GROUP);
-            before && (maker.is_adrift() || made.maker.is_adrift())
+            let is_over = made.over.is_none_or(|over| over <= asked && asked.since(over) < SAME_GROUP);
+            made.asked < asked && is_over && (maker.is_adrift() || made.maker.is_adrift())
         })
     }
 

@@ -1,7 +1,7 @@
 //! Is the metadata endpoint switched off?
 
 use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
-use crate::exchange::Imds;
+use crate::exchange::{Exchange, Imds};
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -11,16 +11,20 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
-/// A refusal with no reason of its own, where nothing else was answered shortly before or after.
-pub(super) fn is_disabled(case: &Case<'_>) -> bool {
-    let exchange = case.exchange;
-    let Some(request) = &exchange.request else { return false };
-    let has_reason = match exchange.imds() {
+/// Does this exchange's request explain a 403 to it?
+pub(super) fn has_reason(exchange: &Exchange) -> bool {
+    let Some(request) = &exchange.request else { return true };
+    match exchange.imds() {
         Some(Imds::Token) => request.forwarded_for || request.path != "/latest/api/token",
         Some(Imds::V1 | Imds::V2) => false,
         Some(Imds::Other) | None => true,
-    };
-    exchange.status() == Some(403) && !has_reason && !case.history.is_open(exchange)
+    }
+}
+
+/// A refusal with no reason of its own, where nothing else was answered shortly before or after.
+pub(super) fn is_disabled(case: &Case<'_>) -> bool {
+    let exchange = case.exchange;
+    exchange.status() == Some(403) && !has_reason(exchange) && !case.history.is_open(exchange)
 }
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {

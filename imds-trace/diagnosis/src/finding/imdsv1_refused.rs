@@ -19,6 +19,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     if exchange.status() != Some(401) || case.history.asks_for_token_later(exchange, case.who) {
         return None;
     }
+    // It was a fallback when it was over, and has been told as one.
+    if case.history.is_charged(exchange, case.who) {
+        return None;
+    }
     let voice = case.speaks_for_instance()?;
     let (cause, habit, confidence) = match case.history.had(exchange, case.who) {
         Had::Nothing(_) => return None,
