@@ -321,9 +321,10 @@ fn seems_arrived(open: &Open, state: &State<Open>, waited: bool) -> bool {
         // It comes to the client where the client's packets were seen first; what reached it from elsewhere, it acknowledges. And so it
         // does if it is behind the host that this was captured on.
         (Heading::FromImds, Some(hook)) => {
-            let is_behind = hook.direction == Direction::Egress && state.client_ttl.is_some_and(has_fallen);
             let came_there = last.hook.interface == hook.interface && last.hook.direction != hook.direction;
-            came_there && !is_behind || open.tcp.len == 0 || !waited
+            let is_alone = hook.direction == Direction::Egress;
+            let is_behind = is_alone && state.client_ttl.is_some_and(has_fallen);
+            came_there && !is_behind || is_alone && (open.tcp.len == 0 || !waited)
         }
     }
 }
