@@ -41,6 +41,9 @@ pub fn trials() -> Vec<Trial> {
     tests.into_iter().map(|(name, test)| Trial::test(format!("handed_over::{name}"), move || Ok(test()?))).collect()
 }
 
+/// Address, exchanges, those unanswered, and the hop limit observed and needed.
+type Client = (String, u64, u64, Option<u8>, Option<u8>);
+
 /// What is told of captures.
 #[derive(Debug)]
 struct Told {
@@ -79,12 +82,12 @@ impl Told {
         errors.map(|finding| (finding.rule, finding.who.address.to_string())).collect()
     }
 
-    /// Clients: exchanges, those unanswered, and the hop limit observed and needed.
-    fn clients(&self) -> Vec<(String, [u64; 2], [Option<u8>; 2])> {
+    /// Who asked.
+    fn clients(&self) -> Vec<Client> {
         let client = |tally: &diagnosis::event::Tally| {
             let limit = tally.hop_limit;
-            let limits = [limit.observed, limit.needed].map(|limit| limit.map(|ttl| ttl.0));
-            (tally.who.address.to_string(), [tally.exchanges, tally.unanswered], limits)
+            let (observed, needed) = (limit.observed.map(|ttl| ttl.0), limit.needed.map(|ttl| ttl.0));
+            (tally.who.address.to_string(), tally.exchanges, tally.unanswered, observed, needed)
         };
         self.report.subjects.iter().map(client).collect()
     }

@@ -288,7 +288,6 @@ impl Entry {
         match (self.closed, self.ending) {
             (Some(closed), _) if !self.is_settled() => closed.max(self.last.after(SETTLE)),
             (Some(_), _) => self.last.after(REMEMBER),
-            (None, Some(_)) if self.socket_open => self.last.after(QUIET),
             (None, Some(end)) => end.after(LINGER),
             (None, None) if self.socket_open => self.last.after(SOCKET_QUIET),
             (None, None) => self.last.after(QUIET),
