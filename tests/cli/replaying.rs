@@ -54,8 +54,7 @@ fn what_is_no_recording_is_named() -> Outcome {
     let zeros = vec![0; 3 << 20];
     let long = [b"{\"recording\":1,\"x\":\"".to_vec(), vec![b'x'; 3 << 20], b"\"}\n".to_vec()].concat();
     for (name, content) in [
-        ("empty", &b""[..]),
-        ("newline", b"\n"),
+        ("newline", &b"\n"[..]),
         ("words", b"hello\nworld\n"),
         ("binary", &program[..1 << 20]),
         ("zeros", &zeros),
@@ -71,6 +70,7 @@ fn what_is_no_recording_is_named() -> Outcome {
         let ran = replay(&file, &[])?;
         ran.expect_sentence(&[name, "line 1"]).with_context(|| name.to_owned())?;
     }
+    replay(&folder.file("nothing", b"")?, &[])?.expect_sentence(&["nothing", "it is empty"])?;
     Ok(())
 }
 
@@ -138,7 +138,7 @@ fn a_recording_comes_from_stdin_too() -> Outcome {
     if same.stdout != ran.stdout || ran.stdout.is_empty() {
         return Err(format!("{ran:?} is not {same:?}").into());
     }
-    run(["replay", "-"])?.expect_sentence(&["line 1"])?;
+    run(["replay", "-"])?.expect_sentence(&["-", "it is empty"])?;
     Ok(())
 }
 
