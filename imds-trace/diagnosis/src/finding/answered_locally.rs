@@ -1,7 +1,7 @@
 //! Did the answer come from this host, and not from EC2?
 
 use super::{Case, Rule, Severity, Verdict};
-use crate::net::Direction;
+use crate::net::{Direction, has_fallen};
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -17,6 +17,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|_| case.host.watched && case.complete)?;
     exchange.answered?;
     let inward = exchange.inward.as_ref().filter(|travel| !travel.hops.is_empty())?;
+    // A TTL that had fallen before the first place that saw the answer: it was forwarded here, from where nobody listens.
+    if inward.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Egress && has_fallen(hop.ttl)) {
+        return None;
+    }
     let came_in = inward.hops.iter().any(|hop| case.host.is_uplink(hop, Direction::Ingress));
     let went_out = exchange.outward.iter().flat_map(|travel| &travel.hops);
     let went_out = went_out.into_iter().any(|hop| case.host.is_uplink(hop, Direction::Egress));
