@@ -159,7 +159,6 @@ impl Live {
         if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last())
             && first.hook.direction == Direction::Ingress
             && last.hook.direction == Direction::Egress
-            && exchange.decrements.hops == 0
         {
             fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
         }
