@@ -13,7 +13,7 @@ pub const MAX_EVIDENCE: usize = 16;
 /// Findings kept at most; beyond that the oldest goes, counted.
 const MAX_FINDINGS: usize = 8_192;
 /// Exchanges whose findings can be taken back at most, the latest: most exchanges have none.
-const MAX_REVISABLE: usize = 16_384;
+const MAX_REVISABLE: usize = 14_000;
 /// Subjects whose hop limit is remembered at most.
 const MAX_SUBJECTS: usize = 8_192;
 

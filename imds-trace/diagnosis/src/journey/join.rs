@@ -19,7 +19,7 @@ pub const END: Timestamp = Timestamp(u64::MAX);
 /// Journeys under way in one connection at most; a window of small segments.
 const MAX_OPEN: usize = 256;
 /// Sockets whose namespace is remembered at most.
-const MAX_SOCKETS: usize = 16_384;
+const MAX_SOCKETS: usize = 14_000;
 /// A packet that is seen at another hook so soon after a drop of it was not dropped: that was a copy. Nothing is sent again so soon
 /// (the least time before a retransmission is 200 ms on Linux).
 const SAME_PACKET: Duration = Duration::from_millis(1);

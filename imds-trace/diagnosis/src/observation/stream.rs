@@ -12,8 +12,9 @@ use super::redact::{self, Body, Marker, Message, TOKEN_LENGTH};
 use super::{Head, Hook, Tcp};
 use crate::net::{Direction, Flow, Ifindex};
 
-/// Directions at hooks remembered at most. IMDS closes after each answer: some seconds of the fastest client seen.
-const MAX_STREAMS: usize = 16_384;
+/// Directions at hooks remembered at most: a quarter of a second of the fastest client seen, and a stream is read within milliseconds.
+/// A table with room for 28,672 that is never more than half full tidies itself up in place, and never doubles.
+const MAX_STREAMS: usize = 14_000;
 /// A head longer than this is given up; SDKs send some hundred bytes.
 const MAX_HEAD: usize = 4_096;
 /// A line between chunks longer than this is none; the longest ones are signatures of chunks, which nobody sends to IMDS.
@@ -94,6 +95,7 @@ impl Streams {
         }
         let key = Key { interface: hook.interface.index, direction: hook.direction, flow };
         if self.streams.len() >= MAX_STREAMS
+            && !self.streams.contains_key(&key)
             && let Some(oldest) = self.order.pop_front()
         {
             self.streams.remove(&oldest);
