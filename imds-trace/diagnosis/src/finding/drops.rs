@@ -2,10 +2,11 @@
 //!
 //! Each drop has one cause, so that one rule speaks of it.
 
+use super::programs::{Gate, Program, program};
 use super::{Case, Verdict};
 use crate::exchange::{Exchange, Moment};
-use crate::journey::{Dropped, Fate, Journey};
-use crate::net::{Heading, Timestamp, UNNAMED};
+use crate::journey::{Dropped, Fate, Hop, Journey};
+use crate::net::{Direction, Heading, Timestamp, UNNAMED};
 
 /// Why the kernel dropped a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(super) enum Cause {
     NoNeighbour,
     /// It was broken when it came.
     Malformed,
+    /// A BPF program, or a filter of tc.
+    Program(Program),
     /// Something else.
     Other,
 }
@@ -75,9 +78,26 @@ pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
         Cause::NoRoute
     } else if heading == Heading::ToImds && MALFORMED.contains(&reason) {
         Cause::Malformed
+    } else if let Some(program) = program(function, reason) {
+        Cause::Program(program)
     } else {
         Cause::Other
     }
+}
+
+/// Did a program drop an answer that had no TTL left for the forwards ahead of it? Programs that forward (Cilium's) drop where the
+/// kernel's own forwarding would; and whatever made one drop it, it could not have arrived. `hops`: where it was seen before.
+pub(super) fn spent_at_program(case: &Case<'_>, hops: &[Hop], dropped: &Dropped) -> Option<Program> {
+    let Cause::Program(program) = cause(Heading::FromImds, dropped) else { return None };
+    let is_first = matches!(program.gate, Gate::Ingress | Gate::Xdp) && dropped.drop.netns == case.host.netns;
+    // With what TTL it came to this host.
+    let came = match hops.first() {
+        Some(first) => (first.hook.direction == Direction::Ingress).then_some(first.ttl),
+        None => is_first.then_some(dropped.ttl),
+    }?;
+    let needed = case.exchange.decrements.needed(case.who.initial_ttl)?;
+    let ahead = needed.0.checked_sub(1)?.checked_sub(came.0.checked_sub(dropped.ttl.0)?)?;
+    (dropped.ttl.0 <= 1 && dropped.ttl.0 <= ahead).then_some(program)
 }
 
 /// How a packet was lost to its TTL, if it was.

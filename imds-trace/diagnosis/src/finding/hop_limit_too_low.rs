@@ -2,10 +2,12 @@
 //!
 //! Told apart from a firewall (another function drops) and from a slow IMDS (nothing came in).
 
+use super::drops::spent_at_program;
+use super::programs::Program;
 use super::{Case, Confidence, Rule, Severity, Spent, Verdict, spent};
 use crate::exchange::{Imds, Moment};
-use crate::journey::Dropped;
-use crate::net::{Direction, Ttl};
+use crate::journey::{Dropped, Fate, Journey};
+use crate::net::{Direction, Heading, Ttl};
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -19,9 +21,23 @@ pub const RULE: Rule = Rule {
 /// HttpPutResponseHopLimit can be set to 1 up to 64.
 const MAX_HOP_LIMIT: u8 = 64;
 
+/// How a response was lost to its TTL.
+enum Lost<'a> {
+    /// The kernel's own forwarding dropped it.
+    Kernel(Spent<'a>),
+    /// A program that forwards did.
+    Program(Program, &'a Dropped),
+}
+
+fn by_program<'a>(case: &Case<'_>, journey: &'a Journey) -> Option<Lost<'a>> {
+    let Fate::Dropped(dropped) = &journey.fate else { return None };
+    let is_answer = journey.heading == Heading::FromImds && journey.carries();
+    spent_at_program(case, &journey.hops, dropped).filter(|_| is_answer).map(|program| Lost::Program(program, dropped))
+}
+
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Moment::Lost(journey) = case.moment else { return None };
-    let spent = spent(journey)?;
+    let spent = spent(journey).map(Lost::Kernel).or_else(|| by_program(case, journey))?;
     // A capture may itself have missed a packet; it does not miss all copies of one.
     let copies = case.exchange.inward.as_ref().map_or(0, |travel| travel.copies);
     let weight = match copies {
@@ -48,11 +64,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         interface.map(|interface| format!(" on {}", interface.name)).unwrap_or_default()
     };
     let (confidence, drop, cause, how) = match spent {
-        Spent::Dropped(dropped) => {
+        Lost::Kernel(Spent::Dropped(dropped)) => {
             let how = format!("was dropped in {} with TTL {}{}", dropped.drop.location, dropped.ttl.0, on(dropped));
             (Confidence::Certain, Some(dropped.clone()), dropped.drop.netns, how)
         }
-        Spent::Unnamed(dropped) => {
+        Lost::Kernel(Spent::Unnamed(dropped)) => {
             let how = format!(
                 "was dropped with TTL {}{} for the reason {} (the kernel does not name the function, which it does with \
                  CAP_SYSLOG; a spent TTL is the one thing known to give an answer from IMDS that TTL and that reason)",
@@ -62,7 +78,20 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             );
             (Confidence::Likely, Some(dropped.clone()), dropped.drop.netns, how)
         }
-        Spent::Vanished => {
+        Lost::Program(program, dropped) => {
+            let interface = dropped.drop.interface.as_ref().or(last).map(|interface| interface.name.as_str());
+            let how = format!(
+                "was dropped in {} with TTL {} by {}, which left it none for the way ahead",
+                dropped.drop.location,
+                dropped.ttl.0,
+                program.gate.told(interface.unwrap_or_default()),
+            );
+            // Others of this connection passed there: those that had a TTL left.
+            let passed = case.exchange.handshake && case.exchange.asked.is_some() && program.named;
+            let confidence = if passed { Confidence::Certain } else { Confidence::Likely };
+            (confidence, Some(dropped.clone()), dropped.drop.netns, how)
+        }
+        Lost::Kernel(Spent::Vanished) => {
             let last = last?;
             let passed = match journey.hops.last()?.hook.direction {
                 Direction::Ingress => "came in on",

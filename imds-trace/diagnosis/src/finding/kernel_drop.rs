@@ -1,7 +1,9 @@
 //! Did the kernel drop a packet for a reason that no other rule names, and did the exchange fail with it?
 
-use super::drops::{Cause, failed};
-use super::{Case, Rule, Severity, Verdict};
+use super::drops::{Cause, Failed, failed, spent_at_program};
+use super::programs::{Gate, Program};
+use super::{Case, Confidence, Rule, Severity, Verdict};
+use crate::net::Heading;
 use crate::printable::shell_word;
 
 /// The rule.
@@ -13,7 +15,17 @@ pub const RULE: Rule = Rule {
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let failed = failed(case).filter(|failed| failed.cause == Cause::Other)?;
+    let failed = failed(case)?;
+    match failed.cause {
+        Cause::Other => {}
+        Cause::Program(program) => return by_program(case, &failed, program),
+        Cause::Spent
+        | Cause::Netfilter
+        | Cause::ReversePath
+        | Cause::NoRoute
+        | Cause::NoNeighbour
+        | Cause::Malformed => return None,
+    }
     let drop = &failed.dropped.drop;
     let reason = drop.reason.as_deref().unwrap_or("this kernel gives no reason");
     let mut verdict = Verdict::certain(
@@ -35,4 +47,44 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                        function says where. The counters of interface and namespace show whether other traffic is hit too."
         .to_owned();
     Some(failed.concluded(verdict, case))
+}
+
+/// A program did, and whose it is only the person at the host can know.
+fn by_program(case: &Case<'_>, failed: &Failed<'_>, program: Program) -> Option<Verdict> {
+    let hops = case.exchange.inward.as_ref().map(|travel| travel.hops.as_slice()).unwrap_or_default();
+    if failed.heading == Heading::FromImds && spent_at_program(case, hops, failed.dropped).is_some() {
+        return None;
+    }
+    let drop = &failed.dropped.drop;
+    let interface = drop.interface.as_ref().map(|interface| interface.name.as_str());
+    let reason = match program.named {
+        true => drop.reason.as_deref().unwrap_or_default(),
+        false => "this kernel gives no reason; it is known by the function",
+    };
+    let mut verdict = Verdict::certain(
+        format!("{:?} {:?} {} {}", failed.heading, program.gate, interface.unwrap_or_default(), drop.netns.0),
+        format!(
+            "{} was dropped in {} by {} in {} ({reason}), and no answer reached the client.",
+            failed.packet(&case.subject()),
+            drop.location,
+            program.gate.told(interface.unwrap_or_default()),
+            case.whose(drop.netns),
+        ),
+    );
+    verdict.remedy = program.gate.commands(&case.enter(drop.netns), interface.map(shell_word).as_deref());
+    verdict.caution = "Which program it was the kernel does not say. A network policy (VPC CNI's policy agent, Cilium, Calico), a cloud \
+                       agent or a hardening script may drop on purpose, to keep containers off the instance's role: then change the \
+                       policy, or give the job a role of its own (OIDC, ECS task role, EKS Pod Identity)."
+        .to_owned();
+    if matches!(program.gate, Gate::Ingress | Gate::Egress | Gate::Xdp) {
+        verdict.caution.push_str(
+            " bpftool shows BPF programs of every kind, tc the filters that are not on tcx; imds_ingress and imds_egress are this \
+             tracer's own, while it runs.",
+        );
+    }
+    let mut verdict = failed.concluded(verdict, case);
+    if !program.named {
+        verdict.confidence = Confidence::Likely;
+    }
+    Some(verdict)
 }

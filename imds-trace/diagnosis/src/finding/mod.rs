@@ -21,6 +21,7 @@ mod netfilter;
 mod no_role;
 mod no_route;
 mod not_masqueraded;
+mod programs;
 mod refused;
 mod reverse_path;
 mod silence;

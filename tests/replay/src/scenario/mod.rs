@@ -304,6 +304,8 @@ pub struct Finding {
     pub waited_ms: Option<u64>,
     /// A part of the sentence.
     pub says: Option<String>,
+    /// A part of one of the commands.
+    pub remedy: Option<String>,
 }
 
 impl Scenario {
