@@ -14,6 +14,7 @@ use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use diagnosis::identity::fact::Network;
 use diagnosis::net::Ifindex;
 use diagnosis::way::network::{Link, Routing, Towards};
 
@@ -103,12 +104,13 @@ impl Interfaces {
     }
 
     /// Addresses of this namespace, on whatever interface; the first [`MAX_ADDRESSES`].
-    pub async fn addresses(&self) -> BTreeSet<IpAddr> {
+    pub async fn addresses(&self) -> BTreeSet<Network> {
         let mut found = BTreeSet::new();
         let mut addresses = std::pin::pin!(self.handle.address().get().execute());
         while let Ok(Some(message)) = addresses.try_next().await {
-            let address = message::address(&message).map(|(_, address, _)| address);
-            found.extend(address.filter(|_| found.len() < MAX_ADDRESSES));
+            let network =
+                message::address(&message).map(|(interface, address, bits)| Network { interface, address, bits });
+            found.extend(network.filter(|_| found.len() < MAX_ADDRESSES));
         }
         found
     }

@@ -154,6 +154,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand)?;
     session.header_errors(errors_before)?;
     session.surroundings(follower.surroundings(&tracer))?;
+    session.surroundings(follower.forwarding())?;
     session.exceeded(follower.exceeded())?;
     for said in introduced {
         session.fact(said)?;
@@ -195,12 +196,14 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             Some(change) = follower.changes.recv() => {
                 follower.change(change, &mut tracer, &mut session.names).await;
                 session.surroundings(follower.surroundings(&tracer))?;
+                session.surroundings(follower.forwarding())?;
                 supervisor.status(&session::watched(&tracer.attached()));
             }
             () = read_probe_log(&mut probe_log), if probe_log.is_some() => {}
             _ = look_again.tick() => {
                 follower.look_again(&mut tracer, &mut session.names).await;
                 session.surroundings(follower.surroundings(&tracer))?;
+                session.surroundings(follower.forwarding())?;
                 session.exceeded(follower.exceeded())?;
                 supervisor.status(&session::watched(&tracer.attached()));
             }

@@ -43,6 +43,7 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
                 | Said::Counted(_)
                 | Said::ContainerGone { .. }
                 | Said::Uplinks { .. }
+                | Said::Forwarding(_)
                 | Said::InHdrErrors { .. } => {}
             },
             Input::Observation(observation) => {

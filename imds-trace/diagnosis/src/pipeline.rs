@@ -295,6 +295,9 @@ impl Interpreter {
         };
         self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, tallies, sink));
         let stands_in = case.is_answered_in_place();
+        if let Some(address) = case.source_of_answered() {
+            self.surroundings.was_answered(address);
+        }
         self.history.note(exchange, moment, &who, stands_in);
     }
 
@@ -336,12 +339,15 @@ impl Interpreter {
                     Some(before) => self.spent.counted = Some(now.saturating_sub(before)),
                 }
             }
-            Said::Uplinks { interfaces, addresses, watched, .. } => {
+            Said::Uplinks { interfaces, inward, addresses, networks, watched } => {
                 self.surroundings.uplinks.clone_from(interfaces);
+                self.surroundings.inward.clone_from(inward);
+                self.surroundings.networks.clone_from(networks);
                 self.surroundings.addresses.clone_from(addresses);
                 self.surroundings.watched = *watched;
                 self.coverage.watched(at, *watched);
             }
+            Said::Forwarding(forwarding) => self.surroundings.forwarding.clone_from(forwarding),
             Said::LinkLocalExceeded { interface, packets } => self.surroundings.exceeded(interface, *packets),
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! On which interfaces is the tracer, as they come and go?
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::fs;
 
 use anyhow::bail;
 use tokio::sync::mpsc;
@@ -13,7 +13,7 @@ use crate::interfaces::{Change, Interfaces};
 use crate::kernel::attach::Tracer;
 use crate::kernel::ring::MachineNames;
 use diagnosis::event::{Attached, Missing};
-use diagnosis::identity::fact::Said;
+use diagnosis::identity::fact::{Forwarding, Network, Said};
 use diagnosis::net::Ifindex;
 use diagnosis::printable::printable;
 use diagnosis::way::listen::{self, Ways, Why};
@@ -30,9 +30,11 @@ pub(super) struct Follower<'a> {
     ways: Ways,
     /// Those that were there at the last look at everything.
     listed: BTreeSet<Ifindex>,
-    addresses: BTreeSet<IpAddr>,
+    networks: BTreeSet<Network>,
     /// The surroundings that were told last.
     told: Option<Said>,
+    /// What was told last of forwarding.
+    forwarding: Option<Forwarding>,
     /// Interfaces that cannot be listened on, each told once.
     failed: BTreeMap<String, Missing>,
     config: &'a Tracing,
@@ -47,8 +49,9 @@ impl<'a> Follower<'a> {
             links: BTreeMap::new(),
             ways: Ways::default(),
             listed: BTreeSet::new(),
-            addresses: BTreeSet::new(),
+            networks: BTreeSet::new(),
             told: None,
+            forwarding: None,
             failed: BTreeMap::new(),
             config,
         }
@@ -65,7 +68,7 @@ impl<'a> Follower<'a> {
         self.listed = self.links.keys().copied().collect();
         self.ways.settled.clone_from(&self.listed);
         self.ask_routes().await;
-        self.addresses = self.interfaces.addresses().await;
+        self.networks = self.interfaces.addresses().await;
         self.attach(tracer, names);
         if !tracer.attached().iter().any(|attached| matches!(attached, Attached::Tc { .. })) {
             match self.failed.values().next() {
@@ -118,11 +121,38 @@ impl<'a> Follower<'a> {
             watched: !uplinks.is_empty() && uplinks.iter().all(|index| tracer.is_on(*index)),
             interfaces: uplinks.into_iter().collect(),
             inward: self.ways.inward(&self.links).into_iter().collect(),
-            addresses: self.addresses.iter().copied().collect(),
+            addresses: self
+                .networks
+                .iter()
+                .map(|network| network.address)
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            networks: self.networks.iter().copied().collect(),
         };
         (self.told.as_ref() != Some(&said)).then(|| {
             self.told = Some(said.clone());
             said
+        })
+    }
+
+    /// What the settings of our namespace say of forwarding, if that has changed since it was asked.
+    pub(super) fn forwarding(&mut self) -> Option<Said> {
+        let on = |key: &str| match fs::read_to_string(format!("/proc/sys/net/{key}")).ok()?.trim() {
+            "0" => Some(false),
+            _ => Some(true),
+        };
+        let asked = &self.ways.uplinks(&self.links) | &self.ways.inward(&self.links);
+        let names = asked.iter().filter_map(|index| self.links.get(index)).map(|link| &link.name);
+        let is_off = |name: &&String| on(&format!("ipv4/conf/{name}/forwarding")) == Some(false);
+        let forwarding = Forwarding {
+            v4: on("ipv4/ip_forward"),
+            v6: on("ipv6/conf/all/forwarding"),
+            off: names.filter(is_off).cloned().collect(),
+        };
+        (self.forwarding.as_ref() != Some(&forwarding)).then(|| {
+            self.forwarding = Some(forwarding.clone());
+            Said::Forwarding(forwarding)
         })
     }
 
@@ -153,7 +183,7 @@ impl<'a> Follower<'a> {
             self.ways.settled = &listed & &self.listed;
             self.listed = listed;
             self.ask_routes().await;
-            self.addresses = self.interfaces.addresses().await;
+            self.networks = self.interfaces.addresses().await;
             self.attach(tracer, names);
         }
     }
@@ -175,7 +205,7 @@ impl<'a> Follower<'a> {
             self.ask_routes().await;
         }
         if addresses_changed {
-            self.addresses = self.interfaces.addresses().await;
+            self.networks = self.interfaces.addresses().await;
         }
         self.attach(tracer, names);
     }

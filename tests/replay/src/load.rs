@@ -27,8 +27,13 @@ const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 10));
 /// What is told before the first exchange.
 pub fn introduction() -> Vec<Input> {
     let fact = |said| Input::Fact(Fact { at: Timestamp(BEGIN - 1_000_000_000), said });
-    let uplinks =
-        Said::Uplinks { interfaces: vec![Ifindex(2)], inward: Vec::new(), addresses: vec![HOST], watched: true };
+    let uplinks = Said::Uplinks {
+        interfaces: vec![Ifindex(2)],
+        inward: Vec::new(),
+        addresses: vec![HOST],
+        networks: Vec::new(),
+        watched: true,
+    };
     let containers = (0u8..).zip(CONTAINERS).map(|(number, name)| {
         let label = ("com.gitlab.gitlab-runner.job.id".to_owned(), format!("42{number}"));
         Said::Container(ContainerDetail {

@@ -19,6 +19,8 @@ pub(super) enum Cause {
     ReversePath,
     /// There is no route for it.
     NoRoute,
+    /// It should be forwarded where nothing is.
+    NotForwarding,
     /// Its next hop does not answer (ARP, neighbour discovery).
     NoNeighbour,
     /// It was broken when it came.
@@ -40,6 +42,12 @@ const NETFILTER: [&str; 5] = ["nf_", "nft_", "ipt_", "ip6t_", "xt_"];
 const CAME_BY_ANOTHER: &str = "ip_rcv_finish_core";
 /// Functions that drop what has no route, by prefix.
 const NO_ROUTE: [&str; 2] = ["ip_error", "ip6_pkt_drop"];
+/// The function that drops IPv4 packets without a usable route, and the reason that it gives where forwarding is off and never else: with it
+/// on, this error of a route (EHOSTUNREACH) is answered with ICMP and has no reason (`ip_error` of net/ipv4/route.c).
+const IP_ERROR: &str = "ip_error";
+const OFF_REASON: &str = "IP_INADDRERRORS";
+/// The function that drops IPv6 packets where forwarding is off; it does so for other things as well.
+const FORWARDS_V6: &str = "ip6_forward";
 /// Reasons that say so.
 const NO_ROUTE_REASONS: [&str; 2] = ["IP_OUTNOROUTES", "IP_INNOROUTES"];
 /// Functions that drop what waited for a next hop in vain, by prefix.
@@ -74,6 +82,8 @@ pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
         Cause::ReversePath
     } else if NO_NEIGHBOUR_REASONS.contains(&reason) || begins(&NO_NEIGHBOUR) {
         Cause::NoNeighbour
+    } else if function == IP_ERROR && reason == OFF_REASON {
+        Cause::NotForwarding
     } else if NO_ROUTE_REASONS.contains(&reason) || begins(&NO_ROUTE) {
         Cause::NoRoute
     } else if heading == Heading::ToImds && MALFORMED.contains(&reason) {
@@ -169,7 +179,30 @@ pub(super) fn failed<'a>(case: &Case<'a>) -> Option<Failed<'a>> {
             return None;
         }
     };
-    Some(Failed { heading, dropped, cause: cause(heading, dropped), weight, last })
+    Some(Failed { heading, dropped, cause: cause_here(case, heading, dropped), weight, last })
+}
+
+/// Does the kernel leave open why?
+pub(super) fn is_unexplained(dropped: &Dropped) -> bool {
+    matches!(dropped.drop.reason.as_deref(), None | Some("NOT_SPECIFIED"))
+}
+
+/// The cause, where the host's settings say what the kernel does not.
+fn cause_here(case: &Case<'_>, heading: Heading, dropped: &Dropped) -> Cause {
+    let drop = &dropped.drop;
+    if is_unexplained(dropped) && drop.netns == case.host.netns {
+        let forwarding = &case.host.forwarding;
+        let is_off = |name: &str| forwarding.off.iter().any(|off| off == name);
+        let off = match plain(&drop.location) {
+            IP_ERROR => drop.interface.as_ref().is_some_and(|interface| is_off(&interface.name)),
+            FORWARDS_V6 => forwarding.v6 == Some(false) && dropped.ttl.0 > 1,
+            _ => false,
+        };
+        if off {
+            return Cause::NotForwarding;
+        }
+    }
+    cause(heading, dropped)
 }
 
 /// Was this way's packet dropped at the same place before the exchange ended?

@@ -23,6 +23,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         | Cause::Netfilter
         | Cause::ReversePath
         | Cause::NoRoute
+        | Cause::NotForwarding
         | Cause::NoNeighbour
         | Cause::Malformed => return None,
     }

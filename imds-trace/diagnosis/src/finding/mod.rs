@@ -20,6 +20,7 @@ mod ledger;
 mod netfilter;
 mod no_role;
 mod no_route;
+mod not_forwarding;
 mod not_masqueraded;
 mod programs;
 mod refused;
@@ -402,6 +403,7 @@ pub const RULES: &[Rule] = &[
     firewall_drop::RULE,
     refused::RULE,
     answered_locally::RULE,
+    not_forwarding::RULE,
     not_masqueraded::RULE,
     no_route::RULE,
     reverse_path::RULE,

@@ -2,7 +2,7 @@
 //!
 //! A connect that fails before its SYN is seen as an attempt and nothing after it. A route that this host lacks is seen as a drop.
 
-use super::drops::{Cause, failed};
+use super::drops::{Cause, failed, is_unexplained};
 use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
 
 /// The rule.
@@ -70,6 +70,15 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
         format!("{:?} {} {}", failed.heading, drop.location, drop.netns.0),
         format!("{} was dropped in {}{}: {why}.", failed.packet(&case.subject()), drop.location, failed.on()),
     );
+    // Forwarding that is off is dropped in the same function, and the kernel sends no ICMP error then.
+    let is_told = drop.netns == case.host.netns && case.host.forwarding.v4.is_some();
+    let may_be_off = drop.location.starts_with("ip_error") && is_unexplained(failed.dropped) && !is_told;
+    if may_be_off && case.exchange.refusal.is_none() {
+        verdict.confidence = Confidence::Likely;
+        verdict
+            .summary
+            .push_str(" (Or it does not forward: `sysctl net.ipv4.ip_forward` says; this kernel gives no reason.)");
+    }
     let address = match failed.heading {
         crate::net::Heading::ToImds => case.exchange.connection.endpoint.address,
         crate::net::Heading::FromImds => case.who.address,
@@ -78,5 +87,8 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
         format!("{enter}ip route get {address}"),
         format!("{enter}ip {} show", if by_neighbour { "neigh" } else { "rule" }),
     ];
+    if may_be_off {
+        verdict.remedy.push(format!("{enter}sysctl net.ipv4.ip_forward"));
+    }
     Some(failed.concluded(verdict, case))
 }

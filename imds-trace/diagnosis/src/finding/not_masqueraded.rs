@@ -1,6 +1,6 @@
 //! Did a request leave with an address that is not this host's, so that no answer can find back?
 
-use super::silence::{Unanswered, foreign_source, unanswered};
+use super::silence::{Source, Unanswered, source, unanswered};
 use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::printable::shell_word;
 
@@ -8,19 +8,19 @@ use crate::printable::shell_word;
 pub const RULE: Rule = Rule {
     id: "not-masqueraded",
     severity: Severity::Error,
-    explain: "A request left the host with a source address that is not the host's, and nothing came back.",
+    explain: "A request left the host with a source address of a network that ends on this host, and nothing came back.",
     examine,
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Unanswered { exchange, last, waited, what } = unanswered(case)?;
-    let address = foreign_source(case, last)?;
+    let Source::Inner(address) = source(case, last) else { return None };
     let interface = &last.hook.interface.name;
     let mut verdict = Verdict::certain(
         format!("{address}"),
         format!(
-            "{what} left by {interface} with the source address {address}, which is not one of this host's, and nothing was seen \
-             coming back in {:.1} s: EC2 answers only addresses of the network interface.",
+            "{what} left by {interface} with the source address {address}, which is one of a network on this host and none of \
+             the host's own, and nothing was seen coming back in {:.1} s: EC2 answers only addresses of the network interface.",
             waited.as_secs_f64()
         ),
     );
@@ -31,7 +31,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let bits = if endpoint.is_ipv4() { 32 } else { 128 };
     verdict.remedy = vec![
         format!("{iptables} -t nat -vnL POSTROUTING --line-numbers"),
-        format!("{iptables} -t nat -I POSTROUTING 1 -d {endpoint}/{bits} -o {} -j MASQUERADE", shell_word(interface)),
+        format!(
+            "{iptables} -t nat -I POSTROUTING 1 -s {address}/{bits} -d {endpoint}/{bits} -o {} -j MASQUERADE",
+            shell_word(interface)
+        ),
     ];
     verdict.caution = "Docker masquerades its bridges unless told not to (daemon option --ip-masq=false, network option \
                        com.docker.network.bridge.enable_ip_masquerade=false), or unless a reload of the firewall removed its \

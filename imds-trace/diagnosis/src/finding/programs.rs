@@ -49,7 +49,8 @@ pub(super) struct Program {
 pub(super) fn program(function: &str, reason: &str) -> Option<Program> {
     let by_reason = REASONS.iter().find(|(known, _)| *known == reason).map(|(_, gate)| (*gate, true));
     let no_reason = matches!(reason, "" | "NOT_SPECIFIED");
-    let by_function = || FUNCTIONS.iter().find(|(known, _)| no_reason && *known == function).map(|(_, gate)| (*gate, false));
+    let by_function =
+        || FUNCTIONS.iter().find(|(known, _)| no_reason && *known == function).map(|(_, gate)| (*gate, false));
     by_reason.or_else(by_function).map(|(gate, named)| Program { gate, named })
 }
 

@@ -58,9 +58,37 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     (waited >= LEAST_WAIT).then_some(Unanswered { exchange, last, waited, what })
 }
 
-/// The source address of a packet that left by an uplink, if it is none of this host's.
-pub(super) fn foreign_source(case: &Case<'_>, last: &Hop) -> Option<IpAddr> {
+/// Whose the source address is with which a packet left by an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// This host's, or one that was answered before, or nobody said which addresses this host has.
+    Known,
+    /// No interface of this host has it. Whether EC2 knows it as the instance's cannot be told here.
+    Elsewhere(IpAddr),
+    /// One of a network that ends on this host: no network interface of EC2 has it.
+    Inner(IpAddr),
+}
+
+/// Whose the source address of the packet at this hop is.
+pub(super) fn source(case: &Case<'_>, last: &Hop) -> Source {
     let address = last.client.address;
-    let is_known = !case.host.addresses.is_empty() && case.host.is_uplink(last, Direction::Egress);
-    (is_known && !case.host.addresses.contains(&address)).then_some(address)
+    if !case.host.is_uplink(last, Direction::Egress) || case.host.addresses.is_empty() {
+        return Source::Known;
+    }
+    match case.host.addresses.contains(&address) || case.host.is_known_to_ec2(address) {
+        true => Source::Known,
+        false if case.host.is_inner(address) => Source::Inner(address),
+        false => Source::Elsewhere(address),
+    }
+}
+
+impl Case<'_> {
+    /// With which source address the request left this host, if an answer came in to it.
+    pub fn source_of_answered(&self) -> Option<IpAddr> {
+        let exchange = self.exchange;
+        let last = exchange.outward.as_ref()?.hops.last()?;
+        let came_in = |hop: &Hop| self.host.is_uplink(hop, Direction::Ingress);
+        let answered = exchange.inward.iter().flat_map(|travel| &travel.hops).any(came_in);
+        (answered && self.host.is_uplink(last, Direction::Egress)).then_some(last.client.address)
+    }
 }

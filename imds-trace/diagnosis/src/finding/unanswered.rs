@@ -2,7 +2,7 @@
 //!
 //! Told apart from drops on this host: there something came in, or nothing went out.
 
-use super::silence::{Unanswered, foreign_source, unanswered};
+use super::silence::{Source, Unanswered, source, unanswered};
 use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::printable::shell_word;
 
@@ -16,9 +16,11 @@ pub const RULE: Rule = Rule {
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Unanswered { exchange, last, waited, what } = unanswered(case)?;
-    if foreign_source(case, last).is_some() {
-        return None;
-    }
+    let elsewhere = match source(case, last) {
+        Source::Inner(_) => return None,
+        Source::Elsewhere(address) => Some(address),
+        Source::Known => None,
+    };
     let seconds = waited.as_secs_f64();
     let interface = &last.hook.interface.name;
     let exceeded = case.host.rise_of_exceeded(interface);
@@ -40,9 +42,19 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     // That nothing came is inferred from not seeing it.
     verdict.confidence = Confidence::Likely;
     verdict.path = case.path(None);
+    if let Some(address) = elsewhere {
+        verdict.summary.push_str(&format!(
+            " It left as {address}, which no interface of this host has: EC2 answers it if it is an address of the instance's network \
+             interface (pods of the VPC CNI, a delegated prefix, macvlan), and else never."
+        ));
+    }
     // A capture may not know its interfaces' names.
     let named = if case.host.capture { "<interface>".to_owned() } else { shell_word(interface) };
     verdict.remedy = vec![format!("ethtool -S {named} | grep linklocal_allowance_exceeded"), case.describe_options()];
+    if let Some(address) = elsewhere {
+        let filter = if address.is_ipv4() { "addresses.private-ip-address" } else { "ipv6-addresses.ipv6-address" };
+        verdict.remedy.push(format!("aws ec2 describe-network-interfaces --filters Name={filter},Values={address}"));
+    }
     if exceeded.is_some_and(|packets| packets > 0) {
         verdict.caution =
             "Ask less often: cache credentials and tokens (a token is good for up to six hours), and use a local DNS \

@@ -52,10 +52,15 @@ pub enum Said {
         /// The addresses that this host has, on whatever interface; empty if nobody said.
         #[serde(default)]
         addresses: Vec<IpAddr>,
+        /// The same with their interfaces and the lengths of their prefixes. Empty in older recordings.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        networks: Vec<Network>,
         /// Are the hooks on every one of the interfaces? If not, what passes there is not seen.
         #[serde(default)]
         watched: bool,
     },
+    /// /proc/sys: does the host's namespace forward?
+    Forwarding(Forwarding),
     /// The ENA driver: packets to link-local services that the instance dropped or shaped because there were too many of them.
     LinkLocalExceeded {
         /// The interface.
@@ -72,6 +77,45 @@ pub enum Said {
         /// `Ip6InHdrErrors` of `/proc/net/snmp6`.
         v6: u64,
     },
+}
+
+/// A network that this host has an address in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Network {
+    /// On this interface.
+    pub interface: Ifindex,
+    /// This host's address.
+    pub address: IpAddr,
+    /// How many of its first bits all addresses of the network share.
+    pub bits: u8,
+}
+
+impl Network {
+    /// Is this address in it?
+    pub fn holds(&self, address: IpAddr) -> bool {
+        let shared = |a: u128, b: u128, width: u32| {
+            let bits = u32::from(self.bits).min(width);
+            bits == 0 || (a ^ b) >> (width - bits) == 0
+        };
+        match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => shared(u32::from(a).into(), u32::from(b).into(), 32),
+            (IpAddr::V6(a), IpAddr::V6(b)) => shared(a.into(), b.into(), 128),
+            _ => false,
+        }
+    }
+}
+
+/// What a network namespace's settings say of forwarding.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarding {
+    /// `net.ipv4.ip_forward`.
+    pub v4: Option<bool>,
+    /// `net.ipv6.conf.all.forwarding`.
+    pub v6: Option<bool>,
+    /// Those of the interfaces towards IMDS and towards containers whose own `net.ipv4.conf.NAME.forwarding` is 0: what comes in by them
+    /// is not forwarded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub off: Vec<String>,
 }
 
 /// A task, as the kernel knew it the moment it connected.

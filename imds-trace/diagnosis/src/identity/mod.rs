@@ -256,7 +256,11 @@ impl Directory {
                 self.containers.gone(fact.at, id);
                 0
             }
-            Said::Counted(_) | Said::Uplinks { .. } | Said::InHdrErrors { .. } | Said::LinkLocalExceeded { .. } => 0,
+            Said::Counted(_)
+            | Said::Uplinks { .. }
+            | Said::Forwarding(_)
+            | Said::InHdrErrors { .. }
+            | Said::LinkLocalExceeded { .. } => 0,
         }
     }
 

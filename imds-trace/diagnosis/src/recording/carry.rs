@@ -104,6 +104,7 @@ impl Carry {
         let text = text.to_owned();
         match &fact.said {
             Said::Uplinks { .. } => drop(self.single.insert("uplinks".into(), text)),
+            Said::Forwarding(_) => drop(self.single.insert("forwarding".into(), text)),
             Said::LinkLocalExceeded { interface, .. } => {
                 drop(self.single.insert(format!("exceeded {interface}"), text))
             }

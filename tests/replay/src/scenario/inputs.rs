@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 use diagnosis::event::Ready;
-use diagnosis::identity::fact::{Ancestor, Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
+use diagnosis::identity::fact::{
+    Ancestor, Connected, Connecting, ContainerDetail, Fact, Network, ProcessDetail, Said, Told,
+};
 use diagnosis::input::Input;
 use diagnosis::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
 use diagnosis::observation::Observation;
@@ -73,6 +75,9 @@ impl Scenario {
         });
         if let Some(uplinks) = &self.uplinks {
             add(surroundings(uplinks)?);
+        }
+        if let Some(forwarding) = &self.forwarding {
+            add(fact(-1_500, Said::Forwarding(forwarding.clone())));
         }
         self.exceeded.iter().for_each(|reading| {
             let Exceeded { ms, interface, packets } = reading.clone();
@@ -212,9 +217,20 @@ fn surroundings(uplinks: &Uplinks) -> Result<Input> {
             interfaces: uplinks.interfaces.iter().map(|name| interface(name, HOST_NETNS).index).collect(),
             inward: uplinks.inward.iter().map(|name| interface(name, HOST_NETNS).index).collect(),
             addresses: addresses.collect::<Result<_>>()?,
+            networks: uplinks.networks.iter().map(|words| network(words)).collect::<Result<_>>()?,
             watched: uplinks.watched.unwrap_or(true),
         },
     ))
+}
+
+fn network(words: &str) -> Result<Network> {
+    let parts = words.split_once(' ').and_then(|(name, rest)| Some((name, rest.split_once('/')?)));
+    let (name, (address, bits)) = parts.with_context(|| format!("{words:?} is not INTERFACE ADDRESS/BITS"))?;
+    Ok(Network {
+        interface: interface(name, HOST_NETNS).index,
+        address: address.parse().context("a network's address")?,
+        bits: bits.parse().context("a network's bits")?,
+    })
 }
 
 fn attempted(attempt: &Attempt) -> Result<Connecting> {

@@ -154,7 +154,8 @@ fn differences(expected: &Finding, seen: &finding::Finding) -> Result<Vec<String
     if let Some(part) = expected.says.as_ref().filter(|part| !seen.summary.contains(*part)) {
         check("says", Some(part.clone()), seen.summary.clone());
     }
-    if let Some(part) = expected.remedy.as_ref().filter(|part| !seen.remedy.iter().any(|command| command.contains(*part)))
+    if let Some(part) =
+        expected.remedy.as_ref().filter(|part| !seen.remedy.iter().any(|command| command.contains(*part)))
     {
         check("remedy", Some(part.clone()), seen.remedy.join("; "));
     }

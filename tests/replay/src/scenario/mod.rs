@@ -12,6 +12,7 @@ mod tcp;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use diagnosis::identity::fact::Forwarding;
 use serde::Deserialize;
 
 pub use inputs::{END, INSTANCE, header, id_of};
@@ -47,6 +48,8 @@ pub struct Scenario {
     pub processes: Vec<Process>,
     /// What netlink says of the ways to IMDS.
     pub uplinks: Option<Uplinks>,
+    /// What /proc/sys says of forwarding.
+    pub forwarding: Option<Forwarding>,
     /// What the ENA driver counts.
     #[serde(default)]
     pub exceeded: Vec<Exceeded>,
@@ -166,6 +169,9 @@ pub struct Uplinks {
     /// Addresses of this host.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// Networks of those addresses, e.g. `docker0 172.17.0.1/16`; absent: nobody told.
+    #[serde(default)]
+    pub networks: Vec<String>,
     /// Are there hooks on all of them? Absent: yes.
     pub watched: Option<bool>,
 }
