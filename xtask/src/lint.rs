@@ -161,10 +161,24 @@ fn formatting() -> Result<Vec<String>> {
 }
 
 /// Not of the SDK's client: checking what that depends on takes a minute, and it is one page.
+const CLIPPY: [&str; 8] = [
+    "clippy",
+    "--workspace",
+    "--exclude=imds-trace-ebpf",
+    "--exclude=sdk-client",
+    "--all-targets",
+    "--",
+    "-D",
+    "warnings",
+];
+
+/// What takes the longest of it, not run yet.
+pub fn clippy_command() -> Command {
+    workspace::cargo(CLIPPY)
+}
+
 fn clippy() -> Result<Vec<String>> {
-    let without = ["--exclude=imds-trace-ebpf", "--exclude=sdk-client"];
-    let arguments = ["clippy", "--workspace", without[0], without[1], "--all-targets", "--", "-D", "warnings"];
-    cargo(arguments, "see above")
+    cargo(CLIPPY, "see above")
 }
 
 /// The programs themselves only compile for the BPF target, where build.rs builds them.

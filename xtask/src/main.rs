@@ -61,7 +61,7 @@ enum Task {
     },
     /// Run the lab's tests on other kernels, in virtual machines, and show kernels × scenarios (root)
     Vm(vm::Asked),
-    /// Every test and the demo, in half an hour at most; installs what it needs
+    /// Every test and the demo, in less than forty minutes; installs what it needs
     Ci,
 }
 

@@ -22,6 +22,13 @@ pub fn build(targets: &[&str], arch: Arch) -> Result<PathBuf> {
     workspace::built(Path::new(&arch.target()).join("release"), "")
 }
 
+/// The build of these targets for this machine, not run yet.
+pub fn command(targets: &[&str]) -> Result<Command> {
+    let mut build = cargo("build", Arch::own()?)?;
+    build.args(targets);
+    Ok(build)
+}
+
 /// Builds a test program of a package, and says where it is.
 pub fn test_program(package: &str, test: &str, arch: Arch) -> Result<PathBuf> {
     let mut cargo = cargo("test", arch)?;

@@ -113,6 +113,28 @@ pub fn stream(
     Ok(Some(child.wait().with_context(|| format!("wait for {}", shown(command)))?))
 }
 
+/// Programs that run one after the other, while processors have nothing else to do.
+pub struct Background(Option<thread::JoinHandle<()>>);
+
+impl Drop for Background {
+    /// Waits for their end.
+    fn drop(&mut self) {
+        let _ = self.0.take().map(thread::JoinHandle::join);
+    }
+}
+
+/// Begins to run them. Nobody hears of it when one fails: who needs what it makes runs it again and shows why.
+pub fn background(commands: Vec<Command>) -> Background {
+    let nice = |command: &Command| {
+        let mut nice = Command::new("nice");
+        nice.args(["-n", "19"]).arg(command.get_program()).args(command.get_args()).current_dir(root());
+        nice.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        nice.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()
+    };
+    let all = move || commands.iter().for_each(|command| drop(nice(command)));
+    Background(Some(thread::spawn(all)))
+}
+
 /// What it prints on its stdout, line by line, with what ends each.
 pub fn read_lines(child: &mut Child) -> mpsc::Receiver<Vec<u8>> {
     let (send, lines) = mpsc::channel();

@@ -26,14 +26,14 @@ pub const SCENARIOS: &[Scenario] = &[
         "hop limit 1: drops are counted as the kernel counts them",
         &["trace_hop_limit::hundreds_of_lost_token_responses_are_counted_as_the_kernel_counts_them"],
     ),
-    always("hop limit 2: all is well", &["trace_hop_limit::a_hop_limit_of_two_is_enough_and_leaves_nothing_over"]),
+    row("hop limit 2: all is well", &["trace_hop_limit::a_hop_limit_of_two_is_enough_and_leaves_nothing_over"]),
     always(
         "hop limit 1: the drop is named, on a bridge made later too",
         &["trace_hop_limit::a_bridge_made_later_loses_the_token_response_like_docker0"],
     ),
     always("IPv6, hop limit 1", &["trace_hop_limit::over_ipv6_a_lost_token_response_is_found_and_counted"]),
     row("IPv6, hop limit 2", &["trace_hop_limit::over_ipv6_a_hop_limit_of_two_is_enough"]),
-    always("a firewall's drop is named", &["trace_causes::a_firewall_in_the_containers_own_namespace_is_named"]),
+    row("a firewall's drop is named", &["trace_causes::a_firewall_in_the_containers_own_namespace_is_named"]),
     row(
         "no route, and reverse path",
         &[
