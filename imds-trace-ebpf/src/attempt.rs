@@ -24,8 +24,14 @@ const IPPROTO_TCP: u32 = 6;
 pub fn observe_v4(ctx: &SockAddrContext) -> i32 {
     let to = ctx.sock_addr;
     // SAFETY: the kernel hands the program a valid context.
-    let (address, port, protocol) = unsafe { ((*to).user_ip4, (*to).user_port, (*to).protocol) };
-    if protocol == IPPROTO_TCP && global::is_endpoint_v4(address) {
+    let address = unsafe { (*to).user_ip4 };
+    // The address first: almost every connect goes elsewhere.
+    if !global::is_endpoint_v4(address) {
+        return PROCEED;
+    }
+    // SAFETY: as above.
+    let (port, protocol) = unsafe { ((*to).user_port, (*to).protocol) };
+    if protocol == IPPROTO_TCP {
         record(to, 4, [address, 0, 0, 0], port);
     }
     PROCEED
@@ -35,18 +41,18 @@ pub fn observe_v4(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn observe_v6(ctx: &SockAddrContext) -> i32 {
     let to = ctx.sock_addr;
-    // SAFETY: the kernel hands the program a valid context.
-    let (port, protocol) = unsafe { ((*to).user_port, (*to).protocol) };
-    if protocol != IPPROTO_TCP {
-        return PROCEED;
-    }
     let address = address_v6(to);
     // An IPv6 socket that speaks IPv4 (::ffff:a.b.c.d).
     let mapped = address[0] == 0 && address[1] == 0 && address[2] == u32::to_be(0xffff);
     let (version, address) = if mapped { (4, [address[3], 0, 0, 0]) } else { (6, address) };
     let is_watched = if mapped { global::is_endpoint_v4(address[0]) } else { global::is_endpoint_v6(&address) };
+    if !is_watched {
+        return PROCEED;
+    }
+    // SAFETY: the kernel hands the program a valid context.
+    let (port, protocol) = unsafe { ((*to).user_port, (*to).protocol) };
     // In one place: `record` is inlined, and would cost the verifier twice.
-    if is_watched {
+    if protocol == IPPROTO_TCP {
         record(to, version, address, port);
     }
     PROCEED

@@ -14,7 +14,7 @@ use imds_trace_ebpf::record::{CALLERS, Drop, kind};
 use zerocopy::FromZeros;
 
 use crate::{
-    emit,
+    emit, filter,
     global::{self, offset},
     packet::{self, Kernel, Parsed},
 };
@@ -32,11 +32,17 @@ pub fn observe(ctx: &RawTracePointContext) -> i32 {
 #[inline(always)]
 fn record(ctx: &RawTracePointContext) -> Option<()> {
     let skb: *const u8 = ctx.arg(0);
-    let ethertype = u16::from_be(read(skb, offset!(skb_protocol)?)?);
+    let (ethertype, network_header) = protocol_and_start(skb)?;
+    if !filter::may_be_read(ethertype) {
+        return None;
+    }
     let head: *const u8 = read(skb, offset!(skb_head)?)?;
-    let network_header: u16 = read(skb, offset!(skb_network_header)?)?;
+    let bytes = Kernel(head.wrapping_add(network_header as usize));
+    if !filter::freed_may_be_ours(&bytes, ethertype) {
+        return None;
+    }
     let mut parsed = Parsed::default();
-    packet::parse(&Kernel(head.wrapping_add(network_header as usize)), ethertype, &mut parsed)?;
+    packet::parse(&bytes, ethertype, &mut parsed)?;
     // That an error about a packet was lost says nothing of the packet.
     if parsed.icmp_type != 0 {
         return None;
@@ -62,6 +68,18 @@ fn record(ctx: &RawTracePointContext) -> Option<()> {
     }
     entry.submit(0);
     Some(())
+}
+
+/// Its protocol in host order, and where its network header begins: with one read, as far as they lie together.
+#[inline(always)]
+fn protocol_and_start(skb: *const u8) -> Option<(u16, u16)> {
+    let (protocol, start) = (offset!(skb_protocol)?, offset!(skb_network_header)?);
+    // Between them stands `transport_header` alone, on every kernel so far.
+    if start.wrapping_sub(protocol) == 4 {
+        let [protocol, _, start]: [u16; 3] = read(skb, protocol)?;
+        return Some((u16::from_be(protocol), start));
+    }
+    Some((u16::from_be(read(skb, protocol)?), read(skb, start)?))
 }
 
 /// The interface the packet is on, or the one it was routed to.

@@ -7,7 +7,7 @@ use aya_log_ebpf::debug;
 use imds_trace_ebpf::record::{IcmpError, Packet, SNAP, kind};
 
 use crate::{
-    emit,
+    emit, filter,
     packet::{self, Parsed, Skb},
 };
 
@@ -26,7 +26,12 @@ struct PacketWithPayload {
 pub fn observe(ctx: &TcContext, direction: u8) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands the program a valid context.
-    let (ethertype, ifindex) = unsafe { (u16::from_be((*skb).protocol as u16), (*skb).ifindex) };
+    let ethertype = unsafe { u16::from_be((*skb).protocol as u16) };
+    if !filter::may_be_ours(skb, ethertype) {
+        return NEXT;
+    }
+    // SAFETY: as above.
+    let ifindex = unsafe { (*skb).ifindex };
     let mut parsed = Parsed::default();
     if packet::parse(&Skb(skb), ethertype, &mut parsed).is_none() {
         return NEXT;

@@ -5,6 +5,7 @@
 mod attempt;
 mod drop;
 mod emit;
+mod filter;
 mod global;
 mod hook;
 mod packet;

@@ -4,9 +4,12 @@
 //! processor gets this program run (`recursion_misses` in its fdinfo). Programs of cgroups know no such thing. So the socket is
 //! named in the attempt already, and what its SYN will say is told from there, too; the tracepoint then repeats it.
 
-use core::ptr::addr_of_mut;
+use core::ptr::{addr_of, addr_of_mut};
 
-use aya_ebpf::programs::{RawTracePointContext, SockOpsContext};
+use aya_ebpf::{
+    bindings::{BPF_RB_NO_WAKEUP, bpf_sock_ops},
+    programs::{RawTracePointContext, SockOpsContext},
+};
 use imds_trace_ebpf::record::{Connect, Connected, Counted, kind, state};
 
 use crate::{
@@ -55,12 +58,8 @@ struct Ends {
 #[inline(always)]
 fn ends(sk: *const u8) -> Option<Ends> {
     // First what most sockets are told apart by.
-    let to_v4: u32 = read(sk, offset!(skc_daddr)?)?;
+    let (to_v4, family) = address_and_family(sk)?;
     let is_watched = global::is_endpoint_v4(to_v4);
-    if !is_watched && !global::watches_v6() {
-        return None;
-    }
-    let family: u16 = read(sk, offset!(skc_family)?)?;
     if !is_watched && family != AF_INET6 {
         return None;
     }
@@ -94,6 +93,17 @@ fn ends(sk: *const u8) -> Option<Ends> {
     }
     ends.destination_port = u16::from_be(read(sk, offset!(skc_dport)?)?);
     Some(ends)
+}
+
+/// Its IPv4 destination and its family: with one read, as they lie in every kernel so far.
+#[inline(always)]
+fn address_and_family(sk: *const u8) -> Option<(u32, u16)> {
+    let (address, family) = (offset!(skc_daddr)?, offset!(skc_family)?);
+    if family.wrapping_sub(address) == 16 {
+        let words: [u32; 5] = read(sk, address)?;
+        return Some((words[0], words[4] as u16));
+    }
+    Some((read(sk, address)?, read(sk, family)?))
 }
 
 /// CLOSE to SYN_SENT runs in the task that called connect().
@@ -230,10 +240,32 @@ fn error(sk: *const u8, field: Option<usize>) -> u16 {
 /// Looks at what a socket of a cgroup does: a SYN is about to be sent. Never answers anything, so nothing goes another way by it.
 #[inline(always)]
 pub fn observe_ops(ctx: &SockOpsContext) -> u32 {
-    if ctx.op() == BPF_SOCK_OPS_TCP_CONNECT_CB {
+    if ctx.op() == BPF_SOCK_OPS_TCP_CONNECT_CB && goes_to_an_endpoint(ctx.ops) {
         let _ = sending(ctx);
     }
     DONE
+}
+
+/// May this socket go to a watched endpoint? Read out of the context: a record is reserved only behind this, because giving one back
+/// wakes the reader.
+#[inline(always)]
+fn goes_to_an_endpoint(ops: *mut bpf_sock_ops) -> bool {
+    // SAFETY: the kernel hands the program a valid context.
+    if global::is_endpoint_v4(unsafe { (*ops).remote_ip4 }) {
+        return true;
+    }
+    // SAFETY: as above; word by word and volatile, because the verifier refuses wider reads of this context.
+    global::watches_v6()
+        && u32::from(AF_INET6) == unsafe { (*ops).family }
+        && unsafe {
+            let words = addr_of!((*ops).remote_ip6).cast::<u32>();
+            global::is_endpoint_v6(&[
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ])
+        }
 }
 
 #[inline(always)]
@@ -255,7 +287,7 @@ fn sending(ctx: &SockOpsContext) -> Option<()> {
             unsafe { to.write(connected) };
             entry.submit(0);
         }
-        None => entry.discard(0),
+        None => entry.discard(u64::from(BPF_RB_NO_WAKEUP)),
     }
     Some(())
 }
