@@ -1,6 +1,7 @@
 //! Which interfaces are there, which do the routes to the endpoints use, and what comes and goes? Asked of rtnetlink.
 
 mod message;
+pub mod nsid;
 pub mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -117,26 +118,7 @@ impl Interfaces {
 
     /// Routes of all tables, and the policy rules, of the endpoints' families. What cannot be had is left out.
     async fn routing(&self, endpoints: &[IpAddr]) -> Routing {
-        let mut routing = Routing::default();
-        for v6 in [false, true] {
-            if !endpoints.iter().any(|endpoint| endpoint.is_ipv6() == v6) {
-                continue;
-            }
-            let (all, version) = if v6 {
-                (RouteMessageBuilder::<Ipv6Addr>::new().build(), IpVersion::V6)
-            } else {
-                (RouteMessageBuilder::<Ipv4Addr>::new().build(), IpVersion::V4)
-            };
-            let mut routes = std::pin::pin!(self.handle.route().get(all).execute());
-            while let Ok(Some(route)) = routes.try_next().await {
-                routing.routes.extend(message::route(&route).filter(|_| routing.routes.len() < MAX_ROUTES));
-            }
-            let mut rules = std::pin::pin!(self.handle.rule().get(version).execute());
-            while let Ok(Some(rule)) = rules.try_next().await {
-                routing.rules.push(message::rule(&rule));
-            }
-        }
-        routing
+        routing(&self.handle, endpoints).await
     }
 
     /// The interfaces that routes use now: towards the endpoints, and at all. An endpoint without a route has none.
@@ -157,6 +139,30 @@ impl Interfaces {
         }
         (towards, routing.routed())
     }
+}
+
+/// Routes of all tables, and the policy rules, of the endpoints' families. What cannot be had is left out.
+async fn routing(handle: &Handle, endpoints: &[IpAddr]) -> Routing {
+    let mut routing = Routing::default();
+    for v6 in [false, true] {
+        if !endpoints.iter().any(|endpoint| endpoint.is_ipv6() == v6) {
+            continue;
+        }
+        let (all, version) = if v6 {
+            (RouteMessageBuilder::<Ipv6Addr>::new().build(), IpVersion::V6)
+        } else {
+            (RouteMessageBuilder::<Ipv4Addr>::new().build(), IpVersion::V4)
+        };
+        let mut routes = std::pin::pin!(handle.route().get(all).execute());
+        while let Ok(Some(route)) = routes.try_next().await {
+            routing.routes.extend(message::route(&route).filter(|_| routing.routes.len() < MAX_ROUTES));
+        }
+        let mut rules = std::pin::pin!(handle.rule().get(version).execute());
+        while let Ok(Some(rule)) = rules.try_next().await {
+            routing.rules.push(message::rule(&rule));
+        }
+    }
+    routing
 }
 
 fn outgoing(route: &RouteMessage) -> Option<Ifindex> {

@@ -5,7 +5,7 @@ use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use diagnosis::net::Ifindex;
@@ -140,17 +140,37 @@ pub fn route(message: &RouteMessage) -> Option<TableRoute> {
 
 /// A policy rule.
 pub fn rule(message: &RuleMessage) -> PolicyRule {
-    let mut rule = PolicyRule::default();
-    if message.header.action == RuleAction::ToTable {
-        rule.table = Some(message.header.table.into());
+    let header = &message.header;
+    let mut rule = PolicyRule { inverted: header.flags.contains(RuleFlags::Invert), ..PolicyRule::default() };
+    if header.action == RuleAction::ToTable {
+        rule.table = Some(header.table.into());
     }
+    rule.other |= header.tos != 0;
+    let mut mark = (0, u32::MAX, false);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Table(table) if rule.table.is_some() => rule.table = Some(*table),
             RuleAttribute::L3MDev(true) => rule.vrf = true,
+            RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::Source(address) => rule.from = Some((*address, header.src_len)),
+            RuleAttribute::Destination(address) => rule.to = Some((*address, header.dst_len)),
+            RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
+            RuleAttribute::FwMark(value) => mark = (*value, mark.1, true),
+            RuleAttribute::FwMask(mask) => mark = (mark.0, *mask, true),
+            // The kernel's -1 stands for none.
+            RuleAttribute::SuppressPrefixLen(length) if *length != u32::MAX => rule.suppressed = Some(*length),
+            RuleAttribute::SuppressIfGroup(group) if *group != u32::MAX => rule.other = true,
+            RuleAttribute::Oifname(_)
+            | RuleAttribute::Goto(_)
+            | RuleAttribute::TunId(_)
+            | RuleAttribute::UidRange(_)
+            | RuleAttribute::IpProtocol(_)
+            | RuleAttribute::SourcePortRange(_)
+            | RuleAttribute::DestinationPortRange(_) => rule.other = true,
             _ => {}
         }
     }
+    rule.mark = (mark.2 && mark.1 != 0).then_some((mark.0, mark.1));
     rule
 }
 

@@ -8,13 +8,14 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::message::{self, ip};
-use super::{Error, outgoing};
+use super::{Error, outgoing, routing};
 use diagnosis::net::Ifindex;
-use diagnosis::way::network::Link;
+use diagnosis::way::network::{DEFAULT_TABLES, Link, Routing};
 
 /// `errno` values with which the kernel answers for a route that leads nowhere (`include/uapi/asm-generic/errno.h`,
 /// `fib_props` in `net/ipv4/fib_semantics.c`).
 const EACCES: i32 = 13;
+const EXDEV: i32 = 18;
 const EINVAL: i32 = 22;
 const ENETUNREACH: i32 = 101;
 const EHOSTUNREACH: i32 = 113;
@@ -32,6 +33,10 @@ pub struct Snapshot {
     pub forwarded: Vec<(Inward, IpAddr, Way)>,
     /// Interfaces of default routes, of any table.
     pub defaults: BTreeSet<Ifindex>,
+    /// The router of IPv4's default route that a process of this namespace takes where no rule says otherwise.
+    pub router: Option<(Ifindex, IpAddr)>,
+    /// Routes and policy rules of IPv4, as far as they could be had.
+    pub routing: Routing,
 }
 
 /// A packet that comes in from a container.
@@ -59,7 +64,8 @@ pub enum Way {
     Local,
     /// Nowhere.
     Nowhere {
-        /// What kind of route says so: `no route`, `prohibit`, `blackhole`, `unreachable`.
+        /// What kind of route says so: `no route`, `prohibit`, `blackhole`, `unreachable`; or `reverse path`: the kernel would drop
+        /// what comes in, because the way back leads elsewhere.
         why: &'static str,
         /// What a program is told, e.g. `Network is unreachable`.
         answer: String,
@@ -112,9 +118,17 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr], inward: &[Inward]) -> R
         while let Ok(Some(route)) = routes.try_next().await {
             if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast {
                 snapshot.defaults.extend(outgoing(&route));
+                if let Way::Out { interface, gateway: Some(gateway), .. } = answered(&route)
+                    && gateway.is_ipv4()
+                    && DEFAULT_TABLES.contains(&route.header.table.into())
+                {
+                    // The one of the lowest metric comes first.
+                    snapshot.router.get_or_insert((interface, gateway));
+                }
             }
         }
     }
+    snapshot.routing = routing(handle, &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)]).await;
     Ok(snapshot)
 }
 
@@ -164,6 +178,7 @@ fn answered(route: &RouteMessage) -> Way {
 fn refused(errno: i32) -> Way {
     let why = match errno {
         EACCES => "prohibit",
+        EXDEV => "reverse path",
         EINVAL => "blackhole",
         EHOSTUNREACH => "unreachable",
         ENETUNREACH => "no route",

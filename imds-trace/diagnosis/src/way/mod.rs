@@ -3,5 +3,6 @@
 //! Pure: links, addresses, routes, policy rules and firewall rules in; interfaces, hops and the rules on them out. Where the kernel
 //! decides, as between routes, its answer is data here ([`route::Route`]); who asked it is not known here.
 
+pub mod back;
 pub mod listen;
 pub mod network;

@@ -117,6 +117,22 @@ pub struct PolicyRule {
     pub table: Option<u32>,
     /// Does it send to the table of the VRF that the packet is of?
     pub vrf: bool,
+    /// Rules of a lower one are asked before.
+    pub priority: u32,
+    /// It holds for whom its conditions do not hold.
+    pub inverted: bool,
+    /// From these addresses.
+    pub from: Option<(IpAddr, u8)>,
+    /// To these addresses.
+    pub to: Option<(IpAddr, u8)>,
+    /// In by this interface; `lo` stands for what this host sends.
+    pub iif: Option<String>,
+    /// With these bits of the mark under this mask.
+    pub mark: Option<(u32, u32)>,
+    /// A route whose prefix is no longer than this is passed over.
+    pub suppressed: Option<u32>,
+    /// It asks for something else besides.
+    pub other: bool,
 }
 
 /// By what an endpoint is reached.
@@ -217,7 +233,7 @@ mod tests {
                 route(254, "169.254.0.0", 16, RouteKind::Nowhere, 6),
                 route(254, "fd00:ec2::", 32, RouteKind::Unicast, 7),
             ],
-            rules: [255, 254, 253, 7].map(|table| PolicyRule { table: Some(table), vrf: false }).into(),
+            rules: [255, 254, 253, 7].map(|table| PolicyRule { table: Some(table), ..PolicyRule::default() }).into(),
         };
         let endpoints = [address("169.254.169.254")];
         assert_eq!(routing.towards(&endpoints, &BTreeMap::new()).by, BTreeSet::from([Ifindex(2), Ifindex(3)]));
@@ -232,7 +248,7 @@ mod tests {
         let mut routing = Routing { routes: vec![route(10, "0.0.0.0", 0, RouteKind::Unicast, 3)], rules: Vec::new() };
         let endpoints = [address("169.254.169.254")];
         assert!(routing.towards(&endpoints, &links).by.is_empty());
-        routing.rules.push(PolicyRule { table: None, vrf: true });
+        routing.rules.push(PolicyRule { vrf: true, ..PolicyRule::default() });
         assert_eq!(routing.towards(&endpoints, &links).by, BTreeSet::from([Ifindex(3)]));
     }
 }
