@@ -8,6 +8,7 @@
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
 mod doctor;
+mod doctor_ways;
 mod kit;
 mod kit_obstacles;
 mod kit_programs;
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         ("kit_obstacles", kit_obstacles::TESTS),
         ("kit_programs", kit_programs::TESTS),
         ("doctor", doctor::TESTS),
+        ("doctor_ways", doctor_ways::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_witness", trace_witness::TESTS),

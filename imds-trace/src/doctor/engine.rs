@@ -19,7 +19,9 @@ fn examine(sight: &Sight) -> Vec<Answer> {
             Subject::Host,
             Status::Unknown,
             format!(
-                "{why}: nothing can be said of containers (the engine's socket needs root or the group docker; --docker-host names another)."
+                "{why}: containers are only those that processes and network namespaces show ({}), and nothing is said of their \
+                 variables (the engine's socket needs root or the group docker; --docker-host names another).",
+                counted(sight.inside.len(), "namespace")
             ),
         ),
     };

@@ -66,7 +66,7 @@ fn examine(sight: &Sight) -> Vec<Answer> {
 /// Has a container's namespace more than loopback?
 fn is_wired(sight: &Sight, container: &str) -> bool {
     let inside = sight.inside.iter().find(|inside| inside.containers.iter().any(|name| name == container));
-    let network = inside.and_then(|inside| inside.view.as_ref().ok()).and_then(|view| view.network.as_ref().ok());
+    let network = inside.and_then(|inside| inside.network());
     network.is_some_and(|network| network.links.values().any(|link| link.name != "lo"))
 }
 

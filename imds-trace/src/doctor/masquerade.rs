@@ -1,61 +1,138 @@
-//! Do containers' requests leave under the host's address? EC2 drops those that leave under any other.
+//! Do clients' requests leave under the host's address? EC2 drops those that leave under one that is not the network interface's.
 
-use super::firewall::rules::{Hook, Verdict, walk};
-use super::firewall::{Client, Heading};
+use std::net::IpAddr;
+
+use super::astray;
+use super::firewall::fate::{Client, fate};
 use super::sight::Sight;
-use super::{Answer, Check, Status, Subject};
+use super::{Answer, Check, Status, Subject, some_of};
+use crate::interfaces::snapshot::{Snapshot, Way};
+use diagnosis::net::Ifindex;
+use diagnosis::printable::shell_word;
+use diagnosis::way::network::in_prefix;
 
 /// The check.
 pub const CHECK: Check =
-    Check { id: "masquerade", explain: "whether each bridge's subnets leave under the host's address", examine };
+    Check { id: "masquerade", explain: "whether what clients send leaves under the host's address", examine };
+
+/// Clients that come in by one interface and go out by another, and fare alike.
+struct Group {
+    by: String,
+    uplink: Ifindex,
+    v6: bool,
+    masqueraded: Option<bool>,
+    /// Has the uplink's network these addresses, too?
+    own: bool,
+    addresses: Vec<IpAddr>,
+    names: Vec<String>,
+}
 
 fn examine(sight: &Sight) -> Vec<Answer> {
-    let mut answers = Vec::new();
-    for bridge in sight.bridges.iter().filter(|bridge| !bridge.internal) {
-        for (address, length) in &bridge.subnets {
-            let Some(endpoint) = sight.endpoints.iter().find(|endpoint| endpoint.is_ipv4() == address.is_ipv4()) else {
-                continue;
-            };
-            let Some(uplink) = sight.uplink(Some(bridge), *endpoint) else { continue };
-            let client = Client {
-                name: String::new(),
-                address: bridge.example(*endpoint),
-                bridge: Some(bridge.name.clone()),
-                uplink: Some(uplink.clone()),
-                endpoint: *endpoint,
-            };
-            let packets = client.packets();
-            let hits = packets
-                .iter()
-                .filter(|(heading, hook, _)| *heading == Heading::Request && *hook == Hook::Postrouting)
-                .flat_map(|(_, hook, packet)| walk(&sight.host.firewall.chains, *hook, packet))
-                .filter(|hit| hit.rule.is_some_and(|rule| rule.verdict == Verdict::Masquerade));
-            let sure: Option<bool> = hits.map(|hit| hit.sure).max();
-            let about = match &bridge.network {
-                Some(network) => Subject::Network(network.clone()),
-                None => Subject::Network(bridge.name.clone()),
-            };
-            let (tool, subnet) =
-                (if address.is_ipv4() { "iptables" } else { "ip6tables" }, format!("{address}/{length}"));
-            let look = format!("{tool} -t nat -nvL POSTROUTING");
-            let answer = |status, summary: String| Answer::new(about, status, summary).look(look);
-            answers.push(match sure {
-                Some(true) => answer(Status::Ok, format!("What leaves {subnet} by {uplink} gets the host's address.")),
-                Some(false) => answer(Status::Unknown, format!("Whether what leaves {subnet} by {uplink} gets the host's address cannot be decided here.")),
-                None if sight.host.firewall.unread().is_some() => answer(
-                    Status::Unknown,
-                    format!(
-                        "Whether what leaves {subnet} gets the host's address is not known: {}.",
-                        sight.host.firewall.unread().unwrap_or_default()
-                    ),
-                ),
-                None => answer(
-                    Status::Warning,
-                    format!("No rule gives what leaves {subnet} by {uplink} the host's address: EC2 drops it (not-masqueraded), unless the address is the instance's own."),
-                )
-                .mend(format!("{tool} -t nat -A POSTROUTING -s {subnet} ! -o {} -j MASQUERADE", diagnosis::printable::shell_word(&bridge.name))),
-            });
+    let Ok(network) = &sight.host.network else { return Vec::new() };
+    let mut groups: Vec<Group> = Vec::new();
+    for endpoint in &sight.endpoints {
+        let legs = sight.legs.iter().filter(|leg| leg.endpoint == *endpoint).filter_map(|leg| {
+            let Some(Way::Out { interface, gateway, .. }) = sight.onward(leg) else { return None };
+            Some((sight.client(leg)?, *interface, *gateway))
+        });
+        let idle = sight.bridges.iter().filter_map(|bridge| {
+            let way = sight.forwarded(bridge.example(*endpoint)?, &bridge.name, *endpoint)?;
+            let Way::Out { interface, gateway, .. } = way else { return None };
+            Some((sight.example(bridge, *endpoint)?, *interface, *gateway))
+        });
+        for (client, uplink, gateway) in legs.chain(idle) {
+            // What does not go to IMDS is told as such.
+            if astray::of(sight, uplink, gateway, *endpoint).is_none() {
+                take(&mut groups, sight, network, &client, uplink);
+            }
         }
     }
-    answers
+    groups.iter().map(|group| answer(group, sight, network)).collect()
+}
+
+fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Client, uplink: Ifindex) {
+    let (Some(by), Some(address)) = (client.by.clone(), client.address) else { return };
+    let fate = fate(&sight.host.firewall.chains, client);
+    if fate.ends {
+        // It goes nowhere under any address.
+        return;
+    }
+    let (masqueraded, v6) = (fate.masqueraded, address.is_ipv6());
+    let own =
+        network.addresses.iter().any(|(index, held, length)| *index == uplink && in_prefix(address, (*held, *length)));
+    // Pods with a link of their own are alike if they fare alike.
+    let bridged = |by: &str| sight.bridge(by).is_some();
+    let alike = |group: &&mut Group| {
+        (group.by == by || !bridged(&group.by) && !bridged(&by))
+            && (group.uplink, group.v6, group.masqueraded, group.own) == (uplink, v6, masqueraded, own)
+    };
+    match groups.iter_mut().find(alike) {
+        Some(group) => {
+            group.addresses.push(address);
+            group.names.push(client.name.clone());
+        }
+        None => {
+            let (addresses, names) = (vec![address], vec![client.name.clone()]);
+            groups.push(Group { by, uplink, v6, masqueraded, own, addresses, names });
+        }
+    }
+}
+
+fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
+    let uplink = network.name(group.uplink);
+    let bridge = sight.bridge(&group.by);
+    let subnets = bridge.map(|bridge| bridge.subnets.as_slice()).unwrap_or_default();
+    let subnet = subnets.iter().find(|(address, _)| address.is_ipv6() == group.v6);
+    let whose = match subnet {
+        Some((address, length)) => format!("{address}/{length}"),
+        None => some_of(&group.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>()),
+    };
+    let about = match (bridge, group.names.as_slice()) {
+        (Some(bridge), _) => Subject::Network(bridge.network.clone().unwrap_or_else(|| bridge.name.clone())),
+        (None, [one]) => Subject::Container(one.clone()),
+        (None, _) => Subject::Host,
+    };
+    let tool = if group.v6 { "ip6tables" } else { "iptables" };
+    let has_tool = sight.host.firewall.read_by.contains(&tool);
+    let look = if has_tool { format!("{tool} -t nat -nvL POSTROUTING") } else { "nft list ruleset".to_owned() };
+    let answer = |status, summary: String| Answer::new(about, status, summary).look(look);
+    let unread = sight.host.firewall.unread();
+    match (group.masqueraded, unread) {
+        (Some(true), _) => answer(Status::Ok, format!("What leaves {whose} by {uplink} gets the host's address.")),
+        (Some(false), _) => answer(
+            Status::Unknown,
+            format!("Whether what leaves {whose} by {uplink} gets the host's address cannot be decided here."),
+        ),
+        (None, Some(unread)) => answer(
+            Status::Unknown,
+            format!("Whether what leaves {whose} gets the host's address is not known: {unread}."),
+        ),
+        (None, None) if group.own => answer(
+            Status::Unknown,
+            format!(
+                "What leaves {whose} by {uplink} keeps its address, which is of that interface's subnet, as with a CNI that gives pods \
+                 addresses of the VPC: EC2 answers it if it is assigned to that very interface, which is not known here."
+            ),
+        ),
+        (None, None) => {
+            let said = answer(
+                Status::Warning,
+                format!(
+                    "No rule gives what leaves {whose} by {uplink} the host's address: EC2 drops it (not-masqueraded), unless the \
+                     address is the network interface's own."
+                ),
+            );
+            let endpoint = sight.endpoints.iter().find(|endpoint| endpoint.is_ipv6() == group.v6);
+            match (subnet, endpoint) {
+                // For IMDS alone: what else leaves is as it was.
+                (Some((address, length)), Some(endpoint)) if has_tool || sight.host.firewall.chains.is_empty() => {
+                    said.mend(format!(
+                        "{tool} -t nat -A POSTROUTING -s {address}/{length} -d {endpoint} -p tcp --dport 80 -o {} -j MASQUERADE",
+                        shell_word(uplink)
+                    ))
+                }
+                _ => said,
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! One file for each check, and one line in [`CHECKS`]. A check looks at what was gathered ([`sight`]) and gives answers. Nothing
 //! here changes anything on the host, and nothing is sent to IMDS. What cannot be known is `unknown`, and says what would be needed.
 
+mod astray;
 mod conntrack;
 mod ena;
 mod engine;
@@ -11,9 +12,12 @@ mod firewall;
 mod firewall_rules;
 mod forwarding;
 mod hop_limit;
+mod inside;
 mod instance;
 mod kernel;
+mod listeners;
 mod masquerade;
+mod redirect;
 mod reverse_path;
 mod routes;
 mod sight;

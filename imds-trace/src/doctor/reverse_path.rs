@@ -1,6 +1,6 @@
 //! Would reverse-path filtering drop the answers? A strict interface takes a packet only if the route back leads out by itself.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 
@@ -8,18 +8,21 @@ use super::sight::Sight;
 use super::{Answer, Check, Status, Subject};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
+use diagnosis::way::back::{Back, back};
 
 /// The check.
 pub const CHECK: Check =
     Check { id: "rp-filter", explain: "whether strict reverse-path filtering would drop answers", examine };
 
 /// What an interface has to do with answers from IMDS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     /// Answers come in here, and the route back leads out here.
     Symmetric,
-    /// Answers come in here, and the route back leads elsewhere.
-    Asymmetric,
+    /// Answers come in here, and the route back leads elsewhere: where.
+    Asymmetric(String),
+    /// Answers come in here, and nobody knows where the route back leads.
+    Unknown,
     /// It leads to other networks, and no way to IMDS that we know of uses it.
     Other,
 }
@@ -35,10 +38,9 @@ fn examine(sight: &Sight) -> Vec<Answer> {
     };
     let mut answers = Vec::new();
     for endpoint in sight.endpoints.iter().filter(|endpoint| endpoint.is_ipv4()) {
-        for (interface, part) in parts(network, *endpoint) {
-            let name = network.name(interface);
-            answers.push(judge(name, part, *endpoint, network, &|key| {
-                fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{key}/rp_filter")).ok()?.trim().parse().ok()
+        for (interface, part) in parts(sight, network, *endpoint) {
+            answers.push(judge(network.name(interface), &part, *endpoint, &|name, key| {
+                fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/{key}")).ok()?.trim().parse().ok()
             }));
         }
     }
@@ -46,40 +48,65 @@ fn examine(sight: &Sight) -> Vec<Answer> {
 }
 
 /// Interfaces that matter.
-fn parts(network: &Snapshot, endpoint: IpAddr) -> Vec<(Ifindex, Part)> {
-    // For a packet that comes in, the kernel asks for the way back as if it sent one itself.
-    let back = network.leaves_by(endpoint);
-    let mut inward: BTreeSet<Ifindex> = BTreeSet::new();
+fn parts(sight: &Sight, network: &Snapshot, endpoint: IpAddr) -> Vec<(Ifindex, Part)> {
+    let mut found: BTreeMap<Ifindex, Part> = BTreeMap::new();
+    let mut add = |index: Ifindex, whose: Option<IpAddr>| {
+        // Translated back before the filter looks, so the answer's destination is the client's own address.
+        let part = match whose.map(|address| back(&network.routing, endpoint, address)) {
+            Some(Back::By(by)) if by.contains(&index) => Part::Symmetric,
+            Some(Back::By(by)) => {
+                let names: Vec<&str> = by.iter().map(|index| network.name(*index)).collect();
+                Part::Asymmetric(format!("by {}", names.join(", ")))
+            }
+            Some(Back::Nowhere) => Part::Asymmetric("nowhere".to_owned()),
+            Some(Back::Unknown) | None => Part::Unknown,
+        };
+        let known = found.entry(index).or_insert_with(|| part.clone());
+        if part.rank() > known.rank() {
+            *known = part;
+        }
+    };
     if let Some(Way::Out { interface, source, .. }) = network.way(endpoint) {
         // Answers go to the source address, so they come in where that is.
-        inward.insert(source.and_then(|source| network.holder(source)).unwrap_or(*interface));
+        add(source.and_then(|source| network.holder(source)).unwrap_or(*interface), *source);
     }
-    for (_, to, way) in &network.forwarded {
+    for (inward, to, way) in &network.forwarded {
+        // Of a bridge on which somebody is, those count that are there.
+        let counts =
+            sight.legs.iter().any(|leg| leg.source == Some(inward.source)) || !sight.is_entered(&inward.interface);
         if let Way::Out { interface, .. } = way
             && *to == endpoint
+            && counts
         {
             // Masqueraded: under the address of the interface they leave by.
-            inward.insert(*interface);
+            add(*interface, Some(inward.source));
         }
     }
     let has_address =
         |index: Ifindex| network.addresses.iter().any(|(held, address, _)| *held == index && address.is_ipv4());
-    let others = network.defaults.iter().copied().filter(|index| !inward.contains(index) && has_address(*index));
-    let others: Vec<_> = others.map(|index| (index, Part::Other)).collect();
-    let part = |index| if back == Some(index) { Part::Symmetric } else { Part::Asymmetric };
-    inward
-        .into_iter()
-        .filter(|index| network.name(*index) != "lo")
-        .map(|index| (index, part(index)))
-        .chain(others)
-        .collect()
+    let others: Vec<Ifindex> =
+        network.defaults.iter().copied().filter(|index| !found.contains_key(index) && has_address(*index)).collect();
+    found.extend(others.into_iter().map(|index| (index, Part::Other)));
+    found.into_iter().filter(|(index, _)| network.name(*index) != "lo").collect()
 }
 
-fn judge(name: &str, part: Part, endpoint: IpAddr, network: &Snapshot, read: &dyn Fn(&str) -> Option<u8>) -> Answer {
+impl Part {
+    fn rank(&self) -> u8 {
+        match self {
+            Part::Other => 0,
+            Part::Symmetric => 1,
+            Part::Unknown => 2,
+            Part::Asymmetric(_) => 3,
+        }
+    }
+}
+
+fn judge(name: &str, part: &Part, endpoint: IpAddr, read: &dyn Fn(&str, &str) -> Option<u8>) -> Answer {
     let about = Subject::Interface(name.to_owned());
     let word = diagnosis::printable::shell_word(name);
-    let look = format!("sysctl net/ipv4/conf/all/rp_filter net/ipv4/conf/{word}/rp_filter; ip route get {endpoint}");
-    let (Some(all), Some(own)) = (read("all"), read(name)) else {
+    let look =
+        format!("sysctl net/ipv4/conf/all/rp_filter net/ipv4/conf/{word}/rp_filter; ip rule; ip route get {endpoint}");
+    let (Some(all), Some(own)) = (read("all", "rp_filter"), read(name, "rp_filter")) else {
         return Answer::new(about, Status::Unknown, "Its rp_filter could not be read: is /proc/sys hidden?").look(look);
     };
     // Documentation/networking/ip-sysctl.rst: the greater of the two is used. 0 off, 1 strict, 2 loose.
@@ -90,23 +117,26 @@ fn judge(name: &str, part: Part, endpoint: IpAddr, network: &Snapshot, read: &dy
         _ => "loose",
     };
     let values = format!("rp_filter is {effective} ({mode}: all {all}, {name} {own})");
-    let back = network.leaves_by(endpoint).map_or("nowhere".to_owned(), |index| format!("by {}", network.name(index)));
+    // With it the mark decides, too, and that is not known.
+    let by_mark = ["all", name].iter().any(|key| read(key, "src_valid_mark") == Some(1));
     let (status, what) = match (effective, part) {
-        (1, Part::Asymmetric) => (
+        (1, Part::Asymmetric(back)) if !by_mark => (
             Status::Broken,
             format!("answers of {endpoint} come in here and are dropped, because the route back leads out {back}"),
         ),
-        (1, Part::Other) => (
-            Status::Warning,
-            format!(
-                "an answer of {endpoint} that came in here would be dropped, because the route back leads out {back}"
-            ),
+        (1, Part::Asymmetric(_) | Part::Unknown) => (
+            Status::Unknown,
+            format!("whether the way back to {endpoint} leads out here hangs on rules that cannot be decided here"),
         ),
         (1, Part::Symmetric) => (Status::Ok, format!("the route back to {endpoint} leads out here, so answers pass")),
+        (1, Part::Other) => (Status::Ok, format!("nobody who is known reaches {endpoint} by it")),
         _ => (Status::Ok, "answers are not dropped for the way they come".to_owned()),
     };
     let answer = Answer::new(about, status, format!("{values}: {what}.")).look(look);
-    if status == Status::Ok { answer } else { answer.mend(format!("sysctl -w net/ipv4/conf/{word}/rp_filter=2")) }
+    if status != Status::Broken {
+        return answer;
+    }
+    answer.mend(format!("sysctl -w net/ipv4/conf/{word}/rp_filter=2  # lowers safety: {name} then takes packets from any address that some route leads to"))
 }
 
 #[cfg(test)]
@@ -116,14 +146,19 @@ mod tests {
     #[test]
     fn the_greater_of_both_values_counts_and_only_strict_drops() {
         let status = |all: u8, own: u8, part| {
-            let read = |key: &str| Some(if key == "all" { all } else { own });
-            judge("ens6", part, IpAddr::from([169, 254, 169, 254]), &Snapshot::default(), &read).status
+            let read = |name: &str, key: &str| match key {
+                "rp_filter" => Some(if name == "all" { all } else { own }),
+                _ => Some(0),
+            };
+            judge("ens6", &part, IpAddr::from([169, 254, 169, 254]), &read).status
         };
-        assert_eq!(status(1, 0, Part::Asymmetric), Status::Broken);
-        assert_eq!(status(0, 1, Part::Asymmetric), Status::Broken);
-        assert_eq!(status(1, 2, Part::Asymmetric), Status::Ok);
-        assert_eq!(status(0, 0, Part::Asymmetric), Status::Ok);
+        let elsewhere = || Part::Asymmetric("ens5".into());
+        assert_eq!(status(1, 0, elsewhere()), Status::Broken);
+        assert_eq!(status(0, 1, elsewhere()), Status::Broken);
+        assert_eq!(status(1, 2, elsewhere()), Status::Ok);
+        assert_eq!(status(0, 0, elsewhere()), Status::Ok);
         assert_eq!(status(1, 1, Part::Symmetric), Status::Ok);
-        assert_eq!(status(1, 1, Part::Other), Status::Warning);
+        assert_eq!(status(1, 1, Part::Other), Status::Ok);
+        assert_eq!(status(1, 1, Part::Unknown), Status::Unknown);
     }
 }

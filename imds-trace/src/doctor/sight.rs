@@ -1,47 +1,21 @@
-//! What do all checks look at? The host's network, its containers and the rules in each of their namespaces, gathered once.
-//!
-//! A container's namespace is entered by a thread of its own, which ends there.
+//! What do all checks look at? The host's network, its clients with their ways, and the rules in each namespace, gathered once.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 
-use nix::sched::{CloneFlags, setns};
-
-use super::firewall::{self, Client, Firewall};
+use super::firewall::fate::Client;
+use super::firewall::{self};
+use super::inside::{self, Inside, View};
+use super::listeners;
 use crate::interfaces::snapshot::{self, Inward, Snapshot, Way};
 use crate::sources::listing::{self, Listing, Running};
-use diagnosis::identity::cgroup;
-use diagnosis::net::bounded;
+use diagnosis::net::Ifindex;
 use diagnosis::way::network::Kind;
 
 /// Docker's first bridge.
 const DEFAULT_BRIDGE: &str = "docker0";
 /// User-defined bridges: `br-` and the beginning of the network's id.
 const USER_BRIDGE: &str = "br-";
-/// Bytes of a command that are shown of a container's name: engines allow no longer ones in practice.
-const MAX_NAME: usize = 128;
-
-/// What a namespace looks like from within.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// Its network; the error is a sentence.
-    pub network: Result<Snapshot, String>,
-    /// Its rules.
-    pub firewall: Firewall,
-}
-
-/// A network namespace that is not the host's, and who is in it.
-#[derive(Clone, Debug)]
-pub struct Inside {
-    /// Names of its containers.
-    pub containers: Vec<String>,
-    /// A process in it.
-    pub pid: Option<u32>,
-    /// What it looks like; the error says why nobody could look, and what would be needed.
-    pub view: Result<View, String>,
-}
 
 /// A bridge on which containers hang, or could.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +28,36 @@ pub struct Bridge {
     pub subnets: Vec<(IpAddr, u8)>,
     /// Is it meant to have no way out?
     pub internal: bool,
-    /// Running containers on it, with their addresses.
-    pub containers: Vec<(String, Vec<IpAddr>)>,
     /// Is a veth pair's end a port of it? Then there is somebody on it, whatever the engine knows.
     pub used: bool,
+}
+
+/// Where a client's requests are once they have left its namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// In the host's namespace, by this interface: a bridge, or a pod's own link.
+    Host(String),
+    /// On a card of the host's, beside its routes and rules: macvlan or ipvlan, by this one.
+    Card(Kind, String),
+    /// On a card that was moved into the namespace, as an ENI is.
+    Own,
+    /// That is not known, and why.
+    Unknown(&'static str),
+}
+
+/// The way of a client's requests to an endpoint, from its namespace on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// Whose, by its place in [`Sight::inside`].
+    pub inside: usize,
+    /// Its name.
+    pub name: String,
+    /// To where.
+    pub endpoint: IpAddr,
+    /// Under which address.
+    pub source: Option<IpAddr>,
+    /// Where they arrive.
+    pub arrival: Arrival,
 }
 
 /// Everything gathered.
@@ -69,8 +69,10 @@ pub struct Sight {
     pub engine: Result<Listing, String>,
     /// The host's own namespace.
     pub host: View,
-    /// The containers' namespaces.
+    /// The clients' namespaces.
     pub inside: Vec<Inside>,
+    /// Their ways.
+    pub legs: Vec<Leg>,
     /// Bridges.
     pub bridges: Vec<Bridge>,
 }
@@ -79,21 +81,27 @@ impl Sight {
     /// Gathers everything. What cannot be known is kept as such.
     pub fn gather(endpoints: &[IpAddr], docker_host: Option<&str>) -> Self {
         let engine = listing::ask(docker_host);
-        // Once for the bridges, and again with what comes in by them.
+        // Once for what is there, and again with what comes in.
         let first = snapshot::look(endpoints, &[]).map_err(|error| error.to_string());
-        let bridges = bridges(first.as_ref().ok(), engine.as_ref().ok());
-        let inward: Vec<Inward> = bridges
-            .iter()
-            .flat_map(|bridge| {
-                let sources = bridge.containers.iter().flat_map(|(_, addresses)| addresses.iter().copied());
-                sources.map(|source| Inward { source, interface: bridge.name.clone() })
-            })
-            .collect();
-        let network = snapshot::look(endpoints, &inward).map_err(|error| error.to_string());
-        let host = View { network, firewall: firewall::read() };
         let containers = engine.as_ref().map(|listing| listing.containers.as_slice()).unwrap_or_default();
-        let inside = insides(containers, endpoints);
-        Self { endpoints: endpoints.to_vec(), engine, host, inside, bridges }
+        let inside = inside::look(containers, endpoints, first.as_ref().ok());
+        let legs = legs(&inside, endpoints, first.as_ref().ok());
+        let bridges = bridges(first.as_ref().ok(), engine.as_ref().ok());
+        let mut inward: Vec<Inward> = Vec::new();
+        let examples = bridges.iter().flat_map(|bridge| {
+            endpoints.iter().filter_map(|endpoint| Some((bridge.example(*endpoint)?, bridge.name.clone())))
+        });
+        let seen = legs.iter().filter_map(|leg| Some((leg.source?, leg.by()?.to_owned())));
+        for (source, interface) in seen.chain(examples) {
+            let one = Inward { source, interface };
+            if !inward.contains(&one) {
+                inward.push(one);
+            }
+        }
+        let network = snapshot::look(endpoints, &inward).map_err(|error| error.to_string());
+        let (firewall, listeners) = (firewall::read(), listeners::read());
+        let host = View { network, firewall, listeners, outward: BTreeMap::new() };
+        Self { endpoints: endpoints.to_vec(), engine, host, inside, legs, bridges }
     }
 
     /// Running containers; none if the engine could not be asked.
@@ -101,62 +109,139 @@ impl Sight {
         self.engine.as_ref().map(|listing| listing.containers.as_slice()).unwrap_or_default()
     }
 
-    /// The interface by which what comes in from a bridge goes out to an endpoint, and by which the host's own goes.
-    pub fn uplink(&self, bridge: Option<&Bridge>, endpoint: IpAddr) -> Option<String> {
+    /// What the host's kernel says of the way to an endpoint, for what comes in from an address by an interface.
+    pub fn forwarded(&self, source: IpAddr, by: &str, endpoint: IpAddr) -> Option<&Way> {
         let network = self.host.network.as_ref().ok()?;
-        let inward = bridge.and_then(|bridge| {
-            network.forwarded.iter().find_map(|(inward, to, way)| match way {
-                Way::Out { interface, .. } if inward.interface == bridge.name && *to == endpoint => Some(*interface),
-                _ => None,
-            })
-        });
-        inward.or_else(|| network.leaves_by(endpoint)).map(|interface| network.name(interface).to_owned())
+        let asked = |inward: &Inward| inward.source == source && inward.interface == by;
+        network.forwarded.iter().find(|(inward, to, _)| asked(inward) && *to == endpoint).map(|(_, _, way)| way)
     }
 
-    /// Interfaces of the host by which an endpoint is reached.
+    /// The same for a client's requests.
+    pub fn onward(&self, leg: &Leg) -> Option<&Way> {
+        self.forwarded(leg.source?, leg.by()?, leg.endpoint)
+    }
+
+    /// A bridge by its name.
+    pub fn bridge(&self, name: &str) -> Option<&Bridge> {
+        self.bridges.iter().find(|bridge| bridge.name == name)
+    }
+
+    /// Does somebody's way come in by this interface?
+    pub fn is_entered(&self, name: &str) -> bool {
+        self.legs.iter().any(|leg| leg.by() == Some(name))
+    }
+
+    /// Interfaces of the host by which somebody reaches an endpoint.
     pub fn uplinks(&self) -> Vec<String> {
+        let Ok(network) = &self.host.network else { return Vec::new() };
+        let own = self.endpoints.iter().filter_map(|endpoint| network.way(*endpoint));
         let mut names: Vec<String> = Vec::new();
-        let ways = std::iter::once(None).chain(self.bridges.iter().map(Some));
-        for (bridge, endpoint) in ways.flat_map(|bridge| self.endpoints.iter().map(move |endpoint| (bridge, *endpoint)))
-        {
-            names.extend(self.uplink(bridge, endpoint).filter(|name| !names.contains(name)));
+        for way in own.chain(network.forwarded.iter().map(|(_, _, way)| way)) {
+            if let Way::Out { interface, .. } = way
+                && !names.iter().any(|name| name == network.name(*interface))
+            {
+                names.push(network.name(*interface).to_owned());
+            }
         }
         names
+    }
+
+    /// What the host's rules are asked about for a client's requests; `None` if they do not pass the host's rules, or nobody knows.
+    pub fn client(&self, leg: &Leg) -> Option<Client> {
+        let Some(Way::Out { interface, .. }) = self.onward(leg) else { return None };
+        self.passing(leg.name.clone(), leg.source, leg.by()?, *interface, leg.endpoint)
+    }
+
+    /// A client that comes in by one interface and goes out by another.
+    pub fn passing(
+        &self,
+        name: String,
+        address: Option<IpAddr>,
+        by: &str,
+        out: Ifindex,
+        endpoint: IpAddr,
+    ) -> Option<Client> {
+        let network = self.host.network.as_ref().ok()?;
+        let masked = network.addresses.iter().find_map(|(index, address, _)| {
+            (*index == out && address.is_ipv4() == endpoint.is_ipv4() && !is_link_local(*address)).then_some(*address)
+        });
+        Some(Client {
+            name,
+            address,
+            by: Some(by.to_owned()),
+            uplink: Some(network.name(out).to_owned()),
+            masked,
+            endpoint: Some(endpoint),
+        })
+    }
+
+    /// Somebody on a bridge on which nobody is now.
+    pub fn example(&self, bridge: &Bridge, endpoint: IpAddr) -> Option<Client> {
+        if bridge.internal || bridge.used || self.is_entered(&bridge.name) {
+            return None;
+        }
+        let source = bridge.example(endpoint)?;
+        let Way::Out { interface, .. } = self.forwarded(source, &bridge.name, endpoint)? else { return None };
+        self.passing(format!("containers on {}", bridge.name), Some(source), &bridge.name, *interface, endpoint)
     }
 
     /// Everybody whose packets pass the host's rules.
     pub fn clients(&self) -> Vec<Client> {
         let mut clients = Vec::new();
         for endpoint in &self.endpoints {
-            let own = self.uplink(None, *endpoint).map(|uplink| Client {
-                name: "the host's own processes".into(),
-                address: source(self.host.network.as_ref().ok(), *endpoint),
-                bridge: None,
-                uplink: Some(uplink),
-                endpoint: *endpoint,
-            });
-            clients.extend(own);
-            for bridge in self.bridges.iter().filter(|bridge| !bridge.internal && bridge.speaks(*endpoint)) {
-                // Without a way out, the rules on it do not matter.
-                let Some(uplink) = self.uplink(Some(bridge), *endpoint) else { continue };
-                let client = |name: String, address| Client {
-                    name,
-                    address,
-                    bridge: Some(bridge.name.clone()),
-                    uplink: Some(uplink.clone()),
-                    endpoint: *endpoint,
-                };
-                for (container, addresses) in &bridge.containers {
-                    let of_family = addresses.iter().find(|address| address.is_ipv4() == endpoint.is_ipv4());
-                    clients.extend(of_family.map(|address| client(container.clone(), Some(*address))));
-                }
-                if bridge.containers.is_empty() {
-                    clients.push(client(format!("containers on {}", bridge.name), bridge.example(*endpoint)));
-                }
-            }
+            clients.extend(own("the host's own processes".into(), self.host.network.as_ref().ok(), *endpoint));
+            clients.extend(self.legs.iter().filter(|leg| leg.endpoint == *endpoint).filter_map(|leg| self.client(leg)));
+            clients.extend(self.bridges.iter().filter_map(|bridge| self.example(bridge, *endpoint)));
         }
         clients
     }
+}
+
+impl Leg {
+    /// The interface by which they come into the host's namespace.
+    pub fn by(&self) -> Option<&str> {
+        match &self.arrival {
+            Arrival::Host(by) => Some(by),
+            _ => None,
+        }
+    }
+}
+
+/// Processes of a namespace, whose packets pass its rules.
+pub fn own(name: String, network: Option<&Snapshot>, endpoint: IpAddr) -> Option<Client> {
+    let Way::Out { interface, source, .. } = network?.way(endpoint)? else { return None };
+    let uplink = Some(network?.name(*interface).to_owned());
+    Some(Client { name, address: *source, by: None, uplink, masked: *source, endpoint: Some(endpoint) })
+}
+
+/// The ways out of all namespaces.
+fn legs(insides: &[Inside], endpoints: &[IpAddr], host: Option<&Snapshot>) -> Vec<Leg> {
+    let mut legs = Vec::new();
+    for (index, inside) in insides.iter().enumerate() {
+        let Some(network) = inside.network() else { continue };
+        for endpoint in endpoints {
+            let Some(Way::Out { interface, source, .. }) = network.way(*endpoint) else { continue };
+            let Some(link) = network.links.get(interface) else { continue };
+            let end = inside.host_end(*endpoint).and_then(|end| host?.links.get(&end));
+            let arrival = match (&link.kind, end) {
+                (Kind::Pair, Some(end)) => match end.master.and_then(|master| host?.links.get(&master)) {
+                    Some(master) if master.kind == Kind::Bridge => Arrival::Host(master.name.clone()),
+                    // What comes in by a VRF's port is the VRF's, and rules name the port.
+                    Some(master) if master.kind == Kind::Vrf => Arrival::Host(end.name.clone()),
+                    Some(_) => Arrival::Unknown("a switch that is not the kernel's bridge takes it"),
+                    None => Arrival::Host(end.name.clone()),
+                },
+                (Kind::Macvlan | Kind::Ipvlan, Some(end)) => Arrival::Card(link.kind.clone(), end.name.clone()),
+                (Kind::Nic, _) => Arrival::Own,
+                (Kind::Loopback, _) => continue,
+                (Kind::Tap | Kind::Tunnel(_), _) => Arrival::Unknown("a program in user space or a tunnel takes it"),
+                _ => Arrival::Unknown("its link does not lead into this host's own network namespace"),
+            };
+            let (name, endpoint, source) = (inside.name(), *endpoint, *source);
+            legs.push(Leg { inside: index, name, endpoint, source, arrival });
+        }
+    }
+    legs
 }
 
 impl Bridge {
@@ -178,64 +263,16 @@ impl Bridge {
     }
 }
 
-impl Inside {
-    /// `container job-17`, or the first of several that share it.
-    pub fn name(&self) -> String {
-        super::some_of(&self.containers)
-    }
-
-    /// A command that runs in this namespace.
-    pub fn command(&self, command: &str) -> String {
-        match self.pid {
-            Some(pid) => format!("nsenter -t {pid} -n {command}"),
-            None => command.to_owned(),
-        }
-    }
-
-    /// Its processes, whose packets pass its rules.
-    pub fn clients(&self, endpoints: &[IpAddr]) -> Vec<Client> {
-        let Some(network) = self.view.as_ref().ok().and_then(|view| view.network.as_ref().ok()) else {
-            return Vec::new();
-        };
-        endpoints
-            .iter()
-            .filter_map(|endpoint| {
-                let uplink = network.leaves_by(*endpoint)?;
-                Some(Client {
-                    name: self.name(),
-                    address: source(Some(network), *endpoint),
-                    bridge: None,
-                    uplink: Some(network.name(uplink).to_owned()),
-                    endpoint: *endpoint,
-                })
-            })
-            .collect()
-    }
-}
-
-fn source(network: Option<&Snapshot>, endpoint: IpAddr) -> Option<IpAddr> {
-    match network?.way(endpoint)? {
-        Way::Out { source, .. } => *source,
-        _ => None,
-    }
-}
-
 /// The engine's bridges; without it, those that are named as it names them; and those that a veth pair leads to, whoever made them.
 fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> {
     let mut found: BTreeMap<String, Bridge> = BTreeMap::new();
     for described in engine.map(|listing| listing.networks.as_slice()).unwrap_or_default() {
         let Some(name) = &described.bridge else { continue };
-        let containers = engine.map(|listing| listing.containers.as_slice()).unwrap_or_default();
-        let on_it = containers.iter().filter_map(|container| {
-            let (_, addresses) = container.networks.iter().find(|(network, _)| *network == described.name)?;
-            Some((container.name.clone(), addresses.clone()))
-        });
         let bridge = Bridge {
             name: name.clone(),
             network: Some(described.name.clone()),
             subnets: described.subnets.clone(),
             internal: described.internal,
-            containers: on_it.collect(),
             used: false,
         };
         found.insert(name.clone(), bridge);
@@ -259,71 +296,16 @@ fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> 
             Some((first, *length))
         });
         let subnets = subnets.collect();
-        let bridge = Bridge {
-            name: link.name.clone(),
-            network: None,
-            subnets,
-            internal: false,
-            containers: Vec::new(),
-            used: false,
-        };
+        let bridge = Bridge { name: link.name.clone(), network: None, subnets, internal: false, used: false };
         found.insert(link.name.clone(), bridge);
     }
     found.into_values().map(|bridge| Bridge { used: ports(&bridge.name), ..bridge }).collect()
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+/// Is it an address that nobody routes?
+pub fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     }
-}
-
-/// Looks into each namespace that is not the host's, once.
-fn insides(containers: &[Running], endpoints: &[IpAddr]) -> Vec<Inside> {
-    let mut found: Vec<(Option<u64>, Inside)> = Vec::new();
-    let own = std::fs::metadata("/proc/self/ns/net").map(|data| data.ino()).ok();
-    for container in containers.iter().filter(|container| container.mode != "host") {
-        let name = bounded(&container.name, MAX_NAME).to_owned();
-        let opened = open(container);
-        let inode = opened.as_ref().ok().and_then(|file| file.metadata().ok()).map(|data| data.ino());
-        if inode.is_some() && inode == own {
-            continue;
-        }
-        if let Some((_, known)) = found.iter_mut().find(|(known, _)| known.is_some() && *known == inode) {
-            known.containers.push(name);
-            continue;
-        }
-        let view = opened.and_then(|file| look_inside(&file, endpoints));
-        found.push((inode, Inside { containers: vec![name], pid: container.pid, view }));
-    }
-    found.into_iter().map(|(_, inside)| inside).collect()
-}
-
-/// The namespace of a container's first process, if that is a process here: an engine elsewhere has other numbers.
-fn open(container: &Running) -> Result<File, String> {
-    let pid = container.pid.ok_or("the engine names no process of it")?;
-    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
-    let cgroups = cgroups.map_err(|_| format!("its process {pid} is not visible here"))?;
-    if cgroup::read(&cgroups).is_none_or(|found| found.outer.id != container.id) {
-        return Err(format!("process {pid} of this host is not the container's: does the engine run elsewhere?"));
-    }
-    File::open(format!("/proc/{pid}/ns/net")).map_err(|error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => "needs root to look into its network namespace".to_owned(),
-        _ => format!("its network namespace cannot be opened: {error}"),
-    })
-}
-
-fn look_inside(namespace: &File, endpoints: &[IpAddr]) -> Result<View, String> {
-    std::thread::scope(|scope| {
-        let looking = scope.spawn(|| {
-            setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|error| match error {
-                nix::Error::EPERM => "needs root to look into its network namespace".to_owned(),
-                error => format!("its network namespace cannot be entered: {error}"),
-            })?;
-            let network = snapshot::look(endpoints, &[]).map_err(|error| error.to_string());
-            Ok(View { network, firewall: firewall::read() })
-        });
-        looking.join().unwrap_or_else(|_| Err("looking into its network namespace failed".into()))
-    })
 }

@@ -2,22 +2,24 @@
 
 use std::collections::BTreeSet;
 
-use super::rules::{Chain, Condition, Hook, Rule, Verdict, What, range};
+use super::mark::Marking;
+use super::rules::{Chain, Condition, End, Hook, Rule, Verdict, What, range};
+
+/// Matches that ask nothing but what their options say.
+const SAID_BY_OPTIONS: &[&str] =
+    &["addrtype", "comment", "connmark", "conntrack", "iprange", "mark", "multiport", "set", "state", "tcp", "udp"];
 
 /// Targets that change or note something and let the packet go on, or that decide nothing for us.
 const GOES_ON: &[&str] = &[
     "AUDIT",
     "CHECKSUM",
     "CLASSIFY",
-    "CONNMARK",
     "CONNSECMARK",
     "CT",
     "DSCP",
     "HL",
-    "HMARK",
     "LED",
     "LOG",
-    "MARK",
     "NFLOG",
     "NOTRACK",
     "RATEEST",
@@ -48,6 +50,7 @@ pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
                 table: table.clone(),
                 name: name.to_owned(),
                 hook: (policy != "-").then(|| hook(name)).flatten(),
+                priority: priority(&table),
                 nat: table == "nat",
                 drops_the_rest: policy == "DROP",
                 rules: Vec::new(),
@@ -72,6 +75,18 @@ pub fn incompatible(said: &str) -> BTreeSet<String> {
         .filter(|line| line.contains("incompatible"))
         .filter_map(|line| Some(line.split_once('`')?.1.split_once('\'')?.0.to_owned()))
         .collect()
+}
+
+/// When a table is asked (`enum nf_ip_hook_priorities`). In `POSTROUTING`, `nat` is asked last, and what comes before it here changes
+/// no address.
+fn priority(table: &str) -> i32 {
+    match table {
+        "raw" => -300,
+        "mangle" => -150,
+        "nat" => -100,
+        "security" => 50,
+        _ => 0,
+    }
 }
 
 fn hook(chain: &str) -> Option<Hook> {
@@ -109,7 +124,7 @@ fn words(text: &str) -> Vec<String> {
 fn rule(words: &[String], text: &str) -> Rule {
     let mut conditions = Vec::new();
     let mut verdict = Verdict::Continue;
-    let mut negated = false;
+    let (mut negated, mut connmark) = (false, false);
     let mut words = words.iter().map(String::as_str).peekable();
     while let Some(word) = words.next() {
         if word == "!" {
@@ -133,7 +148,14 @@ fn rule(words: &[String], text: &str) -> Rule {
         while let Some(value) = words.next_if(|word| *word != "!" && !word.starts_with('-')) {
             values.push(value);
         }
-        let what = condition(word, values.first().copied().unwrap_or_default());
+        if matches!(word, "-m" | "--match") {
+            match values.first() {
+                Some(&"connmark") => connmark = true,
+                Some(&"mark") => connmark = false,
+                _ => {}
+            }
+        }
+        let what = condition(word, &values, connmark);
         if what != What::Always {
             conditions.push(Condition { negated, what });
         }
@@ -162,15 +184,45 @@ fn jump(target: &str, options: &[&str]) -> Verdict {
             Verdict::Redirect(option("--to-ports").map_or("this host".into(), |port| format!("this host, port {port}")))
         }
         "TPROXY" => Verdict::Redirect("a proxy on this host".into()),
-        // A program decides; it may let everything through.
-        "NFQUEUE" | "QUEUE" => Verdict::Continue,
+        "NFQUEUE" | "QUEUE" => Verdict::Asks("a program in user space (NFQUEUE)".into()),
+        "MARK" | "CONNMARK" => Verdict::Mark(marking(target == "MARK", options.contains(&"--restore-mark"), &option)),
+        "HMARK" => Verdict::Mark(Marking::AnyPacket),
         "MASQUERADE" | "SNAT" => Verdict::Masquerade,
         target if GOES_ON.contains(&target) => Verdict::Continue,
         chain => Verdict::Jump(chain.to_owned()),
     }
 }
 
-fn condition(option: &str, value: &str) -> What {
+/// What `MARK` and `CONNMARK` do, as their saving halves write it.
+fn marking(packet: bool, restores: bool, option: &dyn Fn(&str) -> Option<String>) -> Marking {
+    let mask = |name: &str| option(name).map_or(Some(u32::MAX), |text| number(&text));
+    if let Some((value, mask)) = option("--set-xmark").and_then(|text| masked(&text)) {
+        return if packet { Marking::Packet(value, mask) } else { Marking::Connection(value, mask) };
+    }
+    match (packet, mask("--nfmask"), mask("--ctmask"), mask("--mask")) {
+        (true, ..) => Marking::AnyPacket,
+        (false, Some(packets), Some(connections), Some(u32::MAX)) if restores => Marking::Restore(packets, connections),
+        (false, Some(packets), Some(connections), Some(u32::MAX)) => Marking::Save(packets, connections),
+        _ => Marking::AnyConnection,
+    }
+}
+
+/// `0x4000/0x4000`, or a value without a mask.
+fn masked(text: &str) -> Option<(u32, u32)> {
+    let (value, mask) = text.split_once('/').map_or((text, None), |(value, mask)| (value, Some(mask)));
+    Some((number(value)?, mask.map_or(Some(u32::MAX), number)?))
+}
+
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// What an option asks. `connmark`: it stands behind `-m connmark`.
+fn condition(option: &str, values: &[&str], connmark: bool) -> What {
+    let value = values.first().copied().unwrap_or_default();
     let list = || value.split(',').map(str::to_owned).collect::<Vec<_>>();
     let addresses = |make: fn(Vec<_>) -> What| {
         value.split(',').map(range).collect::<Option<Vec<_>>>().map_or(What::Undecided, make)
@@ -184,10 +236,7 @@ fn condition(option: &str, value: &str) -> What {
     };
     match option {
         // Loads a match; what that asks comes in options of its own. Those without any decide by being there.
-        "-m" | "--match" => match value {
-            "socket" | "rpfilter" | "u32" | "bpf" | "cgroup" => What::Undecided,
-            _ => What::Always,
-        },
+        "-m" | "--match" if SAID_BY_OPTIONS.contains(&value) => What::Always,
         "-s" | "--source" | "--src" => addresses(What::Source),
         "-d" | "--destination" | "--dst" => addresses(What::Destination),
         "--src-range" => address_range(What::Source),
@@ -199,6 +248,20 @@ fn condition(option: &str, value: &str) -> What {
         "-o" | "--out-interface" => What::To(list()),
         "--ctstate" | "--state" => What::State(list()),
         "--dst-type" if value == "LOCAL" => What::ToThisHost,
+        "--mark" => match masked(value) {
+            Some((value, mask)) if connmark => What::ConnMark(value, mask),
+            Some((value, mask)) => What::Mark(value, mask),
+            None => What::Undecided,
+        },
+        "--match-set" => {
+            let side = |word| match word {
+                "src" => Some(End::Source),
+                "dst" => Some(End::Destination),
+                _ => None,
+            };
+            let sides = values.get(1).and_then(|sides| sides.split(',').map(side).collect::<Option<Vec<_>>>());
+            sides.map_or(What::Undecided, |sides| What::InSet(value.to_owned(), sides))
+        }
         _ => What::Undecided,
     }
 }

@@ -1,8 +1,14 @@
 //! Would a firewall rule drop, reject or redirect IMDS traffic? Read by the firewall's own tools, which change nothing.
 
+pub mod fate;
+pub mod holds;
+pub mod ipset;
 pub mod iptables;
+pub mod mark;
 pub mod nft;
+pub mod owner;
 pub mod rules;
+pub mod walk;
 
 #[cfg(test)]
 mod tests;
@@ -11,17 +17,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rules::{Chain, Hook, Packet, Side};
+use rules::Chain;
 
 /// Where the tools are if `PATH` does not say: users' often lacks the second half.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 /// Bytes of rules that are read of one namespace at most; a host with ten thousand has about two million.
 const MAX_SAID: u64 = 32 << 20;
-/// Ports a client's connections come from; the kernel's default begins at 32768, and nobody sets it below 1024.
-const CLIENT_PORTS: (u16, u16) = (1024, 65535);
-/// IMDS.
-const PORT: (u16, u16) = (80, 80);
-
 /// The rules of a namespace.
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
@@ -113,6 +114,13 @@ pub fn read() -> Firewall {
         None if nf_tables => firewall.unread.push(("nft", "is not there: install the package nftables".into())),
         None => {}
     }
+    if ipset::wanted(&firewall.chains) {
+        match find("ipset").map(|path| run(&path, &["save"])) {
+            Some(Ok(said)) => ipset::resolve(&mut firewall.chains, &ipset::read(&said)),
+            Some(Err(why)) => firewall.unread.push(("ipset", format!("could not read the sets ({why})"))),
+            None => firewall.unread.push(("ipset", "is not there to read sets that rules name".into())),
+        }
+    }
     firewall
 }
 
@@ -177,77 +185,4 @@ fn bounded(pipe: Option<impl Read>) -> String {
         let _ = pipe.take(MAX_SAID + 1).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// A client whose packets the rules are asked about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Client {
-    /// Who.
-    pub name: String,
-    /// Its address in this namespace, if known.
-    pub address: Option<std::net::IpAddr>,
-    /// The bridge by which it comes in; `None` if it is a process of this namespace.
-    pub bridge: Option<String>,
-    /// The interface by which the endpoint is reached, if known.
-    pub uplink: Option<String>,
-    /// The endpoint.
-    pub endpoint: std::net::IpAddr,
-}
-
-/// Which way a packet of a client's travels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heading {
-    /// Its requests.
-    Request,
-    /// The answers.
-    Answer,
-}
-
-impl Client {
-    /// The places where the rules are asked, and the packet as it is there.
-    pub fn packets(&self) -> Vec<(Heading, Hook, Packet)> {
-        let uplink = || self.uplink.clone().map_or(Side::Unknown, Side::Is);
-        let request = |from: Side, to: Side| Packet {
-            v6: self.endpoint.is_ipv6(),
-            source: self.address,
-            destination: Some(self.endpoint),
-            source_ports: CLIENT_PORTS,
-            destination_ports: PORT,
-            from,
-            to,
-            state: "new",
-        };
-        let answer = |destination: Option<std::net::IpAddr>, from: Side, to: Side| Packet {
-            source: Some(self.endpoint),
-            destination,
-            source_ports: PORT,
-            destination_ports: CLIENT_PORTS,
-            state: "established",
-            ..request(from, to)
-        };
-        use Heading::{Answer, Request};
-        match &self.bridge {
-            Some(bridge) => {
-                let bridge = || Side::Is(bridge.clone());
-                vec![
-                    (Request, Hook::Ingress, request(bridge(), Side::Nothing)),
-                    (Request, Hook::Prerouting, request(bridge(), Side::Nothing)),
-                    (Request, Hook::Forward, request(bridge(), uplink())),
-                    (Request, Hook::Postrouting, request(Side::Unknown, uplink())),
-                    (Answer, Hook::Ingress, answer(None, uplink(), Side::Nothing)),
-                    // Still under the host's address: it is translated back behind most of these chains.
-                    (Answer, Hook::Prerouting, answer(None, uplink(), Side::Nothing)),
-                    (Answer, Hook::Forward, answer(self.address, uplink(), bridge())),
-                    (Answer, Hook::Postrouting, answer(self.address, Side::Unknown, bridge())),
-                ]
-            }
-            None => vec![
-                (Request, Hook::Output, request(Side::Nothing, uplink())),
-                (Request, Hook::Postrouting, request(Side::Nothing, uplink())),
-                (Answer, Hook::Ingress, answer(self.address, uplink(), Side::Nothing)),
-                (Answer, Hook::Prerouting, answer(self.address, uplink(), Side::Nothing)),
-                (Answer, Hook::Input, answer(self.address, uplink(), Side::Nothing)),
-            ],
-        }
-    }
 }

@@ -5,7 +5,11 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
+use super::mark::Marking;
 use super::rules::{Chain, Condition, Hook, Rule, Verdict, What, range};
+
+/// Elements of a set or map that are looked at; of one with more nothing is decided.
+const MAX_ELEMENTS: usize = 65_536;
 
 /// Family, table, and name of a set or handle of a rule.
 type Key = (String, String, String);
@@ -13,17 +17,19 @@ type Key = (String, String, String);
 /// The chains of a ruleset. `wording` is the same ruleset as text with handles; without it, rules are told by their handle.
 pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> {
     let whole: Value = serde_json::from_str(json)?;
-    let objects = whole["nftables"].as_array().cloned().unwrap_or_default();
+    let objects = whole["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let worded = worded(wording);
     let key = |object: &Value, last: &str| -> Key { (text(object, "family"), text(object, "table"), last.to_owned()) };
     let mut sets: HashMap<Key, Vec<Value>> = HashMap::new();
     let mut chains: Vec<Chain> = Vec::new();
     // Sets and chains may stand behind the rules that name them.
-    for object in &objects {
+    for object in objects {
         for kind in ["set", "map"] {
             if let Some(set) = object.get(kind) {
-                let elements = set["elem"].as_array().cloned().unwrap_or_default();
-                sets.insert(key(set, &text(set, "name")), elements);
+                let elements = set["elem"].as_array().map(Vec::as_slice).unwrap_or_default();
+                if elements.len() <= MAX_ELEMENTS {
+                    sets.insert(key(set, &text(set, "name")), elements.to_vec());
+                }
             }
         }
         if let Some(chain) = object.get("chain") {
@@ -33,6 +39,7 @@ pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> 
                 table: text(chain, "table"),
                 name: text(chain, "name"),
                 hook: chain["hook"].as_str().and_then(hook),
+                priority: chain["prio"].as_i64().and_then(|at| i32::try_from(at).ok()).unwrap_or_default(),
                 nat: chain["type"] == "nat",
                 drops_the_rest: chain["policy"] == "drop",
                 rules: Vec::new(),
@@ -123,6 +130,33 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
                     decide(verdict, &all);
                 }
             }
+            "mangle" => {
+                let number = body["value"].as_u64().and_then(|value| u32::try_from(value).ok());
+                let of = |field: &str| body["key"][field]["key"] == "mark";
+                match (of("meta"), of("ct"), number) {
+                    (true, _, Some(value)) => decide(Verdict::Mark(Marking::Packet(value, u32::MAX)), &conditions),
+                    (true, _, None) => decide(Verdict::Mark(Marking::AnyPacket), &conditions),
+                    (_, true, Some(value)) => decide(Verdict::Mark(Marking::Connection(value, u32::MAX)), &conditions),
+                    (_, true, None) => decide(Verdict::Mark(Marking::AnyConnection), &conditions),
+                    _ => {}
+                }
+            }
+            "queue" => decide(Verdict::Asks("a program in user space (queue)".into()), &conditions),
+            // These ask nothing of the packet, and change nothing that is asked elsewhere.
+            "counter" | "log" | "comment" | "notrack" | "set" | "map" | "flow" | "ct helper" | "ct timeout"
+            | "ct expectation" | "secmark" | "dup" | "last" => {}
+            // iptables' own modules, which nft only names.
+            "xt" if body["type"] == "target" => match body["name"].as_str() {
+                Some("MASQUERADE" | "SNAT") => decide(Verdict::Masquerade, &conditions),
+                Some("DNAT" | "REDIRECT") => decide(Verdict::Redirect("elsewhere".into()), &conditions),
+                Some("NFQUEUE") => decide(Verdict::Asks("a program in user space (NFQUEUE)".into()), &conditions),
+                Some("MARK") => decide(Verdict::Mark(Marking::AnyPacket), &conditions),
+                Some("CONNMARK") => {
+                    decide(Verdict::Mark(Marking::AnyPacket), &conditions);
+                    decide(Verdict::Mark(Marking::AnyConnection), &conditions);
+                }
+                _ => {}
+            },
             "limit" | "quota" | "xt" | "ct count" | "meter" | "synproxy" => conditions.push(undecided()),
             "redirect" => {
                 let port = body["port"].as_u64().map_or(String::new(), |port| format!(", port {port}"));
@@ -134,11 +168,10 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
                 decide(Verdict::Redirect(format!("{address}{port}")), &conditions);
             }
             "tproxy" => decide(Verdict::Redirect("a proxy on this host".into()), &conditions),
-            _ => {
-                if let Some(verdict) = verdict_of(expression) {
-                    decide(verdict, &conditions);
-                }
-            }
+            _ => match verdict_of(expression) {
+                Some(verdict) => decide(verdict, &conditions),
+                None => conditions.push(undecided()),
+            },
         }
     }
     rules
@@ -155,6 +188,7 @@ fn verdict_of(expression: &Value) -> Option<Verdict> {
         "jump" => Some(Verdict::Jump(target())),
         "goto" => Some(Verdict::Goto(target())),
         "masquerade" | "snat" => Some(Verdict::Masquerade),
+        "continue" => Some(Verdict::Continue),
         _ => None,
     }
 }
@@ -212,6 +246,8 @@ fn matched<'a>(
             (Some("iifname" | "iif"), _) => words_as(What::From),
             (Some("oifname" | "oif"), _) => words_as(What::To),
             (Some("l4proto"), _) => words_as(What::Protocol),
+            (Some("mark"), _) => number(&values).map_or(What::Undecided, |value| What::Mark(value, u32::MAX)),
+            (_, Some("mark")) => number(&values).map_or(What::Undecided, |value| What::ConnMark(value, u32::MAX)),
             (Some("nfproto" | "protocol"), _) => match words().as_deref() {
                 Some([one]) if one == "ipv4" || one == "ip" => What::V6(false),
                 Some([one]) if one == "ipv6" || one == "ip6" => What::V6(true),
@@ -220,6 +256,15 @@ fn matched<'a>(
             (_, Some("state")) => words_as(What::State),
             // Who is redirected is told as such; nobody else's address was changed.
             (_, Some("status")) if words().is_some_and(|words| words == ["dnat"]) => What::State(Vec::new()),
+            // `meta mark & 0x4000 == 0x4000`
+            _ if left["&"][0]["meta"]["key"] == "mark" || left["&"][0]["ct"]["key"] == "mark" => {
+                let mask = left["&"][1].as_u64().and_then(|mask| u32::try_from(mask).ok());
+                match (number(&values), mask, left["&"][0]["meta"]["key"] == "mark") {
+                    (Some(value), Some(mask), true) => What::Mark(value, mask),
+                    (Some(value), Some(mask), false) => What::ConnMark(value, mask),
+                    _ => What::Undecided,
+                }
+            }
             _ if left["fib"]["result"] == "type" && left["fib"]["flags"] == serde_json::json!(["daddr"]) => {
                 match words().as_deref() {
                     Some([one]) if one == "local" => What::ToThisHost,
@@ -262,6 +307,12 @@ fn values<'a>(right: &Value, elements: &dyn Fn(&str) -> Option<&'a Vec<Value>>) 
             .map(|element| element.get("elem").map_or(element.clone(), |inner| inner["val"].clone()))
             .collect(),
     )
+}
+
+/// The only value, if it is a number of 32 bits.
+fn number(values: &[Value]) -> Option<u32> {
+    let [only] = values else { return None };
+    only.as_u64().and_then(|value| u32::try_from(value).ok())
 }
 
 fn word(value: &Value) -> Option<String> {

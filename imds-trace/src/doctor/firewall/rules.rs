@@ -1,26 +1,12 @@
-//! Would these rules let this packet through? Rules of any tool in one shape, and a walk through them. Pure.
+//! Does a rule hold for a packet? Rules of any tool in one shape. Pure.
 //!
 //! Three answers, never a guess: what cannot be known of a packet or a rule is `Maybe`, and so is all that hangs on it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-/// Chains jumped into at most; the kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
-const MAX_DEPTH: usize = 32;
-
-/// Rules asked about one packet at one hook at most. Chains that jump to each other twice are a walk without an end, and who owns a
-/// container's namespace may write some; nobody's real rules come near.
-const MAX_STEPS: u32 = 100_000;
-
-/// Does a condition hold?
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Holds {
-    /// Certainly not.
-    No,
-    /// It cannot be known here.
-    Maybe,
-    /// Certainly.
-    Yes,
-}
+use super::holds::Holds;
+use super::mark::{Bits, Marking};
 
 /// Where in the kernel a chain is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +55,14 @@ pub struct Packet {
     pub to: Side,
     /// `new` for a connection's first packet, else `established`.
     pub state: &'static str,
+    /// Is the destination this namespace's own address? `None` if it is not known.
+    pub local: Option<bool>,
+    /// Where it is bound for behind the chains that translate addresses (destination NAT), if that is elsewhere.
+    pub translated: Option<IpAddr>,
+    /// Its mark.
+    pub mark: Bits,
+    /// Its connection's mark.
+    pub connmark: Bits,
 }
 
 /// One thing that a rule asks of a packet.
@@ -79,6 +73,9 @@ pub struct Condition {
     /// What.
     pub what: What,
 }
+
+/// What is asked one instead of the other; many rules may ask for the same.
+pub type Alternatives = Arc<Vec<Vec<What>>>;
 
 /// What a rule can ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,10 +100,27 @@ pub enum What {
     State(Vec<String>),
     /// Is the destination this host itself?
     ToThisHost,
+    /// Has its mark these bits, under this mask?
+    Mark(u32, u32),
+    /// Has its connection's mark these bits, under this mask?
+    ConnMark(u32, u32),
+    /// Is it in a set of this name, by these of its ends? Not decided until the set is known.
+    InSet(String, Vec<End>),
+    /// Does all of one of these hold?
+    AnyOf(Alternatives),
     /// Something that is not decided here.
     Undecided,
     /// Something that says nothing about the packet, as a comment.
     Always,
+}
+
+/// Which of a packet's ends a set is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// `src`
+    Source,
+    /// `dst`
+    Destination,
 }
 
 /// What a rule does.
@@ -128,7 +142,11 @@ pub enum Verdict {
     Goto(String),
     /// Back to where it came from.
     Return,
-    /// Counts, marks, logs: goes on.
+    /// Marks it: goes on.
+    Mark(Marking),
+    /// A program in user space decides.
+    Asks(String),
+    /// Counts, logs: goes on.
     Continue,
 }
 
@@ -156,6 +174,8 @@ pub struct Chain {
     pub name: String,
     /// Where it is asked; `None` if only others jump to it.
     pub hook: Option<Hook>,
+    /// When it is asked among those of its hook: the lowest first.
+    pub priority: i32,
     /// Is it asked for a connection's first packet only, and may change addresses?
     pub nat: bool,
     /// Does what comes to its end die?
@@ -164,138 +184,14 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// Something that would happen to a packet.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Hit<'a> {
-    /// In this chain.
-    pub chain: &'a Chain,
-    /// By this rule; `None` is the chain's policy.
-    pub rule: Option<&'a Rule>,
-    /// Certainly?
-    pub sure: bool,
-    /// Does a rule on the way name the packet's endpoint, more narrowly than by a range as wide as the world?
-    pub named: bool,
-}
-
-impl Chain {
-    fn in_table_of(&self, other: &Chain) -> bool {
-        self.tool == other.tool && self.family == other.family && self.table == other.table
-    }
-
-    fn concerns(&self, packet: &Packet) -> bool {
-        match self.family.as_str() {
-            "ip" => !packet.v6,
-            "ip6" => packet.v6,
-            "inet" | "netdev" | "bridge" => true,
-            _ => false,
-        }
-    }
-}
-
-/// How a walk through a chain ends.
-enum End {
-    /// Decided: accepted, or not.
-    Decided { accepted: bool },
-    /// Came to the end. `sure`: nothing on the way may have let it through for good.
-    Through { sure: bool },
-}
-
-/// Everything that would or may happen to a packet at a hook, acceptance included.
-pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &Packet) -> Vec<Hit<'a>> {
-    let mut hits = Hits { found: Vec::new(), steps: 0 };
-    let bases = chains.iter().filter(|chain| chain.hook == Some(hook) && chain.concerns(packet));
-    for base in bases.filter(|chain| !chain.nat || packet.state == "new") {
-        // Which packets come by a bridge's or a card's own chain is not known from here.
-        let sure = !matches!(base.family.as_str(), "netdev" | "bridge");
-        let end = through(chains, base, packet, Certainty { sure, named: false }, 0, &mut hits);
-        if let End::Through { sure: true } = end
-            && base.drops_the_rest
-        {
-            hits.found.push(Hit { chain: base, rule: None, sure, named: false });
-        }
-    }
-    hits.found
-}
-
-/// What was found, and how many rules were asked.
-struct Hits<'a> {
-    found: Vec<Hit<'a>>,
-    steps: u32,
-}
-
-#[derive(Clone, Copy)]
-struct Certainty {
-    sure: bool,
-    named: bool,
-}
-
-fn through<'a>(
-    chains: &'a [Chain],
-    chain: &'a Chain,
-    packet: &Packet,
-    mut way: Certainty,
-    depth: usize,
-    hits: &mut Hits<'a>,
-) -> End {
-    // Nothing on the way may have let it through for good.
-    let mut not_accepted = true;
-    for rule in &chain.rules {
-        hits.steps += 1;
-        if hits.steps > MAX_STEPS {
-            if hits.steps == MAX_STEPS + 1 {
-                // Told as a hit by a rule that decides nothing: what comes behind it is not known.
-                hits.found.push(Hit { chain, rule: Some(rule), sure: false, named: false });
-            }
-            return End::Through { sure: false };
-        }
-        let holds = rule.holds(packet);
-        if holds == Holds::No {
-            continue;
-        }
-        let certain = holds == Holds::Yes;
-        let here = Certainty { sure: way.sure && certain, named: way.named || rule.names(packet) };
-        match &rule.verdict {
-            Verdict::Continue => {}
-            Verdict::Return if certain => return End::Through { sure: not_accepted },
-            Verdict::Return => way.sure = false,
-            Verdict::Jump(target) | Verdict::Goto(target) => {
-                let goes = matches!(rule.verdict, Verdict::Goto(_));
-                let target = chains.iter().find(|other| other.name == *target && other.in_table_of(chain));
-                let Some(target) = target.filter(|_| depth < MAX_DEPTH) else { continue };
-                match through(chains, target, packet, here, depth + 1, hits) {
-                    End::Decided { accepted } if certain => return End::Decided { accepted },
-                    End::Decided { accepted: true } | End::Through { sure: false } => {
-                        way.sure = false;
-                        not_accepted = false;
-                    }
-                    End::Decided { accepted: false } | End::Through { sure: true } => {}
-                }
-                if goes && certain {
-                    return End::Through { sure: not_accepted };
-                }
-            }
-            verdict => {
-                hits.found.push(Hit { chain, rule: Some(rule), sure: here.sure, named: here.named });
-                let accepted = !matches!(verdict, Verdict::Drop | Verdict::Reject);
-                if certain {
-                    return End::Decided { accepted };
-                }
-                if accepted {
-                    way.sure = false;
-                    not_accepted = false;
-                }
-            }
-        }
-    }
-    End::Through { sure: not_accepted }
-}
-
 impl Rule {
-    fn holds(&self, packet: &Packet) -> Holds {
+    /// Does it hold for this packet?
+    pub fn holds(&self, packet: &Packet) -> Holds {
         self.conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Holds::Yes)
     }
 
-    fn names(&self, packet: &Packet) -> bool {
+    /// Does it name the packet's own addresses, more narrowly than by a range as wide as the world?
+    pub fn names(&self, packet: &Packet) -> bool {
         self.conditions.iter().any(|condition| {
             let ranges = match &condition.what {
                 What::Source(ranges) | What::Destination(ranges) if !condition.negated => ranges,
@@ -330,12 +226,14 @@ impl What {
             What::From(names) => interface(names, &packet.from),
             What::To(names) => interface(names, &packet.to),
             What::State(names) => yes(names.iter().any(|name| name.eq_ignore_ascii_case(packet.state))),
-            // IMDS is not this host, unless somebody made it so, which the routes show.
-            What::ToThisHost => match (&packet.to, packet.destination) {
-                (_, None) => Holds::Maybe,
-                (_, Some(_)) if packet.source_ports == (80, 80) => Holds::Maybe,
-                (_, Some(_)) => Holds::No,
-            },
+            What::ToThisHost => packet.local.map_or(Holds::Maybe, yes),
+            What::Mark(value, mask) => packet.mark.are(*value, *mask),
+            What::ConnMark(value, mask) => packet.connmark.are(*value, *mask),
+            What::AnyOf(entries) => {
+                let all = |entry: &Vec<What>| entry.iter().map(|what| what.holds(packet)).min().unwrap_or(Holds::No);
+                entries.iter().map(all).max().unwrap_or(Holds::No)
+            }
+            What::InSet(..) => Holds::Maybe,
             What::Undecided => Holds::Maybe,
             What::Always => Holds::Yes,
         }

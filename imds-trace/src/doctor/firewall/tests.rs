@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::rules::{Chain, Hook, Verdict, walk};
-use super::{Client, Heading, iptables, nft};
+use super::fate::{Client, fate};
+use super::rules::{Chain, Verdict};
+use super::{ipset, iptables, nft, owner};
 
 /// Written by iptables-save 1.8.9 (nf_tables): the rules of an engine with two networks, and the policy it sets where it turns
 /// forwarding on itself.
@@ -20,29 +21,25 @@ fn container(endpoint: &str) -> Client {
     Client {
         name: "job-17".into(),
         address: Some(address),
-        bridge: Some("docker0".into()),
+        by: Some("docker0".into()),
         uplink: Some("ens5".into()),
-        endpoint: endpoint.parse().expect("an address"),
+        masked: "10.77.0.10".parse().ok(),
+        endpoint: endpoint.parse().ok(),
     }
 }
 
 fn own() -> Client {
-    Client { address: "10.0.0.10".parse().ok(), bridge: None, ..container("169.254.169.254") }
+    Client { address: "10.0.0.10".parse().ok(), by: None, ..container("169.254.169.254") }
 }
 
 /// What happens to a client's packets besides being let through: `sure`, the chain, the verdict.
 fn hits(chains: &[Chain], client: &Client) -> Vec<String> {
     let mut found = Vec::new();
-    for (_, hook, packet) in client.packets() {
-        for hit in walk(chains, hook, &packet) {
-            let verdict = hit.rule.map(|rule| &rule.verdict);
-            if verdict == Some(&Verdict::Accept) || verdict == Some(&Verdict::Masquerade) {
-                continue;
-            }
-            let sure = if hit.sure { "" } else { "maybe " };
-            let what = verdict.map_or("policy".to_owned(), |verdict| format!("{verdict:?}").to_lowercase());
-            found.push(format!("{sure}{} {what}", hit.chain.name));
-        }
+    for (_, hit) in fate(chains, client).hits {
+        let sure = if hit.sure { "" } else { "maybe " };
+        let verdict = hit.rule.map(|rule| &rule.verdict);
+        let what = verdict.map_or("policy".to_owned(), |verdict| format!("{verdict:?}").to_lowercase());
+        found.push(format!("{sure}{} {what}", hit.chain.name));
     }
     found
 }
@@ -63,25 +60,16 @@ fn dockers_own_rules_with_a_policy_of_drop_let_everything_through() {
     assert_eq!(hits(&chains, &container("169.254.169.254")), Vec::<String>::new());
     assert_eq!(hits(&chains, &own()), Vec::<String>::new());
     // A bridge that no rule knows is not let through.
-    let unknown = Client { bridge: Some("br-other".into()), ..container("169.254.169.254") };
-    assert_eq!(hits(&chains, &unknown), ["FORWARD policy", "FORWARD policy"]);
+    let unknown = Client { by: Some("br-other".into()), ..container("169.254.169.254") };
+    assert_eq!(hits(&chains, &unknown), ["FORWARD policy"]);
 }
 
 #[test]
 fn docker_masquerades_what_leaves_its_bridge() {
     let chains = iptables::read(DOCKER, "iptables");
-    let masquerades = |client: &Client| {
-        let packets = client.packets();
-        let outward =
-            packets.iter().filter(|(heading, hook, _)| (*heading, *hook) == (Heading::Request, Hook::Postrouting));
-        let hits = outward.flat_map(|(_, hook, packet)| walk(&chains, *hook, packet));
-        hits.filter(|hit| hit.rule.is_some_and(|rule| rule.verdict == Verdict::Masquerade))
-            .map(|hit| hit.sure)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(masquerades(&container("169.254.169.254")), [true]);
+    assert_eq!(fate(&chains, &container("169.254.169.254")).masqueraded, Some(true));
     let elsewhere = Client { address: "172.19.0.2".parse().ok(), ..container("169.254.169.254") };
-    assert_eq!(masquerades(&elsewhere), Vec::<bool>::new());
+    assert_eq!(fate(&chains, &elsewhere).masqueraded, None);
 }
 
 #[test]
@@ -133,7 +121,7 @@ fn what_cannot_be_decided_may_be() {
         "-A OUTPUT -d 169.254.169.254/32 -m owner --uid-owner 1000 -j DROP",
         "-A OUTPUT -m limit --limit 5/sec -j ACCEPT\n-A OUTPUT -d 169.254.169.254/32 -j DROP",
         "-A OUTPUT -m set --match-set blocked dst -j SUB\n-A SUB -j DROP",
-        "-A OUTPUT -j SUB\n-A OUTPUT -d 169.254.169.254 -j DROP\n-A SUB -m mark --mark 0x1 -j ACCEPT",
+        "-A OUTPUT -j SUB\n-A OUTPUT -d 169.254.169.254 -j DROP\n-A SUB -m recent --name x --rcheck -j ACCEPT",
     ] {
         let found = hits(&with(rule), &own());
         assert!(!found.is_empty() && found.iter().all(|hit| hit.starts_with("maybe")), "{rule}: {found:?}");
@@ -143,11 +131,8 @@ fn what_cannot_be_decided_may_be() {
 #[test]
 fn a_saved_file_with_everything_in_it_is_read() {
     let chains = iptables::read(SAVED, "iptables");
-    assert_eq!(
-        hits(&chains, &container("169.254.169.254")),
-        ["PREROUTING redirect(\"10.0.0.5:8181\")", "DOCKER-USER reject", "FORWARD policy"]
-    );
-    assert_eq!(hits(&chains, &own()), ["maybe OUTPUT drop", "OUTPUT redirect(\"this host, port 8181\")"]);
+    assert_eq!(hits(&chains, &container("169.254.169.254")), ["PREROUTING redirect(\"10.0.0.5:8181\")"]);
+    assert_eq!(hits(&chains, &own()), ["OUTPUT redirect(\"this host, port 8181\")"]);
     let rejects = chains.iter().flat_map(|chain| &chain.rules).find(|rule| rule.verdict == Verdict::Reject);
     assert!(rejects.is_some_and(|rule| rule.text.starts_with("-A DOCKER-USER -d 169.254.169.254/32 ")), "{rejects:?}");
 }
@@ -180,7 +165,7 @@ fn chains_that_fork_at_each_step_come_to_an_end() {
     }
     text += "-A FORWARD -j C0\n";
     for number in 0..29 {
-        let jump = format!("-A C{number} -m mark --mark 0x1 -j C{}\n", number + 1);
+        let jump = format!("-A C{number} -m recent --name x --rcheck -j C{}\n", number + 1);
         text += &jump.repeat(2);
     }
     let found = hits(&iptables::read(&text, "iptables"), &container("169.254.169.254"));
@@ -224,7 +209,7 @@ fn each_of_nfts_rules_is_decided() {
     assert_eq!(hits(&only("3"), &job), ["block drop"], "a named set");
     assert_eq!(hits(&only("5"), &job), none, "a verdict map by state");
     assert_eq!(hits(&only("7"), &job), none, "another bridge");
-    let bridged = Client { bridge: Some("br-4711".into()), ..job.clone() };
+    let bridged = Client { by: Some("br-4711".into()), ..job.clone() };
     assert_eq!(hits(&only("7"), &bridged), ["block reject"], "interfaces, a prefix, ranges of ports");
     assert_eq!(hits(&only("9"), &job), ["block drop"], "the answer's address is none of them");
     assert_eq!(hits(&only("10"), &job), none, "IPv6");
@@ -242,4 +227,99 @@ fn each_of_nfts_rules_is_decided() {
 #[test]
 fn what_hangs_on_a_card_or_in_a_bridge_may_be() {
     assert!(hits(&nft_rules(), &own()).contains(&"maybe ing drop".to_owned()));
+}
+
+/// kube-router 2's rules for one pod with a policy, by `iptables-save`: what the policy allows is marked, and the rest rejected.
+const KUBE_ROUTER: &str = r#"*filter
+:FORWARD ACCEPT [0:0]
+:KUBE-ROUTER-FORWARD - [0:0]
+:KUBE-POD-FW-A - [0:0]
+:KUBE-NWPLCY-A - [0:0]
+-A FORWARD -m comment --comment "kube-router netpol - TEMCG2JMHZYE7H7T" -j KUBE-ROUTER-FORWARD
+-A KUBE-ROUTER-FORWARD -s 172.17.0.2/32 -m comment --comment "rule to jump traffic from POD name:app namespace: default to chain KUBE-POD-FW-A" -j KUBE-POD-FW-A
+-A KUBE-ROUTER-FORWARD -m comment --comment "rule to explicitly ACCEPT traffic that comply to network policies" -m mark --mark 0x20000/0x20000 -j ACCEPT
+-A KUBE-POD-FW-A -m comment --comment "rule for stateful firewall for pod" -m conntrack --ctstate INVALID -j DROP
+-A KUBE-POD-FW-A -m comment --comment "rule for stateful firewall for pod" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A KUBE-POD-FW-A -d 172.17.0.2/32 -m comment --comment "rule to permit the traffic to pods when source is the pod's local node" -m addrtype --src-type LOCAL -j ACCEPT
+-A KUBE-POD-FW-A -m comment --comment "run through nw policy app" -j KUBE-NWPLCY-A
+-A KUBE-POD-FW-A -m comment --comment "rule to log dropped traffic POD name:app namespace: default" -m mark ! --mark 0x10000/0x10000 -m limit --limit 10/min --limit-burst 10 -j NFLOG --nflog-group 100
+-A KUBE-POD-FW-A -m comment --comment "rule to REJECT traffic destined for POD name:app namespace: default" -m mark ! --mark 0x10000/0x10000 -j REJECT --reject-with icmp-port-unreachable
+-A KUBE-POD-FW-A -j MARK --set-xmark 0x0/0x10000
+-A KUBE-POD-FW-A -m comment --comment "set mark to ACCEPT traffic that comply to network policies" -j MARK --set-xmark 0x20000/0x20000
+-A KUBE-NWPLCY-A -m set --match-set KUBE-SRC-A src -m set --match-set KUBE-DST-A dst -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x10000/0x10000
+-A KUBE-NWPLCY-A -m set --match-set KUBE-SRC-A src -m mark --mark 0x10000/0x10000 -j RETURN
+COMMIT
+"#;
+
+#[test]
+fn a_policy_for_one_pod_is_decided_by_its_sets_and_marks() {
+    let policy = |allowed: &str| {
+        let mut chains = iptables::read(KUBE_ROUTER, "iptables");
+        assert!(ipset::wanted(&chains));
+        let sets = format!(
+            "create KUBE-SRC-A hash:ip\nadd KUBE-SRC-A 172.17.0.2\ncreate KUBE-DST-A hash:net\nadd KUBE-DST-A {allowed}\n"
+        );
+        ipset::resolve(&mut chains, &ipset::read(&sets));
+        chains
+    };
+    let (pod, other) = (container("169.254.169.254"), container("169.254.169.254"));
+    let other = Client { address: "172.17.0.3".parse().ok(), ..other };
+    assert_eq!(hits(&policy("10.0.0.0/8"), &pod), ["KUBE-POD-FW-A reject"]);
+    assert_eq!(hits(&policy("10.0.0.0/8"), &other), Vec::<String>::new());
+    assert_eq!(hits(&policy("169.254.0.0/16"), &pod), Vec::<String>::new());
+    let unread = iptables::read(KUBE_ROUTER, "iptables");
+    assert_eq!(hits(&unread, &pod), ["maybe KUBE-POD-FW-A reject"], "sets that nobody could read");
+}
+
+#[test]
+fn who_set_a_rule_up_is_known_by_its_chain_table_or_words() {
+    let name = |text: &str| {
+        let chains = iptables::read(text, "iptables");
+        let chain = chains.iter().find(|chain| !chain.rules.is_empty()).expect("a chain with a rule");
+        owner::of(chain, chain.rules.first()).map(|owner| owner.name)
+    };
+    let saved = |table: &str, rule: &str| {
+        let chain = rule.split_whitespace().nth(1).unwrap_or_default();
+        name(&format!("*{table}\n:{chain} - [0:0]\n{rule}\nCOMMIT\n"))
+    };
+    assert_eq!(saved("filter", "-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP"), Some("Docker"));
+    assert_eq!(saved("filter", "-A DOCKER-USER -d 169.254.169.254/32 -j DROP"), None);
+    assert_eq!(saved("raw", "-A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP"), Some("Docker"));
+    assert_eq!(saved("filter", "-A KUBE-POD-FW-A -j REJECT"), Some("kube-router"));
+    assert!(saved("filter", "-A KUBE-FIREWALL -j DROP").is_some_and(|name| name.starts_with("Kubernetes")));
+    assert_eq!(saved("filter", "-A ufw-user-forward -d 169.254.169.254/32 -j DROP"), Some("ufw"));
+    assert_eq!(saved("filter", "-A FWDO_public_deny -j REJECT"), Some("firewalld"));
+    assert!(
+        saved("filter", "-A FORWARD -d 169.254.169.254/32 -i eni+ -j DROP").is_some_and(|name| name.contains("eksctl"))
+    );
+    assert_eq!(saved("filter", "-A FORWARD -d 169.254.169.254/32 -i eni1 -j DROP"), None);
+    assert_eq!(saved("filter", "-A FORWARD -m comment --comment \"cali:abc\" -j DROP"), Some("Calico"));
+}
+
+#[test]
+fn protection_of_published_ports_hits_no_answer_that_is_translated_back() {
+    let guard = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP\nCOMMIT\n";
+    let masquerade =
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\nCOMMIT\n";
+    let job = container("169.254.169.254");
+    let both = iptables::read(&format!("{guard}{masquerade}"), "iptables");
+    assert_eq!(hits(&both, &job), Vec::<String>::new());
+    // Who leaves under his own address gets the answer to it.
+    assert_eq!(hits(&iptables::read(guard, "iptables"), &job), ["PREROUTING drop"]);
+}
+
+#[test]
+fn what_cannot_be_read_is_not_taken_for_health() {
+    for rule in [
+        "-A FORWARD -m bpf --bytecode \"4,48 0 0 9,21 0 1 6,6 0 0 1,6 0 0 0\" -j DROP",
+        "-A FORWARD -d 169.254.169.254/32 -m quota2 -j DROP",
+        "-A FORWARD -i docker0 -j NFQUEUE --queue-num 0",
+    ] {
+        let found = hits(&with(rule), &container("169.254.169.254"));
+        assert!(!found.is_empty() && found.iter().all(|hit| hit.starts_with("maybe ")), "{rule}: {found:?}");
+    }
+    assert_eq!(
+        hits(&with("-A FORWARD -m connmark --mark 0x1 -j DROP"), &container("169.254.169.254")),
+        Vec::<String>::new()
+    );
 }

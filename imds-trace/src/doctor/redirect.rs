@@ -1,0 +1,185 @@
+//! Where does a rule that changes the destination send requests: to somebody who listens, to nobody, to where the kernel does not go?
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::firewall::fate::Client;
+use super::inside::View;
+use super::listeners;
+use super::sight::Sight;
+use crate::interfaces::snapshot::Snapshot;
+use diagnosis::printable::shell_word;
+use diagnosis::way::network::{RouteKind, in_prefix};
+
+/// IMDS's port, where a rule names none.
+const PORT: u16 = 80;
+
+/// What becomes of requests there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Somebody takes them, in place of IMDS: who.
+    Taken(String),
+    /// Nobody does: why. And a command that mends it.
+    Nobody(String, Option<String>),
+    /// It is IMDS's own address.
+    Imds,
+    /// They leave for an address elsewhere.
+    Elsewhere(String),
+    /// That cannot be told.
+    Unknown,
+}
+
+/// A rule's target: `10.0.0.5:8181`, `10.0.0.5`, `this host, port 8181`, `this host`.
+fn target(text: &str) -> Option<(Option<IpAddr>, u16)> {
+    if let Some(rest) = text.strip_prefix("this host") {
+        let port = rest.strip_prefix(", port ").map_or(Some(PORT), |port| port.parse().ok())?;
+        return Some((None, port));
+    }
+    if let Ok(address) = text.parse() {
+        return Some((Some(address), PORT));
+    }
+    let (address, port) = text.rsplit_once(':')?;
+    Some((Some(address.trim_matches(['[', ']']).parse().ok()?), port.parse().ok()?))
+}
+
+/// Where a client's requests end that a rule of a namespace sends to `to`. `read` gives a number of `/proc/sys/net/ipv4/conf`.
+pub fn end(
+    sight: &Sight,
+    view: &View,
+    is_host: bool,
+    client: &Client,
+    to: &str,
+    read: &dyn Fn(&str) -> Option<String>,
+) -> End {
+    let Some((address, port)) = target(to) else { return End::Unknown };
+    let Ok(network) = &view.network else { return End::Unknown };
+    if address.is_some() && address == client.endpoint {
+        return End::Imds;
+    }
+    // REDIRECT goes to the interface by which it came in, or to loopback for what is sent here.
+    let address = address.or_else(|| match &client.by {
+        None => Some(IpAddr::from([127, 0, 0, 1])),
+        Some(by) => {
+            let v6 = client.endpoint.is_some_and(|endpoint| endpoint.is_ipv6());
+            let own =
+                network.addresses.iter().filter(|(index, held, _)| network.name(*index) == by && held.is_ipv6() == v6);
+            own.map(|(_, held, _)| *held).next()
+        }
+    });
+    let Some(address) = address else { return End::Unknown };
+    if address.is_loopback()
+        && let (Some(by), IpAddr::V4(_)) = (&client.by, address)
+    {
+        // Either is enough (IN_DEV_NET_ROUTE_LOCALNET).
+        let values = ["all", by].map(|name| read(&format!("{name}/route_localnet")));
+        match values {
+            [Some(all), Some(own)] if all == "0" && own == "0" => {
+                let key = format!("net/ipv4/conf/{by}/route_localnet");
+                let mend = format!(
+                    "sysctl -w {}=1  # lowers safety: what listens on 127.0.0.1 of this host can then be reached by {by}",
+                    shell_word(&key)
+                );
+                let why = format!(
+                    "which is loopback: the kernel drops what comes in by {by} for it, because route_localnet is 0"
+                );
+                return End::Nobody(why, Some(mend));
+            }
+            [Some(_), Some(_)] => {}
+            _ => return End::Unknown,
+        }
+    }
+    if address.is_loopback() || network.holder(address).is_some() {
+        return listened(view, address, port, "this host");
+    }
+    if let Some(inside) = sight
+        .inside
+        .iter()
+        .find(|inside| is_host && inside.network().is_some_and(|network| network.holder(address).is_some()))
+        && let Ok(view) = &inside.view
+    {
+        return listened(view, address, port, &inside.name());
+    }
+    if is_no_hosts(address) {
+        return End::Nobody(
+            "which is no host's address: it is set aside for documentation or not used at all".into(),
+            None,
+        );
+    }
+    on_link(sight, network, is_host, address)
+}
+
+fn listened(view: &View, address: IpAddr, port: u16, whose: &str) -> End {
+    match &view.listeners {
+        None => End::Unknown,
+        Some(all) if listeners::any(all, address, port) => End::Taken(format!("{whose}, where a process listens")),
+        Some(_) => End::Nobody(
+            format!("an address of {whose}, where nobody listens on port {port}: connections are refused"),
+            None,
+        ),
+    }
+}
+
+/// What is left: other hosts.
+fn on_link(sight: &Sight, network: &Snapshot, is_host: bool, address: IpAddr) -> End {
+    let routes = network.routing.routes.iter().filter(|route| route.covers(address));
+    let best = routes.reduce(|best, route| if route.to.1 > best.to.1 { route } else { best });
+    match best {
+        None if address.is_ipv4() && !network.routing.routes.is_empty() => {
+            End::Nobody("to which there is no route".to_owned(), None)
+        }
+        Some(route) if route.kind == RouteKind::Nowhere => {
+            End::Nobody("to which a route leads nowhere".to_owned(), None)
+        }
+        // On an engine's network all addresses are known.
+        Some(route) if is_host && route.kind == RouteKind::Unicast && !route.routed_on => {
+            let bridge = route.by.first().and_then(|index| sight.bridge(network.name(*index)));
+            let listed = bridge.filter(|bridge| {
+                bridge.network.is_some() && bridge.subnets.iter().any(|subnet| in_prefix(address, *subnet))
+            });
+            match listed {
+                Some(bridge) if sight.inside.iter().all(|inside| inside.view.is_ok()) => {
+                    End::Nobody(format!("an address on {}, which no container there has", bridge.name), None)
+                }
+                _ => End::Elsewhere("elsewhere".into()),
+            }
+        }
+        Some(_) => End::Elsewhere("beyond this host".into()),
+        None => End::Elsewhere("elsewhere".into()),
+    }
+}
+
+/// Addresses that no host has: RFC 1122, RFC 5737, RFC 6890.
+fn is_no_hosts(address: IpAddr) -> bool {
+    let prefix = |a: u8, b: u8, c: u8, length| in_prefix(address, (IpAddr::from([a, b, c, 0]), length));
+    match address {
+        IpAddr::V4(v4) => {
+            v4.is_documentation()
+                || v4 == Ipv4Addr::BROADCAST
+                || prefix(0, 0, 0, 8)
+                || prefix(192, 0, 2, 24)
+                || prefix(240, 0, 0, 4)
+        }
+        IpAddr::V6(v6) => v6.is_unspecified() || v6.segments()[..2] == [0x2001, 0x0db8],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_as_tools_write_them() {
+        assert_eq!(target("10.0.0.5:8181"), Some((Some(IpAddr::from([10, 0, 0, 5])), 8181)));
+        assert_eq!(target("10.0.0.5"), Some((Some(IpAddr::from([10, 0, 0, 5])), 80)));
+        assert_eq!(target("[fd00::1]:8181").map(|(_, port)| port), Some(8181));
+        assert_eq!(target("this host, port 9998"), Some((None, 9998)));
+        assert_eq!(target("elsewhere"), None);
+        assert_eq!(target("10.0.0.5-10.0.0.9:80"), None);
+    }
+
+    #[test]
+    fn what_is_set_aside_is_nobodys() {
+        let nobody = |text: &str| is_no_hosts(text.parse().expect("an address"));
+        assert!(nobody("192.0.2.1") && nobody("203.0.113.9") && nobody("0.1.2.3") && nobody("2001:db8::1"));
+        assert!(!nobody("192.0.3.1") && !nobody("10.0.0.1") && !nobody("fd00::1"));
+    }
+}

@@ -1,0 +1,101 @@
+//! Does `doctor` follow each client's own way, and mend without harm?
+
+use anyhow::Context;
+use imds_trace_tests::Namespace;
+use imds_trace_tests::expect::{expect_equal, expect_that};
+use imds_trace_tests::obstacle::{self, Family};
+
+use crate::Lab;
+use crate::doctor::{Undo, changed, doctor, expect, expect_nothing_broken, sysctl, waiting};
+
+crate::tests![
+    a_redirect_is_judged_by_who_is_there,
+    a_pod_with_a_link_of_its_own_is_judged_by_it,
+    a_route_into_a_containers_link_is_broken_and_mended,
+];
+
+type Outcome = anyhow::Result<()>;
+
+fn a_redirect_is_judged_by_who_is_there(lab: &Lab) -> Outcome {
+    let _job = waiting(lab, "job-17")?;
+    let runner = lab.host.runner();
+    let redirect = |to: &str| {
+        let rule = format!("PREROUTING -d 169.254.169.254 -p tcp --dport 80 -i docker0 -j DNAT --to-destination {to}");
+        obstacle::iptables_rule(runner, Family::V4, "nat", &rule)
+    };
+    {
+        let _rule = redirect("10.77.0.10:8181")?;
+        let parts = ["DNAT --to-destination 10.77.0.10:8181", "nobody listens on port 8181"];
+        expect(&doctor(lab, &[])?, "firewall", "host", "broken", &parts)?;
+        let _proxy = runner.run_inside(|| std::net::TcpListener::bind("10.77.0.10:8181"))??;
+        let answers = doctor(lab, &[])?;
+        expect_nothing_broken(&answers)?;
+        expect(&answers, "firewall", "host", "ok", &["10.77.0.10:8181", "a process listens", "in place of IMDS"])?;
+    }
+    {
+        let _rule = redirect("127.0.0.1:8181")?;
+        let _proxy = runner.run_inside(|| std::net::TcpListener::bind("127.0.0.1:8181"))??;
+        let answers = doctor(lab, &[])?;
+        let refused = expect(&answers, "firewall", "host", "broken", &["127.0.0.1:8181", "route_localnet is 0"])?;
+        let mend = refused["mend"].as_str().context("a command that mends it")?;
+        expect_that("it says that it lowers safety", mend.contains("# lowers safety"), mend)?;
+        let _back = Undo(|| {
+            let _ = runner.sysctl("net/ipv4/conf/docker0/route_localnet", "0");
+        });
+        runner.run("sh", &["-c", mend])?;
+        expect_nothing_broken(&doctor(lab, &[])?)?;
+    }
+    let _rule = redirect("192.0.2.1")?;
+    expect(&doctor(lab, &[])?, "firewall", "host", "broken", &["192.0.2.1", "no host's address"])?;
+    Ok(())
+}
+
+fn a_pod_with_a_link_of_its_own_is_judged_by_it(lab: &Lab) -> Outcome {
+    let runner = lab.host.runner();
+    let pod = Namespace::create(&format!("imdslab-{}-pod", std::process::id()))?;
+    let _link = changed(
+        runner,
+        "ip",
+        &format!("link add eni17 type veth peer name eth0 netns {}", pod.name()),
+        "link del eni17",
+    )?;
+    pod.ip("addr add 10.99.0.200/32 dev eth0")?;
+    pod.ip("link set eth0 up")?;
+    runner.ip("link set eni17 up")?;
+    pod.ip("route add 169.254.1.1 dev eth0 scope link")?;
+    pod.ip("route add default via 169.254.1.1 dev eth0")?;
+    runner.ip("route add 10.99.0.200 dev eni17 scope link")?;
+    let name = format!("namespace {}", pod.name());
+    let answers = doctor(lab, &[])?;
+    expect(&answers, "route", &name, "ok", &["169.254.169.254", "from the host by ens5"])?;
+    expect(&answers, "masquerade", &name, "warning", &["10.99.0.200", "not-masqueraded"])?;
+    let rule = "FORWARD -d 169.254.169.254 -i eni+ -j DROP";
+    let _rule = obstacle::iptables_rule(runner, Family::V4, "filter", rule)?;
+    let answers = doctor(lab, &[])?;
+    let blocked = expect(&answers, "firewall", "host", "broken", &["-i eni+", &name, "disablePodIMDS"])?;
+    expect_that("nobody is told to delete what was set up on purpose", blocked["mend"].is_null(), blocked)?;
+    let _off = sysctl(runner, "net/ipv4/ip_forward", "0", "1")?;
+    expect(&doctor(lab, &[])?, "ip-forward", "host", "broken", &["eni17", &name])?;
+    Ok(())
+}
+
+fn a_route_into_a_containers_link_is_broken_and_mended(lab: &Lab) -> Outcome {
+    let _job = waiting(lab, "job-17")?;
+    let runner = lab.host.runner();
+    let links = runner.ip("-o link show type veth")?;
+    let port = links.lines().find(|line| line.contains("master docker0")).context("a port of docker0")?;
+    let port = port.split([':', '@']).nth(1).context("its name")?.trim();
+    let (to, back) = (format!("addr add 169.254.77.5/16 dev {port}"), format!("addr del 169.254.77.5/16 dev {port}"));
+    let _address = changed(runner, "ip", &to, &back)?;
+    let before = runner.ip("addr")?;
+    let answers = doctor(lab, &[])?;
+    let broken = expect(&answers, "route", "host", "broken", &[port, "nobody has that address"])?;
+    let mend = broken["mend"].as_str().context("a command that mends it")?;
+    let _route = Undo(|| {
+        let _ = runner.ip("route del 169.254.169.254/32");
+    });
+    runner.run("sh", &["-c", mend])?;
+    expect_nothing_broken(&doctor(lab, &[])?)?;
+    expect_equal("nothing else is changed", runner.ip("addr")?, before)?;
+    Ok(())
+}
