@@ -130,11 +130,11 @@ struct TellingArgs {
 struct SayingArgs {
     #[arg(long = "output", value_name = "KIND[=PATH]", help = output_help())]
     outputs: Vec<String>,
-    /// Exit 1 when a finding of severity `error` was shown
+    /// Exit 1 when a finding of severity `error` was made, shown or not: `--expect no-errors`, but for what was lost
     #[arg(long)]
     exit_code: bool,
-    /// Exit 1, and say why, when this did not hold (repeatable): `reachable`, `blocked` (neither a token nor credentials arrive) or
-    /// `v2-only` (nobody asks without a token), of all clients or of one container, or of `host`
+    /// Exit 1, and say why, when this did not hold (repeatable): `reachable`, `blocked` (neither a token nor credentials arrive),
+    /// `v2-only` (nobody asks without a token) or `no-errors`, of all clients or of one container, or of `host`
     #[arg(long = "expect", value_name = "CLAIM[:CONTAINER]")]
     expectations: Vec<String>,
 }

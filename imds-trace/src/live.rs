@@ -35,9 +35,10 @@ use diagnosis::identity::fact::Said;
 use diagnosis::net::{BootTime, Timestamp};
 use diagnosis::output;
 use diagnosis::recording;
+use diagnosis::reporter::Judged;
 use errand::{Errand, Signals, Watching};
 use follower::Follower;
-use session::{Judged, Session};
+use session::Session;
 
 /// How long the engine may take to list its containers before tracing goes on without; it tells the rest when it can.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
@@ -162,7 +163,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     if let Some(said) = errand.asks_for().and_then(|own| own.introduction()) {
         session.fact(said)?;
     }
-    session.outputs.flush()?;
+    session.reporter.flush()?;
     if let Some(path) = &config.ready_file {
         fs::write(path, b"").with_context(|| format!("--ready-file {}", path.display()))?;
     }

@@ -12,6 +12,7 @@ crate::tests![
     what_was_lost_is_blocked_and_not_reachable,
     a_firewall_that_drops_is_named_by_what_it_blocked,
     asking_without_a_token_breaks_v2_only,
+    an_error_about_one_breaks_no_errors_of_that_one,
     silence_about_one_container_shows_nothing,
     what_is_not_shown_counts_all_the_same,
     several_are_judged_each_for_itself,
@@ -84,8 +85,16 @@ fn asking_without_a_token_breaks_v2_only() -> Outcome {
     expect_judged("hop-limit-1-three-containers", "v2-only:agent", true, &["agent"])
 }
 
+fn an_error_about_one_breaks_no_errors_of_that_one() -> Outcome {
+    let three = "hop-limit-1-three-containers";
+    expect_judged("hop-limit-2", "no-errors", true, &["No error was found of container job-18"])?;
+    expect_judged(three, "no-errors:agent", true, &["No error was found of container agent"])?;
+    expect_judged(three, "no-errors:job-17", false, &["dropped in ip_forward with TTL 1"])?;
+    expect_judged(three, "no-errors", false, &["job-17"])
+}
+
 fn silence_about_one_container_shows_nothing() -> Outcome {
-    for claim in ["reachable", "blocked", "v2-only"] {
+    for claim in ["reachable", "blocked", "v2-only", "no-errors"] {
         expect_judged("hop-limit-2", &format!("{claim}:nobody"), false, &["No request of nobody was seen"])?;
     }
     Ok(())
@@ -137,7 +146,8 @@ fn what_is_no_expectation_is_one_sentence() -> Outcome {
     let folder = Folder::new()?;
     let file = folder.file("it.jsonl", recorded("hop-limit-too-low")?)?;
     for wrong in ["", "open", "blocked:", "BLOCKED", "v2", "a\u{1b}[31m"] {
-        replay(&file, &["--expect", wrong])?.expect_sentence(&["--expect", "reachable, blocked or v2-only"])?;
+        replay(&file, &["--expect", wrong])?
+            .expect_sentence(&["--expect", "reachable, blocked, v2-only or no-errors"])?;
     }
     run(["watch", "--expect", "open"])?.expect_sentence(&["--expect"])?;
     Ok(())

@@ -11,6 +11,7 @@ use diagnosis::event::Report;
 use diagnosis::finding::Severity;
 use diagnosis::pipeline::Pipeline;
 use imds_trace_replay_tests::expect_equal;
+use imds_trace_replay_tests::reported::Reported;
 use imds_trace_replay_tests::wire::around::{cooked2, ethernet, in_ip, in_udp};
 use imds_trace_replay_tests::wire::file::{Pcapng, Timed, pcap, pcap_of};
 use imds_trace_replay_tests::wire::{BEGIN, SECOND, Sent, Story};
@@ -60,12 +61,8 @@ impl Told {
         };
         let mut reader = Reader::of(captures.iter().enumerate().map(source).collect(), endpoints(&[])?)?;
         let mut pipeline = Pipeline::of_capture();
-        let (mut report, mut failures) = (None, Vec::new());
-        let mut hear = |event: &Event| {
-            if let Event::Report(_, told) = event {
-                report = Some(told.clone());
-            }
-        };
+        let (mut reported, mut failures) = (Reported::default(), Vec::new());
+        let mut hear = |event: &Event| reported.take(event);
         for input in &mut reader {
             match input {
                 Ok(input) => pipeline.push(input, &mut hear),
@@ -73,7 +70,7 @@ impl Told {
             }
         }
         pipeline.finish(&mut hear);
-        Ok(Self { report: report.context("a report")?, notes: reader.notes(), failures })
+        Ok(Self { report: reported.report().context("a report")?, notes: reader.notes(), failures })
     }
 
     /// Rules of severity error, and whom they accuse.

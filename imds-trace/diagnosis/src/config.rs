@@ -32,6 +32,8 @@ pub enum Claim {
     Blocked,
     /// They never ask without a token.
     V2Only,
+    /// No finding of severity error is about them.
+    NoErrors,
 }
 
 /// One `--expect`.
@@ -91,7 +93,7 @@ pub struct Telling {
     pub outputs: Vec<OutputSpec>,
     /// What of it.
     pub filter: Filter,
-    /// Is a finding of severity error a failure?
+    /// Is a finding of severity error a failure, shown or not?
     pub exit_code: bool,
     /// What is asserted.
     pub expectations: Vec<Expectation>,
@@ -118,7 +120,9 @@ pub enum Error {
     #[error("--output: two outputs go to {0}; give one of them a file, e.g. json=events.jsonl")]
     Twice(String),
     /// Nothing that can be asserted.
-    #[error("--expect {0:?}: not reachable, blocked or v2-only, alone or with a container behind it, e.g. blocked:web")]
+    #[error(
+        "--expect {0:?}: not reachable, blocked, v2-only or no-errors, alone or with a container behind it, e.g. blocked:web"
+    )]
     Expect(String),
     /// Not a moment.
     #[error(
@@ -171,6 +175,7 @@ pub fn expectation(text: &str) -> Result<Expectation, Error> {
         "reachable" => Claim::Reachable,
         "blocked" => Claim::Blocked,
         "v2-only" => Claim::V2Only,
+        "no-errors" => Claim::NoErrors,
         _ => return Err(Error::Expect(text.to_owned())),
     };
     if who == Some("") {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::exchange::{Exchange, ExchangeId};
 use crate::finding::{Finding, HopLimit, Path, TokenUse};
 use crate::identity::Attribution;
-use crate::journey::Journey;
+use crate::journey::{Journey, OtherPackets};
 use crate::net::{Endpoint, Timestamp, Ttl};
 pub use report::{Asserted, Credentials, Group, Groups, Reconciled, Report, Tally};
 
@@ -28,8 +28,19 @@ pub enum Event {
     Loss(Timestamp, Lost),
     /// What came of a probe, before everything else about it.
     Probed(Timestamp, Box<Probed>),
-    /// The run is over.
-    Report(Timestamp, Report),
+    /// The run is over: nothing more comes of it.
+    End(Timestamp, End),
+}
+
+/// What is known of a run only when it is over.
+#[derive(Clone, Debug, Default)]
+pub struct End {
+    /// What could not be kept.
+    pub lost: Lost,
+    /// The kernel's own count beside ours.
+    pub spent: Reconciled,
+    /// Packets to IMDS that are no TCP.
+    pub other: Vec<OtherPackets>,
 }
 
 /// A connection that its socket told of, and no hook.

@@ -1,6 +1,6 @@
-//! Does what was asserted hold? Hears every event, shown or not; [`judge`] gives a sentence about each `--expect`.
+//! Does what was asserted hold? Counts what happened, shown or not; [`judge`] gives a sentence about each `--expect`.
 //!
-//! Refuses to take silence for health: `blocked` and `v2-only` do not hold where records were lost, where nothing was seen of the
+//! Refuses to take silence for health: `blocked`, `v2-only` and `no-errors` do not hold where records were lost, where nothing was seen of the
 //! container they are about, or where a client that nobody could name broke them.
 
 mod judge;
@@ -13,7 +13,6 @@ use crate::event::Asserted;
 use crate::event::{Attached, Event, Lost, Probed};
 use crate::finding::Severity;
 use crate::identity::{Attribution, Key, Subject};
-use crate::report::LastWords;
 use judge::{Scope, judged};
 use seen::Seen;
 
@@ -30,7 +29,6 @@ pub struct Expectations {
     listened: Listened,
     /// What a probe was answered, which it knows whether its packets were seen or not.
     probed: Option<Probed>,
-    last: LastWords,
 }
 
 /// Where packets were listened for.
@@ -64,21 +62,11 @@ impl Expectations {
         Self { asked, ..Self::default() }
     }
 
-    /// Takes in an event.
-    pub fn absorb(&mut self, event: &Event) {
+    /// Counts the last word on an exchange or a finding, and every other event.
+    pub fn count(&mut self, event: &Event) {
         if self.asked.is_empty() {
             return;
         }
-        if let Some(settled) = self.last.hear(event) {
-            self.count(&settled);
-        }
-        match event {
-            Event::Exchange(_) | Event::Finding(..) => {}
-            event => self.count(event),
-        }
-    }
-
-    fn count(&mut self, event: &Event) {
         match event {
             Event::Exchange(event) => {
                 if let Some(seen) = self.of(&event.who) {
@@ -102,15 +90,12 @@ impl Expectations {
                 }
             }
             // What was lost is given to `judge`, whole.
-            Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::Report(..) => {}
+            Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::End(..) => {}
         }
     }
 
     /// What came of each, in the order asked.
     pub fn judge(&mut self, lost: Lost) -> Vec<Asserted> {
-        for event in self.last.take() {
-            self.count(&event);
-        }
         let lost = lost.sum() + self.over;
         let judged = self.asked.iter().map(|asked| {
             let scope = Scope::of(asked, &self.seen, self.probed.as_ref(), self.listened);

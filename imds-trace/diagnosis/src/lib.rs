@@ -9,7 +9,7 @@
 //!                                                                   |
 //!                                                                 Event
 //!                                                                   |
-//!   report::Reporter:   filter, tallies, groups, expectations, report
+//!   reporter:   filter, tallies, groups, expectations, report
 //!                                                                   |
 //!   output:     text | json | junit | pcapng
 //! ```
@@ -37,6 +37,7 @@ pub mod probe;
 pub mod recording;
 pub mod replay;
 pub mod report;
+pub mod reporter;
 pub mod secret;
 pub mod unpack;
 pub mod way;

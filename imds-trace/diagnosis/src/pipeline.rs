@@ -1,10 +1,10 @@
-//! In which order do the stages run? Observation, journey, exchange, finding, report: written here and nowhere else.
+//! In which order do the stages run? Observation, journey, exchange, finding: written here and nowhere else.
 //!
 //! Pure: no clock, no lookup. The same inputs in the same order give the same events, so a recording replays to what was seen live.
 
 use crate::coverage::{Coverage, Span, Unseen, UnseenSockets};
 use crate::event::Reconciled;
-use crate::event::{Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
+use crate::event::{End, Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
 use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
 use crate::identity::fact::TcpState;
@@ -12,7 +12,6 @@ use crate::identity::{Directory, Fact, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Joiner, Journey, Others};
 use crate::net::{Netns, Timestamp, Ttl};
-use crate::report::Tallies;
 
 /// What does not change during a run.
 #[derive(Clone, Debug)]
@@ -44,7 +43,6 @@ struct Interpreter {
     history: History,
     aftermath: Aftermath,
     ledger: Ledger,
-    tallies: Tallies,
     spent: Reconciled,
     coverage: Coverage,
     /// The host namespace's counters when they were first read.
@@ -71,7 +69,6 @@ impl Pipeline {
                 history: History::default(),
                 aftermath: Aftermath::default(),
                 ledger: Ledger::default(),
-                tallies: Tallies::default(),
                 spent: Reconciled::default(),
                 coverage: Coverage::default(),
                 counters: None,
@@ -147,7 +144,7 @@ impl Pipeline {
         due.into_iter().flatten().min()
     }
 
-    /// Ends the run: closes what is open and gives the report.
+    /// Ends the run: closes what is open.
     pub fn finish(&mut self, sink: &mut Sink<'_>) {
         let end = self.now;
         let (assembler, interpreter) = (&mut self.assembler, &mut self.interpreter);
@@ -160,11 +157,9 @@ impl Pipeline {
         }
         self.tell_losses(sink);
         let interpreter = &mut self.interpreter;
-        let tallies = &mut interpreter.tallies;
-        interpreter.ledger.finish(&mut |finding| tell_finding(finding, end, tallies, sink));
-        let mut report = tallies.finish(self.lost, interpreter.spent);
-        report.other = self.others.take();
-        sink(&Event::Report(end, report));
+        interpreter.ledger.finish(&mut |finding| tell_finding(finding, end, sink));
+        let (lost, spent, other) = (self.lost, interpreter.spent, self.others.take());
+        sink(&Event::End(end, End { lost, spent, other }));
     }
 
     fn advance(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
@@ -275,7 +270,6 @@ impl Interpreter {
                 hop_limit: seen,
                 token: self.history.token_use(exchange),
             }));
-            self.tallies.absorb(&event);
             sink(&event);
             if let Some(refused) = self.aftermath.note(exchange, now) {
                 self.interpret(&refused, Moment::Afterwards, now, sink);
@@ -286,14 +280,13 @@ impl Interpreter {
         let (history, host) = (&self.history, &self.surroundings);
         let directory = &self.directory;
         let case = Case { exchange, moment, who: &who, hop_limit, history, host, directory, complete };
-        let tallies = &mut self.tallies;
         let when = match moment {
             Moment::Lost(journey) => journey.at,
             Moment::Asked | Moment::Answered | Moment::Left | Moment::Closed | Moment::Settled | Moment::Afterwards => {
                 exchange.asked.unwrap_or(exchange.opened)
             }
         };
-        self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, tallies, sink));
+        self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, sink));
         let stands_in = case.is_answered_in_place();
         if let Some(address) = case.source_of_answered() {
             self.surroundings.was_answered(address);
@@ -364,8 +357,6 @@ fn query(connection: &Connection, attempt: Option<u64>) -> Query {
     }
 }
 
-fn tell_finding(finding: &Finding, at: Timestamp, tallies: &mut Tallies, sink: &mut Sink<'_>) {
-    let event = Event::Finding(at, Box::new(finding.clone()));
-    tallies.absorb(&event);
-    sink(&event);
+fn tell_finding(finding: &Finding, at: Timestamp, sink: &mut Sink<'_>) {
+    sink(&Event::Finding(at, Box::new(finding.clone())));
 }

@@ -4,14 +4,12 @@
 
 use std::time::Duration;
 
-use crate::event::Reconciled;
-use crate::event::{Event, ExchangeEvent, Lost, Probed};
+use crate::event::{End, Event, ExchangeEvent, Lost, Probed};
 use crate::exchange::{ExchangeId, Imds, Travel};
 use crate::finding::{Finding, HopLimit, Path, Severity, Way};
 use crate::identity::fact::{ContainerDetail, Said};
 use crate::journey::Fate;
 use crate::net::Timestamp;
-use crate::report::Tallies;
 
 /// What became of one of our requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,12 +97,12 @@ impl Own {
                 }
             }
             Event::Loss(..) | Event::Unseen(..) => self.losses.push(event.clone()),
-            Event::Report(at, report) => (self.end, self.lost) = (*at, report.lost),
+            Event::End(at, end) => (self.end, self.lost) = (*at, end.lost),
             Event::Ready(..) | Event::Probed(..) => {}
         }
     }
 
-    /// Tells what came of it, then what it was, then the report of that alone.
+    /// Tells what came of it, and what it was.
     pub fn tell(mut self, answers: Option<&Answers>, tell: &mut dyn FnMut(&Event)) {
         let ours: Vec<ExchangeId> = self.exchanges.iter().map(|event| event.exchange.id).collect();
         // A finding is one for many exchanges: it is ours if it rests on one of ours.
@@ -113,15 +111,11 @@ impl Own {
         if let Some(answers) = answers {
             tell(&Event::Probed(self.end, Box::new(self.probed(answers))));
         }
-        let mut tallies = Tallies::default();
         let exchanges = self.exchanges.into_iter().map(|event| Event::Exchange(Box::new(event)));
         let findings = self.findings.into_iter().map(|(at, finding)| Event::Finding(at, Box::new(finding)));
-        for event in exchanges.chain(findings) {
-            tallies.absorb(&event);
-            tell(&event);
-        }
+        exchanges.chain(findings).for_each(|event| tell(&event));
         // What the kernel counted was not for our requests alone.
-        tell(&Event::Report(self.end, tallies.finish(self.lost, Reconciled::default())));
+        tell(&Event::End(self.end, End { lost: self.lost, ..End::default() }));
     }
 
     fn probed(&self, answers: &Answers) -> Probed {
@@ -223,7 +217,7 @@ mod tests {
         let mut told = Vec::new();
         Own::new(7, "web".into(), None).tell(Some(&Answers { token, read }), &mut |event| told.push(event.clone()));
         match &told[..] {
-            [Event::Probed(_, probed), Event::Report(..)] => {
+            [Event::Probed(_, probed), Event::End(..)] => {
                 probed.summary.replace("; none of its packets was seen at an interface that is watched", " (unseen)")
             }
             _ => format!("{told:?}"),

@@ -12,15 +12,14 @@ use anyhow::{Context, bail};
 
 use crate::config::Replay;
 use crate::event::Event;
-use crate::event::Report;
 use crate::exchange::ExchangeId;
 use crate::input::Input;
 use crate::net::{BootTime, Timestamp};
-use crate::output::{self, Outputs};
+use crate::output;
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
 use crate::recording::{self, Error};
-use crate::report::Tallies;
+use crate::reporter::{Judged, Reporter};
 use files::{Given, Run, Source};
 
 /// Bytes of a sentence on stderr.
@@ -56,13 +55,10 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     let runs = files::runs(given)?;
     // Times of all runs are told by the clock that started first, so that none is negative.
     let boot_time = runs.iter().map(|run| run.boot_time()).min_by_key(|time| time.0).context("no recording")?;
-    let several = runs.len() > 1;
     let mut replaying = Replaying {
-        outputs: Outputs::open(&telling, boot_time)?,
+        reporter: Reporter::open(&telling, boot_time)?,
         boot_time,
         verbose: config.verbosity > 0,
-        whole: several.then(Tallies::default),
-        report: None,
         broken: Vec::new(),
         unsaid: 0,
         unheard: 0,
@@ -72,20 +68,16 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     };
     let told = runs.into_iter().try_for_each(|run| replaying.run(run)).and_then(|()| replaying.finish());
     match told {
-        Ok(()) => Ok(u8::from(replaying.outputs.broken() || replaying.outputs.erred())),
+        Ok(judged) => Ok(judged.code()),
         Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
         Err(error) => Err(error),
     }
 }
 
 struct Replaying {
-    outputs: Outputs,
+    reporter: Reporter,
     boot_time: BootTime,
     verbose: bool,
-    /// Of all runs, where there are several.
-    whole: Option<Tallies>,
-    /// The last run's report, what was lost and spent added up.
-    report: Option<(Timestamp, Report)>,
     broken: Vec<String>,
     /// Sentences beyond those.
     unsaid: u64,
@@ -105,7 +97,7 @@ impl Replaying {
         let header = run.header().clone();
         let later = u64::try_from(run.boot_time().0.saturating_sub(self.boot_time.0)).unwrap_or(0);
         let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
-        pipeline.tell_packets(self.outputs.want_packets());
+        pipeline.tell_packets(self.reporter.wants_packets());
         self.runs += 1;
         let mut telling =
             Telling { later, before: self.exchanges, run: self.runs, ready: Some((header.at, header.ready)) };
@@ -158,7 +150,7 @@ impl Replaying {
     /// Tells what is attached before anything else, and not before anything could be used.
     fn say_ready(&mut self, telling: &mut Telling) -> anyhow::Result<()> {
         let Some((at, ready)) = telling.ready.take() else { return Ok(()) };
-        Ok(self.outputs.tell(&Event::Ready(at.after(std::time::Duration::from_nanos(telling.later)), ready))?)
+        Ok(self.reporter.take(&Event::Ready(at.after(std::time::Duration::from_nanos(telling.later)), ready))?)
     }
 
     /// Counts a loss. It is told once there is something to tell of.
@@ -178,28 +170,15 @@ impl Replaying {
     }
 
     fn told(&mut self, telling: &mut Telling, run: impl FnOnce(&mut dyn FnMut(&Event))) -> anyhow::Result<()> {
-        let Self { outputs, whole, report, exchanges, .. } = self;
+        let Self { reporter, exchanges, .. } = self;
         let (before, run_number) = (telling.before, telling.run);
-        outputs.told(|tell| {
-            run(&mut |event| match event {
-                Event::Report(at, latest) => {
-                    let mut latest = latest.clone();
-                    if let Some((_, earlier)) = report.take() {
-                        latest.lost.add(earlier.lost);
-                        latest.spent = latest.spent.and(earlier.spent);
-                    }
-                    *report = Some((*at, latest));
+        reporter.take_all(|tell| {
+            run(&mut |event| {
+                let event = numbered(event, before, run_number);
+                if let Event::Exchange(exchange) = &event {
+                    *exchanges = (*exchanges).max(exchange.exchange.id.0);
                 }
-                event => {
-                    let event = numbered(event, before, run_number);
-                    if let Event::Exchange(exchange) = &event {
-                        *exchanges = (*exchanges).max(exchange.exchange.id.0);
-                    }
-                    if let Some(whole) = whole {
-                        whole.absorb(&event);
-                    }
-                    tell(&event);
-                }
+                tell(&event);
             });
         })?;
         Ok(())
@@ -216,21 +195,14 @@ impl Replaying {
     }
 
     /// Tells the report.
-    fn finish(&mut self) -> anyhow::Result<()> {
+    fn finish(&mut self) -> anyhow::Result<Judged> {
         if self.unsaid > 0 {
             self.broken.push(format!("{} more places like these", self.unsaid));
         }
         for why in &self.broken {
             eprintln!("imds-trace: {}", printable(why, MAX_SHOWN));
         }
-        let Some((at, mut report)) = self.report.take() else { return Ok(()) };
-        if let Some(whole) = &mut self.whole {
-            let Report { lost, spent, .. } = report;
-            report = whole.finish(lost, spent);
-        }
-        report.broken = std::mem::take(&mut self.broken);
-        self.outputs.tell(&Event::Report(at, report))?;
-        Ok(self.outputs.flush()?)
+        Ok(self.reporter.finish(std::mem::take(&mut self.broken))?)
     }
 }
 

@@ -5,7 +5,7 @@ mod last_words;
 
 use std::collections::HashMap;
 
-use crate::event::{Event, Lost, Reconciled, Report, Tally};
+use crate::event::{End, Event, Report, Tally};
 use crate::finding::HopLimit;
 use crate::identity::{Attribution, Subject};
 pub use group::Grouping;
@@ -14,24 +14,17 @@ pub use last_words::LastWords;
 /// Subjects counted apart at most; the rest is counted as lost.
 const MAX_SUBJECTS: usize = 8_192;
 
-/// Makes the report of the events.
+/// Makes the report of events. Each exchange and each finding is counted once, by the last word on it (see [`LastWords`]).
 #[derive(Debug, Default)]
 pub struct Tallies {
     subjects: HashMap<Subject, usize>,
     report: Report,
     over: u64,
-    last: LastWords,
 }
 
 impl Tallies {
-    /// Takes in an event.
-    pub fn absorb(&mut self, event: &Event) {
-        if let Some(settled) = self.last.hear(event) {
-            self.count(&settled);
-        }
-    }
-
-    fn count(&mut self, event: &Event) {
+    /// Counts the last word on something.
+    pub fn count(&mut self, event: &Event) {
         match event {
             Event::Exchange(event) => {
                 if let Some(tally) = self.tally(&event.who) {
@@ -62,19 +55,16 @@ impl Tallies {
             | Event::Unseen(..)
             | Event::Loss(..)
             | Event::Probed(..)
-            | Event::Report(..) => {}
+            | Event::End(..) => {}
         }
     }
 
     /// The report.
-    pub fn finish(&mut self, lost: Lost, spent: Reconciled) -> Report {
-        for event in self.last.take() {
-            self.count(&event);
-        }
+    pub fn finish(&mut self, end: End) -> Report {
         let mut report = std::mem::take(&mut self.report);
-        report.lost = lost;
+        let End { lost, spent, other } = end;
+        (report.lost, report.spent, report.other) = (lost, spent, other);
         report.lost.state_evicted += self.over;
-        report.spent = spent;
         report.findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first.cmp(&b.first)));
         report
     }

@@ -18,11 +18,11 @@ use diagnosis::identity::fact::{Fact, ProcessDetail, Said};
 use diagnosis::input::Input;
 use diagnosis::net::Timestamp;
 use diagnosis::observation::Streams;
-use diagnosis::output::Outputs;
 use diagnosis::pipeline::{Host, Pipeline};
 use diagnosis::printable::printable;
 use diagnosis::probe::{Answers, Own};
 use diagnosis::recording::{self, Chain, Files, Header, Limits, Notice};
+use diagnosis::reporter::{Judged, Reporter};
 
 /// On Nitro instances the board's asset tag is the instance's id.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
@@ -33,27 +33,11 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// A random name for the time since this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// What came of it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Judged {
-    /// Something that was expected did not hold.
-    pub(super) broken: bool,
-    /// An error was found, and that is a failure.
-    pub(super) erred: bool,
-}
-
-impl Judged {
-    /// The exit code, if nothing else is to be said.
-    pub(super) fn code(self) -> u8 {
-        u8::from(self.broken || self.erred)
-    }
-}
-
 /// The pipeline with everything that feeds it and everything that hears it.
 pub(super) struct Session {
     pub(super) names: MachineNames,
     pipeline: Pipeline,
-    pub(super) outputs: Outputs,
+    pub(super) reporter: Reporter,
     /// What we ask ourselves, where only that is told.
     own: Option<Own>,
     recording: Option<Files>,
@@ -93,18 +77,18 @@ impl Session {
             chain: Chain { boot: read_line(BOOT_ID), ..Chain::default() },
         };
         let recording = begin_recording(config, &header)?;
-        let mut outputs = Outputs::open(&config.telling, header.boot_time)?;
+        let mut reporter = Reporter::open(&config.telling, header.boot_time)?;
         if !errand.needs_reader() {
-            outputs.outlive_reader();
+            reporter.outlive_reader();
         }
         tell_what_is_watched(&ready, errand.announce());
-        outputs.tell(&Event::Ready(header.at, ready))?;
+        reporter.take(&Event::Ready(header.at, ready))?;
         let mut pipeline = Pipeline::new(Host { netns: names.netns, instance: header.instance.clone() });
-        pipeline.tell_packets(outputs.want_packets());
+        pipeline.tell_packets(reporter.wants_packets());
         Ok(Self {
             names,
             pipeline,
-            outputs,
+            reporter,
             own: errand.asks_for(),
             recording,
             procfs: Procfs::default(),
@@ -127,7 +111,7 @@ impl Session {
         let pipeline = &mut self.pipeline;
         match &mut self.own {
             Some(own) => run(pipeline, &mut |event| own.hear(event)),
-            None => self.outputs.told(|tell| run(pipeline, tell))?,
+            None => self.reporter.take_all(|tell| run(pipeline, tell))?,
         }
         Ok(())
     }
@@ -202,7 +186,7 @@ impl Session {
             }
         }
         if taken > 0 {
-            self.outputs.flush()?;
+            self.reporter.flush()?;
         }
         Ok(taken)
     }
@@ -234,7 +218,7 @@ impl Session {
         if self.pipeline.due().is_some_and(|due| due <= at) {
             self.push(Input::Tick { at })?;
         }
-        self.outputs.flush()?;
+        self.reporter.flush()?;
         self.keep(|recording| recording.flush(at));
         Ok(())
     }
@@ -286,16 +270,16 @@ impl Session {
         });
         self.tell(|pipeline, tell| pipeline.finish(tell))?;
         if let Some(own) = self.own.take() {
-            self.outputs.told(|tell| own.tell(answers.as_ref(), tell))?;
+            self.reporter.take_all(|tell| own.tell(answers.as_ref(), tell))?;
         }
-        self.outputs.flush()?;
+        let judged = self.reporter.finish(Vec::new())?;
         if let Some(closed) = closed {
             let path = printable(&closed.path.display().to_string(), MAX_SHOWN);
             eprintln!("imds-trace: recorded in {path}; SHA-256 {}", closed.digest);
         }
         match self.stopped {
             Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),
-            None => Ok(Judged { broken: self.outputs.broken(), erred: self.outputs.erred() }),
+            None => Ok(judged),
         }
     }
 }

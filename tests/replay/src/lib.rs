@@ -4,6 +4,7 @@
 
 pub mod kept;
 pub mod load;
+pub mod reported;
 pub mod scenario;
 pub mod wire;
 

@@ -20,13 +20,14 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Stages: each is a pure function of what came before.
 const STAGES: &[&str] = &["observation", "input", "journey", "exchange", "identity", "finding", "event", "pipeline"];
 /// What is made of events.
-const TOLD: &[&str] = &["expect", "output", "recording", "replay"];
+const TOLD: &[&str] = &["expect", "output", "recording", "replay", "report", "reporter"];
 
 /// Rooms that may not name others, and what to do instead.
 const APART: &[(&[&str], &[&str], &str)] = &[
     (STAGES, TOLD, "say it as an Event; what is told of it is not known here"),
     (&["journey", "exchange"], &["identity"], "who it was is asked when the exchange is over, by the pipeline"),
     (&["output"], &["pipeline", "replay", "recording"], "say it as an Event and let each output tell it"),
+    (&["output"], &["expect", "report", "reporter"], "outputs only write: the reporter decides what, and counts"),
     (&["kernel", "sources", "interfaces"], &["live", "doctor"], "hand the value in as data"),
     (&["doctor"], &["live"], "move what both need to a room of its own"),
 ];

@@ -87,6 +87,7 @@ pub(super) fn judged(asked: &Expectation, scope: &Scope<'_>, lost: u64) -> Asser
         Claim::Reachable => reachable(scope),
         Claim::Blocked => blocked(scope, lost),
         Claim::V2Only => v2_only(scope, lost),
+        Claim::NoErrors => no_errors(scope, lost),
     };
     let (held, why) = match verdict {
         Ok(why) => (true, why),
@@ -198,6 +199,23 @@ fn v2_only(scope: &Scope<'_>, lost: u64) -> Verdict {
         return scope.silence("it asks with a token only");
     }
     Ok(format!("{} never asked without a token ({})", names(&scope.within), counted(scope.exchanges(), "exchange")))
+}
+
+fn no_errors(scope: &Scope<'_>, lost: u64) -> Verdict {
+    let found = scope.which(|seen| &seen.errors).or_else(|| scope.which(|seen| &seen.errors_by_address));
+    if let Some((who, error)) = found {
+        return Err(format!("of {who} it was found: {}{}", error.first.trim_end_matches('.'), times(error.count)));
+    }
+    if lost > 0 {
+        return Err(format!("{} lost: what is missing may have shown an error", counted_were(lost, "record")));
+    }
+    match scope.probed {
+        Some(probed) if scope.exchanges() == 0 && probed.reached => return Ok(probed.summary.clone()),
+        Some(probed) if scope.exchanges() == 0 => return Err(probed.summary.clone()),
+        None if scope.exchanges() == 0 => return scope.silence("nothing is wrong with it"),
+        Some(_) | None => {}
+    }
+    Ok(format!("no error was found of {} ({})", names(&scope.within), counted(scope.exchanges(), "exchange")))
 }
 
 fn name(who: &Attribution) -> String {

@@ -11,6 +11,7 @@ use crate::identity::Container;
 use crate::journey::{Connection, ConnectionId, Dropped, Fate, Join};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 use crate::observation::{Drop, RequestHead, ResponseHead};
+use crate::report::LastWords;
 
 const TOKEN: &str = "PUT /latest/api/token";
 const READ: &str = "GET /latest/meta-data/instance-id";
@@ -139,7 +140,12 @@ fn error(who: &Attribution, summary: &str) -> Event {
 
 fn judged_with(expect: &str, events: &[Event], ring_buffer: u64) -> Asserted {
     let mut expectations = Expectations::new(vec![expectation(expect).unwrap()]);
-    events.iter().for_each(|event| expectations.absorb(event));
+    let mut last = LastWords::default();
+    events.iter().for_each(|event| match event {
+        Event::Exchange(_) | Event::Finding(..) => last.hear(event).iter().for_each(|event| expectations.count(event)),
+        event => expectations.count(event),
+    });
+    last.take().iter().for_each(|event| expectations.count(event));
     expectations.judge(Lost { ring_buffer, ..Lost::default() }).remove(0)
 }
 

@@ -69,21 +69,23 @@ impl Output for Json {
                 hop_limit: probed.hop_limit,
                 summary: &probed.summary,
             },
-            Event::Report(when, report) => {
-                let groups =
-                    report.groups.iter().flat_map(|groups| groups.groups.iter().map(|group| (groups.by, group)));
-                for (by, group) in groups {
-                    let (first, last) = (at(&group.first), at(&group.last));
-                    let taken =
-                        [group.credentials.first, group.credentials.last].map(|when| when.map(|when| at(&when)));
-                    let process = process(&group.who.process, self.boot_time).filter(|_| by == GroupBy::Process);
-                    let line = GroupLine { at: at(when), process, first, last, ..group_line(by, group, taken) };
-                    self.write(&Line::Group(Box::new(line)))?;
-                }
-                Line::Report(report_line(at(when), report))
-            }
+            Event::End(..) => return Ok(()),
         };
         self.write(&line)
+    }
+
+    fn report(&mut self, when: Timestamp, report: &Report) -> io::Result<()> {
+        let boot_time = self.boot_time;
+        let at = |time: &Timestamp| rfc3339(*time, boot_time);
+        let groups = report.groups.iter().flat_map(|groups| groups.groups.iter().map(|group| (groups.by, group)));
+        for (by, group) in groups {
+            let (first, last) = (at(&group.first), at(&group.last));
+            let taken = [group.credentials.first, group.credentials.last].map(|when| when.map(|when| at(&when)));
+            let process = process(&group.who.process, boot_time).filter(|_| by == GroupBy::Process);
+            let line = GroupLine { at: at(&when), process, first, last, ..group_line(by, group, taken) };
+            self.write(&Line::Group(Box::new(line)))?;
+        }
+        self.write(&Line::Report(report_line(at(&when), report)))
     }
 
     fn flush(&mut self) -> io::Result<()> {

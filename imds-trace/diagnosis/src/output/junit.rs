@@ -12,7 +12,7 @@ use crate::event::Event;
 use crate::event::{Asserted, Report, Tally};
 use crate::finding::{Finding, Severity};
 use crate::identity::Subject;
-use crate::net::BootTime;
+use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
 
 /// The kind.
@@ -39,7 +39,10 @@ impl Output for Junit {
         if let Event::Probed(_, probed) = event {
             self.probed = Some(printable(&probed.summary, usize::MAX));
         }
-        let Event::Report(_, report) = event else { return Ok(()) };
+        Ok(())
+    }
+
+    fn report(&mut self, _: Timestamp, report: &Report) -> io::Result<()> {
         let mut suite = suite(report, self.boot_time);
         let lost = (report.lost.sum() > 0).then(|| format!("Incomplete: {}", text::lost_sentence(report.lost)));
         let said: Vec<String> = self.probed.take().into_iter().chain(lost).collect();

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use self::packet::Packet;
 use super::{Kind, Output};
-use crate::event::{Event, PacketEvent};
+use crate::event::{Event, PacketEvent, Report};
 use crate::identity::{Attribution, Key};
 use crate::journey::{Fate, Journey};
 use crate::net::{BootTime, Direction, Endpoint, Heading, Netns, Timestamp, Ttl, bounded};
@@ -84,15 +84,21 @@ impl Output for Pcapng {
             }
             // A file without packets is one all the same.
             Event::Ready(..) => self.begin(),
-            Event::Report(..) => {
-                self.begin()?;
-                while !self.waiting.is_empty() {
-                    self.write_first()?;
-                }
-                Ok(())
-            }
-            Event::Exchange(_) | Event::Finding(..) | Event::Unseen(..) | Event::Loss(..) | Event::Probed(..) => Ok(()),
+            Event::Exchange(_)
+            | Event::Finding(..)
+            | Event::Unseen(..)
+            | Event::Loss(..)
+            | Event::Probed(..)
+            | Event::End(..) => Ok(()),
         }
+    }
+
+    fn report(&mut self, _: Timestamp, _: &Report) -> io::Result<()> {
+        self.begin()?;
+        while !self.waiting.is_empty() {
+            self.write_first()?;
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {

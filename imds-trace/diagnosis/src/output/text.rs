@@ -87,11 +87,13 @@ impl Output for Text {
                 self.probed = true;
                 self.stream.write_all(tell_probed(probed).as_bytes())
             }
-            Event::Report(_, report) => {
-                let text = self.report(report);
-                self.stream.write_all(text.as_bytes())
-            }
+            Event::End(..) => Ok(()),
         }
+    }
+
+    fn report(&mut self, _: Timestamp, report: &Report) -> io::Result<()> {
+        let text = self.whole(report);
+        self.stream.write_all(text.as_bytes())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -113,7 +115,7 @@ impl Text {
         format!("{}  {}  {what}  {}", self.time(exchange.opened), who(&event.who), outcome(exchange))
     }
 
-    fn report(&self, report: &Report) -> String {
+    fn whole(&self, report: &Report) -> String {
         let mut out = String::new();
         if !self.probed {
             let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));

@@ -7,20 +7,21 @@ use crate::config::{self, Replay, Telling};
 use crate::event::Event;
 use crate::input::Input;
 use crate::net::BootTime;
-use crate::output::{self, Outputs};
+use crate::output;
 use crate::pipeline::Pipeline;
 use crate::printable::printable;
+use crate::reporter::{Judged, Reporter};
 
 /// Replays captures of one host, as one. Gives the exit code.
 pub fn replay(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<u8> {
     match tell(given, telling, asked) {
-        Ok(outputs) => Ok(u8::from(outputs.broken() || outputs.erred())),
+        Ok(judged) => Ok(judged.code()),
         Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
         Err(error) => Err(error),
     }
 }
 
-fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<Outputs> {
+fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<Judged> {
     let endpoints = match &asked.endpoints {
         Some(endpoints) => endpoints.clone(),
         None => config::endpoints(&[])?,
@@ -30,10 +31,10 @@ fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<
     let mut reader = Reader::of(given.into_iter().map(source).collect(), endpoints).map_err(unusable)?;
     let mut pipeline = Pipeline::of_capture();
     // Times of a capture count from the Unix epoch.
-    let mut outputs = Outputs::open(telling, BootTime(0))?;
-    pipeline.tell_packets(outputs.want_packets());
+    let mut reporter = Reporter::open(telling, BootTime(0))?;
+    pipeline.tell_packets(reporter.wants_packets());
     let mut last = reader.started();
-    outputs.tell(&Event::Ready(last, reader.ready()))?;
+    reporter.take(&Event::Ready(last, reader.ready()))?;
     for read in &mut reader {
         let input = match read {
             Ok(input) => input,
@@ -44,14 +45,13 @@ fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<
             }
         };
         last = last.max(input.at());
-        outputs.told(|tell| pipeline.push(input, tell))?;
+        reporter.take_all(|tell| pipeline.push(input, tell))?;
     }
     for note in reader.notes() {
         eprintln!("imds-trace: {}", printable(&note, MAX_SHOWN));
     }
-    outputs.told(|tell| pipeline.finish(tell))?;
-    outputs.flush()?;
-    Ok(outputs)
+    reporter.take_all(|tell| pipeline.finish(tell))?;
+    Ok(reporter.finish(Vec::new())?)
 }
 
 /// The sentence about captures of which nothing can be told.

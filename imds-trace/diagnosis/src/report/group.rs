@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::LastWords;
 use crate::config::GroupBy;
 use crate::event::{Credentials, Event, Group, Groups};
 use crate::exchange::Imds;
@@ -21,31 +20,21 @@ const CREDENTIALS: [&str; 2] = ["/iam/security-credentials/", "/identity-credent
 pub struct Grouping {
     groups: Groups,
     index: HashMap<String, usize>,
-    last: LastWords,
 }
 
 impl Grouping {
     /// Nothing counted yet.
     pub fn new(by: GroupBy) -> Self {
-        Self { groups: Groups { by, groups: Vec::new(), over: 0 }, index: HashMap::new(), last: LastWords::default() }
+        Self { groups: Groups { by, groups: Vec::new(), over: 0 }, index: HashMap::new() }
     }
 
     /// The groups.
-    pub fn finish(mut self) -> Groups {
-        for event in self.last.take() {
-            self.count(&event);
-        }
+    pub fn finish(self) -> Groups {
         self.groups
     }
 
-    /// Takes in an exchange.
-    pub fn absorb(&mut self, event: &Event) {
-        if let Some(settled) = self.last.hear(event) {
-            self.count(&settled);
-        }
-    }
-
-    fn count(&mut self, event: &Event) {
+    /// Counts the last word on an exchange.
+    pub fn count(&mut self, event: &Event) {
         let Event::Exchange(event) = event else { return };
         let Self { groups, index, .. } = self;
         let exchange = &event.exchange;

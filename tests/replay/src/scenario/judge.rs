@@ -1,6 +1,6 @@
 //! Does the pipeline conclude what a scenario expects, and nothing else?
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use diagnosis::event::Report;
 use diagnosis::event::{Event, ExchangeEvent};
 use diagnosis::finding::{self, Confidence, RULES};
@@ -9,6 +9,8 @@ use diagnosis::input::Input;
 use diagnosis::net::Timestamp;
 use diagnosis::observation;
 use diagnosis::pipeline::{Host, Pipeline};
+
+use crate::reported::Reported;
 
 use super::{END, Finding, HOST_NETNS, INSTANCE, Place, Scenario, id_of};
 
@@ -28,20 +30,16 @@ const TICK: u64 = 50_000_000;
 pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions> {
     let mut pipeline = Pipeline::new(host);
     let mut exchanges: Vec<ExchangeEvent> = Vec::new();
-    let mut report = None;
-    let mut hear = |event: &Event| match event {
+    let mut reported = Reported::default();
+    let mut hear = |event: &Event| {
+        reported.take(event);
+
+        let Event::Exchange(event) = event else { return };
         // Of several words on one exchange the last one stands.
-        Event::Exchange(event) => match exchanges.iter_mut().find(|known| known.exchange.id == event.exchange.id) {
+        match exchanges.iter_mut().find(|known| known.exchange.id == event.exchange.id) {
             Some(known) => *known = (**event).clone(),
             None => exchanges.push((**event).clone()),
-        },
-        Event::Report(_, told) => report = Some(told.clone()),
-        Event::Ready(..)
-        | Event::Packet(_)
-        | Event::Finding(..)
-        | Event::Unseen(..)
-        | Event::Loss(..)
-        | Event::Probed(..) => {}
+        }
     };
     for input in inputs {
         while let Some(due) = pipeline.due().filter(|due| ticks && due.0 + TICK < input.at().0) {
@@ -54,10 +52,7 @@ pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions
     }
     pipeline.finish(&mut hear);
     exchanges.sort_by_key(|event| event.exchange.id);
-    match report {
-        Some(report) => Ok(Conclusions { exchanges, report }),
-        None => bail!("the pipeline finished without a report"),
-    }
+    Ok(Conclusions { exchanges, report: reported.report().context("the pipeline did not end")? })
 }
 
 /// Fails with everything that is not as the scenario expects.

@@ -1,0 +1,197 @@
+//! What is told of a run, and what came of it? The one place between the events and the outputs, which only write.
+//!
+//! What is shown is told at once, and counted when the last word on it was said: exchanges and findings are told again when their
+//! outcome changes. What was asserted is judged by all that happened, shown or not.
+
+mod sieve;
+
+use crate::config::Telling;
+use crate::event::{End, Event, Report};
+use crate::expect::Expectations;
+use crate::finding::Severity;
+use crate::net::{BootTime, Timestamp};
+use crate::output::{Error, Outputs};
+use crate::printable::printable;
+use crate::report::{Grouping, LastWords, Tallies};
+use sieve::Sieve;
+
+/// Bytes of a sentence on stderr.
+const MAX_SHOWN: usize = 2048;
+/// Senders of packets that are no TCP told at most, of several runs together.
+const MAX_OTHER: usize = 64;
+
+/// What came of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Something that was asserted (`--expect`) did not hold.
+    pub broken: bool,
+    /// An error was found, and that is a failure (`--exit-code`).
+    pub erred: bool,
+}
+
+impl Judged {
+    /// The exit code, if nothing else is to be said.
+    pub fn code(self) -> u8 {
+        u8::from(self.broken || self.erred)
+    }
+}
+
+/// Takes the events of a run, or of several of one host.
+pub struct Reporter {
+    outputs: Outputs,
+    sieve: Sieve,
+    exit_code: bool,
+    /// All that happened.
+    heard: LastWords,
+    exchanges: u64,
+    errors: u64,
+    expectations: Expectations,
+    /// Of it, what is shown.
+    shown: LastWords,
+    shown_exchanges: u64,
+    tallies: Tallies,
+    groups: Option<Grouping>,
+    end: Option<(Timestamp, End)>,
+}
+
+impl Reporter {
+    /// Opens the outputs that were asked for.
+    pub fn open(telling: &Telling, boot_time: BootTime) -> Result<Self, Error> {
+        Ok(Self {
+            outputs: Outputs::open(&telling.outputs, boot_time)?,
+            sieve: Sieve::new(telling.filter.clone(), boot_time),
+            exit_code: telling.exit_code,
+            heard: LastWords::default(),
+            exchanges: 0,
+            errors: 0,
+            expectations: Expectations::new(telling.expectations.clone()),
+            shown: LastWords::default(),
+            shown_exchanges: 0,
+            tallies: Tallies::default(),
+            groups: telling.group_by.map(Grouping::new),
+            end: None,
+        })
+    }
+
+    /// Does any output tell packets?
+    pub fn wants_packets(&self) -> bool {
+        self.outputs.want_packets()
+    }
+
+    /// From now on, that nobody reads stdout any more ends only what went there.
+    pub fn outlive_reader(&mut self) {
+        self.outputs.outlive_reader();
+    }
+
+    /// Takes an event; tells what of it is to be shown.
+    pub fn take(&mut self, event: &Event) -> Result<(), Error> {
+        match event {
+            Event::End(at, end) => {
+                self.end(*at, end);
+                return Ok(());
+            }
+            Event::Exchange(_) | Event::Finding(..) => {
+                if let Some(settled) = self.heard.hear(event) {
+                    self.count(&settled);
+                }
+            }
+            event => self.expectations.count(event),
+        }
+        if self.sieve.is_open() {
+            return self.show(event);
+        }
+        self.sieve.sift(event).iter().try_for_each(|event| self.show(event))
+    }
+
+    /// Takes what `run` says, until something cannot be told.
+    pub fn take_all(&mut self, run: impl FnOnce(&mut dyn FnMut(&Event))) -> Result<(), Error> {
+        let mut result = Ok(());
+        run(&mut |event| {
+            if result.is_ok() {
+                result = self.take(event);
+            }
+        });
+        result
+    }
+
+    /// Hands everything told so far to the system.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.outputs.flush()
+    }
+
+    /// Tells the report. `not_intact` is what is wrong with the recording behind it, a sentence each.
+    pub fn finish(&mut self, not_intact: Vec<String>) -> Result<Judged, Error> {
+        for event in self.heard.take() {
+            self.count(&event);
+        }
+        for event in self.shown.take() {
+            self.count_shown(&event);
+        }
+        let (at, end) = self.end.take().unwrap_or_default();
+        let expectations = self.expectations.judge(end.lost);
+        let report = Report {
+            hidden: self.exchanges.saturating_sub(self.shown_exchanges),
+            broken: not_intact,
+            groups: self.groups.take().map(Grouping::finish),
+            expectations,
+            ..self.tallies.finish(end)
+        };
+        let broken = self.say_broken(&report);
+        self.outputs.report(at, &report)?;
+        self.outputs.flush()?;
+        Ok(Judged { broken, erred: self.exit_code && self.errors > 0 })
+    }
+
+    /// Several runs end with what they lost together.
+    fn end(&mut self, at: Timestamp, end: &End) {
+        let Some((last, known)) = &mut self.end else {
+            self.end = Some((at, end.clone()));
+            return;
+        };
+        *last = at.max(*last);
+        known.lost.add(end.lost);
+        known.spent = end.spent.and(known.spent);
+        let room = MAX_OTHER.saturating_sub(known.other.len());
+        known.other.extend(end.other.iter().take(room).cloned());
+    }
+
+    /// Counts the last word on something.
+    fn count(&mut self, event: &Event) {
+        match event {
+            Event::Exchange(_) => self.exchanges += 1,
+            Event::Finding(_, finding) if finding.severity == Severity::Error && finding.count > 0 => self.errors += 1,
+            _ => {}
+        }
+        self.expectations.count(event);
+    }
+
+    fn show(&mut self, event: &Event) -> Result<(), Error> {
+        if let Some(settled) = self.shown.hear(event) {
+            self.count_shown(&settled);
+        }
+        self.outputs.tell(event)
+    }
+
+    fn count_shown(&mut self, event: &Event) {
+        self.tallies.count(event);
+        if let Event::Exchange(_) = event {
+            self.shown_exchanges += 1;
+            if let Some(groups) = &mut self.groups {
+                groups.count(event);
+            }
+        }
+    }
+
+    /// Did something that was asserted not hold? Says so on stderr if nobody would read it on stdout.
+    fn say_broken(&self, report: &Report) -> bool {
+        let mut broken = false;
+        for asserted in report.expectations.iter().filter(|asserted| !asserted.held) {
+            broken = true;
+            if !self.outputs.are_read() {
+                let (expect, why) = (printable(&asserted.expect, MAX_SHOWN), printable(&asserted.why, MAX_SHOWN));
+                eprintln!("imds-trace: expected {expect}: NOT HELD. {why}");
+            }
+        }
+        broken
+    }
+}
