@@ -86,7 +86,7 @@ fn doctor_removes_what_a_killed_run_left_and_says_so(lab: &Lab) -> Outcome {
     }
     expect_as_before(lab, &before)?;
     let again = clean(lab)?;
-    expect_that("then there is nothing", again.starts_with("No run that was killed"), &again)?;
+    expect_that("then there is nothing", again.starts_with("Nothing to clean up"), &again)?;
     Ok(())
 }
 

@@ -72,7 +72,7 @@ struct ListeningArgs {
     /// Begin a new file of the recording when one has this size, e.g. 64MiB or 500MB, or this age, e.g. 24h; twice: one of each
     #[arg(long, value_name = "SIZE|AGE")]
     record_rotate: Vec<String>,
-    /// Keep so many files of the recording besides the current one, and delete older ones [default: all]
+    /// Keep at most N rotated files beside the current one, and delete older ones [default: all]
     #[arg(long, value_name = "N")]
     record_keep: Option<String>,
     /// Listen on this interface (repeatable, * stands for any characters) instead of on all by which traffic to the endpoints can

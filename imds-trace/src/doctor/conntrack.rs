@@ -19,9 +19,11 @@ fn examine() -> Answer {
     };
     match (read(COUNT), read(MAX)) {
         (Ok(Some(count)), Ok(Some(max))) => judge(count, max),
-        (Ok(_), Ok(_)) => {
-            Answer::new(Subject::Host, Status::Ok, "Connections are not tracked here, so no table can be full.")
-        }
+        (Ok(_), Ok(_)) => Answer::new(
+            Subject::Host,
+            Status::Ok,
+            "nf_conntrack tracks no connections here, so its table cannot be full.",
+        ),
         (Err(error), _) | (_, Err(error)) => Answer::new(
             Subject::Host,
             Status::Unknown,

@@ -24,12 +24,13 @@ fn judge(name: &str, counter: Result<Option<u64>, ethtool::Error>) -> Answer {
     };
     match counter {
         Ok(Some(0)) => {
-            answer(Status::Ok, format!("{LINK_LOCAL_EXCEEDED} is 0: EC2 has dropped nothing for being too much."))
+            answer(Status::Ok, format!("{LINK_LOCAL_EXCEEDED} is 0: EC2's link-local rate limit has dropped nothing."))
         }
         Ok(Some(count)) => answer(
             Status::Warning,
             format!(
-                "{LINK_LOCAL_EXCEEDED} is {count}: EC2 has dropped so many packets to IMDS, DNS and time services since the interface came up, because there were more than 1,024 a second."
+                "{LINK_LOCAL_EXCEEDED} is {count}: EC2's link-local rate limit (1,024 packets a second) has dropped as many packets to \
+                 IMDS, DNS and time services since the interface came up."
             ),
         ),
         Ok(None) => {

@@ -75,7 +75,7 @@ fn judge(place: &Place, clients: &[Client]) -> Vec<Answer> {
             }
         }
         let summary = match clients {
-            [] => "Nobody's way to IMDS passes its rules.".to_owned(),
+            [] => "No client reaches IMDS through its rules.".to_owned(),
             _ if rules == 0 => "There are no firewall rules.".to_owned(),
             _ => format!(
                 "None of {} ({}) drops, rejects or redirects IMDS traffic of {}.",
@@ -185,7 +185,7 @@ fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> 
     let (status, summary) = match (hit.sure, hit.named) {
         (true, _) => (Status::Broken, format!("{says} {traffic}.")),
         (false, true) => {
-            (Status::Warning, format!("{says} some {traffic}: what it further depends on cannot be decided here."))
+            (Status::Warning, format!("{says} some {traffic}: it has further matches that cannot be evaluated here."))
         }
         (false, false) => (
             Status::Unknown,

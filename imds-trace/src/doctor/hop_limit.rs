@@ -32,7 +32,7 @@ fn examine(sight: &Sight) -> Vec<Answer> {
                 Status::Ok,
                 format!(
                     "It needs a hop limit of 1, which every instance has: its network mode ({how}) would need 2, but its engine \
-                     runs without root, and what it sends begins anew on the host."
+                     runs without root, so the host sends its traffic anew, as its own."
                 ),
             ),
             Need::Least(1, how) => {

@@ -46,7 +46,7 @@ fn examine(read: &dyn Fn(&str) -> Result<String, std::io::ErrorKind>) -> Answer 
             answer(
                 Status::Warning,
                 format!(
-                    "This does not look like EC2 ({says}): elsewhere, nobody or somebody else answers at the address of IMDS."
+                    "This does not look like EC2 ({says}): elsewhere that address is unused, or another cloud's metadata service."
                 ),
             )
         }

@@ -188,7 +188,7 @@ fn clean() -> anyhow::Result<u8> {
         said += &format!("Removed {}.\n", printable(&removed.to_string(), MAX_NAME));
     }
     if removed.is_empty() {
-        said += "No run that was killed has left anything on the interfaces of this network namespace.\n";
+        said += "Nothing to clean up: no killed run left anything on the interfaces of this network namespace.\n";
     }
     match std::io::stdout().write_all(said.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write output"),

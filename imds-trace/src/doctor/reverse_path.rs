@@ -122,7 +122,7 @@ fn judge(name: &str, part: &Part, endpoint: IpAddr, read: &dyn Fn(&str, &str) ->
     let (status, what) = match (effective, part) {
         (1, Part::Asymmetric(back)) if !by_mark => (
             Status::Broken,
-            format!("answers of {endpoint} come in here and are dropped, because the route back leads out {back}"),
+            format!("answers from {endpoint} arrive here and are dropped, because the route back leads out {back}"),
         ),
         (1, Part::Asymmetric(_) | Part::Unknown) => (
             Status::Unknown,
@@ -130,7 +130,7 @@ fn judge(name: &str, part: &Part, endpoint: IpAddr, read: &dyn Fn(&str, &str) ->
         ),
         (1, Part::Symmetric) => (Status::Ok, format!("the route back to {endpoint} leads out here, so answers pass")),
         (1, Part::Other) => (Status::Ok, format!("nobody who is known reaches {endpoint} by it")),
-        _ => (Status::Ok, "answers are not dropped for the way they come".to_owned()),
+        _ => (Status::Ok, "answers are accepted whichever way they come in".to_owned()),
     };
     let answer = Answer::new(about, status, format!("{values}: {what}.")).look(look);
     if status != Status::Broken {

@@ -94,17 +94,19 @@ pub fn consequence(feature: Feature) -> Consequence {
         Feature::Connect => (
             Costs,
             "Programs of the root cgroup see every connect(), attempts that never become a packet among them.",
-            "Attempts that never become a packet are not seen, processes are described a moment later, and since Linux 7.0, where \
-             a task can be preempted in a tracepoint, some connections of a busy host have none.",
+            "A connect() that never sends a SYN is missed, processes are described a moment later, and since Linux 7.0, where a \
+             task can be preempted in a tracepoint, some connections of a busy host have no process.",
         ),
         Feature::CgroupPaths => (
             Costs,
             "Cgroup paths are read in the kernel.",
             "Cgroup paths are read from /proc only: the container of a process that lives a moment may not be known.",
         ),
-        Feature::Capabilities => {
-            (Costs, "This process has the capabilities that tracing needs.", "This process may look, and not trace.")
-        }
+        Feature::Capabilities => (
+            Costs,
+            "This process has the capabilities that tracing needs.",
+            "This process can inspect the host, but lacks the capabilities that tracing needs.",
+        ),
     };
     Consequence { weight, with, without }
 }

@@ -70,8 +70,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         }
         Lost::Kernel(Spent::Unnamed(dropped)) => {
             let how = format!(
-                "was dropped with TTL {}{} for the reason {} (the kernel does not name the function, which it does with \
-                 CAP_SYSLOG; a spent TTL is the one thing known to give an answer from IMDS that TTL and that reason)",
+                "was dropped with TTL {}{} for the reason {} (inferred: the kernel names the function \
+                 only with CAP_SYSLOG, and a spent TTL is the one known cause of that reason at that TTL)",
                 dropped.ttl.0,
                 on(dropped),
                 dropped.drop.reason.as_deref().unwrap_or_default(),
@@ -98,7 +98,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                 Direction::Egress => "went out on",
             };
             let how = format!(
-                "{passed} {} with TTL {} and was not seen again{} (no drop was seen; a spent TTL is the one reason known)",
+                "{passed} {} with TTL {} and was not seen again{} (inferred: the drop itself was not seen)",
                 last.name,
                 journey.hops.last()?.ttl.0,
                 if case.host.capture { ", nor acknowledged" } else { "" }

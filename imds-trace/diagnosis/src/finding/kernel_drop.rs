@@ -44,8 +44,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     }
     verdict.remedy.push(format!("{enter}nstat -az"));
     verdict.remedy.push("imds-trace doctor".to_owned());
-    verdict.caution = "The kernel's own word for the reason stands in its include/net/dropreason-core.h, with a line on each; the \
-                       function says where. The counters of interface and namespace show whether other traffic is hit too."
+    verdict.caution = "Drop reasons are documented in the kernel's include/net/dropreason-core.h; the function says where. The counters of interface and namespace show whether other traffic is hit too."
         .to_owned();
     Some(failed.concluded(verdict, case))
 }

@@ -40,7 +40,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let form = match (refusal.map(|refusal| refusal.how), told) {
         (Some(Refused::Icmp(icmp)), _) => format!("ICMP {} sent by {}", meaning(&icmp), icmp.sender),
-        (None, Some(words)) => format!("`{words}`, which its socket was told by no packet that passed a hook"),
+        (None, Some(words)) => {
+            format!("`{words}` on the client's socket (the packet that caused it was not seen at any hook)")
+        }
         (Some(Refused::Reset), _) | (None, None) => "a TCP reset".to_owned(),
     };
     let from_outside = refusal.is_some_and(|refusal| refusal.from_outside);

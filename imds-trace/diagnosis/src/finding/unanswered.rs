@@ -26,7 +26,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exceeded = case.host.rise_of_exceeded(interface);
     let why = match exceeded {
         Some(0) => {
-            "The ENA driver counted no packet over the link-local allowance meanwhile: it was not for too many of them."
+            "The ENA driver's linklocal_allowance_exceeded did not rise meanwhile: EC2's link-local rate limit is not the cause."
                 .into()
         }
         Some(packets) => format!(

@@ -405,8 +405,8 @@ pub(super) fn subject(who: &Attribution) -> String {
 pub(super) fn lost_sentence(lost: Lost) -> String {
     let Lost { ring_buffer, unreadable, state_evicted } = lost;
     format!(
-        "{ring_buffer} records found no room, {unreadable} could not be read, {state_evicted} connections or the like had to be \
-         forgotten; what follows may lack them"
+        "{ring_buffer} records dropped (ring buffer full), {unreadable} unreadable, {state_evicted} tracked objects evicted; what \
+         follows may be incomplete"
     )
 }
 
