@@ -155,19 +155,18 @@ pub fn doctor(config: Doctor) -> anyhow::Result<u8> {
     let mut broken = false;
     for check in CHECKS {
         log::debug!("check {}: {}", check.id, check.explain);
-        for mut answer in (check.examine)(&sight) {
-            if answer.status == Status::Ok {
-                // There is nothing to mend.
-                answer.mend = None;
+        let mut answers = (check.examine)(&sight);
+        for answer in answers.iter_mut().filter(|answer| answer.status == Status::Ok) {
+            // There is nothing to mend.
+            answer.mend = None;
+        }
+        broken |= answers.iter().any(|answer| answer.status == Status::Broken);
+        match teller.tell(at, check.id, &answers) {
+            // Whoever read it went away: no error, but the end.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                return Ok(u8::from(config.exit_code && broken));
             }
-            broken |= answer.status == Status::Broken;
-            match teller.tell(at, check.id, &answer) {
-                // Whoever read it went away: no error, but the end.
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-                    return Ok(u8::from(config.exit_code && broken));
-                }
-                told => told.context("write output")?,
-            }
+            told => told.context("write output")?,
         }
     }
     match teller.finish(at) {

@@ -21,8 +21,13 @@ const DIM: Style = Style::new().dimmed();
 const WIDTH: usize = 100;
 /// Bytes of a name that are shown.
 const MAX_NAME: usize = 64;
+/// Bytes of several names that are shown.
+const MAX_NAMES: usize = 256;
 /// Bytes of a sentence or command that are shown: a firewall's rule may be long.
 const MAX_SENTENCE: usize = 4096;
+
+/// So many containers that fare alike are told together.
+const MANY: usize = 4;
 
 /// All statuses, the worst first.
 const STATUSES: [Status; 4] = [Status::Broken, Status::Warning, Status::Unknown, Status::Ok];
@@ -63,7 +68,6 @@ struct Summary<'a> {
 pub struct Teller {
     outputs: Vec<(bool, Box<dyn Write>)>,
     told: Vec<Status>,
-    last_check: String,
 }
 
 impl Teller {
@@ -82,21 +86,22 @@ impl Teller {
             };
             outputs.push((spec.kind == "json", stream));
         }
-        Ok(Self { outputs, told: Vec::new(), last_check: String::new() })
+        Ok(Self { outputs, told: Vec::new() })
     }
 
-    /// Tells one answer of a check.
-    pub fn tell(&mut self, at: jiff::Timestamp, check: &str, answer: &Answer) -> io::Result<()> {
-        self.told.push(answer.status);
-        let same_check = self.last_check == check;
-        self.last_check = check.to_owned();
+    /// Tells the answers of a check. In text, containers that fare alike are one answer.
+    pub fn tell(&mut self, at: jiff::Timestamp, check: &str, answers: &[Answer]) -> io::Result<()> {
+        self.told.extend(answers.iter().map(|answer| answer.status));
         for (json, stream) in &mut self.outputs {
             if *json {
-                write_json(stream, &line(at, check, answer))?;
-            } else {
-                let heading = if same_check { String::new() } else { format!("{BOLD}{check}{BOLD:#}\n") };
-                stream.write_all(heading.as_bytes())?;
-                stream.write_all(text(answer).as_bytes())?;
+                for answer in answers {
+                    write_json(stream, &line(at, check, answer))?;
+                }
+            } else if !answers.is_empty() {
+                stream.write_all(format!("{BOLD}{check}{BOLD:#}\n").as_bytes())?;
+                for answer in grouped(answers) {
+                    stream.write_all(text(&answer).as_bytes())?;
+                }
             }
         }
         Ok(())
@@ -176,12 +181,46 @@ fn shown(status: Status) -> (Style, &'static str) {
     }
 }
 
+/// The same answers, and one for all containers of which the same is said, where there are several.
+fn grouped(answers: &[Answer]) -> Vec<Answer> {
+    let mut groups: Vec<(Answer, Vec<String>)> = Vec::new();
+    for answer in answers {
+        let name = answer.about.name().to_owned();
+        let alike = |(first, _): &&mut (Answer, Vec<String>)| {
+            let containers = [&first.about, &answer.about].map(|about| matches!(about, Subject::Container(_)));
+            // A command that mends is one container's own.
+            containers == [true, true]
+                && (first.status, &first.summary) == (answer.status, &answer.summary)
+                && first.mend.is_none()
+                && answer.mend.is_none()
+        };
+        match groups.iter_mut().find(alike) {
+            Some((_, names)) => names.push(name),
+            None => groups.push((answer.clone(), vec![name])),
+        }
+    }
+    let group = |(answer, names): (Answer, Vec<String>)| match names.len() {
+        0..MANY => {
+            let each = names.into_iter().map(|name| match &answer.about {
+                Subject::Container(_) => Answer { about: Subject::Container(name), ..answer.clone() },
+                _ => answer.clone(),
+            });
+            each.collect::<Vec<_>>()
+        }
+        many => {
+            let names = format!("{many} containers ({})", super::some_of(&names));
+            vec![Answer { about: Subject::Interface(names), ..answer }]
+        }
+    };
+    groups.into_iter().flat_map(group).collect()
+}
+
 fn text(answer: &Answer) -> String {
     let (style, word) = shown(answer.status);
     let about = match &answer.about {
         Subject::Container(name) => format!("container {}", printable(name, MAX_NAME)),
         Subject::Network(name) => format!("network {}", printable(name, MAX_NAME)),
-        about => printable(about.name(), MAX_NAME),
+        about => printable(about.name(), MAX_NAMES),
     };
     // Wrapped without the colours, whose letters take no room.
     let plain = format!("{about}: {}", printable(&answer.summary, MAX_SENTENCE));
@@ -196,4 +235,21 @@ fn text(answer: &Answer) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_that_fare_alike_are_told_together_and_what_mends_one_is_told_alone() {
+        let job = |number: u32| Answer::new(Subject::Container(format!("job-{number}")), Status::Ok, "It has a way.");
+        let host = Answer::new(Subject::Host, Status::Ok, "It has a way.");
+        let answers: Vec<Answer> = std::iter::once(host).chain((0..12).map(job)).collect();
+        let told: String = grouped(&answers).iter().map(text).collect();
+        assert!(told.contains("12 containers (job-0, job-1, job-2, job-3 and 8 more): It has a way."), "{told}");
+        assert_eq!((grouped(&answers).len(), grouped(&answers[..4]).len()), (2, 4), "three are told one by one");
+        let mended: Vec<Answer> = (0..12).map(|number| job(number).mend(format!("nsenter -t {number} true"))).collect();
+        assert_eq!(grouped(&mended).len(), 12);
+    }
 }
