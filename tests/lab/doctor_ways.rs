@@ -12,6 +12,7 @@ crate::tests![
     a_redirect_is_judged_by_who_is_there,
     a_pod_with_a_link_of_its_own_is_judged_by_it,
     a_route_into_a_containers_link_is_broken_and_mended,
+    a_way_into_a_tunnel_or_under_a_link_local_address_is_broken,
 ];
 
 type Outcome = anyhow::Result<()>;
@@ -97,5 +98,30 @@ fn a_route_into_a_containers_link_is_broken_and_mended(lab: &Lab) -> Outcome {
     runner.run("sh", &["-c", mend])?;
     expect_nothing_broken(&doctor(lab, &[])?)?;
     expect_equal("nothing else is changed", runner.ip("addr")?, before)?;
+    Ok(())
+}
+
+fn a_way_into_a_tunnel_or_under_a_link_local_address_is_broken(lab: &Lab) -> Outcome {
+    let _job = waiting(lab, "job-17")?;
+    let runner = lab.host.runner();
+    {
+        let _address = changed(runner, "ip", "addr add 169.254.7.7/16 dev ens5", "addr del 169.254.7.7/16 dev ens5")?;
+        let answers = doctor(lab, &[])?;
+        let broken = expect(&answers, "route", "host", "broken", &["169.254.7.7", "link-local"])?;
+        let mend = broken["mend"].as_str().context("a command that mends it")?;
+        let _route = Undo(|| {
+            let _ = runner.ip("route del 169.254.169.254/32");
+        });
+        runner.run("sh", &["-c", mend])?;
+        expect_nothing_broken(&doctor(lab, &[])?)?;
+    }
+    // As an exit node of a VPN takes everything, by a table of its own.
+    let _tunnel = changed(runner, "ip", "tuntap add dev tun7 mode tun", "tuntap del dev tun7 mode tun")?;
+    runner.ip("link set tun7 up")?;
+    runner.ip("route add default dev tun7 table 52")?;
+    let _rule = changed(runner, "ip", "rule add prio 5270 lookup 52", "rule del prio 5270")?;
+    let answers = doctor(lab, &[])?;
+    let broken = expect(&answers, "route", "host", "broken", &["tunnel tun7", "169.254.169.254"])?;
+    expect_that("what would not help is not offered", broken["mend"].is_null(), broken)?;
     Ok(())
 }

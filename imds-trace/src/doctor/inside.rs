@@ -134,7 +134,8 @@ fn is_client(
 ) -> bool {
     let Ok(view) = &inside.view else { return named && is_machine };
     let by = |endpoint: &IpAddr| match view.network.as_ref().ok()?.way(*endpoint)? {
-        Way::Out { interface, .. } => Some(view.outward.get(interface).is_some_and(|end| !uplinks.contains(end))),
+        // Who sends his requests to this host is a client of it, wherever the host sends its own.
+        Way::Out { interface, .. } => Some(view.outward.contains_key(interface)),
         Way::Nowhere { .. } => Some(view.outward.values().any(|end| !uplinks.contains(end))),
         // What IMDS itself would say, or a stand-in for it.
         Way::Local | Way::Unknown(_) => Some(false),

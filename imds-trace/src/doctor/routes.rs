@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 
 use super::astray::{self, Astray};
+use super::firewall::fate::fate;
 use super::inside::Inside;
 use super::sight::{Arrival, Leg, Sight, is_link_local};
 use super::{Answer, Check, Status, Subject};
 use crate::interfaces::snapshot::{Snapshot, Way};
+use diagnosis::net::Ifindex;
 use diagnosis::printable::shell_word;
-use diagnosis::way::network::Kind;
+use diagnosis::way::network::{Kind, in_prefix};
 
 /// The check.
 pub const CHECK: Check = Check { id: "route", explain: "whether routes to the endpoints lead out", examine };
@@ -133,7 +135,7 @@ impl std::fmt::Display for Out<'_> {
 /// What is wrong with a route that leads out of the host's namespace, if something is: how bad, a sentence, and a command that mends.
 fn out_of_host(
     sight: &Sight,
-    way: Option<(diagnosis::net::Ifindex, Option<IpAddr>, Option<IpAddr>)>,
+    way: Option<(Ifindex, Option<IpAddr>, Option<IpAddr>)>,
     endpoint: IpAddr,
     whose: &str,
 ) -> Option<(Status, String, Option<String>)> {
@@ -181,7 +183,7 @@ fn out_of_host(
             ));
         }
         None => {
-            let source = source.filter(|source| source.is_ipv4() && is_link_local(*source) && whose.is_empty())?;
+            let source = source.filter(|source| source.is_ipv4() && is_link_local(*source))?;
             (
                 Status::Broken,
                 format!(
@@ -257,8 +259,9 @@ fn further(
     let look = host(&format!("{family} route get {endpoint} from {source} iif {}", shell_word(by)));
     let name = |interface| sight.host.network.as_ref().map_or("?", |network| network.name(interface));
     match sight.onward(leg) {
-        Some(Way::Out { interface, gateway, source }) => {
-            match out_of_host(sight, Some((*interface, *gateway, *source)), endpoint, " on the host") {
+        Some(Way::Out { interface, gateway, .. }) => {
+            let under = masked_by(sight, leg, *interface, *gateway);
+            match out_of_host(sight, Some((*interface, *gateway, under)), endpoint, " on the host") {
                 Some((status, summary, mend)) => {
                     let said = answer(status, summary).look(look);
                     mend.into_iter().fold(said, Answer::mend)
@@ -290,6 +293,19 @@ fn further(
         }
         None => answer(Status::Unknown, format!("{begins}. How the host sends it on is not known.")).look(look),
     }
+}
+
+/// The link-local address that a client's requests get where the host masquerades them: of an interface's addresses the kernel takes one
+/// in whose subnet the next router is, or the endpoint itself if it is on the link (`inet_select_addr`).
+fn masked_by(sight: &Sight, leg: &Leg, out: Ifindex, gateway: Option<IpAddr>) -> Option<IpAddr> {
+    let network = sight.host.network.as_ref().ok()?;
+    let next = gateway.unwrap_or(leg.endpoint);
+    let of_subnet = network.addresses.iter().find(|(index, held, length)| {
+        *index == out && held.is_ipv4() && is_link_local(*held) && in_prefix(next, (*held, *length))
+    });
+    let (_, address, _) = of_subnet?;
+    let fate = fate(&sight.host.firewall.chains, &sight.client(leg)?);
+    (fate.masqueraded == Some(true) && !fate.ends).then_some(*address)
 }
 
 /// Does the host forward what comes in by an interface? Where it does not, its kernel says that there is no way.

@@ -248,6 +248,8 @@ fn condition(option: &str, values: &[&str], connmark: bool) -> What {
         "-o" | "--out-interface" => What::To(list()),
         "--ctstate" | "--state" => What::State(list()),
         "--dst-type" if value == "LOCAL" => What::ToThisHost,
+        // No client has such an address, nor IMDS.
+        "--dst-type" if matches!(value, "BROADCAST" | "MULTICAST") => What::Protocol(Vec::new()),
         "--mark" => match masked(value) {
             Some((value, mask)) if connmark => What::ConnMark(value, mask),
             Some((value, mask)) => What::Mark(value, mask),
