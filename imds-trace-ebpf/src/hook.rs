@@ -14,11 +14,14 @@ use crate::{
 /// `TCX_NEXT` and `TC_ACT_UNSPEC` are the same number: the next program decides.
 const NEXT: i32 = -1;
 
+/// Payload bytes that most requests for a token and most answers stay below: those take half of the room.
+const FEW: usize = 448;
+
 /// A packet with its first payload bytes.
 #[repr(C)]
-struct PacketWithPayload {
+struct PacketWithPayload<const N: usize> {
     packet: Packet,
-    payload: [u8; SNAP],
+    payload: [u8; N],
 }
 
 /// Looks at one packet at one hook.
@@ -49,8 +52,10 @@ pub fn observe(ctx: &TcContext, direction: u8) -> i32 {
         icmp_error(&parsed, ifindex, direction);
     } else if parsed.network.payload_len == 0 {
         plain(&parsed, ifindex, direction);
+    } else if parsed.network.payload_len as usize <= FEW {
+        with_payload::<FEW>(&Skb(skb), &parsed, ifindex, direction);
     } else {
-        with_payload(&Skb(skb), &parsed, ifindex, direction);
+        with_payload::<SNAP>(&Skb(skb), &parsed, ifindex, direction);
     }
     NEXT
 }
@@ -86,13 +91,13 @@ fn icmp_error(parsed: &Parsed, ifindex: u32, direction: u8) {
 }
 
 #[inline(always)]
-fn with_payload(skb: &Skb, parsed: &Parsed, ifindex: u32, direction: u8) {
-    let Some(mut entry) = emit::reserve::<PacketWithPayload>() else {
+fn with_payload<const N: usize>(skb: &Skb, parsed: &Parsed, ifindex: u32, direction: u8) {
+    let Some(mut entry) = emit::reserve::<PacketWithPayload<N>>() else {
         return;
     };
     let place = emit::place(&mut entry);
     // SAFETY: inside the reserved entry.
-    let snapped = unsafe { snap(skb, parsed, addr_of_mut!((*place).payload).cast()) };
+    let snapped = unsafe { snap::<N>(skb, parsed, addr_of_mut!((*place).payload).cast()) };
     // SAFETY: the entry begins with a `Packet`.
     unsafe { write(addr_of_mut!((*place).packet), parsed, kind::PACKET_WITH_PAYLOAD, snapped, ifindex, direction) };
     entry.submit(0);
@@ -117,12 +122,12 @@ unsafe fn write(to: *mut Packet, parsed: &Parsed, kind: u32, snapped: u32, ifind
 
 /// Copies the payload's beginning and says how many bytes that were.
 #[inline(always)]
-fn snap(skb: &Skb, parsed: &Parsed, to: *mut u8) -> u32 {
+fn snap<const N: usize>(skb: &Skb, parsed: &Parsed, to: *mut u8) -> u32 {
     // The black box makes LLVM compare the very register that goes to the helper: the verifier tracks registers, and LLVM
     // would otherwise derive the length anew behind a comparison of something else. One less than the length is compared, because
     // verifiers before Linux 6.8 learn nothing from "not 0", and the helper takes no length of 0.
-    let last = core::hint::black_box(parsed.network.payload_len.min(SNAP as u32).wrapping_sub(1));
-    if last >= SNAP as u32 {
+    let last = core::hint::black_box(parsed.network.payload_len.min(N as u32).wrapping_sub(1));
+    if last >= N as u32 {
         return 0;
     }
     let len = last + 1;

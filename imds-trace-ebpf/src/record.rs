@@ -17,7 +17,7 @@ pub const SNAP: usize = 1024;
 pub mod kind {
     /// A [`super::Packet`] without payload bytes.
     pub const PACKET: u32 = 1;
-    /// A [`super::Packet`] followed by [`super::SNAP`] bytes of which the first `snapped` count.
+    /// A [`super::Packet`] followed by payload bytes, of which the first `snapped` count, [`super::SNAP`] at most.
     pub const PACKET_WITH_PAYLOAD: u32 = 2;
     /// A [`super::Drop`].
     pub const DROP: u32 = 3;
@@ -133,7 +133,7 @@ pub struct Network {
     pub reserved: u8,
 }
 
-/// One packet at one tc hook ([`kind::PACKET`], and [`kind::PACKET_WITH_PAYLOAD`] with [`SNAP`] bytes behind it).
+/// One packet at one tc hook ([`kind::PACKET`], and [`kind::PACKET_WITH_PAYLOAD`] with payload bytes behind it).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Packet {
@@ -143,7 +143,7 @@ pub struct Packet {
     pub network: Network,
     /// Interface index in the namespace that the program was attached from.
     pub ifindex: u32,
-    /// Payload bytes that follow this structure; the rest of the [`SNAP`] bytes is not written.
+    /// Payload bytes that follow this structure; what the record has room for behind them is not written.
     pub snapped: u16,
     /// One of [`direction`].
     pub direction: u8,
