@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -26,7 +26,7 @@ use crate::interfaces;
 use crate::kernel::attach::{ProbeLog, Tracer};
 use crate::kernel::btf::Layout;
 use crate::kernel::features::{self, Features};
-use crate::kernel::ring::MachineNames;
+use crate::kernel::ring::{MachineNames, Records};
 use crate::kernel::symbols::Symbols;
 use crate::privileges::{self, Tasks};
 use crate::sources::docker::{self, News};
@@ -42,8 +42,13 @@ use session::Session;
 
 /// How long the engine may take to list its containers before tracing goes on without; it tells the rest when it can.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
-/// How often quiet exchanges are closed and losses counted.
+/// How often quiet exchanges are closed and losses counted, while there is something to close.
 const TICK: Duration = Duration::from_millis(50);
+/// And while there is nothing.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long the ring buffer is left alone when it was found empty: the kernel wakes its reader for the first record behind those that
+/// were read, and for no other, so one wake-up is for many. What comes first after a pause is read at once.
+const PACE: Duration = Duration::from_millis(10);
 /// How often all interfaces are looked at anew.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long what an errand left under way is waited for at most: an answer sent again comes after 0.2, 0.6 and 1.4 s.
@@ -171,8 +176,8 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     let records = tracer.take_records().context("the ring buffer is there only once")?;
     let mut records = readable(records).context("watch the ring buffer")?;
     let mut probe_log = probe_log.map(readable).transpose().context("watch the probes' log")?;
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick = Instant::now();
+    let mut pause = Instant::now();
     let mut look_again = tokio::time::interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
     look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut supervisor = errand.supervisor();
@@ -192,6 +197,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             () = errand.done(), if settling.is_none() => {
                 settling = errand.leaves_something().then(|| Instant::now() + SETTLE);
                 going = settling.is_some();
+                tick = tick.min(Instant::now() + TICK);
             }
             Some(told) = news.recv() => session.news(told)?,
             Some(change) = follower.changes.recv() => {
@@ -208,19 +214,24 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
                 session.exceeded(follower.exceeded())?;
                 supervisor.status(&session::watched(&tracer.attached()));
             }
-            _ = tick.tick() => {
+            () = tokio::time::sleep_until(tick) => {
                 // The time first: what the ring buffer holds now is not later.
                 let at = now()?;
                 session.drain(records.get_mut(), usize::MAX, at)?;
                 session.tick(&tracer, at)?;
                 supervisor.alive(Instant::now());
+                let rest = if settling.is_some() { TICK } else { session.rest(at).clamp(TICK, IDLE) };
+                tick = supervisor.next().map_or(Instant::now() + rest, |next| next.min(Instant::now() + rest));
                 going = settling.is_none_or(|end| Instant::now() < end && !session.is_at_rest(at));
             }
-            ready = records.readable_mut() => {
+            ready = when_readable(&mut records, pause) => {
                 let mut guard = ready.context("watch the ring buffer")?;
                 if session.drain(guard.get_inner_mut(), BATCH, Timestamp(u64::MAX))? < BATCH {
                     guard.clear_ready();
+                    pause = Instant::now() + PACE;
                 }
+                // What was read may fall due before the next tick of an idle time.
+                tick = tick.min(Instant::now() + TICK);
             }
         }
     }
@@ -257,6 +268,15 @@ fn readable<T: AsRawFd>(source: T) -> std::io::Result<AsyncFd<T>> {
     // SAFETY: `Records` and `ProbeLog`, the only ones given here, own one file descriptor, give always the same one, and keep it
     // open as long as they live, which the AsyncFd sees to.
     unsafe { Ok(AsyncFd::register_with_interest(source, Interest::READABLE)?) }
+}
+
+/// Waits until there is a record, and for the end of the pause before that.
+async fn when_readable(
+    records: &mut AsyncFd<Records>,
+    pause: Instant,
+) -> std::io::Result<AsyncFdReadyMutGuard<'_, Records>> {
+    tokio::time::sleep_until(pause).await;
+    records.readable_mut().await
 }
 
 async fn read_probe_log(log: &mut Option<AsyncFd<ProbeLog>>) {

@@ -231,6 +231,11 @@ impl Session {
         }
     }
 
+    /// How long nothing falls due.
+    pub(super) fn rest(&self, at: Timestamp) -> Duration {
+        self.pipeline.due().map_or(Duration::MAX, |due| due.since(at))
+    }
+
     /// Will nothing of what was seen so far lead to anything within a moment?
     pub(super) fn is_at_rest(&self, at: Timestamp) -> bool {
         self.pipeline.due().is_none_or(|due| due > at.after(MOMENT))

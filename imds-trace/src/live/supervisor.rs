@@ -52,6 +52,11 @@ impl Supervisor {
         }
     }
 
+    /// When the service manager wants to hear again that we are alive.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.watchdog.map(|(_, next)| next)
+    }
+
     /// The main loop has ended.
     pub(super) fn stopping(&mut self) {
         self.tell(&[NotifyState::Stopping]);
