@@ -1,13 +1,19 @@
 //! What does a kernel record mean? Records as they lie in the ring buffer to [`Input`]s, numbers to the names that this machine has.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
 use diagnosis::identity::fact::{self, Ancestor, Connected, Connecting, Counted, Fact, Said, TcpState, Told};
 use diagnosis::input::Input;
 use diagnosis::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, UNNAMED, address};
 use diagnosis::observation::{Drop, Hook, IPPROTO_TCP, Icmp, Observation, Place, Streams, Tcp, TcpFlags};
 use imds_trace_ebpf::record::{self, state};
+use zerocopy::IntoBytes;
 
 /// Functions kept of those that led to a drop: netfilter's own and the one whose hook it was.
 const MAX_CALLERS: usize = 6;
+/// Processes of which it is remembered what was said.
+const MAX_TASKS: usize = 4096;
 
 /// A kernel record as it lies in the ring buffer.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +51,8 @@ pub trait Names {
 }
 
 /// The record's meaning; `None` if it has none. `streams` keeps what HTTP messages have begun, and all that is ever kept of payload.
-pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams) -> Option<Input> {
+/// `tasks` keeps what was said of tasks.
+pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams, tasks: &mut Tasks) -> Option<Input> {
     Some(match record {
         Record::Packet(packet, payload) => {
             let (heading, flow, tcp) = headers(&packet.network, |address| names.is_endpoint(address));
@@ -111,8 +118,8 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 icmp: None,
             })
         }
-        Record::Attempt(attempt, task) => said(attempt.header.at, Said::Attempting(connecting(attempt, task))),
-        Record::Connect(connect, task) => said(connect.header.at, Said::Connecting(connecting(connect, task))),
+        Record::Attempt(attempt, task) => said(attempt.header.at, Said::Attempting(connecting(attempt, task, tasks))),
+        Record::Connect(connect, task) => said(connect.header.at, Said::Connecting(connecting(connect, task, tasks))),
         Record::Connected(connected) => {
             let is_sending = connected.header.kind == record::kind::SENDING;
             let socket = Connected {
@@ -177,7 +184,7 @@ fn callers(drop: &record::Drop, names: &impl Names) -> Vec<String> {
     stack.skip_while(|function| *function != location).skip(1).take(MAX_CALLERS).collect()
 }
 
-fn connecting(connect: &record::Connect, task: Option<&record::Task>) -> Connecting {
+fn connecting(connect: &record::Connect, task: Option<&record::Task>, tasks: &mut Tasks) -> Connecting {
     Connecting {
         socket: connect.socket,
         destination: end(connect.version, connect.destination, connect.destination_port),
@@ -192,8 +199,46 @@ fn connecting(connect: &record::Connect, task: Option<&record::Task>) -> Connect
         started: (connect.started != 0).then_some(Timestamp(connect.started)),
         pid_namespace: (connect.pid_namespace != 0).then_some(connect.pid_namespace),
         inner_pid: (connect.inner_pid != 0).then_some(connect.inner_pid),
-        told: task.map(told).unwrap_or_default(),
+        told: task.map(|task| tasks.told(connect.tgid, task)).unwrap_or_default(),
     }
+}
+
+/// What was said last of each process. Most connects are of processes that connected before, and masking is what costs most of
+/// reading a record: what is said again word for word is masked once.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    known: HashMap<u32, (Digest, Told)>,
+    keys: (RandomState, RandomState),
+}
+
+impl Tasks {
+    fn told(&mut self, pid: u32, task: &record::Task) -> Told {
+        let said = digest(task, &self.keys);
+        if let Some((known, told)) = self.known.get(&pid)
+            && *known == said
+        {
+            return told.clone();
+        }
+        if self.known.len() >= MAX_TASKS {
+            self.known.clear();
+        }
+        let told = told(task);
+        self.known.insert(pid, (said, told.clone()));
+        told
+    }
+}
+
+/// Of everything that counts in a task's record. Keyed, with keys that nobody sees: the record itself may hold secrets.
+type Digest = (u64, u64);
+
+fn digest(task: &record::Task, keys: &(RandomState, RandomState)) -> Digest {
+    let said = (
+        task.ancestors.as_bytes(),
+        (counting(&task.argv, task.argv_len), task.argv_len, task.argv_cut),
+        (counting(&task.exe.names, task.exe.len), task.exe.len, task.exe.state),
+        (counting(&task.cgroup.names, task.cgroup.len), task.cgroup.len, task.cgroup.state),
+    );
+    (keys.0.hash_one(said), keys.1.hash_one(said))
 }
 
 /// What the kernel half read of a task, secrets masked: nothing else of it is kept.
@@ -214,7 +259,12 @@ fn path(path: &record::Path) -> Option<String> {
 
 /// The first `len` bytes, those that were written. What is not UTF-8 becomes U+FFFD.
 fn beginning(bytes: &[u8], len: u16) -> String {
-    String::from_utf8_lossy(&bytes[..usize::from(len).min(bytes.len())]).into_owned()
+    String::from_utf8_lossy(counting(bytes, len)).into_owned()
+}
+
+/// The first `len` bytes, or as many as there are.
+fn counting(bytes: &[u8], len: u16) -> &[u8] {
+    &bytes[..usize::from(len).min(bytes.len())]
 }
 
 fn end(version: u8, bytes: [u8; 16], port: u16) -> Endpoint {
@@ -278,6 +328,26 @@ mod tests {
         let argv = told(&task(&["curl", "-s", TOKEN, "", "-H", &header])).argv.expect("there is one");
         assert_eq!(argv, ["curl", "-s", "***", "", "-H", "X-aws-ec2-metadata-token:***"]);
         assert_eq!(told(&task(&[])).argv, None);
+    }
+
+    #[test]
+    fn what_a_process_says_anew_is_told_and_what_it_repeats_is_the_same() {
+        let mut tasks = Tasks::default();
+        let shell = task(&["sh", "-c", "curl"]);
+        let first = tasks.told(7, &shell);
+        assert_eq!(tasks.told(7, &shell), first);
+        assert_eq!(first, told(&shell));
+        // The same process after its exec, and in another cgroup.
+        let curl = task(&["curl", TOKEN]);
+        assert_eq!(tasks.told(7, &curl), told(&curl));
+        let moved = Task { cgroup: names(b"b\0a\0", record::path::WHOLE), ..curl };
+        assert_eq!(tasks.told(7, &moved).cgroup.as_deref(), Some("/a/b"));
+        let cut = Task { argv_cut: 1, ..curl };
+        assert_eq!(tasks.told(7, &cut), told(&cut));
+        // What lies behind the bytes that count says nothing.
+        let mut rest = cut;
+        rest.argv[record::ARGV - 1] = b'?';
+        assert_eq!(tasks.told(7, &rest), told(&cut));
     }
 
     #[test]

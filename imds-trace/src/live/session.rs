@@ -9,7 +9,7 @@ use super::errand::Errand;
 use super::{MAX_SHOWN, boot_time, now};
 use crate::config::Tracing;
 use crate::kernel::attach::Tracer;
-use crate::kernel::decode::{self, Record};
+use crate::kernel::decode::{self, Record, Tasks};
 use crate::kernel::ring::{self, MachineNames, Records};
 use crate::sources::docker::News;
 use crate::sources::procfs::Procfs;
@@ -43,6 +43,7 @@ pub(super) struct Session {
     recording: Option<Files>,
     procfs: Procfs,
     streams: Streams,
+    tasks: Tasks,
     /// The last of each driver.
     readings: Vec<Said>,
     /// Why there is no recording any more.
@@ -93,6 +94,7 @@ impl Session {
             recording,
             procfs: Procfs::default(),
             streams: Streams::default(),
+            tasks: Tasks::default(),
             readings: Vec::new(),
             stopped: None,
             lost: 0,
@@ -158,23 +160,21 @@ impl Session {
     pub(super) fn drain(&mut self, records: &mut Records, limit: usize, until: Timestamp) -> anyhow::Result<usize> {
         let mut taken = 0;
         while taken < limit {
-            let (names, streams) = (&self.names, &mut self.streams);
+            let (names, streams, tasks) = (&self.names, &mut self.streams, &mut self.tasks);
             let read = records.next(|bytes| {
                 let record = ring::read(bytes)?;
-                let connecting = match record {
-                    // Without its task it is the connect of an attempt: /proc was asked then.
-                    Record::Attempt(connect, task) | Record::Connect(connect, task) => task.map(|_| connect.tgid),
-                    _ => None,
-                };
-                Some((decode::from_record(record, names, streams)?, connecting))
+                // Without its task it is the connect of an attempt: /proc was asked then.
+                let is_told = matches!(record, Record::Attempt(_, Some(_)) | Record::Connect(_, Some(_)));
+                Some((decode::from_record(record, names, streams, tasks)?, is_told))
             });
             let Some(read) = read else { break };
             taken += 1;
-            let Some((mut input, connecting)) = read else {
+            let Some((mut input, is_told)) = read else {
                 self.unreadable += 1;
                 continue;
             };
             self.disown(&mut input);
+            let connecting = if is_told { self.whom_to_ask(&input) } else { None };
             let at = input.at();
             self.push(input)?;
             // At once: the process may not live long.
@@ -198,6 +198,15 @@ impl Session {
         {
             task.told.cgroup = None;
         }
+    }
+
+    /// The process that connects, if /proc may know more of it. Where we ask ourselves it is always asked.
+    fn whom_to_ask(&mut self, input: &Input) -> Option<u32> {
+        let Input::Fact(Fact { at, said: Said::Attempting(task) | Said::Connecting(task) }) = input else {
+            return None;
+        };
+        let is_ours = self.own.as_ref().is_some_and(|own| own.is_ours(task.pid));
+        (is_ours || self.procfs.is_needed(*at, task)).then_some(task.pid)
     }
 
     /// What /proc says of a process. Where we ask for a container, our own cgroup is not the one that counts.

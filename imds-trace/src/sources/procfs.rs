@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use diagnosis::identity::cgroup;
-use diagnosis::identity::fact::{self, Ancestor, ProcessDetail, TICK};
+use diagnosis::identity::fact::{self, Ancestor, CUT, Connecting, ProcessDetail, TICK, Told};
 use diagnosis::net::{Netns, Timestamp, bounded};
 use diagnosis::secret;
 
@@ -22,21 +23,54 @@ const MAX_EXE: usize = 1024;
 const MAX_FILE: u64 = 16 * 1024;
 /// Processes remembered at most, to say only what is new.
 const MAX_KNOWN: usize = 4096;
+/// A process of which the kernel half says the same again is not looked at again so soon: only its cgroups of version 1 can have
+/// changed since.
+const SO_SOON: Duration = Duration::from_secs(1);
 
 /// Reads /proc and remembers what it said.
 #[derive(Debug)]
 pub struct Procfs {
     root: PathBuf,
     known: HashMap<u32, (u32, ProcessDetail)>,
+    /// What the kernel half said of a process when /proc was asked last, and when that was.
+    asked: HashMap<u32, (Timestamp, Asked)>,
+    /// Is the version 2 hierarchy the only one? Then the kernel half knows every cgroup, too.
+    is_unified: bool,
 }
+
+/// All by which the kernel half tells one process, and one program in it, from another.
+type Asked = (Option<Timestamp>, u64, String, Told);
 
 impl Default for Procfs {
     fn default() -> Self {
-        Self { root: PathBuf::from("/proc"), known: HashMap::new() }
+        let is_unified = fs::read_to_string("/proc/self/cgroup").is_ok_and(|text| is_unified(&text));
+        Self { root: PathBuf::from("/proc"), known: HashMap::new(), asked: HashMap::new(), is_unified }
     }
 }
 
 impl Procfs {
+    /// Can /proc say more of a process that connects at `at` than the kernel half did, or than /proc did a moment ago? If so, it
+    /// is to be asked. Four files a connect are a quarter of what following one costs.
+    pub fn is_needed(&mut self, at: Timestamp, task: &Connecting) -> bool {
+        let was_asked = self.known.contains_key(&task.pid);
+        if self.is_unified && !was_asked && task.started.is_some() && says_all(&task.told) {
+            return false;
+        }
+        let asked = (task.started, task.cgroup, task.comm.clone(), task.told.clone());
+        if let Some((last, known)) = self.asked.get(&task.pid)
+            && was_asked
+            && *known == asked
+            && at.since(*last) < SO_SOON
+        {
+            return false;
+        }
+        if self.asked.len() >= MAX_KNOWN {
+            self.asked.clear();
+        }
+        self.asked.insert(task.pid, (at, asked));
+        true
+    }
+
     /// What is new about a process that has just connected; `None` if nothing is. A process that is gone already has nothing but
     /// its number: that too is new if something else was said of that number before.
     pub fn describe(&mut self, pid: u32) -> Option<ProcessDetail> {
@@ -84,6 +118,18 @@ impl Procfs {
         }
         found
     }
+}
+
+/// Is nothing missing, and nothing cut?
+fn says_all(told: &Told) -> bool {
+    let is_whole = |path: &Option<String>| path.as_ref().is_some_and(|path| !path.starts_with(CUT));
+    let argv_is_whole = told.argv.as_ref().and_then(|argv| argv.last()).is_some_and(|last| last != CUT);
+    is_whole(&told.exe) && is_whole(&told.cgroup) && argv_is_whole && !told.ancestors.is_empty()
+}
+
+/// Every hierarchy has a line; that of version 2 begins with a 0 and names no controller.
+fn is_unified(cgroups: &str) -> bool {
+    !cgroups.is_empty() && cgroups.lines().all(|line| line.starts_with("0::"))
 }
 
 /// Our own network namespace; 0 if it cannot be read.
@@ -147,6 +193,8 @@ fn cgroup_path(cgroups: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use diagnosis::net::Endpoint;
+
     use super::*;
 
     #[test]
@@ -155,6 +203,67 @@ mod tests {
                     2:cpu:/docker/buildkit/k3j4h5g6f7d8s9a0q1w2e3r4t\n0::/\n";
         assert_eq!(cgroup_path(text).as_deref(), Some("/docker/buildkit/k3j4h5g6f7d8s9a0q1w2e3r4t"));
         assert_eq!(cgroup_path("1:cpu:/\n0::/init.scope\n").as_deref(), Some("/init.scope"));
+    }
+
+    fn task() -> Connecting {
+        let end = Endpoint { address: "169.254.169.254".parse().expect("an address"), port: 80 };
+        let told = Told {
+            exe: Some("/usr/bin/curl".into()),
+            argv: Some(vec!["curl".into()]),
+            cgroup: Some("/system.slice".into()),
+            ancestors: vec![Ancestor { pid: 1, comm: "init".into() }],
+        };
+        Connecting {
+            socket: 1,
+            destination: end,
+            netns: Netns(1),
+            pid: std::process::id(),
+            tid: 1,
+            uid: 0,
+            gid: 0,
+            comm: "curl".into(),
+            cgroup: 1,
+            ttl: None,
+            started: Some(Timestamp(1)),
+            pid_namespace: None,
+            inner_pid: None,
+            told,
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_half_told_whole_is_not_asked_for() {
+        let mut procfs = Procfs { is_unified: true, ..Procfs::default() };
+        assert!(!procfs.is_needed(Timestamp(0), &task()));
+        let mut cut = task();
+        cut.told.argv = Some(vec!["curl".into(), CUT.into()]);
+        assert!(procfs.is_needed(Timestamp(0), &cut));
+        let mut unknown = task();
+        unknown.told.exe = None;
+        assert!(procfs.is_needed(Timestamp(0), &unknown));
+        let mut hybrid = Procfs { is_unified: false, ..Procfs::default() };
+        assert!(hybrid.is_needed(Timestamp(0), &task()), "its cgroups of version 1 are not known");
+    }
+
+    #[test]
+    fn the_same_process_is_not_asked_for_again_so_soon() {
+        let mut procfs = Procfs { is_unified: false, ..Procfs::default() };
+        let task = task();
+        assert!(procfs.is_needed(Timestamp(0), &task));
+        assert!(procfs.is_needed(Timestamp(1), &task), "it was not there, or not asked for");
+        procfs.describe(task.pid);
+        assert!(!procfs.is_needed(Timestamp(2), &task));
+        let mut anew = task.clone();
+        anew.told.argv = Some(vec!["wget".into()]);
+        assert!(procfs.is_needed(Timestamp(3), &anew), "it runs another program");
+        assert!(procfs.is_needed(Timestamp(2_000_000_000), &anew), "it may have been moved since");
+    }
+
+    #[test]
+    fn one_hierarchy_is_told_from_several() {
+        assert!(is_unified("0::/system.slice/docker.service\n"));
+        assert!(!is_unified("1:cpu:/\n0::/\n"));
+        assert!(!is_unified(""));
     }
 
     #[test]
