@@ -8,6 +8,7 @@ pub mod mark;
 pub mod nft;
 pub mod owner;
 pub mod rules;
+mod tables;
 pub mod walk;
 
 #[cfg(test)]
@@ -83,7 +84,7 @@ const SAVERS: [[(&str, &str); 3]; 2] = [
 pub fn read() -> Firewall {
     let mut firewall = Firewall::default();
     let mut theirs = Vec::new();
-    let nf_tables = nf_tables_is_there();
+    let nf_tables = nf_tables_is_there() && !tables::none();
     for savers in SAVERS {
         let [nft, legacy, either] = savers.map(|(name, _)| find(name));
         let old = legacy_tables(savers[0].1);
