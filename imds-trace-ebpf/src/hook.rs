@@ -9,6 +9,7 @@ use imds_trace_ebpf::record::{IcmpError, Packet, SNAP, kind};
 use crate::{
     emit, filter,
     packet::{self, Parsed, Skb},
+    redirect,
 };
 
 /// `TCX_NEXT` and `TC_ACT_UNSPEC` are the same number: the next program decides.
@@ -16,6 +17,9 @@ const NEXT: i32 = -1;
 
 /// Payload bytes that most requests for a token and most answers stay below: those take half of the room.
 const FEW: usize = 448;
+/// TCP flags.
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;
 
 /// A packet with its first payload bytes.
 #[repr(C)]
@@ -51,6 +55,10 @@ pub fn observe(ctx: &TcContext, direction: u8) -> i32 {
     if parsed.icmp_type != 0 {
         icmp_error(&parsed, ifindex, direction);
     } else if parsed.network.payload_len == 0 {
+        // Of a connection whose socket nobody sees (a virtual machine's), this is where it is known first.
+        if parsed.network.tcp_flags & SYN_ACK == SYN && parsed.network.redirected == 0 {
+            redirect::note(parsed.network.seq, parsed.network.source_port);
+        }
         plain(&parsed, ifindex, direction);
     } else if parsed.network.payload_len as usize <= FEW {
         with_payload::<FEW>(&Skb(skb), &parsed, ifindex, direction);

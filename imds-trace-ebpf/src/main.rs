@@ -9,6 +9,7 @@ mod filter;
 mod global;
 mod hook;
 mod packet;
+mod redirect;
 mod socket;
 mod task;
 

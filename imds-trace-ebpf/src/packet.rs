@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use imds_trace_ebpf::record::Network;
 
-use crate::global;
+use crate::{global, redirect};
 
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86dd;
@@ -27,6 +27,12 @@ const IPPROTO_FRAGMENT: u8 = 44;
 const IPPROTO_AH: u8 = 51;
 pub const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_DSTOPTS: u8 = 60;
+
+/// TCP flags: a packet with the first alone of these opens a connection.
+const SYN: u8 = 0x02;
+const SYN_ACK_RST_FIN: u8 = 0x17;
+/// A SYN is no longer than two full headers and an IPv6 header: what is longer need not be looked at.
+const LONGEST_SYN: u32 = 120;
 
 /// Where sequence and acknowledgement number stand in a TCP header.
 const TCP_NUMBERS: u32 = 4;
@@ -183,7 +189,11 @@ fn parse_v4(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
     let mut ip = [0u8; 20];
     bytes.read(start, &mut ip)?;
     if !global::is_endpoint_v4(word(&ip, 16)) && !global::is_endpoint_v4(word(&ip, 12)) {
-        return if ip[9] == IPPROTO_ICMP { error_v4(bytes, start, &ip, parsed) } else { None };
+        return match ip[9] {
+            IPPROTO_ICMP => error_v4(bytes, start, &ip, parsed),
+            IPPROTO_TCP => redirected_v4(bytes, start, &ip, parsed),
+            _ => None,
+        };
     }
     if ip[0] >> 4 != 4 || ip[0] & 0xf < 5 {
         return None;
@@ -209,7 +219,11 @@ fn parse_v6(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
     let source = [word(&ip, 8), word(&ip, 12), word(&ip, 16), word(&ip, 20)];
     let destination = [word(&ip, 24), word(&ip, 28), word(&ip, 32), word(&ip, 36)];
     if !global::is_endpoint_v6(&destination) && !global::is_endpoint_v6(&source) {
-        return if ip[6] == IPPROTO_ICMPV6 { error_v6(bytes, start, &ip, parsed) } else { None };
+        return match ip[6] {
+            IPPROTO_ICMPV6 => error_v6(bytes, start, &ip, parsed),
+            IPPROTO_TCP => redirected_v6(bytes, start, &ip, parsed),
+            _ => None,
+        };
     }
     if ip[0] >> 4 != 6 {
         return None;
@@ -251,6 +265,59 @@ fn parse_v6(bytes: &impl Bytes, start: u32, parsed: &mut Parsed) -> Option<()> {
     }
     network.protocol = next;
     transport(bytes, parsed, start, offset, total_len);
+    Some(())
+}
+
+/// The SYN of a connection to a watched endpoint that goes elsewhere.
+#[inline(always)]
+fn redirected_v4(bytes: &impl Bytes, start: u32, ip: &[u8; 20], parsed: &mut Parsed) -> Option<()> {
+    let total_len = u32::from(u16::from_be_bytes([ip[2], ip[3]]));
+    if total_len > LONGEST_SYN || u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0 {
+        return None;
+    }
+    redirected_syn(bytes, start + u32::from(ip[0] & 0xf) * 4, parsed)?;
+    let network = &mut parsed.network;
+    network.version = 4;
+    network.ttl = ip[8];
+    network.ip_id = u16::from_be_bytes([ip[4], ip[5]]);
+    network.source[..4].copy_from_slice(&ip[12..16]);
+    network.destination[..4].copy_from_slice(&ip[16..20]);
+    Some(())
+}
+
+/// The same for IPv6.
+#[inline(always)]
+fn redirected_v6(bytes: &impl Bytes, start: u32, ip: &[u8; 40], parsed: &mut Parsed) -> Option<()> {
+    if 40 + u32::from(u16::from_be_bytes([ip[4], ip[5]])) > LONGEST_SYN {
+        return None;
+    }
+    redirected_syn(bytes, start + 40, parsed)?;
+    let network = &mut parsed.network;
+    network.version = 6;
+    network.ttl = ip[7];
+    network.source.copy_from_slice(&ip[8..24]);
+    network.destination.copy_from_slice(&ip[24..40]);
+    Some(())
+}
+
+#[inline(always)]
+fn redirected_syn(bytes: &impl Bytes, at: u32, parsed: &mut Parsed) -> Option<()> {
+    let mut tcp = [0u8; 14];
+    bytes.read(at, &mut tcp)?;
+    if tcp[13] & SYN_ACK_RST_FIN != SYN {
+        return None;
+    }
+    let (isn, source_port) = (u32::from_be(word(&tcp, 4)), u16::from_be_bytes([tcp[0], tcp[1]]));
+    if !redirect::is_known(isn, source_port) {
+        return None;
+    }
+    let network = &mut parsed.network;
+    network.protocol = IPPROTO_TCP;
+    network.source_port = source_port;
+    network.destination_port = u16::from_be_bytes([tcp[2], tcp[3]]);
+    network.seq = isn;
+    network.tcp_flags = tcp[13];
+    network.redirected = 1;
     Some(())
 }
 

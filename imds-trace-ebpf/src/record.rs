@@ -129,8 +129,8 @@ pub struct Network {
     pub tcp_flags: u8,
     /// 1 if this is a fragment other than the first, which has no transport header.
     pub later_fragment: u8,
-    /// Always 0.
-    pub reserved: u8,
+    /// 1 if this is the SYN of a connection to a watched endpoint that goes elsewhere by now: `destination` is where to.
+    pub redirected: u8,
 }
 
 /// One packet at one tc hook ([`kind::PACKET`], and [`kind::PACKET_WITH_PAYLOAD`] with payload bytes behind it).

@@ -16,6 +16,7 @@ use crate::{
     drop::read,
     emit, global,
     global::offset,
+    redirect,
     task::{self, ConnectWithTask},
 };
 
@@ -283,6 +284,7 @@ fn sending(ctx: &SockOpsContext) -> Option<()> {
     let next = offset!(tcp_write_seq).and_then(|at| read::<u32>(sk, at));
     match next.and_then(|next| described(sk, kind::SENDING, next)) {
         Some(connected) => {
+            redirect::note(connected.isn, connected.source_port);
             // SAFETY: as above.
             unsafe { to.write(connected) };
             entry.submit(0);

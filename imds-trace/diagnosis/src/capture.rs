@@ -149,7 +149,19 @@ impl Reader {
         }
         let tcp_payload = tcp.filter(|_| icmp.is_none());
         let heads = tcp_payload.map(|tcp| self.streams.heads(&hook, flow, tcp, &packet.payload)).unwrap_or_default();
-        Some(Observation { at, place: Place::Hook(hook), heading, flow, ttl, ip_id, protocol, tcp, heads, icmp })
+        Some(Observation {
+            at,
+            place: Place::Hook(hook),
+            heading,
+            flow,
+            ttl,
+            ip_id,
+            protocol,
+            tcp,
+            heads,
+            icmp,
+            redirected: false,
+        })
     }
 
     /// Was this packet seen at this place just now?

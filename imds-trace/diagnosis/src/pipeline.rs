@@ -107,7 +107,9 @@ impl Pipeline {
             Input::Fact(fact) => {
                 match &fact.said {
                     Said::Uplinks { interfaces, inward, .. } => self.joiner.uplinks(interfaces, inward),
-                    Said::Sending(socket) | Said::Connected(socket) => self.joiner.socket(socket.isn, socket.netns),
+                    Said::Sending(socket) | Said::Connected(socket) => {
+                        self.joiner.socket(socket.isn, socket.netns, socket.destination)
+                    }
                     _ => {}
                 }
                 self.interpreter.note(fact.at, &fact.said);
@@ -115,6 +117,7 @@ impl Pipeline {
                     && !socket.established
                     && self.interpreter.surroundings.watched
                     && !self.joiner.has_seen(socket.isn)
+                    && !self.joiner.has_seen_between(socket.source, socket.destination)
                 {
                     self.interpreter.directory.unseen(fact.at, socket);
                 }
@@ -276,10 +279,10 @@ impl Interpreter {
             }
         }
         let span = Span { from: exchange.connection.since.min(exchange.opened), to: now.max(exchange.opened) };
-        let complete = self.coverage.absence(span).is_ok();
+        let (absent, absent_everywhere) = (self.coverage.absence(span), self.coverage.absence_everywhere(span));
         let (history, host) = (&self.history, &self.surroundings);
         let directory = &self.directory;
-        let case = Case { exchange, moment, who: &who, hop_limit, history, host, directory, complete };
+        let case = Case { exchange, moment, who: &who, hop_limit, history, host, directory, absent, absent_everywhere };
         let when = match moment {
             Moment::Lost(journey) => journey.at,
             Moment::Asked | Moment::Answered | Moment::Left | Moment::Closed | Moment::Settled | Moment::Afterwards => {
@@ -304,7 +307,10 @@ impl Interpreter {
     /// What one exchange says of the hop limit.
     fn limit(&self, exchange: &Exchange, initial: Option<Ttl>) -> HopLimit {
         if !self.surroundings.capture {
-            return HopLimit { observed: exchange.hop_limit, needed: exchange.decrements.needed(initial) };
+            let hops = exchange.inward.iter().flat_map(|travel| travel.hops.first());
+            let from_inside = hops.into_iter().any(|hop| self.surroundings.is_inside(hop.hook.interface.index));
+            let observed = exchange.hop_limit.filter(|_| !from_inside);
+            return HopLimit { observed, needed: exchange.decrements.needed(initial) };
         }
         // Where no packet was seen behind a forward, the capture may be the client's own, and the answer's TTL have fallen before it.
         let forwarded = exchange.decrements.forwarded();

@@ -69,6 +69,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 tcp,
                 heads,
                 icmp: None,
+                redirected: packet.network.redirected == 1,
             })
         }
         Record::IcmpError(error) => {
@@ -89,6 +90,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                     code: error.icmp_code,
                     sender: address(error.network.version, error.sender),
                 }),
+                redirected: false,
             })
         }
         Record::Drop(drop) => {
@@ -116,6 +118,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
                 tcp,
                 heads: Vec::new(),
                 icmp: None,
+                redirected: drop.network.redirected == 1,
             })
         }
         Record::Attempt(attempt, task) => said(attempt.header.at, Said::Attempting(connecting(attempt, task, tasks))),
@@ -284,7 +287,8 @@ fn headers(network: &record::Network, is_endpoint: impl Fn(std::net::IpAddr) -> 
         source: end(network.source, network.source_port),
         destination: end(network.destination, network.destination_port),
     };
-    let heading = if is_endpoint(flow.destination.address) { Heading::ToImds } else { Heading::FromImds };
+    let to_imds = network.redirected == 1 || is_endpoint(flow.destination.address);
+    let heading = if to_imds { Heading::ToImds } else { Heading::FromImds };
     let is_tcp = network.protocol == IPPROTO_TCP && network.later_fragment == 0 && network.source_port != 0;
     let tcp = is_tcp.then_some(Tcp {
         seq: network.seq,

@@ -19,9 +19,12 @@ use super::errand;
 use crate::config::{Probe, Target};
 use crate::privileges;
 use crate::sources::docker;
-use crate::sources::procfs::Procfs;
+use crate::sources::procfs::{Procfs, Several};
+use diagnosis::net;
 use diagnosis::probe::{Answer, Answers, Own, waited};
 
+/// Characters of a container's id that are shown.
+const SHOWN: usize = 12;
 /// IMDS listens on the port of HTTP.
 const PORT: u16 = 80;
 /// A token answer has about 300 bytes, an instance's id fewer.
@@ -132,7 +135,19 @@ struct Place {
 async fn find(target: &Target, engine: &str) -> anyhow::Result<Place> {
     match target {
         Target::Container(wanted) => {
-            let found = docker::find(engine, wanted).await.map_err(|why| anyhow!("probe {wanted}: {why}"))?;
+            let found = match docker::find(engine, wanted).await {
+                Ok(found) => found,
+                // Containers of other engines, by the cgroup of their processes.
+                Err(why) => match Procfs::default().of_container(wanted) {
+                    Ok(Some((id, pid))) => {
+                        docker::Found { name: net::bounded(&id, SHOWN).to_owned(), id, pid: Some(pid) }
+                    }
+                    Ok(None) => {
+                        bail!("probe {wanted}: {why}; and no process is in a container with an id that begins so")
+                    }
+                    Err(Several) => bail!("probe {wanted}: {why}; and several containers have an id that begins so"),
+                },
+            };
             let pid = found.pid.with_context(|| format!("probe {wanted}: the container is not running"))?;
             let netns = open_of(pid).with_context(|| format!("probe {wanted}"))?;
             Ok(Place { name: found.name, container: Some(found.id), netns })

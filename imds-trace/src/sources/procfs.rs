@@ -21,11 +21,17 @@ const MAX_CGROUP: usize = 1024;
 const MAX_EXE: usize = 1024;
 /// Bytes read of any other file: cgroup paths of nested containers have some hundred bytes a line.
 const MAX_FILE: u64 = 16 * 1024;
+/// Characters of an id that name a container at least, as engines show it.
+const LEAST_ID: usize = 12;
 /// Processes remembered at most, to say only what is new.
 const MAX_KNOWN: usize = 4096;
 /// A process of which the kernel half says the same again is not looked at again so soon: only its cgroups of version 1 can have
 /// changed since.
 const SO_SOON: Duration = Duration::from_secs(1);
+
+/// Several containers have an id that begins so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Several;
 
 /// Reads /proc and remembers what it said.
 #[derive(Debug)]
@@ -101,6 +107,29 @@ impl Procfs {
         }
         self.known.insert(pid, (parent.unwrap_or(0), detail.clone()));
         Some(detail)
+    }
+
+    /// A process of the container with this id, or with an id that begins so, and the whole id. An error if there are several such
+    /// containers. The process with the lowest number: mostly the one that the container began with.
+    pub fn of_container(&self, wanted: &str) -> Result<Option<(String, u32)>, Several> {
+        let mut found: Option<(String, u32)> = None;
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Some(named) = read(&entry.path().join("cgroup"), MAX_FILE).and_then(|text| cgroup::read(&text)) else {
+                continue;
+            };
+            for id in named.inner.into_iter().chain([named.outer]).map(|container| container.id) {
+                if id != wanted && (wanted.len() < LEAST_ID || !id.starts_with(wanted)) {
+                    continue;
+                }
+                match &mut found {
+                    None => found = Some((id, pid)),
+                    Some((known, lowest)) if *known == id => *lowest = pid.min(*lowest),
+                    Some(_) => return Err(Several),
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The network namespace that a process is in.

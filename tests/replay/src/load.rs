@@ -171,6 +171,7 @@ fn packet(at: u64, tcp: Tcp, ip_id: u16, head: Option<Head>, client: (Endpoint, 
             tcp: Some(tcp),
             heads: head.clone().into_iter().collect(),
             icmp: None,
+            redirected: false,
         })
     };
     if out {

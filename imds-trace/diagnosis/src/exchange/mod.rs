@@ -9,7 +9,7 @@ mod progress;
 pub mod software;
 
 use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey};
-use crate::net::{Direction, INITIAL_TTLS, Timestamp, Ttl, has_fallen};
+use crate::net::{Direction, Endpoint, INITIAL_TTLS, Timestamp, Ttl, has_fallen};
 pub use crate::observation::{Icmp, TokenMark};
 use crate::observation::{RequestHead, ResponseHead};
 pub use assemble::Assembler;
@@ -115,6 +115,8 @@ pub struct Exchange {
     pub came: Option<Timestamp>,
     /// Somebody said no, and nothing else came back.
     pub refusal: Option<Refusal>,
+    /// Where something on this host sent its SYN instead of to IMDS.
+    pub redirected: Option<Endpoint>,
     /// When the client ended its side, if it had no answer by then.
     pub left: Option<Timestamp>,
     /// Did its client acknowledge anything? Then it has heard from the other end, whether that was seen or not.

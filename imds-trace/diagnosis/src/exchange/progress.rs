@@ -44,6 +44,7 @@ pub(super) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> 
         responded: false,
         came: None,
         refusal: None,
+        redirected: None,
         left: None,
         acknowledges: false,
         last_leaving: None,
@@ -98,13 +99,17 @@ impl Live {
     pub(super) fn outward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
         let exchange = &mut self.exchange;
         let flags = journey.tcp.flags;
+        exchange.redirected = journey.redirected.or(exchange.redirected);
         exchange.acknowledges |= flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
         if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last()) {
             if last.hook.direction == Direction::Egress {
                 exchange.last_leaving = exchange.last_leaving.max(Some(last.at));
             }
-            // Both numbers from one packet, the one that most hooks saw.
-            if last.hook.direction == Direction::Egress && journey.hops.len() > exchange.decrements.hops {
+            // Both numbers from one packet, the one that most hooks saw. The way to somewhere else says nothing of the way to IMDS.
+            if journey.redirected.is_none()
+                && last.hook.direction == Direction::Egress
+                && journey.hops.len() > exchange.decrements.hops
+            {
                 let seen = first.ttl.0.checked_sub(last.ttl.0);
                 exchange.decrements =
                     Decrements { seen, first: Some((first.ttl, first.hook.direction)), hops: journey.hops.len() };

@@ -86,6 +86,7 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
         responded: status.is_some(),
         came: None,
         refusal: None,
+        redirected: None,
         left: None,
         acknowledges: false,
         last_leaving: None,

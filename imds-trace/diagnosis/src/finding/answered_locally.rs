@@ -14,17 +14,23 @@ pub const RULE: Rule = Rule {
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     // Known by what did not pass there: only with hooks there, and with nothing lost.
-    let exchange = case.closed().filter(|_| case.host.watched && case.complete)?;
+    let exchange = case.closed()?;
+    if exchange.redirected.is_none() {
+        case.absent_everywhere.ok()?;
+    }
     exchange.answered?;
     let inward = exchange.inward.as_ref().filter(|travel| !travel.hops.is_empty())?;
     // A TTL that had fallen before the first place that saw the answer: it was forwarded here, from where nobody listens.
-    if inward.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Egress && has_fallen(hop.ttl)) {
+    let redirected = exchange.redirected;
+    if redirected.is_none()
+        && inward.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Egress && has_fallen(hop.ttl))
+    {
         return None;
     }
     let came_in = inward.hops.iter().any(|hop| case.host.is_uplink(hop, Direction::Ingress));
     let went_out = exchange.outward.iter().flat_map(|travel| &travel.hops);
     let went_out = went_out.into_iter().any(|hop| case.host.is_uplink(hop, Direction::Egress));
-    if came_in || went_out {
+    if redirected.is_none() && (came_in || went_out) {
         return None;
     }
     let server = exchange.response.as_ref().and_then(|response| response.server.as_deref());
@@ -34,9 +40,15 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let what = if exchange.request.is_some() { format!("The {}", case.request_line()) } else { "A request".to_owned() };
     let mut verdict = Verdict::certain(
         "local",
-        format!(
-            "{what} of {subject} was answered on this host: neither request nor answer passed an interface towards IMDS.{server}"
-        ),
+        match redirected {
+            Some(to) => format!(
+                "{what} of {subject} was answered by {to} in IMDS's place: something on this host sent the connection there (a redirect, \
+                 DNAT).{server}"
+            ),
+            None => format!(
+                "{what} of {subject} was answered on this host: neither request nor answer passed an interface towards IMDS.{server}"
+            ),
+        },
     );
     let iptables = case.iptables();
     verdict.remedy = vec![

@@ -14,7 +14,7 @@ pub(super) const EC2: &str = "EC2ws";
 pub(super) enum Answerer {
     /// The answer came in by an interface towards IMDS.
     Instance,
-    /// Neither request nor answer passed such an interface, though all of them are watched.
+    /// Neither request nor answer passed such an interface, though all of them are watched; or its SYN was sent elsewhere.
     StandIn,
     /// It cannot be told: some of the way was not seen, or it is not known which interfaces those are.
     Unknown,
@@ -27,10 +27,13 @@ impl Case<'_> {
             travel.iter().flat_map(|travel| &travel.hops).any(|hop| self.host.is_uplink(hop, direction))
         };
         let Exchange { outward, inward, .. } = self.exchange;
+        if self.exchange.redirected.is_some() {
+            return Answerer::StandIn;
+        }
         let seen = inward.as_ref().is_some_and(|travel| !travel.hops.is_empty());
         if passed(inward, Direction::Ingress) {
             Answerer::Instance
-        } else if seen && self.host.watched && self.complete && !passed(outward, Direction::Egress) {
+        } else if seen && self.absent_everywhere.is_ok() && !passed(outward, Direction::Egress) {
             Answerer::StandIn
         } else {
             Answerer::Unknown

@@ -179,7 +179,19 @@ pub(super) fn failed<'a>(case: &Case<'a>) -> Option<Failed<'a>> {
             return None;
         }
     };
-    Some(Failed { heading, dropped, cause: cause_here(case, heading, dropped), weight, last })
+    let cause = cause_here(case, heading, dropped);
+    if exchange.redirected.is_some() && heading == Heading::ToImds && !drops_whatever_its_way(case, dropped) {
+        return None;
+    }
+    Some(Failed { heading, dropped, cause, weight, last })
+}
+
+/// Did something of this host drop it that does not ask where it goes? Else what was sent elsewhere died on that way, and not on the one to
+/// IMDS: a rule of its own speaks of that.
+pub(super) fn drops_whatever_its_way(case: &Case<'_>, dropped: &Dropped) -> bool {
+    let cause = cause_here(case, Heading::ToImds, dropped);
+    dropped.drop.netns == case.host.netns
+        && matches!(cause, Cause::Netfilter | Cause::NotForwarding | Cause::Program(_))
 }
 
 /// Does the kernel leave open why?

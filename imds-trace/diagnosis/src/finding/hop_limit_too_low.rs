@@ -6,7 +6,7 @@ use super::drops::spent_at_program;
 use super::programs::Program;
 use super::{Case, Confidence, Rule, Severity, Spent, Verdict, spent};
 use crate::exchange::{Imds, Moment};
-use crate::journey::{Dropped, Fate, Journey};
+use crate::journey::{Dropped, Fate, Hop, Journey};
 use crate::net::{Direction, Heading, Ttl};
 
 /// The rule.
@@ -38,6 +38,11 @@ fn by_program<'a>(case: &Case<'_>, journey: &'a Journey) -> Option<Lost<'a>> {
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Moment::Lost(journey) = case.moment else { return None };
     let spent = spent(journey).map(Lost::Kernel).or_else(|| by_program(case, journey))?;
+    // What left by an interface towards IMDS was sent elsewhere, with the TTL that it had.
+    let left = |last: &Hop| !case.host.capture && case.host.is_uplink(last, Direction::Egress);
+    if matches!(spent, Lost::Kernel(Spent::Vanished)) && journey.hops.last().is_some_and(left) {
+        return None;
+    }
     // A capture may itself have missed a packet; it does not miss all copies of one.
     let copies = case.exchange.inward.as_ref().map_or(0, |travel| travel.copies);
     let weight = match copies {

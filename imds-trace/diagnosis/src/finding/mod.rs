@@ -17,12 +17,14 @@ mod imdsv1_refused;
 mod imdsv1_used;
 mod kernel_drop;
 mod ledger;
+mod misrouted_answer;
 mod netfilter;
 mod no_role;
 mod no_route;
 mod not_forwarding;
 mod not_masqueraded;
 mod programs;
+mod redirected_away;
 mod refused;
 mod reverse_path;
 mod silence;
@@ -39,6 +41,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::coverage::{Absent, WhyNot};
 use crate::exchange::{Exchange, ExchangeId, Moment, Travel};
 use crate::identity::{Attribution, Directory};
 use crate::journey::{Dropped, Fate, Hop, Journey};
@@ -173,8 +176,10 @@ pub struct Case<'a> {
     pub host: &'a Surroundings,
     /// Who is who.
     pub directory: &'a Directory,
-    /// Was everything kept so far? If not, what was not seen may have been there.
-    pub complete: bool,
+    /// May it be concluded that what was not seen at the places that saw the rest was not there?
+    pub absent: Result<Absent, WhyNot>,
+    /// The same of everything that passes an interface towards IMDS.
+    pub absent_everywhere: Result<Absent, WhyNot>,
 }
 
 impl<'a> Case<'a> {
@@ -352,11 +357,17 @@ pub struct Verdict {
 impl Verdict {
     /// It rests on something that was not seen: no more than likely if records were lost.
     fn resting_on_absence(mut self, case: &Case<'_>) -> Self {
-        if !case.complete {
+        if case.absent.is_err() {
             self.confidence = Confidence::Likely;
             self.summary.push_str(" (Some records were lost: what is missing here may have been there.)");
         }
         self
+    }
+
+    /// One exchange, and what is concluded from not seeing something: no more than likely, and only with the proof that it would have been
+    /// seen.
+    fn likely(cause: impl Into<String>, summary: String, _: Absent) -> Self {
+        Self { confidence: Confidence::Likely, ..Self::certain(cause, summary) }
     }
 
     /// One exchange, seen in the kernel, nothing to run.
@@ -402,11 +413,13 @@ pub const RULES: &[Rule] = &[
     no_role::RULE,
     firewall_drop::RULE,
     refused::RULE,
+    redirected_away::RULE,
     answered_locally::RULE,
     not_forwarding::RULE,
     not_masqueraded::RULE,
     no_route::RULE,
     reverse_path::RULE,
+    misrouted_answer::RULE,
     kernel_drop::RULE,
     unanswered::RULE,
     slow_answer::RULE,

@@ -3,6 +3,7 @@
 //! A connect that fails before its SYN is seen as an attempt and nothing after it. A route that this host lacks is seen as a drop.
 
 use super::drops::{Cause, failed, is_unexplained};
+use super::socket_error::is_refused;
 use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
 
 /// The rule.
@@ -23,7 +24,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
 
 fn never_left(case: &Case<'_>) -> Option<Verdict> {
     // That nothing came of it is inferred from not seeing it: where records were lost, nothing follows from that.
-    let exchange = case.closed().filter(|_| case.complete)?;
+    let exchange = case.closed()?;
+    let absent = case.absent.ok()?;
+    if case.who.error.is_some() && is_refused(case) {
+        return None;
+    }
     let endpoint = exchange.connection.endpoint;
     let subject = case.subject();
     let (cause, what) = match case.who.failed_after {
@@ -37,15 +42,14 @@ fn never_left(case: &Case<'_>) -> Option<Verdict> {
         Some(after) => (
             "silent",
             format!(
-                "{subject} called connect() to {endpoint} and gave up after {:.1} s, and no packet of it was seen: it never came \
-                 out of the client's network namespace. The gateway does not answer (ARP, neighbour discovery), or the \
-                 interface is down.",
+                "{subject} called connect() to {endpoint} and gave up after {:.1} s, and no packet of it was seen: it came to none \
+                 of the places that are watched. The client's gateway does not answer (ARP, neighbour discovery), its interface is \
+                 down, or a redirect took it on its way in (DNAT on a bridge, with br_netfilter).",
                 after.as_secs_f64()
             ),
         ),
     };
-    let mut verdict = Verdict::certain(cause, capitalised(what));
-    verdict.confidence = Confidence::Likely;
+    let mut verdict = Verdict::likely(cause, capitalised(what), absent);
     let enter = case.who.netns.map(|netns| case.enter(netns)).unwrap_or_default();
     let family = if endpoint.address.is_ipv4() { "" } else { "-6 " };
     verdict.remedy = vec![format!("{enter}ip route get {}", endpoint.address)];

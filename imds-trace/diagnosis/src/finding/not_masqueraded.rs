@@ -1,7 +1,7 @@
 //! Did a request leave with an address that is not this host's, so that no answer can find back?
 
 use super::silence::{Source, Unanswered, source, unanswered};
-use super::{Case, Confidence, Rule, Severity, Verdict};
+use super::{Case, Rule, Severity, Verdict};
 use crate::printable::shell_word;
 
 /// The rule.
@@ -13,19 +13,18 @@ pub const RULE: Rule = Rule {
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let Unanswered { exchange, last, waited, what } = unanswered(case)?;
+    let Unanswered { exchange, last, waited, absent, what } = unanswered(case)?;
     let Source::Inner(address) = source(case, last) else { return None };
     let interface = &last.hook.interface.name;
-    let mut verdict = Verdict::certain(
+    let mut verdict = Verdict::likely(
         format!("{address}"),
         format!(
             "{what} left by {interface} with the source address {address}, which is one of a network on this host and none of \
              the host's own, and nothing was seen coming back in {:.1} s: EC2 answers only addresses of the network interface.",
             waited.as_secs_f64()
         ),
+        absent,
     );
-    // That nothing came is inferred from not seeing it.
-    verdict.confidence = Confidence::Likely;
     verdict.path = case.path(None);
     let (iptables, endpoint) = (case.iptables(), exchange.connection.endpoint.address);
     let bits = if endpoint.is_ipv4() { 32 } else { 128 };

@@ -23,13 +23,15 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     // A client that had left of its own accord gets a reset for that.
     let has_left = |at| exchange.left.is_some_and(|left| left < at);
     let refusal = exchange.refusal.filter(|refusal| !has_left(refusal.at));
-    let told = error_of(case).filter(|_| exchange.refusal.is_none() && exchange.attempt.is_none());
+    let told = error_of(case)
+        .filter(|_| exchange.refusal.is_none() && (exchange.attempt.is_none() || case.who.error.is_some()));
     if refusal.is_none() && told.is_none() {
         return None;
     }
     let dropped = exchange.request_drop();
     let by_firewall = dropped.filter(|dropped| cause(Heading::ToImds, dropped) == Cause::Netfilter);
-    if (dropped.is_some() && by_firewall.is_none()) || exchange.response_drop().is_some() {
+    let is_elsewhere = exchange.redirected.is_some();
+    if (dropped.is_some() && by_firewall.is_none() && !is_elsewhere) || exchange.response_drop().is_some() {
         return None;
     }
     let subject = case.subject();
@@ -58,6 +60,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         }
         (false, None) => "from this host: it never came in from outside".to_owned(),
     };
+    let redirected = match exchange.redirected {
+        Some(to) => format!(" Something on this host had redirected it (DNAT) to {to}, and nobody listens there."),
+        None => String::new(),
+    };
     let kind = match refusal.map(|refusal| refusal.how) {
         Some(Refused::Icmp(icmp)) => format!("icmp {} {}", icmp.kind, icmp.code),
         Some(Refused::Reset) => "reset".to_owned(),
@@ -65,7 +71,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let mut verdict = Verdict::certain(
         format!("{kind} {from_outside} {}", by_firewall.is_some()),
-        format!("{what} was refused with {form}, {whence}."),
+        format!("{what} was refused with {form}, {whence}.{redirected}"),
     );
     verdict.drop = by_firewall.cloned();
     verdict.path = case.path(None);
@@ -79,6 +85,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             let iptables = case.iptables();
             verdict.remedy.push(format!("{iptables} -t nat -vnL PREROUTING --line-numbers"));
             verdict.remedy.push("nft -a list ruleset".to_owned());
+            verdict.remedy.extend(exchange.redirected.map(super::redirected_away::listeners));
         }
         return Some(verdict);
     };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Case;
 use super::socket_error::is_refused;
+use crate::coverage::Absent;
 use crate::exchange::Exchange;
 use crate::journey::{Fate, Hop};
 use crate::net::Direction;
@@ -21,6 +22,8 @@ pub(super) struct Unanswered<'a> {
     pub last: &'a Hop,
     /// How long the client waited.
     pub waited: Duration,
+    /// Why something may be concluded from that.
+    pub absent: Absent,
     /// `The GET /latest/ of …`.
     pub what: String,
 }
@@ -28,9 +31,10 @@ pub(super) struct Unanswered<'a> {
 /// The case's exchange, if it is one.
 pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     // That nothing came is inferred from not seeing it: where records were lost, nothing follows from that.
-    let exchange = case.settled().filter(|_| case.complete)?;
+    let exchange = case.settled()?;
+    let absent = case.absent.ok()?;
     let outward = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
-    if exchange.answered.is_some() || exchange.responded {
+    if exchange.answered.is_some() || exchange.responded || exchange.redirected.is_some() {
         return None;
     }
     // Opened and closed without a question; or refused, which is an answer.
@@ -55,7 +59,7 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
         (true, Some(request)) => format!("The {} {} of {subject}", request.method, request.path),
         _ => format!("The connection attempt of {subject}"),
     };
-    (waited >= LEAST_WAIT).then_some(Unanswered { exchange, last, waited, what })
+    (waited >= LEAST_WAIT).then_some(Unanswered { exchange, last, waited, absent, what })
 }
 
 /// Whose the source address is with which a packet left by an uplink.

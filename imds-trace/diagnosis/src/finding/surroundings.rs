@@ -81,6 +81,11 @@ impl Surroundings {
         held.peek().is_some() && !held.any(|network| is_outward(&network))
     }
 
+    /// Is this interface one that containers are behind, and IMDS is not? An answer from there is a stand-in's.
+    pub fn is_inside(&self, interface: Ifindex) -> bool {
+        self.inward.contains(&interface) && !self.uplinks.contains(&interface)
+    }
+
     /// Takes in a reading of the ENA driver's counter.
     pub fn exceeded(&mut self, interface: &str, packets: u64) {
         if let Some((_, last)) = self.exceeded.get_mut(interface) {

@@ -3,7 +3,7 @@
 //! Told apart from drops on this host: there something came in, or nothing went out.
 
 use super::silence::{Source, Unanswered, source, unanswered};
-use super::{Case, Confidence, Rule, Severity, Verdict};
+use super::{Case, Rule, Severity, Verdict};
 use crate::printable::shell_word;
 
 /// The rule.
@@ -15,7 +15,7 @@ pub const RULE: Rule = Rule {
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let Unanswered { exchange, last, waited, what } = unanswered(case)?;
+    let Unanswered { exchange, last, waited, absent, what } = unanswered(case)?;
     let elsewhere = match source(case, last) {
         Source::Inner(_) => return None,
         Source::Elsewhere(address) => Some(address),
@@ -35,12 +35,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         ),
         None => "The answer was lost before it reached this host, or never sent.".into(),
     };
-    let mut verdict = Verdict::certain(
+    let mut verdict = Verdict::likely(
         if exchange.handshake { "request" } else { "connect" },
         format!("{what} was seen leaving by {interface} and nothing was seen coming back in {seconds:.1} s. {why}"),
+        absent,
     );
-    // That nothing came is inferred from not seeing it.
-    verdict.confidence = Confidence::Likely;
     verdict.path = case.path(None);
     if let Some(address) = elsewhere {
         verdict.summary.push_str(&format!(

@@ -163,6 +163,11 @@ impl<Open> Connections<Open> {
         self.at(observation).is_some_and(|state| state.left_by.contains(&interface))
     }
 
+    /// The connection with this first sequence number.
+    pub fn with_isn(&self, isn: u32) -> Option<&State<Open>> {
+        self.states.get(self.by_isn.get(&isn)?)
+    }
+
     /// Is there a connection with this first sequence number?
     pub fn has_isn(&self, isn: u32) -> bool {
         self.by_isn.contains_key(&isn)

@@ -38,6 +38,7 @@ struct Open {
     heads: Vec<Head>,
     contradicted: bool,
     icmp: Option<Icmp>,
+    redirected: Option<Endpoint>,
     join: Join,
     last: Timestamp,
 }
@@ -48,8 +49,8 @@ pub struct Joiner {
     /// The namespace that the hooks are in.
     host: Netns,
     origins: Origins,
-    /// Namespaces of the sockets that connected last, by first sequence number.
-    sockets: HashMap<u32, Netns>,
+    /// Namespaces of the sockets that connected last and where they connect to, by first sequence number.
+    sockets: HashMap<u32, (Netns, Endpoint)>,
     socket_order: VecDeque<u32>,
     connections: Connections<Open>,
     /// Are drops not seen, nor all places? Then only what nobody acknowledged is lost.
@@ -86,9 +87,9 @@ impl Joiner {
         self.origins.learn(interfaces, inward);
     }
 
-    /// The socket that opens the connection with this first sequence number is in this namespace.
-    pub fn socket(&mut self, isn: u32, netns: Netns) {
-        if self.sockets.insert(isn, netns).is_none() {
+    /// The socket that opens the connection with this first sequence number is in this namespace, and connects to `endpoint`.
+    pub fn socket(&mut self, isn: u32, netns: Netns, endpoint: Endpoint) {
+        if self.sockets.insert(isn, (netns, endpoint)).is_none() {
             self.socket_order.push_back(isn);
         }
         while self.socket_order.len() > MAX_SOCKETS {
@@ -99,12 +100,20 @@ impl Joiner {
     }
 
     /// Takes in one observation. Journeys come out of [`Self::advance`].
-    pub fn push(&mut self, observation: Observation) {
+    pub fn push(&mut self, mut observation: Observation) {
         self.latest = self.latest.max(observation.at);
         // Without a TCP header (ICMP, UDP, a later fragment) there is nothing to join by.
         let Some(tcp) = observation.tcp else { return };
+        // Sent elsewhere: it is joined as what it was.
+        let redirected = observation.redirected.then_some(observation.flow.destination);
+        if observation.redirected {
+            let Some(endpoint) = self.endpoint_of(tcp.seq) else { return };
+            observation.flow.destination = endpoint;
+        }
         let reached = match &observation.place {
             Place::Hook(_) => false,
+            // A TCP had it in hand: another one than it was meant for, and nobody listens there.
+            Place::Drop(drop) if redirected.is_some() && meaning(drop) == Meaning::NoSocket => false,
             Place::Drop(drop) => match (meaning(drop), self.is_others(drop, &observation)) {
                 (Meaning::Copy, _) | (Meaning::Unclear, false) => return,
                 (Meaning::Received | Meaning::NoSocket, false) => true,
@@ -142,6 +151,7 @@ impl Joiner {
                     heads: Vec::new(),
                     contradicted: false,
                     icmp: observation.icmp,
+                    redirected,
                     join,
                     last: observation.at,
                 });
@@ -150,6 +160,7 @@ impl Joiner {
         };
         open.last = open.last.max(observation.at);
         open.join = open.join.max(join);
+        open.redirected = redirected.or(open.redirected);
         if open.heads.is_empty() {
             open.heads = observation.heads;
         } else if !observation.heads.is_empty() && open.heads != observation.heads {
@@ -190,13 +201,19 @@ impl Joiner {
         }
         let Some(state) = self.connections.at(observation) else { return false };
         match state.connection.isn.and_then(|isn| self.sockets.get(&isn)) {
-            Some(netns) => *netns != drop.netns,
+            Some((netns, _)) => *netns != drop.netns,
             None => match &state.client_hook {
                 Some(hook) if hook.direction == Direction::Ingress => drop.netns == self.host,
                 Some(_) if state.client_ttl.is_some_and(has_fallen) => drop.netns == self.host,
                 Some(_) | None => false,
             },
         }
+    }
+
+    /// Where the connection with this first sequence number goes, as its client addressed it.
+    fn endpoint_of(&self, isn: u32) -> Option<Endpoint> {
+        let known = self.connections.with_isn(isn).map(|state| state.connection.endpoint);
+        known.or_else(|| self.sockets.get(&isn).map(|(_, endpoint)| *endpoint))
     }
 
     fn is_foreign(&self, observation: &Observation) -> bool {
@@ -236,7 +253,8 @@ impl Joiner {
             for open in over {
                 // At the end of a capture the acknowledgement may be what is not in it any more.
                 let in_capture = self.capture.then(|| now < END || self.latest.since(open.last) >= QUIET);
-                sink(finish(open, state, in_capture));
+                let misrouted = is_misrouted(&open, state, |interface| self.origins.is_only_up(interface));
+                sink(finish(open, state, misrouted, in_capture));
             }
         }
     }
@@ -267,10 +285,10 @@ impl Open {
 }
 
 /// `in_capture`: of what a capture shows; and then, was an acknowledgement waited for?
-fn finish(open: Open, state: &State<Open>, in_capture: Option<bool>) -> Journey {
+fn finish(open: Open, state: &State<Open>, misrouted: bool, in_capture: Option<bool>) -> Journey {
     let acked = was_acked(&open, state);
     let arrived = match in_capture {
-        None => arrived(&open, state),
+        None => !misrouted && arrived(&open, state),
         Some(waited) => seems_arrived(&open, state, waited),
     };
     let fate = match open.dropped.clone() {
@@ -286,12 +304,25 @@ fn finish(open: Open, state: &State<Open>, in_capture: Option<bool>) -> Journey 
         heads: open.heads,
         contradicted: open.contradicted,
         icmp: open.icmp,
+        redirected: open.redirected,
         hops: open.hops,
         fate,
         acked,
         join: open.join,
         at: open.last,
     }
+}
+
+/// Did an answer leave by an interface that leads to IMDS (or to a VPN), and not by the one that its client's packets come in by?
+fn is_misrouted(open: &Open, state: &State<Open>, is_only_up: impl Fn(Ifindex) -> bool) -> bool {
+    let (Some(last), Some(client), Heading::FromImds) = (open.hops.last(), &state.client_hook, open.heading) else {
+        return false;
+    };
+    let leaves_there = |hop: &Hop| hop.hook.direction == Direction::Egress && hop.hook.interface == client.interface;
+    client.direction == Direction::Ingress
+        && last.hook.direction == Direction::Egress
+        && is_only_up(last.hook.interface.index)
+        && !open.hops.iter().any(leaves_there)
 }
 
 /// Was its last hop the end of the way that this host can see?

@@ -111,6 +111,8 @@ pub struct Journey {
     pub contradicted: bool,
     /// Set if it is an ICMP error about a packet of the client's: then `tcp` has that one's sequence number.
     pub icmp: Option<Icmp>,
+    /// Where something on this host sent it instead of to IMDS, as it stood in the packet that was seen last.
+    pub redirected: Option<Endpoint>,
     /// Where it was seen, in order; empty if only its drop was seen.
     pub hops: Vec<Hop>,
     /// How it ended.

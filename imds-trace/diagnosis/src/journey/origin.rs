@@ -37,6 +37,11 @@ impl Origins {
         self.uplinks.contains(&interface) || is_outward
     }
 
+    /// Does this interface lead to IMDS, and to no container?
+    pub(super) fn is_only_up(&self, interface: Ifindex) -> bool {
+        self.uplinks.contains(&interface) && !self.inward.contains(&interface)
+    }
+
     /// Is it a sighting of a packet that is not from IMDS, though it says so? `left_by`: did requests of its connection leave by this
     /// interface?
     pub(super) fn is_forged(

@@ -131,6 +131,7 @@ mod tests {
             tcp: None,
             heads: Vec::new(),
             icmp: None,
+            redirected: false,
         }
     }
 

@@ -129,6 +129,9 @@ pub struct Observation {
     /// turned round as an answer's would be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub icmp: Option<Icmp>,
+    /// Is it the SYN of a connection to IMDS that something on this host sent elsewhere? `flow` says where to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub redirected: bool,
 }
 
 /// The first recordings had one head at most, and not as a list.

@@ -51,7 +51,10 @@ impl Ways {
     /// Interfaces by which some way to IMDS leaves the host: every route's, and network cards, on which others may be stacked.
     pub fn uplinks(&self, links: &BTreeMap<Ifindex, Link>) -> BTreeSet<Ifindex> {
         let cards = links.values().filter(|link| is_card(link, links)).map(|link| link.index);
-        cards.chain(self.towards.by.iter().copied().filter(|index| links.contains_key(index))).collect()
+        // A network of containers that holds the endpoint's address (a stand-in's) is no way out of this host.
+        let ends_here = |link: &Link| is_container_bridge(link, links) && !self.towards.by_router.contains(&link.index);
+        let leads_out = |index: &Ifindex| links.get(index).is_some_and(|link| !ends_here(link));
+        cards.chain(self.towards.by.iter().copied().filter(leads_out)).collect()
     }
 
     /// Interfaces that containers, pods or guests are behind. One may be an uplink, too, if a route to IMDS leads to a container.
@@ -187,6 +190,11 @@ mod tests {
         let ways = Ways { towards, ..ways() };
         assert_eq!(indices(ways.uplinks(&host())), [2, 3, 7, 10, 15]);
         assert_eq!(indices(ways.inward(&host())), [4, 5, 6, 7]);
+        // A network of containers that has a stand-in at IMDS's address: listened to, and no way out.
+        let towards = Towards { by: [2, 5].map(Ifindex).into(), by_router: [2].map(Ifindex).into() };
+        let ways = Ways { towards, ..self::ways() };
+        assert_eq!(indices(ways.uplinks(&host())), [2, 3, 15]);
+        assert!(names(&ways, &[]).contains(&"br-0123456789ab".to_owned()));
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl Scenario {
                 add(fact(ms, Said::Attempting(Connecting { socket: 0, ttl: None, ..task.clone() })));
             }
             add(connecting);
+            let [_, connected] = self.connect(number as u64, connect, conversations[index].isn())?;
+            if let (Some(ms), Input::Fact(Fact { said: Said::Connected(socket), .. })) = (connect.sending_ms, connected)
+            {
+                add(fact(ms, Said::Sending(Connected { established: false, error: None, ..socket })));
+            }
         }
         for attempt in &self.attempts {
             add(fact(attempt.ms, Said::Attempting(attempted(attempt)?)));
@@ -168,7 +173,7 @@ impl Scenario {
             .map(|(place, number)| {
                 let client = place.client.unwrap_or(if place.is_outside() { outside } else { inside });
                 let flow = match filled.heading {
-                    Heading::ToImds => Flow { source: client, destination: imds },
+                    Heading::ToImds => Flow { source: client, destination: place.redirected.unwrap_or(imds) },
                     Heading::FromImds => Flow { source: imds, destination: client },
                 };
                 Input::Observation(Observation {
@@ -183,6 +188,7 @@ impl Scenario {
                     // The kernel half reads payload where packets pass, not where they are dropped.
                     heads: if place.is_drop() { Vec::new() } else { filled.heads.clone() },
                     icmp: filled.icmp,
+                    redirected: place.redirected.is_some(),
                 })
             })
             .collect())

@@ -135,6 +135,8 @@ pub struct Connect {
     pub started_ms: Option<i64>,
     /// When the task was seen before the kernel looked for a route; absent: it was not.
     pub attempt_ms: Option<i64>,
+    /// When its port and first sequence number were told before its SYN was sent; absent: they were not.
+    pub sending_ms: Option<i64>,
     /// The error with which it fails, a number of `errno.h`.
     pub error: Option<u16>,
     /// When the port is told; absent: a millisecond later. The kernel tells it when the connection is made or given up.

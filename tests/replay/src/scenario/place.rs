@@ -2,7 +2,7 @@
 //!
 //! `docker0 ingress 64`: interface, direction, TTL there. `drop ip_forward IP_INHDR ens5 1`: function, reason (`-` if the kernel
 //! gives none), interface (`-` if there is none), TTL there. Behind either may stand `as 10.0.0.10:1024`, the client's address and
-//! port there, and behind a drop `in 20`, the namespace if it is not the host's, and `by ip_forward`, the function that led there.
+//! port there, and `to 10.0.0.10:8181`, where something sent it instead of to IMDS; behind a drop `in 20`, the namespace if it is not the host's, and `by ip_forward`, the function that led there.
 
 use std::net::SocketAddr;
 
@@ -24,6 +24,8 @@ pub struct Place {
     pub ttl: Ttl,
     /// The client's address and port there, where they do not follow.
     pub client: Option<Endpoint>,
+    /// Where something sent it by then, instead of to IMDS.
+    pub redirected: Option<Endpoint>,
 }
 
 impl TryFrom<String> for Place {
@@ -47,12 +49,15 @@ impl Place {
             }
             _ => bail!("a place is `INTERFACE ingress|egress TTL` or `drop FUNCTION REASON INTERFACE TTL`"),
         };
-        let client = match rest {
-            [] => None,
-            ["as", client] => Some(endpoint(client)?),
-            _ => bail!("behind a hook may stand `as ADDRESS:PORT`"),
-        };
-        Ok(Place { place: place.0, ttl: Ttl(place.1), client })
+        let (mut client, mut redirected) = (None, None);
+        for pair in rest.chunks(2) {
+            match pair {
+                ["as", address] => client = Some(endpoint(address)?),
+                ["to", address] => redirected = Some(endpoint(address)?),
+                _ => bail!("behind a hook may stand `as ADDRESS:PORT` and `to ADDRESS:PORT`"),
+            }
+        }
+        Ok(Place { place: place.0, ttl: Ttl(place.1), client, redirected })
     }
 
     /// Reads the words of a drop behind `drop`.
@@ -60,13 +65,16 @@ impl Place {
         let [location, reason, name, ttl, rest @ ..] = words else {
             bail!("a drop is `FUNCTION REASON INTERFACE TTL`");
         };
-        let (mut client, mut netns, mut callers) = (None, HOST_NETNS, Vec::new());
+        let (mut client, mut redirected, mut netns, mut callers) = (None, None, HOST_NETNS, Vec::new());
         for pair in rest.chunks(2) {
             match pair {
                 ["as", address] => client = Some(endpoint(address)?),
+                ["to", address] => redirected = Some(endpoint(address)?),
                 ["in", inum] => netns = Netns(inum.parse().context("a namespace's number")?),
                 ["by", caller] => callers.push((*caller).to_owned()),
-                _ => bail!("behind a drop may stand `as ADDRESS:PORT`, `in NAMESPACE` and `by FUNCTION`"),
+                _ => bail!(
+                    "behind a drop may stand `as ADDRESS:PORT`, `to ADDRESS:PORT`, `in NAMESPACE` and `by FUNCTION`"
+                ),
             }
         }
         let drop = Drop {
@@ -76,7 +84,7 @@ impl Place {
             netns,
             callers,
         };
-        Ok(Place { place: observation::Place::Drop(drop), ttl: Ttl(number(ttl)?), client })
+        Ok(Place { place: observation::Place::Drop(drop), ttl: Ttl(number(ttl)?), client, redirected })
     }
 
     /// Is it the end of the way?

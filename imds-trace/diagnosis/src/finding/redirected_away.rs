@@ -1,0 +1,123 @@
+//! Was a connection to IMDS sent elsewhere on this host (a redirect, DNAT), and did it end there?
+//!
+//! Told apart from `refused`, where somebody said no, and from `answered-locally`, where somebody answered. Cannot know which rule it was.
+
+use super::drops::drops_whatever_its_way;
+use super::{Case, Rule, Severity, Verdict};
+use crate::exchange::Exchange;
+use crate::journey::Fate;
+use crate::net::{Direction, Endpoint};
+
+/// The rule.
+pub const RULE: Rule = Rule {
+    id: "redirected-away",
+    severity: Severity::Error,
+    explain: "Something on this host sent a connection to IMDS elsewhere (a redirect, DNAT), and no answer came from there; or it took it \
+              and let it go nowhere.",
+    examine,
+};
+
+fn examine(case: &Case<'_>) -> Option<Verdict> {
+    let exchange = case.closed().filter(|exchange| exchange.answered.is_none() && !exchange.responded)?;
+    if exchange.refusal.is_some() || case.who.error.is_some() || exchange.handshake && exchange.asked.is_none() {
+        return None;
+    }
+    match exchange.redirected {
+        Some(to) => elsewhere(case, exchange, to),
+        None => nowhere(case, exchange),
+    }
+}
+
+/// Its SYN was seen on its way to somewhere else.
+fn elsewhere(case: &Case<'_>, exchange: &Exchange, to: Endpoint) -> Option<Verdict> {
+    let travel = exchange.outward.as_ref()?;
+    let subject = case.subject();
+    let begin =
+        format!("The connection of {subject} to {} was redirected to {to} on this host", exchange.connection.endpoint);
+    let cause_of = format!("{to}");
+    let mut verdict = match &travel.fate {
+        Fate::Dropped(dropped) => {
+            if drops_whatever_its_way(case, dropped) {
+                return None;
+            }
+            let reason = dropped.drop.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+            let why = match to.address.is_loopback() {
+                true => {
+                    ": the kernel takes no packet for the loopback address from another interface while route_localnet is 0"
+                }
+                false => "",
+            };
+            let location = &dropped.drop.location;
+            let whose = match dropped.drop.netns == case.host.netns {
+                true => String::new(),
+                false => format!(" in {}", case.whose(dropped.drop.netns)),
+            };
+            Verdict::certain(cause_of, format!("{begin}, and dropped in {location}{whose}{reason}{why}."))
+        }
+        Fate::Delivered | Fate::Unresolved => {
+            // Nothing follows from not seeing an answer where one may have been missed.
+            let absent = case.absent.ok()?;
+            let left = travel.hops.last().filter(|hop| hop.hook.direction == Direction::Egress);
+            let by = left.map(|hop| format!("left by {} ", hop.hook.interface.name)).unwrap_or_default();
+            Verdict::likely(cause_of, format!("{begin}, {by}and nothing came back from there."), absent)
+        }
+    };
+    verdict.path = case.path(None);
+    if let Fate::Dropped(dropped) = &travel.fate {
+        verdict.drop = Some(dropped.clone());
+        verdict.weight = travel.copies.max(1);
+        verdict.last = travel.last_lost;
+    }
+    verdict.remedy = look(case);
+    if to.address.is_loopback()
+        && let Some(first) = travel.hops.first()
+    {
+        let name = crate::printable::shell_word(&first.hook.interface.name);
+        verdict.remedy.push(format!("sysctl net/ipv4/conf/{name}/route_localnet net/ipv4/conf/all/route_localnet"));
+    }
+    verdict.remedy.push(listeners(to));
+    if !to.address.is_loopback() {
+        verdict.remedy.push(format!("ip route get {}", to.address));
+    }
+    verdict.caution = "A metadata proxy (kube2iam, kiam, metadataproxy) installs such a rule, and does not take it with it when it goes. \
+                       Deleting the rule lets clients reach IMDS and the instance's own role: it may stand there to keep them off it."
+        .to_owned();
+    Some(verdict)
+}
+
+/// It was seen coming in, and at no place behind that, nor dropped.
+fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
+    let travel = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Unresolved && !exchange.handshake)?;
+    let last = travel.hops.last().filter(|hop| hop.hook.direction == Direction::Ingress)?;
+    // A hop less seen, a drop less seen, and it says nothing. Of one packet it says nothing either.
+    let absent = case.absent_everywhere.ok()?;
+    if case.host.capture || travel.copies < 2 || exchange.inward.is_some() {
+        return None;
+    }
+    let mut verdict = Verdict::likely(
+        "nowhere",
+        format!(
+            "The connection attempt of {} came in by {} {} times and was seen nowhere behind it, neither leaving nor dropped: something \
+             on this host sends it elsewhere (a redirect, DNAT, a program).",
+            case.subject(),
+            last.hook.interface.name,
+            travel.copies,
+        ),
+        absent,
+    );
+    verdict.path = case.path(None);
+    verdict.remedy = look(case);
+    verdict.remedy.push(format!("bpftool net show dev {}", crate::printable::shell_word(&last.hook.interface.name)));
+    Some(verdict)
+}
+
+/// The commands that show redirects.
+fn look(case: &Case<'_>) -> Vec<String> {
+    let iptables = case.iptables();
+    vec![format!("{iptables} -t nat -vnL PREROUTING --line-numbers"), "nft -a list ruleset".to_owned()]
+}
+
+/// The command that shows who listens at a port.
+pub(super) fn listeners(to: Endpoint) -> String {
+    format!("ss -ltnp 'sport = :{}'", to.port)
+}
