@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated};
 
 use crate::{
     global,
-    packet::{ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, IPPROTO_ICMP, IPPROTO_ICMPV6, Kernel},
+    packet::{ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, Kernel},
 };
 
 /// Bytes of an Ethernet header, of the shortest frame, and of the fixed part of IP headers.
@@ -14,6 +14,12 @@ const ETH_HLEN: usize = 14;
 const ETH_ZLEN: u32 = 60;
 const V4_HLEN: usize = 20;
 const V6_HLEN: usize = 40;
+/// Bytes of a TCP header up to its flags, these included; of the flags, those that tell a SYN; and an IPv4 header's first byte without
+/// options.
+const TCP_FLAGS: usize = 14;
+const SYN: u8 = 0x02;
+const SYN_ACK_RST_FIN: u8 = 0x17;
+const V4_PLAIN: u8 = 0x45;
 
 /// May the packet at this tc hook be one for [`crate::packet::parse`]? Says no only where it is certain: what most packets on a host pay is this.
 ///
@@ -28,7 +34,7 @@ pub fn may_be_ours(skb: *mut __sk_buff, ethertype: u16) -> bool {
         ETH_P_IP => {
             start + ETH_HLEN + V4_HLEN > end || {
                 // SAFETY: that many bytes are there.
-                let (behind, at_once) = unsafe { (look_v4(start + ETH_HLEN), look_v4(start)) };
+                let (behind, at_once) = unsafe { (look_v4(start + ETH_HLEN, end), look_v4(start, end)) };
                 behind.or(at_once, len)
             }
         }
@@ -36,7 +42,7 @@ pub fn may_be_ours(skb: *mut __sk_buff, ethertype: u16) -> bool {
         ETH_P_IPV6 => {
             start + ETH_HLEN + V6_HLEN > end || {
                 // SAFETY: that many bytes are there.
-                let (behind, at_once) = unsafe { (look_v6(start + ETH_HLEN), look_v6(start)) };
+                let (behind, at_once) = unsafe { (look_v6(start + ETH_HLEN, end), look_v6(start, end)) };
                 behind.or(at_once, len)
             }
         }
@@ -49,7 +55,7 @@ pub fn may_be_ours(skb: *mut __sk_buff, ethertype: u16) -> bool {
 struct Look {
     /// An address of a watched endpoint.
     is_ours: bool,
-    /// The packet's length as the header has it, if it is one that can be nobody else's: not of ICMP, which may quote our packets.
+    /// The packet's length as the header has it, if it is somebody else's for certain: not of ICMP, which may quote our packets, nor of a SYN, which may be one of ours that was sent elsewhere.
     others: Option<u32>,
 }
 
@@ -77,28 +83,40 @@ impl Look {
 }
 
 /// # Safety
-/// There must be [`V4_HLEN`] bytes at `at`.
+/// There must be [`V4_HLEN`] bytes at `at`, and those up to `end`.
 #[inline(always)]
-unsafe fn look_v4(at: usize) -> Look {
+unsafe fn look_v4(at: usize, end: usize) -> Look {
     // SAFETY: the caller's promise.
     unsafe {
         let is_ours = global::is_endpoint_v4(four(at + 12)) || global::is_endpoint_v4(four(at + 16));
-        let is_others = byte(at) >> 4 == 4 && byte(at + 9) != IPPROTO_ICMP;
+        let may_open = byte(at + 9) == IPPROTO_TCP && (byte(at) != V4_PLAIN || opens(at + V4_HLEN, end));
+        let is_others = byte(at) >> 4 == 4 && byte(at + 9) != IPPROTO_ICMP && !may_open;
         Look { is_ours, others: is_others.then(|| u32::from(two(at + 2))) }
     }
 }
 
 /// # Safety
-/// There must be [`V6_HLEN`] bytes at `at`.
+/// There must be [`V6_HLEN`] bytes at `at`, and those up to `end`.
 #[inline(always)]
-unsafe fn look_v6(at: usize) -> Look {
+unsafe fn look_v6(at: usize, end: usize) -> Look {
     // SAFETY: the caller's promise.
     unsafe {
         let address = |at| [four(at), four(at + 4), four(at + 8), four(at + 12)];
         let is_ours = global::is_endpoint_v6(&address(at + 8)) || global::is_endpoint_v6(&address(at + 24));
-        let is_others = byte(at) >> 4 == 6 && byte(at + 6) != IPPROTO_ICMPV6;
+        let may_open = byte(at + 6) == IPPROTO_TCP && opens(at + V6_HLEN, end);
+        let is_others = byte(at) >> 4 == 6 && byte(at + 6) != IPPROTO_ICMPV6 && !may_open;
         Look { is_ours, others: is_others.then(|| V6_HLEN as u32 + u32::from(two(at + 4))) }
     }
+}
+
+/// May the TCP header at `at` be that of a SYN?
+///
+/// # Safety
+/// The bytes from `at` to `end` must lie in the packet.
+#[inline(always)]
+unsafe fn opens(at: usize, end: usize) -> bool {
+    // SAFETY: the caller's promise.
+    at + TCP_FLAGS > end || unsafe { byte(at + TCP_FLAGS - 1) } & SYN_ACK_RST_FIN == SYN
 }
 
 /// # Safety
@@ -138,15 +156,21 @@ pub fn may_be_read(ethertype: u16) -> bool {
 pub fn freed_may_be_ours(bytes: &Kernel, ethertype: u16) -> bool {
     match ethertype {
         ETH_P_IP => {
-            let mut head = MaybeUninit::<[u8; V4_HLEN]>::uninit();
+            let mut head = MaybeUninit::<[u8; V4_HLEN + TCP_FLAGS]>::uninit();
             // SAFETY: the helper writes all of it, zeros where it cannot read.
-            read_raw(bytes, head.as_mut_ptr()) && unsafe { !look_v4(head.as_ptr() as usize).is_somebody_elses() }
+            read_raw(bytes, head.as_mut_ptr())
+                && unsafe {
+                    !look_v4(head.as_ptr() as usize, head.as_ptr() as usize + V4_HLEN + TCP_FLAGS).is_somebody_elses()
+                }
         }
         ETH_P_IPV6 if !global::watches_v6() => false,
         ETH_P_IPV6 => {
-            let mut head = MaybeUninit::<[u8; V6_HLEN]>::uninit();
+            let mut head = MaybeUninit::<[u8; V6_HLEN + TCP_FLAGS]>::uninit();
             // SAFETY: as above.
-            read_raw(bytes, head.as_mut_ptr()) && unsafe { !look_v6(head.as_ptr() as usize).is_somebody_elses() }
+            read_raw(bytes, head.as_mut_ptr())
+                && unsafe {
+                    !look_v6(head.as_ptr() as usize, head.as_ptr() as usize + V6_HLEN + TCP_FLAGS).is_somebody_elses()
+                }
         }
         ETH_P_8021Q | ETH_P_8021AD => true,
         _ => false,
