@@ -5,9 +5,13 @@
 //! to that. It cannot know a secret that looks like a word and that nothing announces.
 
 #[cfg(test)]
+mod sweep;
+#[cfg(test)]
 mod tests;
 
+mod formats;
 mod shape;
+mod wrapped;
 
 /// What stands in a secret's place.
 pub const MASK: &str = "***";
@@ -95,6 +99,7 @@ const TOOLS: &[Tool] = &[
 
 /// Masks text: what stands behind a name that announces a secret, and what looks like one.
 pub fn mask(text: &str) -> String {
+    let text = &wrapped::mask(&[text], false)[0];
     let mut out = String::with_capacity(text.len());
     Reader::default().argument(text, false, &mut out);
     out
@@ -107,10 +112,19 @@ pub fn mask_value(name: &str, value: &str) -> String {
 
 /// Masks a command line's arguments: like [`mask`], and what options take.
 pub fn mask_argv<S: AsRef<str>>(argv: &[S]) -> Vec<String> {
+    masked_argv(argv, false)
+}
+
+/// The same for the beginning of a command line. What may be half of a secret at its end is masked, too.
+pub fn mask_cut_argv<S: AsRef<str>>(argv: &[S]) -> Vec<String> {
+    masked_argv(argv, true)
+}
+
+fn masked_argv<S: AsRef<str>>(argv: &[S], cut: bool) -> Vec<String> {
     let mut reader = Reader::default();
     let (mut is_script, mut in_shell) = (false, false);
+    let argv = wrapped::mask(argv, cut);
     let masked = argv.iter().map(|argument| {
-        let argument = argument.as_ref();
         let mut out = String::with_capacity(argument.len());
         reader.argument(argument, is_script, &mut out);
         // `sh -c SCRIPT`, `bash -euxc SCRIPT`.

@@ -183,10 +183,13 @@ pub fn command_line(text: &str, cut: bool) -> Option<Vec<String>> {
         // Half of an argument may be half of a secret, which no longer looks like one.
         arguments.pop();
     }
-    let mut masked = secret::mask_argv(&arguments);
-    if cut {
+    let masked = if cut {
+        let mut masked = secret::mask_cut_argv(&arguments);
         masked.push(CUT.to_owned());
-    }
+        masked
+    } else {
+        secret::mask_argv(&arguments)
+    };
     (!text.is_empty()).then_some(masked)
 }
 

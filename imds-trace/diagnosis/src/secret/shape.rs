@@ -1,49 +1,16 @@
 //! What looks like a secret, whatever stands before it? Tokens that say what they are, long base64, user and password in a URL.
 
-use super::MASK;
+use super::{MASK, formats};
 use crate::net::bounded;
 
 /// An AWS secret access key has 40 characters, an IMDS token 56, a session token hundreds; nothing shorter is masked by shape.
-const MIN_SECRET: usize = 40;
-/// What follows a public prefix is a secret from this length on: `glpat-` alone is a word.
-const MIN_BEHIND_PREFIX: usize = 10;
+pub(super) const MIN_SECRET: usize = 40;
+/// Of a token that says what it is, and is cut short, this many characters must be there.
+const MIN_CUT: usize = 8;
+/// The same of the two parts of a JSON Web Token.
+const MIN_WEB_TOKEN: usize = 10;
 /// Bytes of a URL in which a user and password are looked for.
 const MAX_AUTHORITY: usize = 1024;
-
-/// How tokens begin that say what they are. Sources: docs.gitlab.com "Token overview", docs.github.com "token formats",
-/// api.slack.com "token types", IAM "unique identifiers" (`AKIA`, `ASIA`: access keys).
-const PREFIXES: &[&str] = &[
-    "glpat-",
-    "glrt-",
-    "glrtr-",
-    "glcbt-",
-    "glptt-",
-    "gldt-",
-    "glft-",
-    "glsoat-",
-    "glagent-",
-    "glimt-",
-    "gloas-",
-    "glffct-",
-    "ghp_",
-    "gho_",
-    "ghu_",
-    "ghs_",
-    "ghr_",
-    "github_pat_",
-    "xoxa-",
-    "xoxb-",
-    "xoxc-",
-    "xoxd-",
-    "xoxe-",
-    "xoxo-",
-    "xoxp-",
-    "xoxr-",
-    "xoxs-",
-    "xapp-",
-    "AKIA",
-    "ASIA",
-];
 
 /// Masks what looks like a secret: user and password in a URL, and tokens.
 pub fn mask(text: &str, out: &mut String) {
@@ -84,35 +51,55 @@ fn user_info(text: &str) -> Option<(usize, usize)> {
 
 /// Masks tokens: those that say what they are, and every run of base64 characters that is long and mixed enough.
 fn tokens(text: &str, out: &mut String) {
+    let mut done = 0;
+    for token in known(text) {
+        if token.start < done {
+            continue;
+        }
+        let before = &text[done..token.start];
+        // A path or the like before it, which may be a secret itself.
+        let glued = before.len() - before.trim_end_matches(is_secret_char).len();
+        let (apart, glued) = before.split_at(before.len() - glued);
+        runs(apart, out);
+        let end = token.start + text[token.start..].find(|c| !is_secret_char(c)).unwrap_or(text.len() - token.start);
+        if !glued.is_empty() && looks_secret(last_run(&text[done + apart.len()..end], glued.len())) {
+            out.push_str(MASK);
+        } else {
+            runs(glued, out);
+        }
+        out.push_str(token.kept);
+        out.push_str(MASK);
+        done = token.end;
+    }
+    runs(&text[done..], out);
+}
+
+/// Of what goes up to a token without a break, the run that the token is in.
+fn last_run(text: &str, token: usize) -> &str {
+    let begin = text[..token].rfind('=').map_or(0, |sign| sign + 1);
+    &text[begin..]
+}
+
+/// Masks every run of base64 characters that is long and mixed enough.
+fn runs(text: &str, out: &mut String) {
     let mut rest = text;
     while let Some(start) = rest.find(is_secret_char) {
         let (before, run_on) = rest.split_at(start);
         out.push_str(before);
-        if let Some((kept, length)) = known_token(run_on) {
-            out.push_str(kept);
-            out.push_str(MASK);
-            rest = &run_on[length..];
-            continue;
-        }
-        let end = end_of_run(run_on);
-        let (run, after) = run_on.split_at(end);
-        match known_inside(run) {
-            // A path or the like before it.
-            Some(at) => {
-                out.push_str(if looks_secret(run) { MASK } else { &run[..at] });
-                rest = &run_on[at..];
-            }
-            None => {
-                out.push_str(if looks_secret(run) { MASK } else { run });
-                rest = after;
-            }
-        }
+        let (run, after) = run_on.split_at(end_of_run(run_on));
+        out.push_str(if looks_secret(run) { MASK } else { run });
+        rest = after;
     }
     out.push_str(rest);
 }
 
-fn is_secret_char(c: char) -> bool {
+pub(super) fn is_secret_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_' | '-' | '%')
+}
+
+/// What a token that says what it is may be made of.
+pub(super) fn is_token_char(c: char) -> bool {
+    is_secret_char(c) || matches!(c, '.' | '~')
 }
 
 /// Where a run ends. A `=` ends it: base64 has none before its end, and what stands before one is a name.
@@ -124,51 +111,106 @@ fn end_of_run(text: &str) -> usize {
     }
 }
 
-/// A token that says what it is, at the beginning of the text: the part that may be shown, and the length of all.
-fn known_token(text: &str) -> Option<(&'static str, usize)> {
-    let is_part = |c: char| is_secret_char(c) || c == '.';
-    let end = text.find(|c| !is_part(c)).unwrap_or(text.len());
-    let run = &text[..end];
-    if let Some(prefix) = PREFIXES.iter().find(|prefix| run.starts_with(**prefix)) {
-        let behind = &run[prefix.len()..];
-        let fits = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit();
-        let is_token = if prefix.len() == 4 && prefix.bytes().all(fits) {
-            // An access key's sixteen.
-            behind.len() >= 12 && behind.bytes().take(12).all(fits)
-        } else {
-            behind.len() >= MIN_BEHIND_PREFIX
-        };
-        return is_token.then_some((*prefix, end));
-    }
+/// A token that says what it is.
+struct Known {
+    start: usize,
+    end: usize,
+    /// Of its beginning, what may be shown.
+    kept: &'static str,
+}
+
+/// All of them, in order. Not in the middle of a word; each goes on as far as one could.
+fn known(text: &str) -> Vec<Known> {
+    let bytes = text.as_bytes();
+    let mut ends = Ends { text, end: 0 };
+    let mut found: Vec<Known> = formats::marks(bytes)
+        .filter_map(|(mark, format)| {
+            let start = mark.checked_sub(format.before)?;
+            let behind = mark + format.mark.len();
+            let leads = bytes[start..mark].iter().all(|byte| is_token_char(char::from(*byte)));
+            if !leads || !begins(bytes, start) {
+                return None;
+            }
+            let end = ends.of(behind);
+            let rest = &bytes[behind..end.min(behind + format.length)];
+            let fitting = format.fitting(rest);
+            let is_cut =
+                || fitting >= MIN_CUT && fitting == rest.len() && format.mark.len() >= 4 && !reads_as_words(rest);
+            let kept = if format.before == 0 { format.mark } else { "" };
+            let is_token = fitting >= format.least.unwrap_or(format.length) || is_cut();
+            is_token.then_some(Known { start, end, kept })
+        })
+        .collect();
     // A JSON Web Token: base64url of `{"`, a dot, and more.
-    let (header, payload) = run.split_once('.')?;
-    (header.starts_with("ey") && header.len() >= MIN_BEHIND_PREFIX && payload.len() >= MIN_BEHIND_PREFIX)
-        .then_some(("", end))
+    let mut ends = Ends { text, end: 0 };
+    found.extend(text.match_indices("ey").filter_map(|(start, _)| {
+        let end = ends.of(start);
+        let (header, payload) = text[start..end].split_once('.')?;
+        let is_token = begins(bytes, start) && header.len() >= MIN_WEB_TOKEN && payload.len() >= MIN_WEB_TOKEN;
+        is_token.then_some(Known { start, end, kept: "" })
+    }));
+    // Of several at one place the shortest mark shows least.
+    found.sort_by_key(|known| (known.start, known.kept.len()));
+    found
 }
 
-/// Where in a run a token begins that says what it is. Not in the middle of a word.
-fn known_inside(run: &str) -> Option<usize> {
-    let begins = |at: &usize| *at > 0 && !run.as_bytes()[at - 1].is_ascii_alphanumeric();
-    let known = PREFIXES.iter().flat_map(|prefix| run.match_indices(prefix).map(|(at, _)| at));
-    known.filter(begins).filter(|at| known_token(&run[*at..]).is_some()).min()
+/// Where runs of a token's characters end. Asked from left to right, it goes through each run once.
+struct Ends<'a> {
+    text: &'a str,
+    end: usize,
 }
 
-fn looks_secret(run: &str) -> bool {
-    if run.len() < MIN_SECRET {
-        return false;
+impl Ends<'_> {
+    /// The end of the run that begins here, or in which this is.
+    fn of(&mut self, at: usize) -> usize {
+        if at >= self.end {
+            let length = self.text[at..].find(|c| !is_token_char(c));
+            self.end = length.map_or(self.text.len(), |length| at + length);
+        }
+        self.end
     }
-    let has = |class: fn(&u8) -> bool| run.as_bytes().iter().any(class);
-    let mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase);
-    // In base64 two neighbours are of different kinds two times in three, in words one time in five.
+}
+
+fn begins(bytes: &[u8], at: usize) -> bool {
+    at == 0 || !bytes[at - 1].is_ascii_alphanumeric()
+}
+
+/// Does a text read as words do: `Release`, `build2`, `MAX_SIZE`, `a/b-c`?
+pub(super) fn reads_as_words(text: &[u8]) -> bool {
+    text.split(|byte| !byte.is_ascii_alphanumeric()).all(|word| {
+        let letters = word.iter().rposition(|byte| !byte.is_ascii_digit()).map_or(0, |last| last + 1);
+        let (first, further) = word[..letters].split_at(letters.min(1));
+        let is_upper = || word[..letters].iter().all(u8::is_ascii_uppercase);
+        (first.iter().all(u8::is_ascii_alphabetic) && further.iter().all(u8::is_ascii_lowercase)) || is_upper()
+    })
+}
+
+/// Base64's three kinds of letters and its signs: does a text have small and capital ones, and how many of its neighbours are of
+/// different kinds, how many of each other? In base64 two times in three, in words one time in five.
+pub(super) fn mixture(text: &[u8]) -> (bool, usize, usize) {
     let kind = |byte: u8| match byte {
         b'a'..=b'z' => 0,
         b'A'..=b'Z' => 1,
         b'0'..=b'9' => 2,
         _ => 3,
     };
-    let pairs = || run.as_bytes().windows(2).filter(|pair| !pair.contains(&b'/'));
+    let mixed = text.iter().any(u8::is_ascii_uppercase) && text.iter().any(u8::is_ascii_lowercase);
+    let pairs = || text.windows(2).filter(|pair| !pair.contains(&b'/'));
     let changes = pairs().filter(|pair| kind(pair[0]) != kind(pair[1])).count();
-    let is_random = changes * 10 >= pairs().count() * 3;
+    (mixed, changes, pairs().count())
+}
+
+pub(super) fn looks_secret(run: &str) -> bool {
+    if run.len() < MIN_SECRET {
+        return false;
+    }
+    let bytes = run.as_bytes();
+    let (mixed, changes, pairs) = mixture(bytes);
+    let is_random = changes * 10 >= pairs * 3;
     let is_path = run.contains('/') && !is_random;
-    run.ends_with('=') || (mixed && has(u8::is_ascii_digit) && !is_path) || (mixed && is_random)
+    let has_digit = bytes.iter().any(u8::is_ascii_digit);
+    // Base32 and the like: small letters and digits without a break, more of them than hex has.
+    let is_plain = bytes.iter().all(u8::is_ascii_alphanumeric)
+        && bytes.iter().any(|byte| matches!(byte, b'g'..=b'z' | b'G'..=b'Z'));
+    run.ends_with('=') || (mixed && has_digit && !is_path) || ((mixed || is_plain && has_digit) && is_random)
 }

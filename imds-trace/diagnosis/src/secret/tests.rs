@@ -122,23 +122,23 @@ fn of_a_token_that_says_what_it_is_only_that_is_kept() {
 }
 
 /// A generator of our own, so that the same secrets come again: xorshift, Marsaglia 2003.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> usize {
+    pub(super) fn next(&mut self) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 11) as usize
     }
 
-    fn word(&mut self, letters: &[u8], length: usize) -> String {
+    pub(super) fn word(&mut self, letters: &[u8], length: usize) -> String {
         (0..length).map(|_| char::from(letters[self.next() % letters.len()])).collect()
     }
 }
 
-const BASE64: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const BASE64_URL: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+pub(super) const BASE64: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+pub(super) const BASE64_URL: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const WORD: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 const HEX: &[u8] = b"0123456789abcdef";
 const KEY_ID: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
@@ -260,7 +260,7 @@ const BY_SHAPE: &[(&str, &[u8], usize)] = &[
 const ROUNDS: usize = 4;
 
 /// Does any eight characters in a row of the secret stand in what is left?
-fn survives(secret: &str, text: &str) -> bool {
+pub(super) fn survives(secret: &str, text: &str) -> bool {
     secret.as_bytes().windows(8).any(|part| text.contains(std::str::from_utf8(part).unwrap()))
 }
 
