@@ -129,6 +129,10 @@ fn start(name: &str, config: &Tracing, work: impl Future<Output = anyhow::Result
 async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals) -> anyhow::Result<Judged> {
     let outputs = config.telling.outputs.iter().filter_map(|output| output.path.as_deref());
     recording::spare(outputs.chain(config.ready_file.as_deref()))?;
+    if let Some(record) = &config.record {
+        recording::check(&record.path, session::limits(record))
+            .with_context(|| format!("--record {}", record.path.display()))?;
+    }
     if let Some(path) = &config.ready_file
         && path.exists()
     {

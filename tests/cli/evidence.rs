@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use diagnosis::input::Input;
 use diagnosis::net::{BootTime, Timestamp};
-use diagnosis::recording::{Chain, Files, Header, Limits, Notice};
+use diagnosis::recording::{Chain, Files, Header, Limits, Notice, check};
 use imds_trace_replay_tests::load;
 use imds_trace_replay_tests::scenario::header;
 use serde_json::Value;
@@ -30,6 +30,7 @@ crate::tests![
     a_recording_is_not_overwritten_by_an_output,
     a_recording_that_is_being_written_is_not_put_away,
     a_compressed_recording_that_was_cut_short_is_told_up_to_there,
+    a_place_where_no_recording_can_be_is_refused_before_anything_is_done,
     an_old_recording_cannot_be_verified_and_says_so_if_asked,
     several_runs_are_told_in_the_order_of_their_time,
     two_hosts_are_not_told_as_one,
@@ -98,6 +99,39 @@ fn expect_the_same(folder: &Folder, inputs: &[Input]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn a_place_where_no_recording_can_be_is_refused_before_anything_is_done() -> Outcome {
+    Ok(places()?)
+}
+
+fn places() -> Result<()> {
+    let folder = Folder::new()?;
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("file"), "")?;
+    let long = |length: usize| format!("{}.jsonl", "h".repeat(length - ".jsonl".len()));
+    // 255 bytes are what file systems have for a name, 24 of them are for when it is put away.
+    for (path, why) in [
+        (at("missing/host.jsonl"), "No such file or directory"),
+        (at("file/host.jsonl"), "Not a directory"),
+        (folder.path().to_owned(), "it is a folder"),
+        (at(&long(232)), "24 more characters"),
+        (at(&long(300)), "24 more characters"),
+    ] {
+        match check(&path, sized(SIZE)) {
+            Ok(()) => bail!("{}: not refused", path.display()),
+            Err(error) if error.to_string().contains(why) => {}
+            Err(error) => bail!("{}: {error}", path.display()),
+        }
+    }
+    for path in [at("host.jsonl"), at("host.jsonl.zst"), at("file"), at(&long(231))] {
+        check(&path, sized(SIZE))?;
+    }
+    check(Path::new("/dev/null"), Limits::default())?;
+    ensure!(files(&folder)? == [at("file")], "something is left");
+    // And what is not refused is put away when it is full.
+    record(&at(&long(231)), &inputs(300), sized(SIZE))?;
+    ensure_many(&files(&folder)?)
 }
 
 fn files_of_one_run_say_what_one_file_says() -> Outcome {

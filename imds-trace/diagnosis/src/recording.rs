@@ -34,7 +34,7 @@ use thiserror::Error;
 
 use crate::event::Ready;
 use crate::net::{BootTime, Netns, Timestamp};
-pub use files::{Closed, Files, Limits, Notice, digest_of, open, spare};
+pub use files::{Closed, Files, Limits, Notice, check, digest_of, open, spare};
 pub use read::Reader;
 pub use write::Writer;
 

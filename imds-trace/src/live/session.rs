@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::errand::Errand;
 use super::{MAX_SHOWN, boot_time, now};
-use crate::config::Tracing;
+use crate::config::{self, Tracing};
 use crate::kernel::attach::Tracer;
 use crate::kernel::decode::{self, Record, Tasks};
 use crate::kernel::ring::{self, MachineNames, Records};
@@ -298,11 +298,15 @@ impl Session {
     }
 }
 
+/// When a file of it is put away.
+pub(super) fn limits(record: &config::Record) -> Limits {
+    Limits { size: record.size, age: record.age, keep: record.keep }
+}
+
 /// Begins the recording that was asked for; says so if an earlier one there was not closed.
 fn begin_recording(config: &Tracing, header: &Header) -> anyhow::Result<Option<Files>> {
     let Some(record) = &config.record else { return Ok(None) };
-    let limits = Limits { size: record.size, age: record.age, keep: record.keep };
-    let (files, notice) = Files::begin(&record.path, header.clone(), limits)
+    let (files, notice) = Files::begin(&record.path, header.clone(), limits(record))
         .with_context(|| format!("--record {}", record.path.display()))?;
     if let Some(Notice { kept, reaches }) = notice {
         let reaches = match reaches {

@@ -30,6 +30,8 @@ const ROOM: u64 = 1024;
 const MAX_REPEATED: u64 = 4 << 20;
 /// Time between two flushes of a compressed file: each costs some compression.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
+/// Characters that a name gets when its file is put away: `.20261122T083400Z-000001`.
+const PUT_AWAY: usize = 24;
 /// Bytes at the end of a file in which its closing line is looked for.
 const TAIL: u64 = 4096;
 
@@ -62,6 +64,21 @@ pub struct Closed {
     pub digest: String,
 }
 
+/// Can a recording be begun at `path`, put away when it is full, and when another one begins there? Tried, and nothing is left.
+pub fn check(path: &Path, limits: Limits) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Err(io::Error::other("it is a folder; a recording is a file in one")),
+        Ok(found) if !found.is_file() && limits != Limits::default() => return Err(not_put_away()),
+        Ok(found) if !found.is_file() => return Ok(()),
+        _ => {}
+    }
+    Place::of(path)?.try_longest()
+}
+
+fn not_put_away() -> io::Error {
+    io::Error::other("it is no regular file: it cannot be put away when it is full")
+}
+
 /// Writes a recording into files.
 #[derive(Debug)]
 pub struct Files {
@@ -81,7 +98,7 @@ impl Files {
         let mut notice = None;
         let is_file = found.as_ref().is_none_or(fs::Metadata::is_file);
         if !is_file && limits != Limits::default() {
-            return Err(io::Error::other("it is no regular file: it cannot be put away when it is full"));
+            return Err(not_put_away());
         }
         header.chain.run.get_or_insert(header.at);
         if is_file {
@@ -299,6 +316,29 @@ impl Place {
         };
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Ok(Self { folder: folder.to_owned(), stem: stem.to_owned(), ending: format!("{ending}{zstd}") })
+    }
+
+    /// Makes a file in the folder whose name is as long as those of files that are put away, and removes it.
+    fn try_longest(&self) -> io::Result<()> {
+        let because = |error: io::Error, why: String| io::Error::new(error.kind(), format!("{why}: {error}"));
+        // A dot in front: it is not taken for one of them.
+        let name = format!(".{}.{}{}", self.stem, "0".repeat(PUT_AWAY - 2), self.ending);
+        let path = self.folder.join(&name);
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        match made {
+            Ok(_) => {
+                fs::remove_file(&path).map_err(|error| because(error, "files in its folder cannot be removed".into()))
+            }
+            // One that another run is trying, or left.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Err(because(
+                error,
+                format!(
+                    "its name is too long: files that are put away get {PUT_AWAY} more characters (.20261122T083400Z-000001)"
+                ),
+            )),
+            Err(error) => Err(because(error, format!("no file can be made in its folder {}", self.folder.display()))),
+        }
     }
 
     /// Those that were put away, oldest first.
