@@ -15,6 +15,8 @@ crate::tests![
     a_capture_says_that_it_is_one,
     a_capture_cut_short_is_told_up_to_there,
     a_capture_of_which_nothing_can_be_read_is_named,
+    a_capture_that_is_not_read_is_named_with_what_to_type,
+    a_packed_capture_is_read_as_it_is,
     a_capture_of_something_else_says_so,
     a_recording_knows_its_endpoints,
     what_is_told_to_wireshark_can_be_read_again,
@@ -122,6 +124,35 @@ fn a_capture_of_which_nothing_can_be_read_is_named() -> Outcome {
     ran.expect_code(0)?;
     if !ran.stdout.contains("No packet to or from IMDS was seen") {
         return Err(format!("{ran:?}").into());
+    }
+    Ok(())
+}
+
+fn a_capture_that_is_not_read_is_named_with_what_to_type() -> Outcome {
+    let folder = Folder::new()?;
+    let pcap = capture(ANY)?;
+    let linked = |link: u32| [&pcap[..20], &link.to_le_bytes(), &pcap[24..]].concat();
+    let modified = [&[0x34, 0xcd, 0xb2, 0xa1], &pcap[4..]].concat();
+    for (name, content, parts) in [
+        ("ppp.pcap", linked(9), ["PPP", "tcpdump -i any -w"]),
+        ("null.pcap", linked(0), ["NULL", "tcpdump -i any -w"]),
+        ("nflog.pcap", linked(239), ["NFLOG", "tcpdump -i any -w"]),
+        ("modified.pcap", modified, ["\"modified\" pcap", "tcpdump -r"]),
+        ("it.pcap.xz", b"\xfd7zXZ\0\0\x04".to_vec(), ["xz", "| imds-trace replay -"]),
+    ] {
+        replay(&folder.file(name, content)?, &[])?.expect_sentence(&[name, parts[0], parts[1]])?;
+    }
+    Ok(())
+}
+
+fn a_packed_capture_is_read_as_it_is() -> Outcome {
+    let folder = Folder::new()?;
+    let pcap = capture(ANY)?;
+    let plain = replay(&folder.file("it.pcap", &pcap)?, &[])?;
+    let packed = replay(&folder.file("it.pcap.zst", zstd::encode_all(&pcap[..], 3)?)?, &[])?;
+    packed.expect_quiet()?;
+    if plain.stdout != packed.stdout || plain.stdout.is_empty() {
+        return Err(format!("{packed:?} is not {plain:?}").into());
     }
     Ok(())
 }
