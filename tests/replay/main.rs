@@ -5,6 +5,7 @@
 
 mod captures;
 mod evidence;
+mod foreign;
 mod handed_over;
 mod recordings;
 mod scenarios;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         trials.extend(captures::trials()?);
         trials.extend(evidence::trials());
         trials.extend(handed_over::trials());
+        trials.extend(foreign::trials());
         Ok(trials)
     });
     match trials {

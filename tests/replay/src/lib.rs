@@ -2,6 +2,7 @@
 //!
 //! Names neither the kernel half nor the program: stable Rust builds it anywhere.
 
+pub mod foreign;
 pub mod kept;
 pub mod load;
 pub mod reported;

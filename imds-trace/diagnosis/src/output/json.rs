@@ -4,7 +4,6 @@
 
 use std::io::{self, Write};
 
-use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 
 use super::{Kind, Output};
@@ -24,13 +23,13 @@ pub const KIND: Kind = Kind {
     explain: "JSON Lines, for programs",
     needs_path: false,
     packets: false,
-    open: |stream, boot_time| Box::new(Json { stream, boot_time, line: BytesMut::new() }),
+    open: |stream, boot_time| Box::new(Json { stream, boot_time, line: Vec::new() }),
 };
 
 struct Json {
     stream: Box<dyn Write>,
     boot_time: BootTime,
-    line: BytesMut,
+    line: Vec<u8>,
 }
 
 impl Output for Json {
@@ -96,8 +95,8 @@ impl Output for Json {
 impl Json {
     fn write(&mut self, line: &Line<'_>) -> io::Result<()> {
         self.line.clear();
-        self.line.put(json_safe(&serde_json::to_string(&line)?).as_bytes());
-        self.line.put_u8(b'\n');
+        self.line.extend(json_safe(&serde_json::to_string(&line)?).as_bytes());
+        self.line.push(b'\n');
         self.stream.write_all(&self.line)
     }
 }

@@ -1,0 +1,159 @@
+//! What must hold of every parser of foreign bytes, whatever the bytes are? No panic, bounded time, the same again, and no secret out.
+//!
+//! The fuzz targets in `fuzz/` and the test `foreign` call these functions; a broken property is a panic.
+
+use std::fmt::Debug;
+use std::io::Cursor;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use diagnosis::capture;
+use diagnosis::config::endpoints;
+use diagnosis::event::Event;
+use diagnosis::identity::cgroup;
+use diagnosis::identity::fact;
+use diagnosis::input::Input;
+use diagnosis::net::{Direction, Endpoint, Flow, Ifindex, Interface, Netns};
+use diagnosis::observation::redact::{self, Marker};
+use diagnosis::observation::{Hook, Streams, Tcp, TcpFlags};
+use diagnosis::pipeline::{Host, Pipeline};
+use diagnosis::recording;
+
+/// A parser with what must hold of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Property {
+    /// Its name, and that of its fuzz target.
+    pub name: &'static str,
+    /// Panics if it does not hold of these bytes.
+    pub holds: fn(&[u8]),
+    /// More bytes than this are not given: nothing new is in them.
+    pub most: usize,
+}
+
+/// One for every parser of foreign bytes below the seam.
+pub const PROPERTIES: &[Property] = &[
+    Property { name: "http", holds: http, most: 4 << 10 },
+    Property { name: "capture", holds: capture, most: 64 << 10 },
+    Property { name: "recorded", holds: recorded, most: 64 << 10 },
+    Property { name: "cgroup", holds: cgroup, most: 8 << 10 },
+    Property { name: "argv", holds: argv, most: 4 << 10 },
+];
+
+/// What a token looks like; nothing else here does.
+const SECRET: &str = "AQAEAJ7xTk2Qm9vZ4pLw8sYcH1nRb6uXe3dGf0aKiOqWtPyUzM5hVw==";
+/// One input takes milliseconds, in a build that looks for mistakes a hundred times as long.
+const LONG: Duration = Duration::from_secs(10);
+
+/// Heads of HTTP, whole and in segments of any size.
+pub fn http(bytes: &[u8]) {
+    let started = Instant::now();
+    let marker = Marker::default();
+    let mut message = bytes.to_vec();
+    message.extend_from_slice(
+        format!("\r\nX-aws-ec2-metadata-token: {SECRET}\r\nCookie: a={SECRET}\r\n\r\n{SECRET}").as_bytes(),
+    );
+    let said = same(|| format!("{:?} {:?}", redact::message(&message, &marker), redact::head(&message, &marker)));
+    keeps_the_secret(&said);
+    let step = 1 + usize::from(bytes.first().copied().unwrap_or(0));
+    let end = |port: u16| Endpoint { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port };
+    let flow = Flow { source: end(40_000), destination: end(80) };
+    let interface = Interface { netns: Netns(1), index: Ifindex(2), name: "ens5".to_owned() };
+    let hook = Hook { interface, direction: Direction::Egress };
+    let mut streams = Streams::default();
+    let mut seq = u32::MAX - 100;
+    for segment in message.chunks(step) {
+        let len = u32::try_from(segment.len()).expect("a few bytes");
+        let tcp = Tcp { seq, ack: 1, flags: TcpFlags(TcpFlags::ACK), len };
+        keeps_the_secret(&format!("{:?}", streams.heads(&hook, flow, tcp, segment)));
+        seq = seq.wrapping_add(len);
+    }
+    is_fast(started);
+}
+
+/// pcap and pcapng, packed or not, and all that is concluded from them.
+pub fn capture(bytes: &[u8]) {
+    let started = Instant::now();
+    same(|| {
+        let mut said = Vec::new();
+        let mut tell = |event: &Event| said.push(unmarked(event));
+        let watched = endpoints(&[]).expect("the default endpoints");
+        if let Ok(mut reader) = capture::Reader::new(Box::new(Cursor::new(bytes.to_vec())), watched) {
+            let mut pipeline = Pipeline::of_capture();
+            for input in reader.by_ref().flatten() {
+                pipeline.push(input, &mut tell);
+            }
+            pipeline.finish(&mut tell);
+            said.extend(reader.notes());
+        }
+        said
+    });
+    is_fast(started);
+}
+
+/// Recordings, and all that is concluded from them.
+pub fn recorded(bytes: &[u8]) {
+    let started = Instant::now();
+    same(|| {
+        let mut said = Vec::new();
+        let mut tell = |event: &Event| said.push(unmarked(event));
+        let Ok(opened) = recording::open(Cursor::new(bytes.to_vec())) else { return said };
+        let Ok(reader) = recording::Reader::new(opened) else { return said };
+        let host = Host { netns: reader.header.netns, instance: reader.header.instance.clone() };
+        let mut pipeline = Pipeline::new(host);
+        // An error ends a recording, or is followed by what can still be read.
+        for input in reader.flat_map(Result::<Input, _>::ok) {
+            pipeline.push(input, &mut tell);
+        }
+        pipeline.finish(&mut tell);
+        said
+    });
+    is_fast(started);
+}
+
+/// Cgroup paths, and lines of `/proc/PID/cgroup`.
+pub fn cgroup(bytes: &[u8]) {
+    let started = Instant::now();
+    let text = String::from_utf8_lossy(bytes);
+    same(|| (cgroup::read(&text), cgroup::read_path(&text)));
+    is_fast(started);
+}
+
+/// Command lines as the kernel hands them over, with a token as one more argument.
+pub fn argv(bytes: &[u8]) {
+    let started = Instant::now();
+    let text = String::from_utf8_lossy(bytes);
+    let line = format!("{text}\0{SECRET}\0");
+    for cut in [false, true] {
+        let masked = same(|| fact::command_line(&line, cut));
+        keeps_the_secret(&format!("{masked:?}"));
+    }
+    keeps_the_secret(&diagnosis::secret::mask(&format!("{text} {SECRET}")));
+    is_fast(started);
+}
+
+/// Says twice what is to be said: it must be the same.
+fn same<T: PartialEq + Debug>(say: impl Fn() -> T) -> T {
+    let said = say();
+    assert_eq!(said, say(), "the same bytes, and something else is said");
+    said
+}
+
+fn keeps_the_secret(said: &str) {
+    let parts = SECRET.as_bytes().windows(8).map(|part| std::str::from_utf8(part).expect("ASCII"));
+    for part in parts {
+        assert!(!said.contains(part), "{part} of the secret is in {said}");
+    }
+}
+
+fn is_fast(started: Instant) {
+    assert!(started.elapsed() < LONG, "it took {:?}", started.elapsed());
+}
+
+/// An event without the marks of tokens, which mean nothing outside a run.
+fn unmarked(event: &Event) -> String {
+    const MARK: &str = "TokenMark(";
+    let text = format!("{event:?}");
+    let mut parts = text.split(MARK);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + MARK + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
