@@ -1,6 +1,6 @@
 //! Which bytes make a pcapng file? The three blocks that we need, as draft-ietf-opsawg-pcapng-05 has them, little-endian.
 //!
-//! Written by hand, although pcap-parser, which reads them, can write, too: see CONTRIBUTING.
+//! Written by hand, although pcap-parser, which reads them, can write, too: see docs/design/recordings.md.
 
 use std::io::{self, Write};
 
