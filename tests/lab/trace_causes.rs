@@ -26,6 +26,10 @@ crate::tests![
     an_answer_that_fails_the_reverse_path_is_named,
     a_request_that_leaves_unmasqueraded_is_named,
     a_proxy_that_answers_is_no_imds,
+    a_redirect_to_nobody_is_a_refusal_by_this_host,
+    a_redirect_to_loopback_is_named,
+    a_host_that_does_not_forward_is_named,
+    an_answer_that_this_host_sends_elsewhere_is_named,
     a_hop_lost_behind_a_second_bridge_needs_three,
     a_hop_lost_behind_a_relay_needs_three,
     a_firewall_behind_a_second_bridge_is_named,
@@ -295,6 +299,42 @@ fn a_proxy_that_answers_is_no_imds(lab: &Lab) -> Outcome {
     expect_that("who asks EC2 itself is not meant", !seen.rules(&containers[1]).contains(&"answered-locally"), ())?;
     expect_equal("the proxy was asked", proxy.imds().requests().len(), 2)?;
     Ok(())
+}
+
+fn a_redirect_to_nobody_is_a_refusal_by_this_host(lab: &Lab) -> Outcome {
+    let (seen, container) = asked(lab, client("stale-proxy", &endpoint(Family::V4)), |_| {
+        obstacle::redirect(lab.host.runner(), "docker0", "10.77.0.10:8181")
+    })?;
+    let finding = only_error(&seen, &container, "refused")?;
+    expect_says(finding, "redirected it (DNAT) to 10.77.0.10:8181, and nobody listens there")
+}
+
+fn a_redirect_to_loopback_is_named(lab: &Lab) -> Outcome {
+    let (seen, container) = asked(lab, client("to-loopback", &endpoint(Family::V4)), |_| {
+        obstacle::redirect(lab.host.runner(), "docker0", "127.0.0.1:8181")
+    })?;
+    let finding = only_error(&seen, &container, "redirected-away")?;
+    expect_equal("how sure", finding["confidence"].as_str(), Some("certain"))?;
+    expect_says(finding, "was redirected to 127.0.0.1:8181 on this host, and dropped in ")
+}
+
+fn a_host_that_does_not_forward_is_named(lab: &Lab) -> Outcome {
+    let runner = lab.host.runner();
+    let (seen, container) = asked(lab, client("kept-in", &endpoint(Family::V4)), |_| obstacle::not_forwarding(runner))?;
+    let finding = only_error(&seen, &container, "not-forwarding")?;
+    expect_says(finding, "this host does not forward")?;
+    let _off = obstacle::not_forwarding(runner)?;
+    for command in finding["remedy"].as_array().context("what to do")? {
+        runner.run("sh", &["-c", command.as_str().context("a command")?])?;
+    }
+    expect_equal("what was done", runner.sysctl_value("net/ipv4/ip_forward")?.trim(), "1")
+}
+
+fn an_answer_that_this_host_sends_elsewhere_is_named(lab: &Lab) -> Outcome {
+    let (seen, container) =
+        asked(lab, client("behind-a-vpn", "put-only --timeout-ms 2500"), |_| obstacle::answers_elsewhere(&lab.host))?;
+    let finding = only_error(&seen, &container, "misrouted-answer")?;
+    expect_says(finding, "came in by ens5")
 }
 
 /// What a tracer sees while a client behind two forwards asks.

@@ -189,6 +189,19 @@ pub fn no_route(namespace: &Namespace, family: Family) -> Result<Obstacle> {
     Ok(obstacle)
 }
 
+/// Requests for IMDS that come in by this bridge are sent to `to` (an address, perhaps with a port).
+pub fn redirect(namespace: &Namespace, bridge: &str, to: &str) -> Result<Obstacle> {
+    let what = format!("-i {bridge} -d {} -p tcp --dport 80", Family::V4.endpoint());
+    iptables_rule(namespace, Family::V4, "nat", &format!("PREROUTING {what} -j DNAT --to-destination {to}"))
+}
+
+/// The namespace forwards nothing over IPv4.
+pub fn not_forwarding(namespace: &Namespace) -> Result<Obstacle> {
+    let mut obstacle = Obstacle::default();
+    obstacle.with_sysctl(namespace, "net/ipv4/ip_forward", "0")?;
+    Ok(obstacle)
+}
+
 /// A route to IMDS that says no: `prohibit` (EACCES; to others ICMP administratively prohibited), `unreachable`
 /// (EHOSTUNREACH; ICMP host unreachable) or `blackhole` (EINVAL; to others nothing).
 pub fn prohibited_route(namespace: &Namespace, family: Family, kind: &str) -> Result<Obstacle> {
@@ -223,6 +236,19 @@ pub fn reverse_path(host: &RunnerHost) -> Result<Obstacle> {
     for interface in ["all", UPLINK] {
         obstacle.with_sysctl(runner, &format!("net/ipv4/conf/{interface}/rp_filter"), "1")?;
     }
+    Ok(obstacle)
+}
+
+/// Answers from IMDS to containers on docker0 leave the runner by another link, as a VPN's table has them do that takes all.
+pub fn answers_elsewhere(host: &RunnerHost) -> Result<Obstacle> {
+    let runner = host.runner();
+    let mut obstacle = Obstacle::default();
+    obstacle.with(runner, "ip", "link add vpn0 arp off type veth peer name vpn1", "link del vpn0")?;
+    runner.ip("link set vpn0 up")?;
+    runner.ip("link set vpn1 up")?;
+    obstacle.with(runner, "ip", "route add default dev vpn0 table 102", "route flush table 102")?;
+    let rule = "iif ens5 to 172.17.0.0/16 priority 102 lookup 102";
+    obstacle.with(runner, "ip", &format!("rule add {rule}"), &format!("rule del {rule}"))?;
     Ok(obstacle)
 }
 
