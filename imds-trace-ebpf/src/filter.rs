@@ -6,7 +6,10 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated};
 
 use crate::{
     global,
-    packet::{ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, Kernel},
+    packet::{
+        ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, Kernel, SYN,
+        SYN_ACK_RST_FIN,
+    },
 };
 
 /// Bytes of an Ethernet header, of the shortest frame, and of the fixed part of IP headers.
@@ -14,11 +17,8 @@ const ETH_HLEN: usize = 14;
 const ETH_ZLEN: u32 = 60;
 const V4_HLEN: usize = 20;
 const V6_HLEN: usize = 40;
-/// Bytes of a TCP header up to its flags, these included; of the flags, those that tell a SYN; and an IPv4 header's first byte without
-/// options.
+/// Bytes of a TCP header up to its flags, these included; and an IPv4 header's first byte without options.
 const TCP_FLAGS: usize = 14;
-const SYN: u8 = 0x02;
-const SYN_ACK_RST_FIN: u8 = 0x17;
 const V4_PLAIN: u8 = 0x45;
 
 /// May the packet at this tc hook be one for [`crate::packet::parse`]? Says no only where it is certain: what most packets on a host pay is this.

@@ -8,7 +8,7 @@ use imds_trace_ebpf::record::{IcmpError, Packet, SNAP, kind};
 
 use crate::{
     emit, filter,
-    packet::{self, Parsed, Skb},
+    packet::{self, Parsed, SYN, Skb},
     redirect,
 };
 
@@ -18,7 +18,6 @@ const NEXT: i32 = -1;
 /// Payload bytes that most requests for a token and most answers stay below: those take half of the room.
 const FEW: usize = 448;
 /// TCP flags.
-const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 
 /// A packet with its first payload bytes.

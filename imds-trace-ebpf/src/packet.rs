@@ -29,8 +29,8 @@ pub const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_DSTOPTS: u8 = 60;
 
 /// TCP flags: a packet with the first alone of these opens a connection.
-const SYN: u8 = 0x02;
-const SYN_ACK_RST_FIN: u8 = 0x17;
+pub const SYN: u8 = 0x02;
+pub const SYN_ACK_RST_FIN: u8 = 0x17;
 /// A SYN is no longer than two full headers and an IPv6 header: what is longer need not be looked at.
 const LONGEST_SYN: u32 = 120;
 
