@@ -5,13 +5,14 @@ use std::io::{Cursor, Write};
 
 use anyhow::{Context, Result, bail};
 use diagnosis::capture::{From, Reader, Source};
-use diagnosis::config::endpoints;
+use diagnosis::config::{Telling, endpoints};
 use diagnosis::event::Event;
 use diagnosis::event::Report;
 use diagnosis::finding::Severity;
+use diagnosis::net::BootTime;
 use diagnosis::pipeline::Pipeline;
+use diagnosis::reporter::Reporter;
 use imds_trace_replay_tests::expect_equal;
-use imds_trace_replay_tests::reported::Reported;
 use imds_trace_replay_tests::wire::around::{cooked2, ethernet, in_ip, in_udp};
 use imds_trace_replay_tests::wire::file::{Pcapng, Timed, pcap, pcap_of};
 use imds_trace_replay_tests::wire::{BEGIN, SECOND, Sent, Story};
@@ -61,8 +62,8 @@ impl Told {
         };
         let mut reader = Reader::of(captures.iter().enumerate().map(source).collect(), endpoints(&[])?)?;
         let mut pipeline = Pipeline::of_capture();
-        let (mut reported, mut failures) = (Reported::default(), Vec::new());
-        let mut hear = |event: &Event| reported.take(event);
+        let (mut reporter, mut failures) = (Reporter::open(&Telling::default(), BootTime(0))?, Vec::new());
+        let mut hear = |event: &Event| reporter.take(event).expect("there is no output that could fail");
         for input in &mut reader {
             match input {
                 Ok(input) => pipeline.push(input, &mut hear),
@@ -70,7 +71,8 @@ impl Told {
             }
         }
         pipeline.finish(&mut hear);
-        Ok(Self { report: reported.report().context("a report")?, notes: reader.notes(), failures })
+        let (_, report) = reporter.conclude(Vec::new()).context("a report")?;
+        Ok(Self { report, notes: reader.notes(), failures })
     }
 
     /// Rules of severity error, and whom they accuse.

@@ -41,12 +41,12 @@ pub struct Reporter {
     outputs: Outputs,
     sieve: Sieve,
     exit_code: bool,
-    /// All that happened.
+    /// All that happened, where only a part of it is shown.
     heard: LastWords,
     exchanges: u64,
     errors: u64,
     expectations: Expectations,
-    /// Of it, what is shown.
+    /// What is shown.
     shown: LastWords,
     shown_exchanges: u64,
     tallies: Tallies,
@@ -90,15 +90,14 @@ impl Reporter {
                 self.end(*at, end);
                 return Ok(());
             }
-            Event::Exchange(_) | Event::Finding(..) => {
-                if let Some(settled) = self.heard.hear(event) {
-                    self.count(&settled);
-                }
-            }
+            Event::Exchange(_) | Event::Finding(..) => {}
             event => self.expectations.count(event),
         }
         if self.sieve.is_open() {
             return self.show(event);
+        }
+        if let Some(settled) = self.heard.hear(event) {
+            self.count(&settled);
         }
         self.sieve.sift(event).iter().try_for_each(|event| self.show(event))
     }
@@ -121,13 +120,24 @@ impl Reporter {
 
     /// Tells the report. `not_intact` is what is wrong with the recording behind it, a sentence each.
     pub fn finish(&mut self, not_intact: Vec<String>) -> Result<Judged, Error> {
+        let Some((at, report)) = self.conclude(not_intact) else {
+            return Ok(Judged { broken: false, erred: false });
+        };
+        let broken = self.say_broken(&report);
+        self.outputs.report(at, &report)?;
+        self.outputs.flush()?;
+        Ok(Judged { broken, erred: self.exit_code && self.errors > 0 })
+    }
+
+    /// When it all ended and what came of it; nothing if no run came to its end.
+    pub fn conclude(&mut self, not_intact: Vec<String>) -> Option<(Timestamp, Report)> {
+        let (at, end) = self.end.take()?;
         for event in self.heard.take() {
             self.count(&event);
         }
         for event in self.shown.take() {
             self.count_shown(&event);
         }
-        let (at, end) = self.end.take().unwrap_or_default();
         let expectations = self.expectations.judge(end.lost);
         let report = Report {
             hidden: self.exchanges.saturating_sub(self.shown_exchanges),
@@ -136,10 +146,7 @@ impl Reporter {
             expectations,
             ..self.tallies.finish(end)
         };
-        let broken = self.say_broken(&report);
-        self.outputs.report(at, &report)?;
-        self.outputs.flush()?;
-        Ok(Judged { broken, erred: self.exit_code && self.errors > 0 })
+        Some((at, report))
     }
 
     /// Several runs end with what they lost together.
@@ -173,6 +180,9 @@ impl Reporter {
     }
 
     fn count_shown(&mut self, event: &Event) {
+        if self.sieve.is_open() {
+            self.count(event);
+        }
         self.tallies.count(event);
         if let Event::Exchange(_) = event {
             self.shown_exchanges += 1;

@@ -5,7 +5,6 @@
 pub mod foreign;
 pub mod kept;
 pub mod load;
-pub mod reported;
 pub mod scenario;
 pub mod wire;
 

@@ -1,16 +1,16 @@
 //! Does the pipeline conclude what a scenario expects, and nothing else?
 
 use anyhow::{Context, Result, bail};
+use diagnosis::config::Telling;
 use diagnosis::event::Report;
 use diagnosis::event::{Event, ExchangeEvent};
 use diagnosis::finding::{self, Confidence, RULES};
 use diagnosis::identity::{Attribution, Subject};
 use diagnosis::input::Input;
-use diagnosis::net::Timestamp;
+use diagnosis::net::{BootTime, Timestamp};
 use diagnosis::observation;
 use diagnosis::pipeline::{Host, Pipeline};
-
-use crate::reported::Reported;
+use diagnosis::reporter::Reporter;
 
 use super::{END, Finding, HOST_NETNS, INSTANCE, Place, Scenario, id_of};
 
@@ -30,10 +30,9 @@ const TICK: u64 = 50_000_000;
 pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions> {
     let mut pipeline = Pipeline::new(host);
     let mut exchanges: Vec<ExchangeEvent> = Vec::new();
-    let mut reported = Reported::default();
+    let mut reporter = Reporter::open(&Telling::default(), BootTime(0))?;
     let mut hear = |event: &Event| {
-        reported.take(event);
-
+        reporter.take(event).expect("there is no output that could fail");
         let Event::Exchange(event) = event else { return };
         // Of several words on one exchange the last one stands.
         match exchanges.iter_mut().find(|known| known.exchange.id == event.exchange.id) {
@@ -52,7 +51,8 @@ pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions
     }
     pipeline.finish(&mut hear);
     exchanges.sort_by_key(|event| event.exchange.id);
-    Ok(Conclusions { exchanges, report: reported.report().context("the pipeline did not end")? })
+    let (_, report) = reporter.conclude(Vec::new()).context("the pipeline did not end")?;
+    Ok(Conclusions { exchanges, report })
 }
 
 /// Fails with everything that is not as the scenario expects.
