@@ -279,10 +279,10 @@ impl Interpreter {
             }
         }
         let span = Span { from: exchange.connection.since.min(exchange.opened), to: now.max(exchange.opened) };
-        let (absent, absent_everywhere) = (self.coverage.absence(span), self.coverage.absence_everywhere(span));
         let (history, host) = (&self.history, &self.surroundings);
         let directory = &self.directory;
-        let case = Case { exchange, moment, who: &who, hop_limit, history, host, directory, absent, absent_everywhere };
+        let coverage = &self.coverage;
+        let case = Case { exchange, moment, who: &who, hop_limit, history, host, directory, coverage, span };
         let when = match moment {
             Moment::Lost(journey) => journey.at,
             Moment::Asked | Moment::Answered | Moment::Left | Moment::Closed | Moment::Settled | Moment::Afterwards => {

@@ -29,7 +29,9 @@ impl Tallies {
             Event::Exchange(event) => {
                 if let Some(tally) = self.tally(&event.who) {
                     tally.exchanges += 1;
-                    tally.unanswered += u64::from(event.exchange.answered.is_none());
+                    let exchange = &event.exchange;
+                    tally.unanswered += u64::from(exchange.answered.is_none());
+                    tally.unproved += u64::from(exchange.answered.is_some() && exchange.response_proof.is_none());
                     tally.hop_limit = tally.hop_limit.and(event.hop_limit);
                 }
             }
@@ -83,6 +85,7 @@ impl Tallies {
                     who: who.clone(),
                     exchanges: 0,
                     unanswered: 0,
+                    unproved: 0,
                     hop_limit: HopLimit::default(),
                     findings: Vec::new(),
                 });

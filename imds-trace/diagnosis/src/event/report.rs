@@ -52,6 +52,8 @@ pub struct Tally {
     pub exchanges: u64,
     /// Exchanges without an answer.
     pub unanswered: u64,
+    /// Exchanges whose answer was seen, and nothing that shows that it arrived.
+    pub unproved: u64,
     /// Hop limit observed and needed.
     pub hop_limit: HopLimit,
     /// Names of the rules that fired, each once.

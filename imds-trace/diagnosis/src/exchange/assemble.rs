@@ -1,66 +1,20 @@
-//! Which exchange does this journey belong to, and is that one over?
-//!
-//! A connection may carry several, one after the other or before the answer to the one before: the answers come in the order of
-//! the requests (RFC 9112 section 9.3.2). A head that is seen again at the same sequence number is one that was sent again.
+//! Which connection does this journey belong to, and when is that one looked at next?
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
-use super::delivery::Received;
-use super::progress::{Live, Position, new};
-use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
-use crate::journey::{Connection, ConnectionId, Journey};
-use crate::net::{Direction, Endpoint, Heading, Timestamp};
-use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
+use super::connection::{Entry, Witness};
+use super::progress::{Live, new};
+use super::{Exchange, ExchangeId, Moment, Sink};
+use crate::journey::{Connection, ConnectionId, END, Journey};
+use crate::net::{Endpoint, Heading, Timestamp};
+use crate::observation::TcpFlags;
 
-/// An exchange in which nothing moves for so long is over. SDKs wait 0.5 to 5 s for an answer; a SYN is repeated after 1, 2 and
-/// 4 s.
-pub const QUIET: Duration = Duration::from_secs(5);
-/// An exchange that ends is told so much later: a client that closed its side may still listen for its answer, and another that
-/// ended before it is told first.
-pub const LINGER: Duration = Duration::from_millis(500);
-/// An exchange without an answer is settled so long after its end: until then the answer may come, too late for the client.
-pub const SETTLE: Duration = Duration::from_secs(5);
-/// A closed exchange is remembered so long for copies that are lost afterwards: a server repeats an unacknowledged segment with
-/// growing gaps of up to 120 s (RFC 6298; Linux TCP_RTO_MAX).
-const REMEMBER: Duration = Duration::from_secs(125);
-/// An exchange whose socket is open but was not heard of for so long is told all the same: its end may have been lost. cloud-init, the
-/// slowest client, waits 50 s a request.
-const SOCKET_QUIET: Duration = Duration::from_secs(130);
-/// Later than any due time.
-const NEVER: Timestamp = Timestamp(u64::MAX);
 /// Connections remembered at most.
 const MAX_CONNECTIONS: usize = 65_536;
 /// Exchanges remembered of one connection at most.
 const MAX_EXCHANGES: usize = 256;
-
-#[derive(Debug)]
-struct Entry {
-    /// In the order of their requests; never empty.
-    live: VecDeque<Live>,
-    last: Timestamp,
-    /// When one side said that this is the end.
-    ending: Option<Timestamp>,
-    /// When all of it was over.
-    closed: Option<Timestamp>,
-    /// What both ends are known to have received.
-    received: Received,
-    /// Is the client's socket known to be open? Then nothing of it is over.
-    socket_open: bool,
-    /// When it is looked at next, at the latest.
-    scheduled: Timestamp,
-}
-
-/// What is known of a client's socket that promised to say what its TCP counts.
-#[derive(Clone, Copy, Debug, Default)]
-struct Witness {
-    received: u64,
-    acked: u64,
-    /// When it was over.
-    closed: Option<Timestamp>,
-}
 
 /// Makes exchanges of journeys.
 #[derive(Debug, Default)]
@@ -199,7 +153,7 @@ impl Assembler {
             if entry.scheduled != due {
                 continue;
             }
-            entry.scheduled = NEVER;
+            entry.scheduled = END;
             let due = entry.due();
             if due > now {
                 schedule(&mut self.due, entry, id);
@@ -247,10 +201,7 @@ impl Assembler {
         self.next += 1;
         let opened = journey.hops.first().map_or(journey.at, |hop| hop.at);
         let exchange = new(ExchangeId(self.next), journey.connection.clone(), opened);
-        let live = VecDeque::from([Live::new(exchange)]);
-        let received = Received::default();
-        let last = journey.at;
-        let entry = Entry { live, last, ending: None, closed: None, received, socket_open: false, scheduled: NEVER };
+        let entry = Entry::new(Live::new(exchange), journey.at);
         self.entries.insert(id, entry);
         if let Some(isn) = journey.connection.isn {
             self.by_isn.insert(isn, id);
@@ -279,226 +230,5 @@ fn schedule(due: &mut BinaryHeap<Reverse<(Timestamp, ConnectionId)>>, entry: &mu
     if at < entry.scheduled {
         entry.scheduled = at;
         due.push(Reverse((at, id)));
-    }
-}
-
-impl Entry {
-    /// When something is to be done next.
-    fn due(&self) -> Timestamp {
-        match (self.closed, self.ending) {
-            (Some(closed), _) if !self.is_settled() => closed.max(self.last.after(SETTLE)),
-            (Some(_), _) => self.last.after(REMEMBER),
-            (None, Some(end)) => end.after(LINGER),
-            (None, None) if self.socket_open => self.last.after(SOCKET_QUIET),
-            (None, None) => self.last.after(QUIET),
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        self.live.iter().all(|live| live.settled)
-    }
-
-    fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
-        self.closed = Some(at);
-        for live in &mut self.live {
-            live.close(at, sink);
-        }
-    }
-
-    /// Takes in what the client's socket said.
-    fn hear(&mut self, witness: Witness, isn: Option<u32>) {
-        self.socket_open = witness.closed.is_none();
-        if self.closed.is_none() && self.ending.is_none() {
-            self.ending = witness.closed;
-        }
-        self.received.counted(witness.received, witness.closed.is_some());
-        if let (Some(isn), Ok(acked)) = (isn, u32::try_from(witness.acked)) {
-            self.received.by_imds(isn.wrapping_add(1).wrapping_add(acked));
-        }
-    }
-
-    /// Takes in what a packet says of what its sender has received.
-    fn note_received(&mut self, journey: &Journey) {
-        let flags = journey.tcp.flags;
-        if journey.icmp.is_some() {
-            return;
-        }
-        match journey.heading {
-            Heading::ToImds if flags.has(TcpFlags::ACK) => {
-                let is_first = self.live.len() == 1 && self.live.iter().all(|live| !live.exchange.responded);
-                if is_first && journey.tcp.len > 0 {
-                    self.received.answered_from(journey.tcp.ack.wrapping_sub(1));
-                }
-                self.received.by_client(journey.tcp.ack);
-            }
-            Heading::FromImds => {
-                if flags.has(TcpFlags::SYN) {
-                    self.received.answered_from(journey.tcp.seq);
-                }
-                // A reset acknowledges what a firewall wants it to.
-                if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
-                    self.received.by_imds(journey.tcp.ack);
-                }
-            }
-            Heading::ToImds => {}
-        }
-    }
-
-    /// Looks whether what is known to be received changes what came of an exchange, and tells those anew that were told.
-    fn prove(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
-        for live in &mut self.live {
-            if live.prove(&self.received, at, sink) {
-                live.revise(sink);
-            }
-        }
-    }
-
-    fn settle(&mut self, sink: &mut Sink<'_>) {
-        for live in &mut self.live {
-            live.settle(sink);
-        }
-    }
-
-    fn outward(&mut self, journey: &Journey, next: &mut u64, sink: &mut Sink<'_>) {
-        let requests = journey.heads.iter().filter_map(|head| match head {
-            Head::Request(request) => Some(request),
-            Head::Response(_) | Head::Token(_) => None,
-        });
-        let mut seen = false;
-        for (number, request) in requests.enumerate() {
-            seen = true;
-            let index = self.asks(journey, request, (journey.tcp.seq, number), next, sink);
-            self.live[index].outward(journey, sink);
-        }
-        if !seen && let Some(last) = self.live.back_mut() {
-            last.outward(journey, sink);
-        }
-        let flags = journey.tcp.flags;
-        let ends = flags.has(TcpFlags::FIN) || flags.has(TcpFlags::RST);
-        for live in self.live.iter_mut().filter(|_| ends) {
-            let exchange = &mut live.exchange;
-            if exchange.answered.is_none() && exchange.left.is_none() {
-                exchange.left = Some(journey.at);
-                if exchange.asked.is_some() {
-                    sink(exchange, Moment::Left);
-                }
-            }
-            exchange.discarded |= flags.has(TcpFlags::RST) && exchange.responded;
-        }
-    }
-
-    /// Enters a request's head; gives the index of its exchange.
-    fn asks(
-        &mut self,
-        journey: &Journey,
-        request: &RequestHead,
-        position: Position,
-        next: &mut u64,
-        sink: &mut Sink<'_>,
-    ) -> usize {
-        if let Some(again) = self.live.iter().position(|live| live.request_at == Some(position)) {
-            if journey.contradicted || self.live[again].exchange.request.as_ref() != Some(request) {
-                self.live[again].exchange.request = None;
-            }
-            return again;
-        }
-        let at = journey.hops.first().map_or(journey.at, |hop| hop.at);
-        let needs_another = self.live.back().is_none_or(|last| last.exchange.asked.is_some());
-        if needs_another && let Some(last) = self.live.back_mut() {
-            if last.exchange.answered.is_some() {
-                // Another request on a connection that was kept alive.
-                last.close(journey.at, sink);
-                last.settle(sink);
-            }
-            *next += 1;
-            let mut exchange = new(ExchangeId(*next), journey.connection.clone(), at);
-            exchange.handshake = last.exchange.handshake;
-            exchange.decrements = last.exchange.decrements;
-            self.live.push_back(Live::new(exchange));
-            (self.closed, self.ending) = (None, None);
-        } else if let Some(last) = self.live.back_mut() {
-            // A connection that had gone quiet before its first request was told as one without: it goes on.
-            last.exchange.closed = None;
-            last.settled = false;
-            (self.closed, self.ending) = (None, None);
-        }
-        let index = self.live.len() - 1;
-        let live = &mut self.live[index];
-        live.request_at = Some(position);
-        live.request_end = Some(journey.tcp.seq.wrapping_add(journey.tcp.len));
-        live.exchange.request = (!journey.contradicted).then(|| request.clone());
-        live.exchange.asked = Some(at);
-        // What happened to the SYN matters no more: it led here.
-        live.exchange.outward = None;
-        index
-    }
-
-    fn inward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
-        let mut number = 0;
-        let mut target = None;
-        let mut interim = false;
-        for head in &journey.heads {
-            match head {
-                Head::Response(response) if response.is_interim() => interim = true,
-                Head::Response(response) => {
-                    let index = self.answers(response, (journey.tcp.seq, number));
-                    number += 1;
-                    target = Some(index);
-                    self.live[index].inward(journey, Some(response), sink);
-                }
-                Head::Token(mark) => {
-                    let index = target.unwrap_or_else(|| self.goes_on());
-                    self.live[index].exchange.issued = Some(*mark);
-                }
-                Head::Request(_) => {}
-            }
-        }
-        if target.is_none() && interim {
-            let last = self.live.len() - 1;
-            let waits = self.live.iter().position(|live| live.exchange.response.is_none());
-            self.live[waits.unwrap_or(last)].interim(journey, sink);
-        } else if target.is_none() {
-            let flags = journey.tcp.flags;
-            if flags.has(TcpFlags::RST) {
-                self.refused(journey);
-            }
-            let index = self.goes_on();
-            self.live[index].inward(journey, None, sink);
-        }
-    }
-
-    /// The index of the exchange that a response's head belongs to.
-    fn answers(&mut self, response: &ResponseHead, position: Position) -> usize {
-        if let Some(again) = self.live.iter().position(|live| live.response_at == Some(position)) {
-            return again;
-        }
-        let last = self.live.len() - 1;
-        let index = self.live.iter().position(|live| live.response_at.is_none()).unwrap_or(last);
-        let live = &mut self.live[index];
-        live.response_at.get_or_insert(position);
-        live.exchange.response.get_or_insert_with(|| response.clone());
-        index
-    }
-
-    /// The index of the exchange that a packet without a head belongs to: the one whose answer has begun, else the first that waits.
-    fn goes_on(&self) -> usize {
-        match self.live.iter().position(|live| live.exchange.response.is_none()) {
-            None => self.live.len() - 1,
-            Some(first) => first.saturating_sub(1),
-        }
-    }
-
-    /// Somebody said no.
-    fn refused(&mut self, journey: &Journey) {
-        let how = journey.icmp.map_or(Refused::Reset, Refused::Icmp);
-        let came_in = journey.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Ingress);
-        let at = journey.hops.first().map_or(journey.at, |hop| hop.at);
-        for live in &mut self.live {
-            let exchange = &mut live.exchange;
-            if exchange.answered.is_none() && !exchange.responded && exchange.refusal.is_none() {
-                live.told |= journey.icmp.is_some();
-                exchange.refusal = Some(Refusal { at, how, from_outside: came_in });
-            }
-        }
     }
 }

@@ -3,6 +3,7 @@
 //! Cannot know: what a request said whose first bytes were not seen (then it has no method), nor anything about bodies.
 
 mod assemble;
+mod connection;
 mod delivery;
 pub mod imds;
 mod progress;
@@ -163,6 +164,11 @@ impl Exchange {
     /// Does what was seen show the way to IMDS only, though there was a way back?
     pub fn is_one_way(&self) -> bool {
         self.acknowledges && !self.handshake && !self.responded && self.inward.is_none()
+    }
+
+    /// Is it proved that the client has an answer? One of which all that is known is that it was forwarded may have been lost behind.
+    pub fn is_answered_for_sure(&self) -> bool {
+        self.answered.is_some() && self.response_proof.is_some()
     }
 
     /// The client's software, as its User-Agent hints.

@@ -19,6 +19,8 @@ pub(super) struct Live {
     /// The sequence number behind the segment that carried the request's head, and behind the one that carried the response's.
     pub(super) request_end: Option<u32>,
     response_end: Option<u32>,
+    /// The sequence number at which its answer begins, if nothing else is to come before it.
+    pub(super) answer_begins: Option<u32>,
     pub(super) settled: bool,
     /// Worth telling: something besides the end of an older connection was seen.
     pub(super) told: bool,
@@ -65,6 +67,7 @@ impl Live {
             response_at: None,
             request_end: None,
             response_end: None,
+            answer_begins: None,
             settled: false,
             told: false,
         }
@@ -203,6 +206,25 @@ impl Live {
         before != (exchange.answered.is_some(), exchange.response_proof.is_some())
     }
 
+    /// Was anything of its answer seen?
+    pub(super) fn has_answer(&self) -> bool {
+        self.response_at.is_some() || self.response_end.is_some() || self.exchange.answered.is_some()
+    }
+
+    /// Looks whether the client has an answer of which nothing was seen. Gives whether that changes what came of the exchange.
+    pub(super) fn notice_unseen(&mut self, received: &Received, at: Timestamp, sink: &mut Sink<'_>) -> bool {
+        let exchange = &mut self.exchange;
+        let Some(begins) = self.answer_begins.filter(|_| exchange.asked.is_some()) else { return false };
+        // One more may be the end that the other side said.
+        let Some(proof) = received.proves_response(begins.wrapping_add(2)) else { return false };
+        // What is seen later is the answer to another request.
+        self.response_at = Some((begins, usize::MAX));
+        (exchange.responded, exchange.response_proof) = (true, Some(proof));
+        exchange.answered = Some(at);
+        sink(exchange, Moment::Answered);
+        true
+    }
+
     /// Tells anew what was told before, for its outcome has changed.
     pub(super) fn revise(&mut self, sink: &mut Sink<'_>) {
         if self.exchange.closed.is_none() || !self.told {
@@ -219,6 +241,7 @@ impl Live {
     pub(super) fn interim(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
         let exchange = &mut self.exchange;
         self.told = true;
+        self.answer_begins = None;
         exchange.responded = true;
         if journey.fate != Fate::Delivered {
             travelled(&mut exchange.inward, journey, exchange.closed.is_some());

@@ -209,6 +209,9 @@ fn no_errors(scope: &Scope<'_>, lost: u64) -> Verdict {
     if lost > 0 {
         return Err(format!("{} lost: what is missing may have shown an error", counted_were(lost, "record")));
     }
+    if let Some((who, unanswered)) = scope.which(|seen| &seen.unanswered) {
+        return Err(format!("of {who} no error was found, but {}{}", unanswered.first, times(unanswered.count)));
+    }
     match scope.probed {
         Some(probed) if scope.exchanges() == 0 && probed.reached => return Ok(probed.summary.clone()),
         Some(probed) if scope.exchanges() == 0 => return Err(probed.summary.clone()),

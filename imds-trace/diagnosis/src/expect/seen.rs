@@ -25,6 +25,8 @@ pub(super) struct Seen {
     pub(super) served: bool,
     /// It did not.
     pub(super) refused: Noted,
+    /// Nothing came, or nothing shows that what came arrived.
+    pub(super) unanswered: Noted,
     /// Was a socket of it seen?
     pub(super) known: bool,
     /// Findings of severity error.
@@ -76,6 +78,7 @@ impl Seen {
             exchanges: 0,
             served: false,
             refused: Noted::default(),
+            unanswered: Noted::default(),
             known: false,
             errors: Noted::default(),
             errors_by_address: Noted::default(),
@@ -121,13 +124,19 @@ impl Seen {
         } else {
             self.refused.note(|| happened(exchange));
         }
+        if !exchange.is_answered_for_sure() {
+            self.unanswered.note(|| happened(exchange));
+        }
         // A response that may have arrived, or may not, may have been any.
         let unproved = exchange.responded
             && !exchange.response_refuted
             && matches!(exchange.response_delivery(), Delivery::Forwarded | Delivery::Unknown);
         // An answer whose status was not seen may have been any.
         let delivered = answered && status.is_none_or(is_success);
+        // What goes on where something took the connection is seen in part at most.
+        let elsewhere = asks == Asks::Unseen && exchange.redirected.is_some() && exchange.handshake;
         match asks {
+            _ if elsewhere && !answered => self.unclear.note(|| happened(exchange)),
             Asks::Token | Asks::Credentials | Asks::Unclear | Asks::Unseen if unproved && status.is_none() => {
                 self.unclear.note(|| happened(exchange));
             }
@@ -148,7 +157,7 @@ impl Seen {
             self.v1.note(|| happened(exchange));
         }
         let unread = exchange.request.as_ref().is_some_and(|request| request.cut && !request.token);
-        if (asks == Asks::Unseen || unread) && answered {
+        if (asks == Asks::Unseen || unread) && answered || elsewhere {
             self.unread.note(|| happened(exchange));
         }
     }

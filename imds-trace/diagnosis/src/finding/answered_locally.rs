@@ -13,11 +13,7 @@ pub const RULE: Rule = Rule {
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    // Known by what did not pass there: only with hooks there, and with nothing lost.
     let exchange = case.closed()?;
-    if exchange.redirected.is_none() {
-        case.absent_everywhere.ok()?;
-    }
     exchange.answered?;
     let inward = exchange.inward.as_ref().filter(|travel| !travel.hops.is_empty())?;
     // A TTL that had fallen before the first place that saw the answer: it was forwarded here, from where nobody listens.
@@ -38,18 +34,23 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let subject = case.subject();
     // Docker loads br_netfilter: then the redirect is made before a packet enters the bridge, where the first hook is.
     let what = if exchange.request.is_some() { format!("The {}", case.request_line()) } else { "A request".to_owned() };
-    let mut verdict = Verdict::certain(
-        "local",
-        match redirected {
-            Some(to) => format!(
+    let mut verdict = match redirected {
+        Some(to) => Verdict::certain(
+            "local",
+            format!(
                 "{what} of {subject} was answered by {to} in IMDS's place: something on this host sent the connection there (a redirect, \
                  DNAT).{server}"
             ),
-            None => format!(
+        ),
+        // Known by what did not pass there: only with hooks there, and with nothing lost.
+        None => Verdict::certain_by_absence(
+            "local",
+            format!(
                 "{what} of {subject} was answered on this host: neither request nor answer passed an interface towards IMDS.{server}"
             ),
-        },
-    );
+            case.absent_everywhere().ok()?,
+        ),
+    };
     let iptables = case.iptables();
     verdict.remedy = vec![
         format!("{iptables} -t nat -vnL PREROUTING --line-numbers"),

@@ -33,7 +33,7 @@ impl Case<'_> {
         let seen = inward.as_ref().is_some_and(|travel| !travel.hops.is_empty());
         if passed(inward, Direction::Ingress) {
             Answerer::Instance
-        } else if seen && self.absent_everywhere.is_ok() && !passed(outward, Direction::Egress) {
+        } else if seen && self.absent_everywhere().is_ok() && !passed(outward, Direction::Egress) {
             Answerer::StandIn
         } else {
             Answerer::Unknown
@@ -45,11 +45,22 @@ impl Case<'_> {
         self.exchange.answered.is_some() && self.answerer() == Answerer::StandIn
     }
 
+    /// Is it known by which interfaces this host reaches IMDS, and did the request not leave by one?
+    fn may_be_answered_in_place(&self) -> bool {
+        let left = self.exchange.outward.iter().flat_map(|travel| &travel.hops);
+        !self.host.uplinks.is_empty() && !left.into_iter().any(|hop| self.host.is_uplink(hop, Direction::Egress))
+    }
+
     /// May something be concluded from the answer about the instance? If so, with what certainty, and why no more.
     pub(super) fn speaks_for_instance(&self) -> Option<Voice> {
         let server = self.exchange.response.as_ref().and_then(|response| response.server.as_deref());
         match (self.answerer(), server) {
             (Answerer::StandIn, _) => None,
+            (Answerer::Unknown, Some(EC2)) if self.may_be_answered_in_place() => Some(Voice {
+                but: Some(
+                    "Neither was seen on its way to or from IMDS: something on this host may have answered.".to_owned(),
+                ),
+            }),
             (Answerer::Instance | Answerer::Unknown, Some(EC2)) => Some(Voice { but: None }),
             (Answerer::Instance, Some(other)) => {
                 Some(Voice { but: Some(format!("The server calls itself {other}: this may be no EC2 instance.")) })

@@ -100,6 +100,11 @@ impl Maker {
         }
     }
 
+    /// Is no process known?
+    pub(super) fn is_nobody(&self) -> bool {
+        self.task.is_none()
+    }
+
     /// Is it a process of which nobody knows what is above it?
     pub(super) fn is_adrift(&self) -> bool {
         self.task.is_some() && !self.placed

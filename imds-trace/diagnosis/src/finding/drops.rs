@@ -234,7 +234,7 @@ impl Failed<'_> {
         verdict.drop = Some(self.dropped.clone());
         verdict.weight = self.weight;
         verdict.last = self.last;
-        verdict.resting_on_absence(case)
+        verdict.resting_on(case.absent())
     }
 
     /// `A request packet of …` or `A response packet to …`.

@@ -54,6 +54,8 @@ struct Timeline {
     requests: VecDeque<(ExchangeId, Tie)>,
     /// When a request with a token was made that IMDS let in.
     let_in: Option<Timestamp>,
+    /// The same by whom no process was known.
+    nobody_let_in: Option<Timestamp>,
 }
 
 /// A token that was issued while tracing.
@@ -221,6 +223,9 @@ impl History {
         for (key, _) in keys(who) {
             if let Some(timeline) = self.clients.get_mut(&key) {
                 timeline.let_in = timeline.let_in.max(exchange.asked);
+                if who.process.is_none() {
+                    timeline.nobody_let_in = timeline.nobody_let_in.max(exchange.asked);
+                }
             }
         }
     }
@@ -388,6 +393,16 @@ impl History {
     /// Was the client of this exchange let in with a token after it?
     pub fn is_let_in_later(&self, exchange: &Exchange, who: &Attribution) -> bool {
         self.later(exchange, who, |history, key| history.clients.get(key)?.let_in)
+    }
+
+    /// Did somebody of the same place of whom no process is known ask for a token after it, or was let in with one? It may have been the
+    /// client of this exchange.
+    pub fn may_have_gone_on(&self, exchange: &Exchange, who: &Attribution) -> bool {
+        let place = Key::Place(who.subject());
+        let let_in = self.clients.get(&place).and_then(|timeline| timeline.nobody_let_in);
+        let requests = self.under(&place).filter_map(|(id, _)| self.requests.get(id));
+        let asked = requests.filter(|request| request.made.maker.is_nobody()).map(|request| request.made.asked).max();
+        exchange.asked.is_some_and(|at| let_in.max(asked).is_some_and(|later| at < later))
     }
 
     fn later(&self, exchange: &Exchange, who: &Attribution, when: impl Fn(&Self, &Key) -> Option<Timestamp>) -> bool {

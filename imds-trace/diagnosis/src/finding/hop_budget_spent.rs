@@ -14,11 +14,8 @@ pub const RULE: Rule = Rule {
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed()?;
     let inward = exchange.inward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
-    exchange.answered?;
-    // In a capture that does not show the client's packets, nobody knows whether it arrived.
-    if case.host.capture && exchange.outward.is_none() {
-        return None;
-    }
+    // It may have been lost behind the last place that saw it.
+    exchange.response_proof?;
     let last = inward.hops.last().filter(|hop| hop.ttl.0 == 1)?;
     let subject = case.subject();
     let mut verdict = Verdict::certain(

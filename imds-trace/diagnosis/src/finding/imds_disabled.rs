@@ -58,5 +58,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.caution = "It may be off on purpose. With it on, every process of the instance that reaches IMDS can take the instance's \
                        role; a job with a role of its own (OIDC, ECS task role, EKS Pod Identity) needs no IMDS."
         .to_owned();
-    Some(voice.temper(verdict))
+    Some(voice.temper(verdict).resting_on(case.absent_before()))
 }

@@ -57,5 +57,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
          modify-instance-metadata-options --instance-id {instance} --http-tokens optional lets it in, and with it every process \
          and container of the instance: the hop limit does not protect IMDSv1."
     );
-    Some(voice.temper(verdict).resting_on_absence(case))
+    Some(voice.temper(case.unless_it_went_on(verdict)).resting_on(case.absent_before()))
 }

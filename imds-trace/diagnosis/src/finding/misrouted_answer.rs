@@ -42,7 +42,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             }
             verdict
         }
-        false => vanished(case, travel, &came, back, case.absent.ok()?)?,
+        false => vanished(case, travel, &came, back, case.absent().ok()?)?,
     };
     verdict.path = case.path(None);
     verdict.weight = travel.copies.max(1);

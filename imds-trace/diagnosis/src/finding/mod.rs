@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::coverage::{Absent, WhyNot};
+use crate::coverage::{Absent, Coverage, Span, WhyNot};
 use crate::exchange::{Exchange, ExchangeId, Moment, Travel};
 use crate::identity::{Attribution, Directory};
 use crate::journey::{Dropped, Fate, Hop, Journey};
@@ -176,16 +176,45 @@ pub struct Case<'a> {
     pub host: &'a Surroundings,
     /// Who is who.
     pub directory: &'a Directory,
-    /// May it be concluded that what was not seen at the places that saw the rest was not there?
-    pub absent: Result<Absent, WhyNot>,
-    /// The same of everything that passes an interface towards IMDS.
-    pub absent_everywhere: Result<Absent, WhyNot>,
+    /// What was watched, and when.
+    pub coverage: &'a Coverage,
+    /// From the begin of its connection to now.
+    pub span: Span,
 }
+
+/// What a client did before a request shows so far back: no client pauses longer between two tries.
+const LOOKS_BACK: Duration = Duration::from_secs(60);
 
 impl<'a> Case<'a> {
     /// The exchange, if it has just closed.
     fn closed(&self) -> Option<&'a Exchange> {
         matches!(self.moment, Moment::Closed).then_some(self.exchange)
+    }
+
+    /// May it be concluded that what was not seen at the places that saw the rest was not there?
+    fn absent(&self) -> Result<Absent, WhyNot> {
+        self.coverage.absence(self.span)
+    }
+
+    /// The same of everything that passes an interface towards IMDS.
+    fn absent_everywhere(&self) -> Result<Absent, WhyNot> {
+        self.coverage.absence_everywhere(self.span)
+    }
+
+    /// The same of what its client did shortly before.
+    fn absent_before(&self) -> Result<Absent, WhyNot> {
+        self.coverage.absence(Span { from: self.span.from.before(LOOKS_BACK), ..self.span })
+    }
+
+    /// A refusal of a client that may have taken a new token since, unnoticed, is none for certain.
+    fn unless_it_went_on(&self, mut verdict: Verdict) -> Verdict {
+        if self.history.may_have_gone_on(self.exchange, self.who) {
+            verdict.confidence = Confidence::Likely;
+            verdict.summary.push_str(
+                " (A client of the same place whose process was not seen had a token later, or asked for one.)",
+            );
+        }
+        verdict
     }
 
     /// The exchange, if it was refused, and what its client did next is known now.
@@ -355,13 +384,23 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// It rests on something that was not seen: no more than likely if records were lost.
-    fn resting_on_absence(mut self, case: &Case<'_>) -> Self {
-        if case.absent.is_err() {
-            self.confidence = Confidence::Likely;
-            self.summary.push_str(" (Some records were lost: what is missing here may have been there.)");
-        }
+    /// Something of it rests on what was not seen: no more than likely without the proof that it would have been.
+    fn resting_on(mut self, absent: Result<Absent, WhyNot>) -> Self {
+        let why = match absent {
+            Ok(Absent { .. }) => return self,
+            Err(WhyNot::Lost) => "Some records were lost: what is missing here may have been there.",
+            Err(WhyNot::NotWatched) => {
+                "Not every interface towards IMDS was watched: what is missing here may have passed there."
+            }
+        };
+        self.confidence = Confidence::Likely;
+        self.summary.push_str(&format!(" ({why})"));
         self
+    }
+
+    /// One exchange, and what follows from the proof that something would have been seen.
+    fn certain_by_absence(cause: impl Into<String>, summary: String, _: Absent) -> Self {
+        Self::certain(cause, summary)
     }
 
     /// One exchange, and what is concluded from not seeing something: no more than likely, and only with the proof that it would have been

@@ -56,7 +56,7 @@ fn elsewhere(case: &Case<'_>, exchange: &Exchange, to: Endpoint) -> Option<Verdi
         }
         Fate::Delivered | Fate::Unresolved => {
             // Nothing follows from not seeing an answer where one may have been missed.
-            let absent = case.absent.ok()?;
+            let absent = case.absent().ok()?;
             let left = travel.hops.last().filter(|hop| hop.hook.direction == Direction::Egress);
             let by = left.map(|hop| format!("left by {} ", hop.hook.interface.name)).unwrap_or_default();
             Verdict::likely(cause_of, format!("{begin}, {by}and nothing came back from there."), absent)
@@ -90,7 +90,7 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
     let travel = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Unresolved && !exchange.handshake)?;
     let last = travel.hops.last().filter(|hop| hop.hook.direction == Direction::Ingress)?;
     // A hop less seen, a drop less seen, and it says nothing. Of one packet it says nothing either.
-    let absent = case.absent_everywhere.ok()?;
+    let absent = case.absent_everywhere().ok()?;
     if case.host.capture || travel.copies < 2 || exchange.inward.is_some() {
         return None;
     }

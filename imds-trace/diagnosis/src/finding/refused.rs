@@ -6,8 +6,8 @@
 use super::drops::{Cause, cause};
 use super::netfilter::{commands, hook};
 use super::socket_error::error_of;
-use super::{Case, Rule, Severity, Verdict};
-use crate::exchange::{Icmp, Refused};
+use super::{Case, Confidence, Rule, Severity, Verdict};
+use crate::exchange::{Icmp, Refusal, Refused};
 use crate::net::Heading;
 
 /// The rule.
@@ -75,6 +75,14 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     );
     verdict.drop = by_firewall.cloned();
     verdict.path = case.path(None);
+    if !from_outside && by_firewall.is_none() {
+        // That it was not seen coming in, or not at all.
+        verdict = verdict.resting_on(case.absent());
+    }
+    if is_of_routing(refusal) && !from_outside && dropped.is_none() {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary.push_str(" (What it answers was not seen: the want of a route, or a firewall rule.)");
+    }
     let Some(dropped) = by_firewall else {
         verdict.remedy = vec![format!("ip route get {}", exchange.connection.endpoint.address)];
         verdict.caution =
@@ -94,6 +102,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                        a role of its own (OIDC, ECS task role, EKS Pod Identity)."
         .to_owned();
     Some(verdict)
+}
+
+/// Is it what a host says that has no route?
+fn is_of_routing(refusal: Option<Refusal>) -> bool {
+    let Some(Refusal { how: Refused::Icmp(Icmp { sender, kind, code }), .. }) = refusal else { return false };
+    matches!((sender.is_ipv4(), kind, code), (true, 3, 0 | 1) | (false, 1, 0 | 3 | 6))
 }
 
 /// What an ICMP error says (RFC 792, RFC 1812, RFC 4443).

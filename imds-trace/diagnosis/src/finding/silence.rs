@@ -32,7 +32,7 @@ pub(super) struct Unanswered<'a> {
 pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     // That nothing came is inferred from not seeing it: where records were lost, nothing follows from that.
     let exchange = case.settled()?;
-    let absent = case.absent.ok()?;
+    let absent = case.absent().ok()?;
     let outward = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
     if exchange.answered.is_some() || exchange.responded || exchange.redirected.is_some() {
         return None;

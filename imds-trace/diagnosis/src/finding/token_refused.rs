@@ -56,5 +56,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                        new token on 401, and before the old one expires; a token holds for at most six hours (21600 s) and on \
                        its own instance only. One that was baked into an image, a file or a variable does not last."
         .to_owned();
-    Some(voice.temper(verdict))
+    Some(voice.temper(case.unless_it_went_on(verdict)).resting_on(case.absent_before()))
 }

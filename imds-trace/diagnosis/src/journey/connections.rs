@@ -274,11 +274,10 @@ impl<Open> Connections<Open> {
         }
     }
 
-    /// Enters addresses under which a connection was seen. One whose packet was dropped does not take them from another: where two
-    /// were given the same at once, the kernel lets only one through.
+    /// Enters addresses under which a connection was seen. One whose packet was dropped does not take them: where two were given the
+    /// same at once, the kernel lets only one through, and that one may not have been seen yet.
     fn claim(&mut self, id: ConnectionId, leg: Leg, place: &Place) {
-        let is_drop = matches!(place, Place::Drop(_));
-        if !is_drop || !self.by_leg.contains_key(&leg) {
+        if matches!(place, Place::Hook(_)) {
             self.add_leg(id, leg);
         }
     }
@@ -325,7 +324,9 @@ impl<Open> Connections<Open> {
         };
         self.states.insert(id, state);
         self.order.insert(turn, id);
-        self.by_leg.insert(leg, id);
+        if matches!(observation.place, Place::Hook(_)) || !self.by_leg.contains_key(&leg) {
+            self.by_leg.insert(leg, id);
+        }
         if let Some(isn) = isn {
             self.by_isn.insert(isn, id);
         }

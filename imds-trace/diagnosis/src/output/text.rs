@@ -147,11 +147,13 @@ impl Text {
                 let _ = writeln!(out, "  {}", tally_line(tally));
             }
             let unanswered: u64 = report.subjects.iter().map(|tally| tally.unanswered).sum();
-            let verdict = match (report.findings.is_empty(), unanswered, report.lost.sum()) {
-                (true, 0, 0) => "Nothing wrong was seen.",
-                (true, 0, _) => "Nothing wrong was seen in what could be kept.",
-                (true, _, _) => "Not every exchange was answered, and no rule names the cause.",
-                (false, _, _) => "",
+            let unproved: u64 = report.subjects.iter().map(|tally| tally.unproved).sum();
+            let verdict = match (report.findings.is_empty(), unanswered, unproved, report.lost.sum()) {
+                (true, 0, 0, 0) => "Nothing wrong was seen.",
+                (true, 0, 0, _) => "Nothing wrong was seen in what could be kept.",
+                (true, 0, _, _) => "Nothing wrong was seen, but nothing shows of every answer that it arrived.",
+                (true, _, _, _) => "Not every exchange was answered, and no rule names the cause.",
+                (false, _, _, _) => "",
             };
             if !verdict.is_empty() {
                 let _ = writeln!(out, "{verdict}");
