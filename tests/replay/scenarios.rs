@@ -1,22 +1,31 @@
 //! Do the scenarios come out as they say, and do they cover the rules?
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use diagnosis::finding::RULES;
-use imds_trace_replay_tests::scenario::{self, Scenario, judge};
+use diagnosis::pipeline::Host;
+use imds_trace_replay_tests::scenario::{self, HOST_NETNS, Scenario, conclude, harm, judge, near};
 use libtest_mimic::{Failed, Trial};
 
 /// One for each file, and those about all of them.
 pub fn trials() -> Result<Vec<Trial>> {
     let files = scenario::all()?;
-    let mut trials: Vec<Trial> = files
-        .into_iter()
-        .map(|(name, path)| {
-            Trial::test(format!("scenarios::{name}"), move || {
-                judge(&Scenario::read(&path)?).map_err(|error| Failed::from(format!("{error:#}")))
-            })
-        })
-        .collect();
+    let mut trials: Vec<Trial> = Vec::new();
+    for (name, path) in files {
+        let (stood, missed) = (path.clone(), path.clone());
+        trials.push(Trial::test(format!("scenarios::{name}"), move || {
+            judge(&Scenario::read(&path)?).map_err(|error| Failed::from(format!("{error:#}")))
+        }));
+        trials.push(Trial::test(format!("harm::{name}"), move || {
+            harm::stands(&Scenario::read(&stood)?).map_err(|error| Failed::from(format!("{error:#}")))
+        }));
+        trials.push(Trial::test(format!("near::{name}"), move || {
+            near::misses(&Scenario::read(&missed)?).map_err(|error| Failed::from(format!("{error:#}")))
+        }));
+    }
     trials.push(Trial::test("every_rule_has_a_scenario_that_fires_it_and_one_that_does_not", every_rule_has_both));
+    trials.push(Trial::test("the_way_and_the_caution_of_every_rule_are_judged_once_at_least", all_is_judged));
     trials.push(Trial::test("a_word_that_nobody_knows_is_an_error", unknown_words_are_errors));
     Ok(trials)
 }
@@ -41,9 +50,30 @@ fn every_rule_has_both() -> Result<(), Failed> {
     if missing.is_empty() { Ok(()) } else { Err(missing.join("\n").into()) }
 }
 
+fn all_is_judged() -> Result<(), Failed> {
+    let (mut shown, mut judged) = (BTreeSet::new(), BTreeSet::new());
+    for (_, path) in scenario::all()? {
+        let scenario = Scenario::read(&path)?;
+        for finding in &scenario.findings {
+            judged.extend(finding.path.is_some().then(|| (finding.rule.clone(), "way")));
+            judged.extend(finding.caution.is_some().then(|| (finding.rule.clone(), "caution")));
+        }
+        let host = Host { netns: HOST_NETNS, instance: None };
+        for finding in conclude(host, &scenario.inputs()?, false)?.report.findings {
+            shown.extend(finding.path.is_some().then(|| (finding.rule.to_owned(), "way")));
+            shown.extend((!finding.caution.is_empty()).then(|| (finding.rule.to_owned(), "caution")));
+        }
+    }
+    let missing: Vec<String> =
+        shown.difference(&judged).map(|(rule, what)| format!("no scenario judges the {what} of {rule}")).collect();
+    if missing.is_empty() { Ok(()) } else { Err(missing.join("\n").into()) }
+}
+
 fn unknown_words_are_errors() -> Result<(), Failed> {
     let packet = "{ ms = 0, to = 'syn', at = ['docker0 ingress 64'] }";
-    let good = format!("about = 'x'\nclients = [{{ inside = '172.17.0.2:4' }}]\npackets = [{packet}]\n");
+    let good = format!(
+        "about = 'x'\nclients = [{{ inside = '172.17.0.2:4' }}]\npackets = [{packet}]\nexchanges = ['172.17.0.2 - -']\n"
+    );
     Scenario::parse(&good)?.inputs()?;
     for (what, text) in [
         ("a key of the file", format!("colour = 1\n{good}")),

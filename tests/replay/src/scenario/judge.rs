@@ -1,12 +1,13 @@
 //! Does the pipeline conclude what a scenario expects, and nothing else?
 
 use anyhow::{Context, Result, bail};
-use diagnosis::config::Telling;
+use diagnosis::config::{Expectation, Telling};
 use diagnosis::event::Report;
 use diagnosis::event::{Event, ExchangeEvent};
 use diagnosis::finding::{self, Confidence, RULES};
 use diagnosis::identity::{Attribution, Subject};
 use diagnosis::input::Input;
+use diagnosis::journey::Fate;
 use diagnosis::net::{BootTime, Timestamp};
 use diagnosis::observation;
 use diagnosis::pipeline::{Host, Pipeline};
@@ -28,9 +29,19 @@ const TICK: u64 = 50_000_000;
 
 /// Gives inputs to a new pipeline. With `ticks` also the time, as often as the live shell would.
 pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions> {
+    conclude_asserting(host, inputs, ticks, Vec::new())
+}
+
+/// The same, and judges what is asserted.
+pub fn conclude_asserting(
+    host: Host,
+    inputs: &[Input],
+    ticks: bool,
+    expectations: Vec<Expectation>,
+) -> Result<Conclusions> {
     let mut pipeline = Pipeline::new(host);
     let mut exchanges: Vec<ExchangeEvent> = Vec::new();
-    let mut reporter = Reporter::open(&Telling::default(), BootTime(0))?;
+    let mut reporter = Reporter::open(&Telling { expectations, ..Telling::default() }, BootTime(0))?;
     let mut hear = |event: &Event| {
         reporter.take(event).expect("there is no output that could fail");
         let Event::Exchange(event) = event else { return };
@@ -104,11 +115,9 @@ fn compare(scenario: &Scenario, conclusions: &Conclusions) -> Result<Vec<String>
             finding.summary
         ));
     }
-    if let Some(expected) = &scenario.exchanges {
-        let exchanges: Vec<String> = conclusions.exchanges.iter().map(show_exchange).collect();
-        if exchanges != *expected {
-            wrong.push(format!("exchanges: expected {expected:?}, saw {exchanges:?}"));
-        }
+    let exchanges: Vec<String> = conclusions.exchanges.iter().map(show_exchange).collect();
+    if exchanges != scenario.exchanges {
+        wrong.push(format!("exchanges: expected {:?}, saw {exchanges:?}", scenario.exchanges));
     }
     let lost: u64 = scenario.lost.iter().map(|lost| lost.ring_buffer).sum();
     if conclusions.report.lost.sum() != lost {
@@ -149,11 +158,15 @@ fn differences(expected: &Finding, seen: &finding::Finding) -> Result<Vec<String
     if let Some(part) = expected.says.as_ref().filter(|part| !seen.summary.contains(*part)) {
         check("says", Some(part.clone()), seen.summary.clone());
     }
-    if let Some(part) =
-        expected.remedy.as_ref().filter(|part| !seen.remedy.iter().any(|command| command.contains(*part)))
-    {
-        check("remedy", Some(part.clone()), seen.remedy.join("; "));
+    // A command that nobody thought of when the scenario was written is none to be typed.
+    let has = |part: &String| seen.remedy.iter().any(|command| command.contains(part));
+    if !expected.remedy.as_ref().map_or(seen.remedy.is_empty(), has) {
+        check("remedy", Some(expected.remedy.clone().unwrap_or("none".to_owned())), seen.remedy.join("; "));
     }
+    if let Some(part) = expected.caution.as_ref().filter(|part| !seen.caution.contains(*part)) {
+        check("caution", Some(part.clone()), seen.caution.clone());
+    }
+    check("path", expected.path.clone(), seen.path.as_ref().map_or("none".to_owned(), show_path));
     let wanted = match expected.drop.as_deref() {
         None => None,
         Some("none") => Some("none".to_owned()),
@@ -181,7 +194,8 @@ fn is(expected: &str, who: &Attribution) -> bool {
     }
 }
 
-fn show(who: &Attribution) -> String {
+/// Who it is, as scenarios name them.
+pub fn show(who: &Attribution) -> String {
     match (&who.container, who.subject()) {
         (Some(container), _) => container.name.clone().unwrap_or_else(|| format!("unnamed {}", container.id)),
         (None, Subject::Host) => "host".to_owned(),
@@ -189,7 +203,24 @@ fn show(who: &Attribution) -> String {
     }
 }
 
-fn show_exchange(event: &ExchangeEvent) -> String {
+/// The way, as scenarios have it.
+pub fn show_path(path: &finding::Path) -> String {
+    let hop =
+        |hop: &diagnosis::journey::Hop| format!("{} {} {}", hop.hook.interface.name, hop.hook.direction, hop.ttl.0);
+    let way = |way: &finding::Way| {
+        let hops: Vec<String> = way.hops.iter().map(hop).collect();
+        let fate = match way.fate {
+            Fate::Delivered => "delivered",
+            Fate::Dropped(_) => "dropped",
+            Fate::Unresolved => "unresolved",
+        };
+        if hops.is_empty() { fate.to_owned() } else { format!("{}: {fate}", hops.join(", ")) }
+    };
+    format!("{}; {}", way(&path.outward), way(&path.inward))
+}
+
+/// An exchange, as scenarios have it.
+pub fn show_exchange(event: &ExchangeEvent) -> String {
     let kind = serde_json::to_value(event.exchange.imds()).unwrap_or_default();
     let status = event.exchange.status().map_or("-".to_owned(), |status| status.to_string());
     format!("{} {} {status}", show(&event.who), kind.as_str().unwrap_or("-"))

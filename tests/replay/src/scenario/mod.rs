@@ -4,8 +4,10 @@
 //! finding that must come of them, and no other. Sequence numbers, addresses after translation and the like follow from the few
 //! words of a packet; what does not follow can be said. A key that is not known is an error.
 
+pub mod harm;
 mod inputs;
 mod judge;
+pub mod near;
 mod place;
 mod tcp;
 
@@ -16,7 +18,7 @@ use diagnosis::identity::fact::Forwarding;
 use serde::Deserialize;
 
 pub use inputs::{END, INSTANCE, header, id_of};
-pub use judge::{conclude, judge};
+pub use judge::{conclude, judge, show_exchange, show_path};
 pub use place::{HOST_NETNS, Place};
 
 /// A situation and what must be concluded from it.
@@ -59,14 +61,17 @@ pub struct Scenario {
     /// What could not be kept.
     #[serde(default)]
     pub lost: Vec<Lost>,
+    /// Assertions that one record alone speaks against: lost silently, they hold, and nothing could show it. Say why.
+    #[serde(default)]
+    pub sole_witness: Vec<String>,
     /// What is seen.
     #[serde(default)]
     pub packets: Vec<Packet>,
     /// All that must be found.
     #[serde(default)]
     pub findings: Vec<Finding>,
-    /// All exchanges, in order: `WHO KIND STATUS`, e.g. `job-17 token 200`; `-` for what is not known. Absent: any.
-    pub exchanges: Option<Vec<String>>,
+    /// All exchanges, in order: `WHO KIND STATUS`, e.g. `job-17 token 200`; `-` for what is not known.
+    pub exchanges: Vec<String>,
     /// A part of the sentence in which the report tells that the kernel's counters say something else. Absent: there is none.
     pub difference: Option<String>,
 }
@@ -312,8 +317,12 @@ pub struct Finding {
     pub waited_ms: Option<u64>,
     /// A part of the sentence.
     pub says: Option<String>,
-    /// A part of one of the commands.
+    /// A part of one of the commands. Absent: there are none.
     pub remedy: Option<String>,
+    /// A part of what the commands cost in safety.
+    pub caution: Option<String>,
+    /// The way that shows it, request and response: `docker0 ingress 64, ens5 egress 63: delivered; ens5 ingress 1: dropped`, or `none`.
+    pub path: Option<String>,
 }
 
 impl Scenario {
