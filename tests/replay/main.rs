@@ -3,6 +3,7 @@
 //! No kernel, no root: below the seam everything is a function of the inputs. Each scenario and each recording is a test of its
 //! own; a new file is a new test.
 
+mod busy;
 mod captures;
 mod evidence;
 mod foreign;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let trials = scenarios::trials().and_then(|mut trials: Vec<Trial>| {
         trials.extend(recordings::trials()?);
         trials.extend(captures::trials()?);
+        trials.extend(busy::trials());
         trials.extend(evidence::trials());
         trials.extend(handed_over::trials());
         trials.extend(foreign::trials());

@@ -3,7 +3,7 @@
 //!
 //! Cannot know: what passes by interfaces of which nobody told this host.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::identity::fact::Connected;
@@ -134,7 +134,10 @@ pub struct Unseen {
 /// Connections that are open and that no hook has seen.
 #[derive(Debug, Default)]
 pub struct UnseenSockets {
-    open: VecDeque<Unseen>,
+    /// By first sequence number.
+    open: HashMap<u32, Unseen>,
+    by_ends: HashMap<(Endpoint, Endpoint), u32>,
+    order: VecDeque<u32>,
     evicted: u64,
 }
 
@@ -145,29 +148,55 @@ impl UnseenSockets {
     /// A socket was established, and no hook had seen its SYN.
     pub fn established(&mut self, at: Timestamp, socket: &Connected) {
         let (client, endpoint) = (socket.source, socket.destination);
-        self.open.push_back(Unseen { isn: socket.isn, client, endpoint, established: at, counted: None });
-        if self.open.len() > MAX_UNSEEN {
-            self.open.pop_front();
-            self.evicted += 1;
+        let unseen = Unseen { isn: socket.isn, client, endpoint, established: at, counted: None };
+        if self.open.insert(socket.isn, unseen).is_none() {
+            self.order.push_back(socket.isn);
+        }
+        self.by_ends.insert((client, endpoint), socket.isn);
+        while self.open.len() > MAX_UNSEEN
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.evicted += u64::from(self.over(oldest).is_some());
+        }
+        if self.order.len() > 2 * MAX_UNSEEN {
+            let open = &self.open;
+            self.order.retain(|isn| open.contains_key(isn));
+        }
+    }
+
+    /// A hook saw a packet between these two ends, a SYN with this number if it was one: what was not seen of that connection before
+    /// is seen now.
+    pub fn saw(&mut self, syn: Option<u32>, client: Endpoint, endpoint: Endpoint) {
+        if self.open.is_empty() {
+            return;
+        }
+        if let Some(isn) = syn.or_else(|| self.by_ends.get(&(client, endpoint)).copied()) {
+            self.over(isn);
         }
     }
 
     /// A socket's TCP has counted these payload bytes received and acknowledged.
     pub fn counted(&mut self, isn: u32, counts: (u64, u64)) {
-        if let Some(unseen) = self.open.iter_mut().rev().find(|unseen| unseen.isn == isn) {
+        if let Some(unseen) = self.open.get_mut(&isn) {
             unseen.counted = Some(counts);
         }
     }
 
     /// A socket's connection is over: what was known of it, if no hook had seen it.
     pub fn over(&mut self, isn: u32) -> Option<Unseen> {
-        let at = self.open.iter().rposition(|unseen| unseen.isn == isn)?;
-        self.open.remove(at)
+        let unseen = self.open.remove(&isn)?;
+        let ends = (unseen.client, unseen.endpoint);
+        if self.by_ends.get(&ends) == Some(&isn) {
+            self.by_ends.remove(&ends);
+        }
+        Some(unseen)
     }
 
-    /// All that are still open: the run ends.
-    pub fn take(&mut self) -> VecDeque<Unseen> {
-        std::mem::take(&mut self.open)
+    /// All that are still open, in their order: the run ends.
+    pub fn take(&mut self) -> Vec<Unseen> {
+        let mut open: Vec<Unseen> = std::mem::take(&mut self.open).into_values().collect();
+        open.sort_by_key(|unseen| (unseen.established, unseen.isn));
+        open
     }
 
     /// How many had to go to stay within bounds; counted anew after each call.

@@ -38,6 +38,7 @@ pub mod recording;
 pub mod replay;
 pub mod report;
 pub mod reporter;
+mod room;
 pub mod secret;
 pub mod unpack;
 pub mod way;

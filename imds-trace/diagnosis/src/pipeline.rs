@@ -6,12 +6,13 @@ use crate::coverage::{Coverage, Span, Unseen, UnseenSockets};
 use crate::event::Reconciled;
 use crate::event::{End, Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
 use crate::exchange::{Assembler, Exchange, Moment};
-use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Spent, Surroundings, spent};
+use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Refused, Spent, Surroundings, spent};
 use crate::identity::fact::TcpState;
-use crate::identity::{Directory, Fact, Query, Said};
+use crate::identity::{Attribution, Directory, Fact, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Joiner, Journey, Others};
-use crate::net::{Netns, Timestamp, Ttl};
+use crate::net::{Heading, Netns, Timestamp, Ttl};
+use crate::observation::{Observation, Place};
 
 /// What does not change during a run.
 #[derive(Clone, Debug)]
@@ -102,6 +103,7 @@ impl Pipeline {
                 self.advance(observation.at, sink);
                 self.interpreter.coverage.heard(observation.at);
                 self.others.note(&observation);
+                self.note_seen(&observation);
                 self.joiner.push(observation);
             }
             Input::Fact(fact) => {
@@ -137,6 +139,7 @@ impl Pipeline {
                 self.interpreter.coverage.lost(at, self.now, unreadable > 0);
             }
         }
+        self.forget();
         self.tell_losses(sink);
     }
 
@@ -183,10 +186,36 @@ impl Pipeline {
         }
     }
 
+    /// What was not seen of a connection before may be seen now.
+    fn note_seen(&mut self, observation: &Observation) {
+        // What bears IMDS's address may be forged.
+        if let (Some(tcp), Place::Hook(_), Heading::ToImds) = (observation.tcp, &observation.place, observation.heading)
+        {
+            let syn = tcp.flags.opens().then_some(tcp.seq);
+            self.unseen.saw(syn, observation.flow.source, observation.flow.destination);
+        }
+    }
+
+    /// What the joiner has forgotten leads to nothing more: the assembler forgets it once it is told, and then the directory.
+    fn forget(&mut self) {
+        for id in self.joiner.take_forgotten() {
+            self.assembler.forsake(id);
+        }
+        for (isn, endpoint) in self.assembler.take_forgotten() {
+            self.interpreter.directory.over(isn, endpoint);
+        }
+    }
+
     /// Takes in what a client's socket said of itself.
     fn hear_socket(&mut self, fact: &Fact, sink: &mut Sink<'_>) {
         match &fact.said {
-            Said::Connected(socket) if socket.established => {
+            Said::Connected(socket) if !socket.established => {
+                self.joiner.closed(socket.isn);
+                if !self.joiner.has_seen(socket.isn) {
+                    self.interpreter.directory.closed_unseen(fact.at, socket.isn, socket.destination);
+                }
+            }
+            Said::Connected(socket) => {
                 if socket.counts {
                     self.assembler.opened(socket.isn);
                 }
@@ -204,7 +233,11 @@ impl Pipeline {
                     interpreter.interpret(exchange, moment, now, sink);
                 });
                 if closed {
+                    self.joiner.closed(socket.isn);
                     let over = self.unseen.over(socket.isn);
+                    if let Some(unseen) = over {
+                        self.interpreter.directory.closed_unseen(fact.at, unseen.isn, unseen.endpoint);
+                    }
                     self.tell_unseen(over, fact.at, sink);
                 }
             }
@@ -253,6 +286,17 @@ impl Interpreter {
 
     fn interpret(&mut self, exchange: &Exchange, moment: Moment<'_>, now: Timestamp, sink: &mut Sink<'_>) {
         let who = self.directory.who(query(&exchange.connection, exchange.attempt), exchange.opened);
+        self.interpret_of(who, exchange, moment, now, sink);
+    }
+
+    fn interpret_of(
+        &mut self,
+        who: Attribution,
+        exchange: &Exchange,
+        moment: Moment<'_>,
+        now: Timestamp,
+        sink: &mut Sink<'_>,
+    ) {
         let seen = self.limit(exchange, who.initial_ttl);
         let hop_limit = self.ledger.hop_limit(&who.subject(), seen);
         if let Moment::Lost(journey) = moment {
@@ -274,8 +318,8 @@ impl Interpreter {
                 token: self.history.token_use(exchange),
             }));
             sink(&event);
-            if let Some(refused) = self.aftermath.note(exchange, now) {
-                self.interpret(&refused, Moment::Afterwards, now, sink);
+            if let Some(refused) = self.aftermath.note(exchange, &who, now) {
+                self.judge(refused, now, sink);
             }
         }
         let span = Span { from: exchange.connection.since.min(exchange.opened), to: now.max(exchange.opened) };
@@ -299,9 +343,16 @@ impl Interpreter {
 
     /// Looks again at what was refused, up to those that are `due`.
     fn judge_refusals(&mut self, due: Timestamp, now: Timestamp, sink: &mut Sink<'_>) {
-        while let Some(exchange) = self.aftermath.next(due) {
-            self.interpret(&exchange, Moment::Afterwards, now, sink);
+        while let Some(refused) = self.aftermath.next(due) {
+            self.judge(refused, now, sink);
         }
+    }
+
+    fn judge(&mut self, (exchange, whose): Refused, now: Timestamp, sink: &mut Sink<'_>) {
+        // What was learned since counts, unless the socket was forgotten since.
+        let who = self.directory.who(query(&exchange.connection, exchange.attempt), exchange.opened);
+        let who = if who.process.is_none() { whose } else { who };
+        self.interpret_of(who, &exchange, Moment::Afterwards, now, sink);
     }
 
     /// What one exchange says of the hop limit.

@@ -1,6 +1,6 @@
 //! What does a busy host's tracer take in? Any number of exchanges of a few containers, made without a kernel.
 //!
-//! Each is a whole connection: SYN, SYN-ACK, request, answer, FIN, seen at the bridge and at the uplink. Tokens and a role's
+//! Each is a whole connection: SYN, SYN-ACK, request, answer, both FINs, seen at the bridge and at the uplink. Tokens and a role's
 //! credentials by turns; the last of the containers asks without a token.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -61,7 +61,7 @@ pub fn conclusion(count: u64) -> Vec<Input> {
     ]
 }
 
-/// When an exchange begins.
+/// When an exchange of [`exchange`] begins.
 pub fn begins(number: u64) -> Timestamp {
     Timestamp(BEGIN + number * BETWEEN)
 }
@@ -70,9 +70,14 @@ fn inside(container: u8) -> IpAddr {
     Ipv4Addr::new(172, 17, 0, 2 + container).into()
 }
 
-/// The inputs of one exchange.
+/// The inputs of one exchange, at a pace that a host sees every day.
 pub fn exchange(number: u64) -> Vec<Input> {
-    let at = begins(number).0;
+    exchange_at(number, begins(number))
+}
+
+/// The inputs of one exchange that begins at this moment.
+pub fn exchange_at(number: u64, begins: Timestamp) -> Vec<Input> {
+    let at = begins.0;
     let which = u8::try_from(number % CONTAINERS.len() as u64).unwrap_or(0);
     let round = number / CONTAINERS.len() as u64;
     let (name, pid) = (CONTAINERS[usize::from(which)], 4_700 + u32::from(which));
@@ -132,6 +137,8 @@ pub fn exchange(number: u64) -> Vec<Input> {
         packet(2, TcpFlags::ACK, (seq, ack, 200), asks, true),
         packet(3, TcpFlags::ACK, (ack, seq.wrapping_add(200), 300), answers, false),
         packet(4, TcpFlags::FIN | TcpFlags::ACK, (seq.wrapping_add(200), ack.wrapping_add(300), 0), None, true),
+        packet(5, TcpFlags::FIN | TcpFlags::ACK, (ack.wrapping_add(300), seq.wrapping_add(201), 0), None, false),
+        packet(6, TcpFlags::ACK, (seq.wrapping_add(201), ack.wrapping_add(301), 0), None, true),
     ];
     inputs.extend(packets.into_iter().flatten());
     inputs

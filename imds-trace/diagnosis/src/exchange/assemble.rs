@@ -10,6 +10,7 @@ use super::{Exchange, ExchangeId, Moment, Sink};
 use crate::journey::{Connection, ConnectionId, END, Journey};
 use crate::net::{Endpoint, Heading, Timestamp};
 use crate::observation::TcpFlags;
+use crate::room;
 
 /// Connections remembered at most.
 const MAX_CONNECTIONS: usize = 65_536;
@@ -28,6 +29,7 @@ pub struct Assembler {
     witness_order: VecDeque<u32>,
     next: u64,
     evicted: u64,
+    forgotten: Vec<(u32, Endpoint)>,
 }
 
 impl Assembler {
@@ -94,10 +96,14 @@ impl Assembler {
         if self.witnesses.insert(isn, Witness::default()).is_none() {
             self.witness_order.push_back(isn);
         }
-        while self.witness_order.len() > MAX_CONNECTIONS {
-            if let Some(oldest) = self.witness_order.pop_front() {
-                self.witnesses.remove(&oldest);
-            }
+        while self.witnesses.len() > MAX_CONNECTIONS
+            && let Some(oldest) = self.witness_order.pop_front()
+        {
+            self.witnesses.remove(&oldest);
+        }
+        if self.witness_order.len() > room::SLACK * self.witnesses.len().max(room::LEAST) {
+            let witnesses = &self.witnesses;
+            self.witness_order.retain(|isn| witnesses.contains_key(isn));
         }
         self.heard(isn, None, &mut |_, _| {});
     }
@@ -132,16 +138,39 @@ impl Assembler {
         schedule(&mut self.due, entry, id);
     }
 
-    /// Forgets a connection.
-    fn forget(&mut self, id: ConnectionId) {
-        let Some(entry) = self.entries.remove(&id) else { return };
-        let isn = entry.live.back().and_then(|live| live.exchange.connection.isn);
-        if let Some(isn) = isn.filter(|isn| self.by_isn.get(isn) == Some(&id)) {
-            self.by_isn.remove(&isn);
+    /// No journey of this connection comes any more: it is forgotten as soon as all of it is told.
+    pub fn forsake(&mut self, id: ConnectionId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.forsaken = true;
+        if entry.is_told() {
+            self.forget(id);
         }
     }
 
-    /// Closes what has gone quiet at `now` and forgets what is long over.
+    /// First sequence numbers, and where to, of the connections that were forgotten since the last call.
+    pub fn take_forgotten(&mut self) -> Vec<(u32, Endpoint)> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// Forgets a connection.
+    fn forget(&mut self, id: ConnectionId) {
+        let Some(entry) = self.entries.remove(&id) else { return };
+        room::give_back(&mut self.entries);
+        let connection = entry.live.back().map(|live| &live.exchange.connection);
+        let Some((isn, endpoint)) = connection.and_then(|connection| Some((connection.isn?, connection.endpoint)))
+        else {
+            return;
+        };
+        if self.by_isn.get(&isn) == Some(&id) {
+            self.by_isn.remove(&isn);
+            self.witnesses.remove(&isn);
+            room::give_back(&mut self.by_isn);
+            room::give_back(&mut self.witnesses);
+            self.forgotten.push((isn, endpoint));
+        }
+    }
+
+    /// Closes what has gone quiet at `now`.
     pub fn advance(&mut self, now: Timestamp, sink: &mut Sink<'_>) {
         while let Some(&Reverse((due, id))) = self.due.peek() {
             if due > now {
@@ -161,17 +190,17 @@ impl Assembler {
             }
             match entry.closed {
                 None => entry.close(entry.ending.unwrap_or(due), sink),
-                Some(_) if entry.is_settled() => {
-                    self.forget(id);
-                    continue;
-                }
                 Some(_) => entry.settle(sink),
+            }
+            if entry.forsaken && entry.is_told() {
+                self.forget(id);
+                continue;
             }
             schedule(&mut self.due, entry, id);
         }
     }
 
-    /// When [`Self::advance`] will have something to tell. Forgetting can wait for it.
+    /// When [`Self::advance`] will have something to tell.
     pub fn due(&self) -> Option<Timestamp> {
         self.due.peek().map(|Reverse((due, _))| *due)
     }
@@ -211,15 +240,16 @@ impl Assembler {
             match self.order.pop_front() {
                 Some(oldest) => {
                     // What is over and told is no loss.
-                    let is_open = self.entries.get(&oldest).is_some_and(|entry| entry.closed.is_none());
+                    let is_loss = self.entries.get(&oldest).is_some_and(|entry| !entry.is_told());
                     self.forget(oldest);
-                    self.evicted += u64::from(is_open);
+                    self.evicted += u64::from(is_loss);
                 }
                 None => break,
             }
         }
-        while self.order.front().is_some_and(|oldest| !self.entries.contains_key(oldest)) {
-            self.order.pop_front();
+        if self.order.len() > room::SLACK * self.entries.len().max(room::LEAST) {
+            let entries = &self.entries;
+            self.order.retain(|id| entries.contains_key(id));
         }
     }
 }

@@ -21,9 +21,6 @@ pub const QUIET: Duration = Duration::from_secs(5);
 pub const LINGER: Duration = Duration::from_millis(500);
 /// An exchange without an answer is settled so long after its end: until then the answer may come, too late for the client.
 pub const SETTLE: Duration = Duration::from_secs(5);
-/// A closed exchange is remembered so long for copies that are lost afterwards: a server repeats an unacknowledged segment with
-/// growing gaps of up to 120 s (RFC 6298; Linux TCP_RTO_MAX).
-const REMEMBER: Duration = Duration::from_secs(125);
 /// An exchange whose socket is open but was not heard of for so long is told all the same: its end may have been lost. cloud-init, the
 /// slowest client, waits 50 s a request.
 const SOCKET_QUIET: Duration = Duration::from_secs(130);
@@ -44,6 +41,8 @@ pub(super) struct Entry {
     socket_open: bool,
     /// When it is looked at next, at the latest.
     pub(super) scheduled: Timestamp,
+    /// No packet of it comes any more: the joiner has forgotten it.
+    pub(super) forsaken: bool,
 }
 
 /// What is known of a client's socket that promised to say what its TCP counts.
@@ -66,6 +65,7 @@ impl Entry {
             received: Received::default(),
             socket_open: false,
             scheduled: END,
+            forsaken: false,
         }
     }
 
@@ -73,15 +73,20 @@ impl Entry {
     pub(super) fn due(&self) -> Timestamp {
         match (self.closed, self.ending) {
             (Some(closed), _) if !self.is_settled() => closed.max(self.last.after(SETTLE)),
-            (Some(_), _) => self.last.after(REMEMBER),
+            (Some(_), _) => END,
             (None, Some(end)) => end.after(LINGER),
             (None, None) if self.socket_open => self.last.after(SOCKET_QUIET),
             (None, None) => self.last.after(QUIET),
         }
     }
 
-    pub(super) fn is_settled(&self) -> bool {
+    fn is_settled(&self) -> bool {
         self.live.iter().all(|live| live.settled)
+    }
+
+    /// Is it over, and nothing left to be told of it?
+    pub(super) fn is_told(&self) -> bool {
+        self.closed.is_some() && self.live.iter().all(|live| live.settled || !live.is_to_settle())
     }
 
     pub(super) fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {

@@ -92,10 +92,15 @@ impl Live {
     pub(super) fn settle(&mut self, sink: &mut Sink<'_>) {
         if !self.settled {
             self.settled = true;
-            if self.told && (self.exchange.answered.is_none() || self.exchange.is_late()) {
+            if self.is_to_settle() {
                 sink(&self.exchange, Moment::Settled);
             }
         }
+    }
+
+    /// Does it matter that nothing more comes?
+    pub(super) fn is_to_settle(&self) -> bool {
+        self.told && (self.exchange.answered.is_none() || self.exchange.is_late())
     }
 
     /// A packet of its client.

@@ -47,7 +47,7 @@ use crate::identity::{Attribution, Directory};
 use crate::journey::{Dropped, Fate, Hop, Journey};
 use crate::net::{Netns, Timestamp, Ttl};
 use crate::printable::shell_word;
-pub use aftermath::Aftermath;
+pub use aftermath::{Aftermath, Refused};
 pub use drops::{Spent, spent};
 use history::Tries;
 pub use history::{History, TokenUse};

@@ -274,6 +274,16 @@ impl Directory {
         self.sockets.unseen(at, socket);
     }
 
+    /// The connection with this first sequence number is over, and all of it was told.
+    pub fn over(&mut self, isn: u32, endpoint: Endpoint) {
+        self.sockets.over(isn, endpoint);
+    }
+
+    /// A socket closed, and no packet of it was seen.
+    pub fn closed_unseen(&mut self, at: Timestamp, isn: u32, endpoint: Endpoint) {
+        self.sockets.closed_unseen(at, isn, endpoint);
+    }
+
     /// When [`Self::failed`] may have something to tell.
     pub fn due(&self) -> Option<Timestamp> {
         self.sockets.due()

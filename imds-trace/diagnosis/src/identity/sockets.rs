@@ -8,10 +8,12 @@ use super::cgroup;
 use super::fact::{CUT, Connected, Connecting, ProcessDetail, TICK, Told};
 use super::{Process, Query};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
+use crate::room;
 
-/// Sockets remembered at most; 11,000 connects a second, the fastest a client was seen to ask, fill it in five seconds. A table with
-/// room for 114,688 that is never more than half full tidies itself up in place, and never doubles.
-const MAX_SOCKETS: usize = 57_000;
+/// Sockets remembered at most: those of all connections that are remembered, and some of which no packet was seen.
+const MAX_SOCKETS: usize = 80_000;
+/// A socket that closed and of which no packet was seen is forgotten so much later: until then what became of it is told.
+const FORGET_CLOSED: Duration = Duration::from_secs(15);
 /// Processes whose /proc entries are remembered at most.
 const MAX_PROCESSES: usize = 4_096;
 /// An initial sequence number is believed this long before and after the first packet: Linux draws a new one for a reused pair of
@@ -39,6 +41,8 @@ pub struct Socket {
     went_on: bool,
     /// Under which first sequence number and addresses it is entered.
     keys: Option<(Isn, Ends)>,
+    /// When it closed, if a packet of it was never seen.
+    closed_unseen: Option<Timestamp>,
 }
 
 /// A first sequence number and where to; and both ends of a connection.
@@ -159,6 +163,8 @@ pub struct Sockets {
     connecting: HashMap<u64, u64>,
     by_isn: HashMap<Isn, u64>,
     by_flow: HashMap<Ends, u64>,
+    /// Those that closed unseen, and when.
+    closed: VecDeque<(Timestamp, u64)>,
     /// What /proc said last, and where the process stood then.
     processes: HashMap<u32, ((Netns, u64), Rc<ProcessDetail>)>,
     process_order: VecDeque<u32>,
@@ -223,22 +229,73 @@ impl Sockets {
         let told = latest.map(|latest| Rc::clone(&latest.told)).filter(|told| **told == task.told);
         let told = told.unwrap_or_else(|| Rc::new(task.told.clone()));
         let task = Connecting { told: Told::default(), ..task.clone() };
-        let socket = Socket { at, task, told, detail, error: None, failed_after: None, went_on: false, keys: None };
+        let socket = Socket {
+            at,
+            task,
+            told,
+            detail,
+            error: None,
+            failed_after: None,
+            went_on: false,
+            keys: None,
+            closed_unseen: None,
+        };
         self.all.insert(number, Box::new(socket));
         self.order.push_back(number);
-        let mut evicted = 0;
-        while self.order.len() > MAX_SOCKETS {
-            if let Some(oldest) = self.order.pop_front() {
-                self.forget(oldest);
-                evicted += 1;
+        let evicted = self.make_room(at);
+        (number, evicted)
+    }
+
+    /// Forgets what closed unseen, and the oldest if there are too many. Gives how many of those more may have been asked about.
+    fn make_room(&mut self, now: Timestamp) -> u64 {
+        while let Some(&(closed, number)) = self.closed.front() {
+            if now.since(closed) < FORGET_CLOSED {
+                break;
             }
+            self.closed.pop_front();
+            self.forget(number);
         }
-        if evicted > 0 && self.attempting.len() + self.connecting.len() > MAX_SOCKETS {
+        let mut evicted = 0;
+        while self.all.len() > MAX_SOCKETS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            let Some(socket) = self.all.get(&oldest) else { continue };
+            evicted += u64::from(socket.closed_unseen.is_none());
+            self.forget(oldest);
+        }
+        if self.order.len() > room::SLACK * self.all.len().max(room::LEAST) {
+            let all = &self.all;
+            self.order.retain(|number| all.contains_key(number));
+        }
+        if self.attempting.len() + self.connecting.len() > room::SLACK * self.all.len().max(room::LEAST) {
             let all = &self.all;
             self.attempting.retain(|_, number| all.contains_key(number));
             self.connecting.retain(|_, number| all.contains_key(number));
         }
-        (number, evicted)
+        evicted
+    }
+
+    /// A socket closed, and no packet of it was seen.
+    pub fn closed_unseen(&mut self, at: Timestamp, isn: u32, endpoint: Endpoint) {
+        if let Some(number) = self.by_isn.get(&(isn, endpoint)).copied() {
+            self.close_unseen(at, number);
+        }
+    }
+
+    fn close_unseen(&mut self, at: Timestamp, number: u64) {
+        if let Some(socket) = self.all.get_mut(&number)
+            && socket.closed_unseen.is_none()
+        {
+            socket.closed_unseen = Some(at);
+            self.closed.push_back((at, number));
+        }
+    }
+
+    /// The connection with this first sequence number is over, and all of it was told.
+    pub fn over(&mut self, isn: u32, endpoint: Endpoint) {
+        if let Some(number) = self.by_isn.get(&(isn, endpoint)).copied() {
+            self.forget(number);
+        }
     }
 
     /// A socket gave up connecting, and no packet of it was seen. To be told before [`Self::connected`] is.
@@ -258,6 +315,9 @@ impl Sockets {
         if self.by_flow.get(&ends) == Some(&number) {
             self.by_flow.remove(&ends);
         }
+        room::give_back(&mut self.all);
+        room::give_back(&mut self.by_isn);
+        room::give_back(&mut self.by_flow);
     }
 
     /// When [`Self::failed`] may have something to tell.
@@ -275,7 +335,9 @@ impl Sockets {
             let Some(socket) = self.all.get(&number).filter(|socket| gave_up || !socket.went_on) else {
                 continue;
             };
-            return Some((number, at, socket.task.destination));
+            let destination = socket.task.destination;
+            self.close_unseen(now, number);
+            return Some((number, at, destination));
         }
         None
     }

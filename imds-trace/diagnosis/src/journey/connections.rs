@@ -1,16 +1,20 @@
 //! Which connection does this packet belong to, behind whatever translation? Learned from the packets.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::{Connection, ConnectionId, Join};
-use crate::net::{Direction, Endpoint, Heading, Ifindex, Timestamp, Ttl};
-use crate::observation::{Hook, Icmp, Observation, Place, Tcp};
+use crate::net::{Direction, Endpoint, Heading, Ifindex, Timestamp, Ttl, is_before};
+use crate::observation::{Hook, Icmp, Observation, Place, Tcp, TcpFlags};
+use crate::room;
 
-/// Connections remembered at most. IMDS closes after each answer, so this is some seconds of the fastest client seen.
+/// Connections remembered at most.
 const MAX_CONNECTIONS: usize = 65_536;
 /// A connection in which nothing moved for so long is forgotten; Linux gives up a SYN after 127 s.
 const FORGET: Duration = Duration::from_secs(130);
+/// One that is over ([`State::is_over`]) is forgotten so much sooner: records of two processors come in a little out of order, and a
+/// FIN of which the last acknowledgement was lost on the way is sent again after 200 ms.
+const FORGET_OVER: Duration = Duration::from_secs(2);
 /// Two SYNs with the same first sequence number this far apart are two connections.
 const SAME_SYN: Duration = Duration::from_secs(130);
 /// Addresses under which one connection may be seen: each translation adds one.
@@ -61,9 +65,15 @@ pub struct State<Open> {
     /// When the journeys are to be looked at next; they are at no other time.
     pub scheduled: Option<Timestamp>,
     last: Timestamp,
-    /// Its place in the order of last use.
-    turn: u64,
     latest: Option<PacketKey>,
+    /// Behind the highest sequence number that was sent to IMDS, and from it.
+    sent: [Option<u32>; 2],
+    /// Did each side send its FIN?
+    ended: [bool; 2],
+    /// The client's TCP has no such connection any more: it reset it, or its socket is closed.
+    left: bool,
+    /// Does it stand in the order of those that are over?
+    listed_over: bool,
 }
 
 impl<Open> State<Open> {
@@ -72,6 +82,34 @@ impl<Open> State<Open> {
         if !self.left_by.contains(&interface) && self.left_by.len() < MAX_LEGS {
             self.left_by.push(interface);
         }
+    }
+
+    /// Notes what a packet says of the end of the connection.
+    fn note_end(&mut self, heading: Heading, tcp: Tcp) {
+        let slot = slot(heading);
+        if tcp.end() != tcp.seq && self.sent[slot].is_none_or(|sent| is_before(sent, tcp.end())) {
+            self.sent[slot] = Some(tcp.end());
+        }
+        self.ended[slot] |= tcp.flags.has(TcpFlags::FIN);
+        // A reset in IMDS's name may be dropped on its way: the client's own is the one that counts.
+        self.left |= heading == Heading::ToImds && tcp.flags.has(TcpFlags::RST);
+    }
+
+    /// Can nothing that comes change what is known of it? Both sides ended, or the client's TCP did, and all that was seen to be sent
+    /// to the client was acknowledged: of an answer that is not, copies may come or be dropped for minutes.
+    fn is_over(&self) -> bool {
+        let has_all = |slot: usize| {
+            self.sent[slot].is_none_or(|sent| self.acked[slot].is_some_and(|acked| !is_before(acked, sent)))
+        };
+        has_all(1) && (self.left || self.ended == [true; 2] && has_all(0))
+    }
+}
+
+/// Index of what is known of each direction.
+pub fn slot(heading: Heading) -> usize {
+    match heading {
+        Heading::ToImds => 0,
+        Heading::FromImds => 1,
     }
 }
 
@@ -88,28 +126,32 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Connections<Open> {
     states: HashMap<ConnectionId, State<Open>>,
-    /// Turn to connection, least recently used first.
-    order: BTreeMap<u64, ConnectionId>,
+    /// Each connection once, and when it was last used as it was entered here: one that was used since goes to the back when it comes
+    /// to the front.
+    order: VecDeque<(Timestamp, ConnectionId)>,
+    /// The same of those that are over.
+    over: VecDeque<(Timestamp, ConnectionId)>,
     by_leg: HashMap<Leg, ConnectionId>,
     by_isn: HashMap<u32, ConnectionId>,
     /// The latest packet of each connection.
     by_packet: HashMap<PacketKey, ConnectionId>,
     next: u64,
-    turn: u64,
     evicted: u64,
+    forgotten: Vec<ConnectionId>,
 }
 
 impl<Open> Default for Connections<Open> {
     fn default() -> Self {
         Self {
             states: HashMap::new(),
-            order: BTreeMap::new(),
+            order: VecDeque::new(),
+            over: VecDeque::new(),
             by_leg: HashMap::new(),
             by_isn: HashMap::new(),
             by_packet: HashMap::new(),
             next: 1,
-            turn: 0,
             evicted: 0,
+            forgotten: Vec::new(),
         }
     }
 }
@@ -125,12 +167,7 @@ impl<Open> Connections<Open> {
             None => return None,
         };
         let id = found.id;
-        let turn = self.turn;
-        self.turn += 1;
         if let Some(state) = self.states.get_mut(&id) {
-            self.order.remove(&state.turn);
-            self.order.insert(turn, id);
-            state.turn = turn;
             state.last = state.last.max(at);
             let old = state.latest.replace(key);
             self.by_packet.insert(key, id);
@@ -138,8 +175,28 @@ impl<Open> Connections<Open> {
                 self.by_packet.remove(&old);
             }
         }
-        self.shrink(at);
+        self.forget(at);
         Some(found)
+    }
+
+    /// Notes what a packet of a connection says of its end. To be told when its acknowledgement is.
+    pub fn note_end(&mut self, id: ConnectionId, observation: &Observation, tcp: Tcp) {
+        // An error about a packet bears that packet's numbers.
+        if observation.icmp.is_some() {
+            return;
+        }
+        if let Some(state) = self.states.get_mut(&id) {
+            state.note_end(observation.heading, tcp);
+            list_over(&mut self.over, state);
+        }
+    }
+
+    /// The client's TCP has closed the socket of the connection with this first sequence number.
+    pub fn closed(&mut self, isn: u32) {
+        if let Some(state) = self.by_isn.get(&isn).and_then(|id| self.states.get_mut(id)) {
+            state.left = true;
+            list_over(&mut self.over, state);
+        }
     }
 
     /// The state of a connection that [`Self::of`] gave, unless it was forgotten since.
@@ -173,9 +230,21 @@ impl<Open> Connections<Open> {
         self.by_isn.contains_key(&isn)
     }
 
-    /// How many connections were forgotten before their time, to stay within bounds; counted anew after each call.
+    /// How many connections were forgotten of which more may have come, to stay within bounds; counted anew after each call.
     pub fn take_evicted(&mut self) -> u64 {
         std::mem::take(&mut self.evicted)
+    }
+
+    /// The connections that were forgotten since the last call.
+    pub fn take_forgotten(&mut self) -> Vec<ConnectionId> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// When [`Self::forget`] will have something to do.
+    pub fn due(&self) -> Option<Timestamp> {
+        let over = self.over.front().map(|(last, _)| last.after(FORGET_OVER));
+        let quiet = self.order.front().map(|(last, _)| last.after(FORGET));
+        over.into_iter().chain(quiet).min()
     }
 
     fn find(&mut self, observation: &Observation, tcp: Tcp, leg: Leg, key: PacketKey) -> Option<Found> {
@@ -238,7 +307,7 @@ impl<Open> Connections<Open> {
     /// Makes two halves of a connection one. `takes_client`: the half that goes was nearer to the client.
     fn merge(&mut self, id: ConnectionId, gone: ConnectionId, takes_client: bool) -> Found {
         if let Some(mut half) = self.states.remove(&gone) {
-            self.order.remove(&half.turn);
+            self.forgotten.push(gone);
             for leg in std::mem::take(&mut half.legs) {
                 self.add_leg(id, leg);
             }
@@ -251,6 +320,13 @@ impl<Open> Connections<Open> {
                 for (known, other) in state.acked.iter_mut().zip(half.acked) {
                     *known = known.or(other);
                 }
+                for (known, other) in state.sent.iter_mut().zip(half.sent) {
+                    *known = known.or(other);
+                }
+                for (known, other) in state.ended.iter_mut().zip(half.ended) {
+                    *known |= other;
+                }
+                state.left |= half.left;
                 if takes_client {
                     state.connection.client = half.connection.client;
                     state.connection.endpoint = half.connection.endpoint;
@@ -306,8 +382,6 @@ impl<Open> Connections<Open> {
             _ => Vec::new(),
         };
         let connection = Connection { id, client: leg.client, endpoint: leg.endpoint, isn, since: observation.at };
-        let turn = self.turn;
-        self.turn += 1;
         let state = State {
             connection,
             client_ttl: client_hook.is_some().then_some(observation.ttl),
@@ -319,11 +393,14 @@ impl<Open> Connections<Open> {
             left_by: Vec::new(),
             scheduled: None,
             last: observation.at,
-            turn,
             latest: None,
+            sent: [None; 2],
+            ended: [false; 2],
+            left: false,
+            listed_over: false,
         };
         self.states.insert(id, state);
-        self.order.insert(turn, id);
+        self.order.push_back((observation.at, id));
         if matches!(observation.place, Place::Hook(_)) || !self.by_leg.contains_key(&leg) {
             self.by_leg.insert(leg, id);
         }
@@ -333,24 +410,51 @@ impl<Open> Connections<Open> {
         id
     }
 
-    fn shrink(&mut self, now: Timestamp) {
-        while let Some((&turn, &id)) = self.order.first_key_value() {
-            let Some(state) = self.states.get(&id) else {
-                self.order.remove(&turn);
-                continue;
-            };
-            let forgotten = now.since(state.last) > FORGET;
-            if !forgotten && self.states.len() <= MAX_CONNECTIONS {
+    /// Forgets what is over and what has gone quiet, and what there is no room for: what is over first, which is no loss.
+    pub fn forget(&mut self, now: Timestamp) {
+        while let Some(&(listed, id)) = self.over.front() {
+            let is_due = now.since(listed) >= FORGET_OVER;
+            if !is_due && self.states.len() <= MAX_CONNECTIONS {
                 break;
             }
-            self.evicted += u64::from(!forgotten);
-            self.order.remove(&turn);
+            self.over.pop_front();
+            let Some(state) = self.states.get_mut(&id) else { continue };
+            state.listed_over = false;
+            if !state.is_over() {
+                continue;
+            }
+            if state.last > listed && now.since(state.last) < FORGET_OVER && is_due {
+                list_over(&mut self.over, state);
+                continue;
+            }
+            // What is under way of it was not told yet.
+            self.evicted += u64::from(!state.open.is_empty());
             self.remove(id);
+        }
+        while let Some(&(listed, id)) = self.order.front() {
+            let is_due = now.since(listed) >= FORGET;
+            if !is_due && self.states.len() <= MAX_CONNECTIONS {
+                break;
+            }
+            self.order.pop_front();
+            let Some(state) = self.states.get(&id) else { continue };
+            let is_quiet = now.since(state.last) >= FORGET;
+            if state.last > listed && !is_quiet {
+                self.order.push_back((state.last, id));
+                continue;
+            }
+            self.evicted += u64::from(!is_quiet);
+            self.remove(id);
+        }
+        if self.order.len() > room::SLACK * self.states.len().max(room::LEAST) {
+            let states = &self.states;
+            self.order.retain(|(_, id)| states.contains_key(id));
         }
     }
 
     fn remove(&mut self, id: ConnectionId) {
         let Some(state) = self.states.remove(&id) else { return };
+        self.forgotten.push(id);
         for leg in &state.legs {
             if self.by_leg.get(leg) == Some(&id) {
                 self.by_leg.remove(leg);
@@ -366,6 +470,18 @@ impl<Open> Connections<Open> {
         {
             self.by_packet.remove(&key);
         }
+        room::give_back(&mut self.states);
+        room::give_back(&mut self.by_leg);
+        room::give_back(&mut self.by_isn);
+        room::give_back(&mut self.by_packet);
+    }
+}
+
+/// Enters a connection among those that are over, if it is and does not stand there.
+fn list_over<Open>(over: &mut VecDeque<(Timestamp, ConnectionId)>, state: &mut State<Open>) {
+    if !state.listed_over && state.is_over() {
+        state.listed_over = true;
+        over.push_back((state.last, state.connection.id));
     }
 }
 

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::connections::{Connections, Found, PacketKey, State};
+use super::connections::{Connections, Found, PacketKey, State, slot};
 use super::drops::{Meaning, meaning};
 use super::origin::Origins;
 use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
@@ -131,10 +131,11 @@ impl Joiner {
         let only_continues = reached || self.is_foreign(&observation);
         let may_enter = !only_continues && observation.icmp.is_none();
         let Some(Found { id, join }) = self.connections.of(&observation, tcp, key, may_enter) else { return };
-        self.evicted += self.connections.take_evicted();
         let Some(state) = self.connections.get_mut(id) else { return };
         note_ack(state, observation.heading, tcp);
         note_way(state, &observation);
+        self.connections.note_end(id, &observation, tcp);
+        let Some(state) = self.connections.get_mut(id) else { return };
         let mut all = state.open.iter_mut().rev();
         let continued = all.find(|open| open.key == key && open.goes_on_at(&observation.place, observation.at));
         let open = match continued {
@@ -231,7 +232,12 @@ impl Joiner {
         self.connections.has_without_syn(client, endpoint)
     }
 
-    /// Gives the journeys that are over at `now`, in the order in which they ended.
+    /// The client's TCP has closed the socket of the connection with this first sequence number.
+    pub fn closed(&mut self, isn: u32) {
+        self.connections.closed(isn);
+    }
+
+    /// Gives the journeys that are over at `now`, in the order in which they ended, and forgets the connections that are.
     pub fn advance(&mut self, now: Timestamp, sink: &mut dyn FnMut(Journey)) {
         while let Some(&Reverse((due, id))) = self.due.peek() {
             if due > now {
@@ -257,16 +263,26 @@ impl Joiner {
                 sink(finish(open, state, misrouted, in_capture));
             }
         }
+        // At the end all journeys are to be told first.
+        if now < END {
+            self.connections.forget(now);
+        }
     }
 
     /// When [`Self::advance`] will have something to do.
     pub fn due(&self) -> Option<Timestamp> {
-        self.due.peek().map(|Reverse((due, _))| *due)
+        let journeys = self.due.peek().map(|Reverse((due, _))| *due);
+        journeys.into_iter().chain(self.connections.due()).min()
     }
 
-    /// How many connections and journeys had to go before their time; counted anew after each call.
+    /// How many connections and journeys had to go of which more may have come; counted anew after each call.
     pub fn take_evicted(&mut self) -> u64 {
-        std::mem::take(&mut self.evicted)
+        std::mem::take(&mut self.evicted) + self.connections.take_evicted()
+    }
+
+    /// The connections that were forgotten since the last call: no journey of them comes any more.
+    pub fn take_forgotten(&mut self) -> Vec<ConnectionId> {
+        self.connections.take_forgotten()
     }
 }
 
@@ -383,13 +399,6 @@ fn note_way(state: &mut State<Open>, observation: &Observation) {
         && hook.direction == Direction::Egress
     {
         state.leaves_by(hook.interface.index);
-    }
-}
-
-fn slot(heading: Heading) -> usize {
-    match heading {
-        Heading::ToImds => 0,
-        Heading::FromImds => 1,
     }
 }
 

@@ -321,3 +321,64 @@ fn the_real_answer_counts_whenever_its_forged_double_comes() {
         assert_eq!((journeys[0].hops.len(), &journeys[0].fate), (2, &Fate::Delivered), "{before}");
     }
 }
+
+/// A whole connection through docker0 and ens5 that begins at `ms`; its answer is acknowledged, or is not.
+fn whole(ms: u64, isn: u32, client: &str, acknowledged: bool) -> Vec<Observation> {
+    let to = |seq, ack, flags, len| Packet { heading: Heading::ToImds, seq: isn + seq, ack, flags, len };
+    let from = |seq, ack, flags, len| Packet { heading: Heading::FromImds, seq, ack: isn + ack, flags, len };
+    let (fin_ack, ack) = (TcpFlags::FIN | TcpFlags::ACK, TcpFlags::ACK);
+    let has = if acknowledged { 5302 } else { 5001 };
+    let packets = [
+        to(0, 0, TcpFlags::SYN, 0),
+        from(5000, 1, TcpFlags::SYN | TcpFlags::ACK, 0),
+        to(1, 5001, ack, 100),
+        from(5001, 101, ack, 300),
+        from(5301, 101, fin_ack, 0),
+        to(101, has, fin_ack, 0),
+        from(5302, 102, ack, 0),
+    ];
+    packets.iter().map(|packet| observe(ms, hook("docker0", Ingress), client, 64, packet)).collect()
+}
+
+#[test]
+fn what_is_over_is_forgotten_soon_and_is_no_loss() {
+    let mut joiner = Joiner::new(Netns(1));
+    for n in 0..67_000u32 {
+        // 100 a millisecond: all within the time in which a connection that is over is remembered.
+        let client = format!("172.17.{}.{}:{}", n >> 16, (n >> 8) & 255, 1 + (n & 255));
+        joiner.advance(Timestamp(u64::from(n / 100) * 1_000_000), &mut |_| {});
+        for observation in whole(u64::from(n / 100), n * 1_000, &client, true) {
+            joiner.push(observation);
+        }
+    }
+    assert_eq!((joiner.take_forgotten().len(), joiner.take_evicted()), (67_000 - 65_536, 0));
+    let mut joiner = Joiner::new(Netns(1));
+    whole(0, 1_000, CLIENT, true).into_iter().for_each(|observation| joiner.push(observation));
+    joiner.advance(Timestamp(1_999_000_000), &mut |_| {});
+    assert!(joiner.has_seen(1_000) && joiner.take_forgotten().is_empty());
+    joiner.advance(Timestamp(2_000_000_000), &mut |_| {});
+    assert!(!joiner.has_seen(1_000));
+    assert_eq!((joiner.take_forgotten().len(), joiner.due()), (1, Some(Timestamp(130_000_000_000))));
+    joiner.advance(Timestamp(130_000_000_000), &mut |_| {});
+    assert_eq!(joiner.due(), None);
+}
+
+#[test]
+fn an_answer_that_nobody_acknowledged_is_waited_for_when_its_client_has_left() {
+    let mut joiner = Joiner::new(Netns(1));
+    whole(0, 1_000, CLIENT, false).into_iter().for_each(|observation| joiner.push(observation));
+    joiner.closed(1_000);
+    joiner.advance(Timestamp(129_000_000_000), &mut |_| {});
+    assert!(joiner.has_seen(1_000));
+    joiner.advance(Timestamp(130_000_000_000), &mut |_| {});
+    assert!(!joiner.has_seen(1_000));
+}
+
+#[test]
+fn a_connect_that_was_given_up_is_over() {
+    let mut joiner = Joiner::new(Netns(1));
+    syn_through(HOST).into_iter().for_each(|observation| joiner.push(observation));
+    joiner.closed(1_000);
+    joiner.advance(Timestamp(3_000_000_000), &mut |_| {});
+    assert!(!joiner.has_seen(1_000));
+}
