@@ -115,7 +115,7 @@ fn what_only_a_forger_of_recordings_could_choose_does_not_either() -> Outcome {
         if let Input::Observation(observation) = input {
             if let Place::Drop(drop) = &mut observation.place {
                 // Still a forward that drops for a spent TTL: what stands behind the dot is the compiler's.
-                drop.location = format!("ip_forward.{EVIL}");
+                drop.location = Some(format!("ip_forward.{EVIL}"));
                 drop.reason = Some(EVIL.into());
             }
             if let Some(Head::Request(head)) = observation.heads.first_mut() {

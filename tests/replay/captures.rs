@@ -194,7 +194,7 @@ fn cut_anywhere(name: &str) -> Result<()> {
     for end in 0..bytes.len() {
         let mut certain = false;
         let mut hear = |event: &Event| {
-            certain |= matches!(event, Event::Finding(_, finding) if finding.confidence == Confidence::Certain);
+            certain |= matches!(event, Event::Finding(_, finding) if finding.says.confidence == Confidence::Certain);
         };
         tell(&bytes[..end], &mut hear).with_context(|| format!("{name} cut at {end}"))?;
         expect_equal("nothing is certain", certain, false).with_context(|| format!("{name} cut at {end}"))?;

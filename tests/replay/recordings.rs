@@ -133,9 +133,11 @@ fn what_is_missing_accuses_nobody(recording: &Path) -> Result<()> {
                 })
                 .collect();
             let findings = conclude(host.clone(), &kept, false)?.report.findings;
-            for accused in errors(&findings, |finding| finding.confidence == Confidence::Certain).difference(&whole) {
+            for accused in
+                errors(&findings, |finding| finding.says.confidence == Confidence::Certain).difference(&whole)
+            {
                 let is_it = |finding: &&Finding| (finding.rule, format!("{:?}", finding.who.subject())) == *accused;
-                let why = findings.iter().find(is_it).map_or("", |finding| finding.summary.as_str());
+                let why = findings.iter().find(is_it).map_or("", |finding| finding.says.summary.as_str());
                 wrong.insert(format!(
                     "{} about {}, without number {offset} of every {every} (told: {counted}): {why}",
                     accused.0, accused.1

@@ -26,6 +26,7 @@ pub fn trials() -> Result<Vec<Trial>> {
     }
     trials.push(Trial::test("every_rule_has_a_scenario_that_fires_it_and_one_that_does_not", every_rule_has_both));
     trials.push(Trial::test("the_way_and_the_caution_of_every_rule_are_judged_once_at_least", all_is_judged));
+    trials.push(Trial::test("every_scenario_says_its_exchanges_and_a_command_of_each_finding", nothing_is_left_out));
     trials.push(Trial::test("a_word_that_nobody_knows_is_an_error", unknown_words_are_errors));
     Ok(trials)
 }
@@ -60,12 +61,31 @@ fn all_is_judged() -> Result<(), Failed> {
         }
         let host = Host { netns: HOST_NETNS, instance: None };
         for finding in conclude(host, &scenario.inputs()?, false)?.report.findings {
-            shown.extend(finding.path.is_some().then(|| (finding.rule.to_owned(), "way")));
-            shown.extend((!finding.caution.is_empty()).then(|| (finding.rule.to_owned(), "caution")));
+            shown.extend(finding.says.path.is_some().then(|| (finding.rule.to_owned(), "way")));
+            shown.extend(finding.says.caution.is_some().then(|| (finding.rule.to_owned(), "caution")));
         }
     }
     let missing: Vec<String> =
         shown.difference(&judged).map(|(rule, what)| format!("no scenario judges the {what} of {rule}")).collect();
+    if missing.is_empty() { Ok(()) } else { Err(missing.join("\n").into()) }
+}
+
+/// A command that nobody thought of when the scenario was written is none to be typed.
+fn nothing_is_left_out() -> Result<(), Failed> {
+    let mut missing = Vec::new();
+    for (name, path) in scenario::all()? {
+        let scenario = Scenario::read(&path)?;
+        if scenario.exchanges.is_none() {
+            missing.push(format!("{name} has no `exchanges`"));
+        }
+        let host = Host { netns: HOST_NETNS, instance: None };
+        for finding in conclude(host, &scenario.inputs()?, false)?.report.findings {
+            let silent = |expected: &&scenario::Finding| expected.rule == finding.rule && expected.remedy.is_none();
+            if !finding.says.remedy.is_empty() && scenario.findings.iter().any(|expected| silent(&expected)) {
+                missing.push(format!("{name} has no `remedy` of {}", finding.rule));
+            }
+        }
+    }
     if missing.is_empty() { Ok(()) } else { Err(missing.join("\n").into()) }
 }
 

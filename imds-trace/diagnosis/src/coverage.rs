@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::identity::fact::Connected;
+use crate::identity::fact::Socket;
 use crate::net::{Endpoint, Timestamp};
 
 /// Windows of loss remembered at most; older ones are merged.
@@ -146,7 +146,7 @@ const MAX_UNSEEN: usize = 4_096;
 
 impl UnseenSockets {
     /// A socket was established, and no hook had seen its SYN.
-    pub fn established(&mut self, at: Timestamp, socket: &Connected) {
+    pub fn established(&mut self, at: Timestamp, socket: &Socket) {
         let (client, endpoint) = (socket.source, socket.destination);
         let unseen = Unseen { isn: socket.isn, client, endpoint, established: at, counted: None };
         if self.open.insert(socket.isn, unseen).is_none() {

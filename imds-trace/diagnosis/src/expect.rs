@@ -77,7 +77,7 @@ impl Expectations {
                 if let Some(seen) = self.of(&finding.who) {
                     let by_address = finding.who.by == Key::Address;
                     let noted = if by_address { &mut seen.errors_by_address } else { &mut seen.errors };
-                    noted.note(|| finding.summary.clone());
+                    noted.note(|| finding.says.summary.clone());
                 }
             }
             Event::Ready(_, ready) => {

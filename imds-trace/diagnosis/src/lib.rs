@@ -42,3 +42,4 @@ mod room;
 pub mod secret;
 pub mod unpack;
 pub mod way;
+pub mod words;

@@ -6,10 +6,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What stands for a kernel function whose name the kernel does not tell us. Never its address: that would tell everybody who reads
-/// it where the kernel lies (KASLR), which is what the kernel did not want told.
-pub const UNNAMED: &str = "unnamed";
-
 /// When: nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`, the clock of the kernel half).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

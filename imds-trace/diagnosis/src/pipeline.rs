@@ -7,10 +7,10 @@ use crate::event::Reconciled;
 use crate::event::{End, Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
 use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Refused, Spent, Surroundings, spent};
-use crate::identity::fact::TcpState;
+use crate::identity::fact::{Connected, Outcome, TcpState};
 use crate::identity::{Attribution, Directory, Fact, Query, Said};
 use crate::input::Input;
-use crate::journey::{Connection, END, Joiner, Journey, Others};
+use crate::journey::{Connection, END, Evidence, Joiner, Journey, Others};
 use crate::net::{Heading, Netns, Timestamp, Ttl};
 use crate::observation::{Observation, Place};
 
@@ -86,7 +86,7 @@ impl Pipeline {
     pub fn of_capture() -> Self {
         let mut pipeline = Self::new(Host { netns: Netns::default(), instance: None });
         pipeline.joiner = Joiner::of_capture();
-        pipeline.interpreter.surroundings.capture = true;
+        pipeline.interpreter.surroundings.evidence = Evidence::Capture;
         pipeline
     }
 
@@ -109,14 +109,13 @@ impl Pipeline {
             Input::Fact(fact) => {
                 match &fact.said {
                     Said::Uplinks { interfaces, inward, .. } => self.joiner.uplinks(interfaces, inward),
-                    Said::Sending(socket) | Said::Connected(socket) => {
+                    Said::Sending(socket) | Said::Connected(Connected { socket, .. }) => {
                         self.joiner.socket(socket.isn, socket.netns, socket.destination)
                     }
                     _ => {}
                 }
                 self.interpreter.note(fact.at, &fact.said);
-                if let Said::Connected(socket) = &fact.said
-                    && !socket.established
+                if let Said::Connected(Connected { socket, outcome: Outcome::Failed(_) }) = &fact.said
                     && self.interpreter.surroundings.watched
                     && !self.joiner.has_seen(socket.isn)
                     && !self.joiner.has_seen_between(socket.source, socket.destination)
@@ -209,14 +208,14 @@ impl Pipeline {
     /// Takes in what a client's socket said of itself.
     fn hear_socket(&mut self, fact: &Fact, sink: &mut Sink<'_>) {
         match &fact.said {
-            Said::Connected(socket) if !socket.established => {
+            Said::Connected(Connected { socket, outcome: Outcome::Failed(_) }) => {
                 self.joiner.closed(socket.isn);
                 if !self.joiner.has_seen(socket.isn) {
                     self.interpreter.directory.closed_unseen(fact.at, socket.isn, socket.destination);
                 }
             }
-            Said::Connected(socket) => {
-                if socket.counts {
+            Said::Connected(Connected { socket, outcome: Outcome::Established { counts } }) => {
+                if *counts {
                     self.assembler.opened(socket.isn);
                 }
                 if !self.joiner.has_seen(socket.isn) {
@@ -357,7 +356,7 @@ impl Interpreter {
 
     /// What one exchange says of the hop limit.
     fn limit(&self, exchange: &Exchange, initial: Option<Ttl>) -> HopLimit {
-        if !self.surroundings.capture {
+        if self.surroundings.evidence == Evidence::Kernel {
             let hops = exchange.inward.iter().flat_map(|travel| travel.hops.first());
             let from_inside = hops.into_iter().any(|hop| self.surroundings.is_inside(hop.hook.interface.index));
             let observed = exchange.hop_limit.filter(|_| !from_inside);

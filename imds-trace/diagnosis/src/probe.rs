@@ -130,7 +130,7 @@ impl Own {
         let error =
             self.findings.iter().map(|(_, finding)| finding).find(|finding| finding.severity == Severity::Error);
         let why = |answer: &Answer| match (error, answer) {
-            (Some(finding), _) => in_a_sentence(&finding.summary),
+            (Some(finding), _) => in_a_sentence(&finding.says.summary),
             (None, Answer::Status(status)) => format!("it was answered with {status}"),
             (None, Answer::None(what)) => what.clone(),
         };
@@ -169,7 +169,7 @@ impl Own {
             // Of copies that came after the exchange was told, only the finding knows.
             copies: decides
                 .map_or(0, |exchange| copies(exchange.response_travel()).max(copies(exchange.outward.as_ref())))
-                .max(error.filter(|finding| finding.drop.is_some()).map_or(0, |finding| finding.count)),
+                .max(error.filter(|finding| finding.says.drop.is_some()).map_or(0, |finding| finding.count)),
         }
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use diagnosis::identity::fact::{self, Ancestor, Connected, Connecting, Counted, Fact, Said, TcpState, Told};
+use diagnosis::identity::fact::{
+    self, Ancestor, Connected, Connecting, Counted, Fact, Outcome, Said, Socket, TcpState, Told,
+};
 use diagnosis::input::Input;
-use diagnosis::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, UNNAMED, address};
+use diagnosis::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Netns, Timestamp, Ttl, address};
 use diagnosis::observation::{Drop, Hook, IPPROTO_TCP, Icmp, Observation, Place, Streams, Tcp, TcpFlags};
 use imds_trace_ebpf::record::{self, state};
 use zerocopy::IntoBytes;
@@ -41,7 +43,7 @@ pub trait Names {
     /// The name of an interface in that namespace.
     fn interface(&self, index: Ifindex) -> Option<String>;
     /// The function at an address in the kernel's text.
-    fn symbol(&self, address: u64) -> String;
+    fn symbol(&self, address: u64) -> Option<String>;
     /// A drop reason.
     fn reason(&self, number: u32) -> Option<String>;
     /// Does a socket's TCP say what it counted?
@@ -124,18 +126,24 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
         Record::Attempt(attempt, task) => said(attempt.header.at, Said::Attempting(connecting(attempt, task, tasks))),
         Record::Connect(connect, task) => said(connect.header.at, Said::Connecting(connecting(connect, task, tasks))),
         Record::Connected(connected) => {
-            let is_sending = connected.header.kind == record::kind::SENDING;
-            let socket = Connected {
+            let socket = Socket {
                 socket: connected.socket,
                 source: end(connected.version, connected.source, connected.source_port),
                 destination: end(connected.version, connected.destination, connected.destination_port),
                 isn: connected.isn,
                 netns: Netns(connected.netns),
-                established: connected.established == 1,
-                counts: connected.established == 1 && names.counts(),
-                error: (connected.error != 0).then_some(connected.error),
             };
-            said(connected.header.at, if is_sending { Said::Sending(socket) } else { Said::Connected(socket) })
+            let outcome = match connected.established {
+                1 => Outcome::Established { counts: names.counts() },
+                _ => Outcome::Failed((connected.error != 0).then_some(connected.error)),
+            };
+            said(
+                connected.header.at,
+                match connected.header.kind {
+                    record::kind::SENDING => Said::Sending(socket),
+                    _ => Said::Connected(Connected { socket, outcome }),
+                },
+            )
         }
         Record::Counted(counted) => said(counted.socket.header.at, Said::Counted(self::counted(counted)?)),
     })
@@ -179,12 +187,9 @@ fn hook(index: u32, direction: u8, names: &impl Names) -> Hook {
 /// Functions that led to a drop, from the caller of the one that dropped on. What lies before it is the tracing itself, and the
 /// function that frees.
 fn callers(drop: &record::Drop, names: &impl Names) -> Vec<String> {
-    let location = names.symbol(drop.location);
-    if location == UNNAMED {
-        return Vec::new();
-    }
+    let Some(location) = names.symbol(drop.location) else { return Vec::new() };
     let stack = drop.callers.iter().take_while(|address| **address != 0).map(|address| names.symbol(*address));
-    stack.skip_while(|function| *function != location).skip(1).take(MAX_CALLERS).collect()
+    stack.skip_while(|function| function.as_ref() != Some(&location)).skip(1).take(MAX_CALLERS).flatten().collect()
 }
 
 fn connecting(connect: &record::Connect, task: Option<&record::Task>, tasks: &mut Tasks) -> Connecting {

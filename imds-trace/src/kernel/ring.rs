@@ -85,7 +85,7 @@ impl Names for MachineNames {
         self.interfaces.get(&index).cloned()
     }
 
-    fn symbol(&self, address: u64) -> String {
+    fn symbol(&self, address: u64) -> Option<String> {
         self.symbols.borrow_mut().name(address)
     }
 

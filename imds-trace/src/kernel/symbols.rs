@@ -5,7 +5,6 @@ use std::io::Read;
 use std::thread::JoinHandle;
 
 use crate::privileges;
-use diagnosis::net::UNNAMED;
 
 /// Names and addresses of everything in the kernel; the addresses are 0 for who may not know them.
 pub const KALLSYMS: &str = "/proc/kallsyms";
@@ -43,17 +42,17 @@ impl Symbols {
         Self::Loading(thread.ok())
     }
 
-    /// The function that `address` lies in; [`UNNAMED`] where the kernel does not tell (`kptr_restrict`).
-    pub fn name(&mut self, address: u64) -> String {
+    /// The function that `address` lies in; `None` where the kernel does not tell (`kptr_restrict`).
+    pub fn name(&mut self, address: u64) -> Option<String> {
         if let Self::Loading(thread) = self {
             let table = thread.take().and_then(|thread| thread.join().ok());
             *self = Self::Loaded(table.unwrap_or_default());
         }
-        let name = match self {
+        match self {
             Self::Loaded(table) => table.name(address),
             Self::Loading(_) => None,
-        };
-        name.unwrap_or(UNNAMED).to_owned()
+        }
+        .map(str::to_owned)
     }
 }
 

@@ -6,7 +6,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use diagnosis::identity::fact::{Ancestor, Connected, Connecting, ContainerDetail, Fact, ProcessDetail, Said, Told};
+use diagnosis::identity::fact::{
+    Ancestor, Connected, Connecting, ContainerDetail, Fact, Outcome, ProcessDetail, Said, Socket, Told,
+};
 use diagnosis::input::Input;
 use diagnosis::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Timestamp, Ttl};
 use diagnosis::observation::{Head, Hook, Observation, Place, RequestHead, ResponseHead, Tcp, TcpFlags};
@@ -103,8 +105,10 @@ pub fn exchange_at(number: u64, begins: Timestamp) -> Vec<Input> {
         inner_pid: None,
         told: Told::default(),
     };
-    let connected =
-        Connected { socket, source, destination: IMDS, isn, netns, established: true, error: None, counts: false };
+    let connected = Connected {
+        socket: Socket { socket, source, destination: IMDS, isn, netns },
+        outcome: Outcome::Established { counts: false },
+    };
     let mut inputs = vec![fact(at, Said::Connecting(task))];
     if round == 0 {
         inputs.push(fact(at, Said::Process(process(pid, name, comm))));

@@ -7,6 +7,7 @@ use crate::event::Asserted;
 use crate::event::Probed;
 use crate::identity::{Attribution, Key, Subject};
 use crate::net::bounded;
+use crate::words::{counted, times};
 
 /// Clients or reasons that one sentence names at most.
 const MAX_NAMED: usize = 3;
@@ -240,16 +241,8 @@ fn names(those: &[&Seen]) -> String {
     }
 }
 
-fn counted(count: u64, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
-}
-
 fn counted_were(count: u64, what: &str) -> String {
     format!("{} {}", counted(count, what), if count == 1 { "was" } else { "were" })
-}
-
-fn times(count: u64) -> String {
-    if count == 1 { String::new() } else { format!(" ({count} times)") }
 }
 
 /// Begins with a capital letter and ends with a full stop.

@@ -212,7 +212,7 @@ fn happened(exchange: &Exchange) -> String {
         let drop = &dropped.drop;
         let on = drop.interface.as_ref().map(|interface| format!(" on {}", interface.name)).unwrap_or_default();
         let reason = drop.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        format!("{what} was dropped in {}{on} with TTL {}{reason}", drop.location, dropped.ttl.0)
+        format!("{what} was dropped in {}{on} with TTL {}{reason}", drop.function(), dropped.ttl.0)
     };
     match (exchange.response_drop(), exchange.request_drop()) {
         (Some(drop), _) => dropped(&format!("the answer to {asked}"), drop),

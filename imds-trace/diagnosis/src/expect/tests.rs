@@ -6,7 +6,7 @@ use super::*;
 use crate::config::expectation;
 use crate::event::{ExchangeEvent, Ready};
 use crate::exchange::{Exchange, ExchangeId, Proof, Travel};
-use crate::finding::{Confidence, Finding, HopLimit};
+use crate::finding::{Confidence, Finding, HopLimit, Verdict};
 use crate::identity::Container;
 use crate::journey::{Connection, ConnectionId, Dropped, Fate, Join};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
@@ -103,7 +103,7 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
 fn lost(who: &Attribution) -> Event {
     let Event::Exchange(mut event) = exchange(who, Some(TOKEN), None) else { unreachable!() };
     let drop = Drop {
-        location: "ip_forward".into(),
+        location: Some("ip_forward".into()),
         reason: Some("IP_INHDR".into()),
         interface: None,
         netns: Netns::default(),
@@ -121,20 +121,25 @@ fn error(who: &Attribution, summary: &str) -> Event {
         id: crate::finding::FindingId(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
         rule: "kernel-drop",
         severity: Severity::Error,
-        confidence: Confidence::Certain,
         who: who.clone(),
         count: 1,
         first: Timestamp(1),
         last: Timestamp(1),
         hop_limit: HopLimit::default(),
-        drop: None,
-        waited: None,
-        summary: summary.into(),
-        remedy: Vec::new(),
-        lasting: String::new(),
-        caution: String::new(),
-        path: None,
         evidence: Vec::new(),
+        says: Verdict {
+            cause: String::new(),
+            confidence: Confidence::Certain,
+            weight: 1,
+            last: None,
+            drop: None,
+            waited: None,
+            path: None,
+            summary: summary.into(),
+            remedy: Vec::new(),
+            lasting: None,
+            caution: None,
+        },
     };
     Event::Finding(Timestamp(1), Box::new(finding))
 }

@@ -58,10 +58,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         format!("ip route get {}", exchange.connection.endpoint.address),
         "ss -ltnp".to_owned(),
     ];
-    verdict.caution =
+    verdict.caution = Some(
         "A metadata proxy (kube2iam, kiam, an ECS or test stand-in) does this on purpose; then the hop limit does not \
                        matter for its clients, and the credentials are those that it chooses to give."
-            .to_owned();
+            .to_owned(),
+    );
     verdict.path = case.path(None);
     Some(verdict)
 }

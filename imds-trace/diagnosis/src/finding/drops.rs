@@ -6,7 +6,7 @@ use super::programs::{Gate, Program, program};
 use super::{Case, Verdict};
 use crate::exchange::{Exchange, Moment};
 use crate::journey::{Dropped, Fate, Hop, Journey};
-use crate::net::{Direction, Heading, Timestamp, UNNAMED};
+use crate::net::{Direction, Heading, Timestamp};
 
 /// Why the kernel dropped a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,18 +62,14 @@ pub(super) fn plain(function: &str) -> &str {
     function.split('.').next().unwrap_or_default()
 }
 
-/// Does the kernel not name its functions to us?
-fn is_unnamed(function: &str) -> bool {
-    function == UNNAMED
-}
-
 /// The cause of a drop. The reason's name is no test for a used-up TTL: the kernel uses it for broken headers as well, and older
 /// kernels give none. Function and TTL decide; where functions have no names, reason and TTL must do.
 pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
-    let function = plain(&dropped.drop.location);
+    let location = dropped.drop.location.as_deref();
+    let function = plain(location.unwrap_or_default());
     let reason = dropped.drop.reason.as_deref().unwrap_or_default();
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| function.starts_with(prefix));
-    let forwards = FORWARDS.contains(&function) || (is_unnamed(function) && reason == SPENT_REASON);
+    let forwards = FORWARDS.contains(&function) || (location.is_none() && reason == SPENT_REASON);
     if heading == Heading::FromImds && dropped.ttl.0 <= 1 && forwards {
         Cause::Spent
     } else if reason == "NETFILTER_DROP" || begins(&NETFILTER) {
@@ -128,7 +124,7 @@ pub fn spent(journey: &Journey) -> Option<Spent<'_>> {
     }
     match &journey.fate {
         Fate::Dropped(dropped) => {
-            let how = if is_unnamed(&dropped.drop.location) { Spent::Unnamed } else { Spent::Dropped };
+            let how = if dropped.drop.location.is_none() { Spent::Unnamed } else { Spent::Dropped };
             (cause(journey.heading, dropped) == Cause::Spent).then(|| how(dropped))
         }
         Fate::Unresolved => {
@@ -205,7 +201,7 @@ fn cause_here(case: &Case<'_>, heading: Heading, dropped: &Dropped) -> Cause {
     if is_unexplained(dropped) && drop.netns == case.host.netns {
         let forwarding = &case.host.forwarding;
         let is_off = |name: &str| forwarding.off.iter().any(|off| off == name);
-        let off = match plain(&drop.location) {
+        let off = match plain(drop.location.as_deref().unwrap_or_default()) {
             IP_ERROR => drop.interface.as_ref().is_some_and(|interface| is_off(&interface.name)),
             FORWARDS_V6 => forwarding.v6 == Some(false) && dropped.ttl.0 > 1,
             _ => false,

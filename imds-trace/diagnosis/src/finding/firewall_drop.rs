@@ -36,9 +36,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         ),
     );
     verdict.remedy = commands(case, failed.dropped);
-    verdict.caution = "The rule may be there on purpose, to keep containers off the instance's role. Then leave it, and give the \
+    verdict.caution = Some("The rule may be there on purpose, to keep containers off the instance's role. Then leave it, and give the \
                        job a role of its own (OIDC, ECS task role, EKS Pod Identity), or set AWS_EC2_METADATA_DISABLED=true so \
                        that SDKs do not wait for IMDS."
-        .to_owned();
+        .to_owned());
     Some(failed.concluded(verdict, case))
 }

@@ -39,14 +39,14 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Moment::Lost(journey) = case.moment else { return None };
     let spent = spent(journey).map(Lost::Kernel).or_else(|| by_program(case, journey))?;
     // What left by an interface towards IMDS was sent elsewhere, with the TTL that it had.
-    let left = |last: &Hop| !case.host.capture && case.host.is_uplink(last, Direction::Egress);
+    let left = |last: &Hop| !case.rests_on_capture() && case.host.is_uplink(last, Direction::Egress);
     if matches!(spent, Lost::Kernel(Spent::Vanished)) && journey.hops.last().is_some_and(left) {
         return None;
     }
     // A capture may itself have missed a packet; it does not miss all copies of one.
     let copies = case.exchange.inward.as_ref().map_or(0, |travel| travel.copies);
     let weight = match copies {
-        _ if !case.host.capture => 1,
+        _ if !case.rests_on_capture() => 1,
         0 | 1 => return None,
         2 => 2,
         _ => 1,
@@ -70,7 +70,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let (confidence, drop, cause, how) = match spent {
         Lost::Kernel(Spent::Dropped(dropped)) => {
-            let how = format!("was dropped in {} with TTL {}{}", dropped.drop.location, dropped.ttl.0, on(dropped));
+            let how = format!("was dropped in {} with TTL {}{}", dropped.drop.function(), dropped.ttl.0, on(dropped));
             (Confidence::Certain, Some(dropped.clone()), dropped.drop.netns, how)
         }
         Lost::Kernel(Spent::Unnamed(dropped)) => {
@@ -87,7 +87,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             let interface = dropped.drop.interface.as_ref().or(last).map(|interface| interface.name.as_str());
             let how = format!(
                 "was dropped in {} with TTL {} by {}, which left it none for the way ahead",
-                dropped.drop.location,
+                dropped.drop.function(),
                 dropped.ttl.0,
                 program.gate.told(interface.unwrap_or_default()),
             );
@@ -106,7 +106,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                 "{passed} {} with TTL {} and was not seen again{} (inferred: the drop itself was not seen)",
                 last.name,
                 journey.hops.last()?.ttl.0,
-                if case.host.capture { ", nor acknowledged" } else { "" }
+                if case.rests_on_capture() { ", nor acknowledged" } else { "" }
             );
             (Confidence::Likely, None, last.netns, how)
         }
@@ -138,11 +138,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         path: case.path(Some(journey)),
         summary: format!("{what} to {subject} {how}{limits}.{did}"),
         remedy: remedy.into_iter().collect(),
-        lasting: lasting.unwrap_or_default(),
-        caution:
+        lasting,
+        caution: Some(
             "A higher hop limit lets every container that is as many forwards away reach the instance's role: use the \
                   smallest that works and keep tokens required. Without raising it: run this one container with host \
                   networking, or give the job a role of its own (OIDC, ECS task role, EKS Pod Identity)."
                 .to_owned(),
+        ),
     })
 }

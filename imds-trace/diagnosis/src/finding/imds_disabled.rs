@@ -51,12 +51,13 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-endpoint enabled --http-tokens required"
         ),
     ];
-    verdict.lasting =
+    verdict.lasting = Some(
         "Terraform: metadata_options { http_endpoint = \"enabled\", http_tokens = \"required\" }; a launch template's \
                        MetadataOptions changes new instances only."
-            .to_owned();
-    verdict.caution = "It may be off on purpose. With it on, every process of the instance that reaches IMDS can take the instance's \
+            .to_owned(),
+    );
+    verdict.caution = Some("It may be off on purpose. With it on, every process of the instance that reaches IMDS can take the instance's \
                        role; a job with a role of its own (OIDC, ECS task role, EKS Pod Identity) needs no IMDS."
-        .to_owned();
+        .to_owned());
     Some(voice.temper(verdict).resting_on(case.absent_before()))
 }

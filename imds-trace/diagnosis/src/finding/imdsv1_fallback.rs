@@ -73,7 +73,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.remedy = case.probe().into_iter().collect();
     let software = exchange.software();
     let is_sdk = software.as_ref().is_none_or(|software| software.is_sdk());
-    verdict.caution = match is_sdk {
+    verdict.caution = Some(match is_sdk {
         true => {
             "Mend the token request (see the finding about it). With AWS_EC2_METADATA_V1_DISABLED=true an AWS SDK returns an error \
              instead of falling back."
@@ -83,6 +83,6 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
              at the exit status) instead of asking without one."
         }
     }
-    .to_owned();
+    .to_owned());
     Some(verdict)
 }

@@ -52,10 +52,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.confidence = confidence;
     let instance = case.instance();
     verdict.remedy = vec![case.describe_options()];
-    verdict.caution = format!(
+    verdict.caution = Some(format!(
         "The cure is a client that speaks IMDSv2: every current AWS SDK does. As a stopgap, aws ec2 \
          modify-instance-metadata-options --instance-id {instance} --http-tokens optional lets it in, and with it every process \
          and container of the instance: the hop limit does not protect IMDSv1."
-    );
+    ));
     Some(voice.temper(case.unless_it_went_on(verdict)).resting_on(case.absent_before()))
 }

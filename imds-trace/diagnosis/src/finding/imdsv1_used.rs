@@ -32,6 +32,6 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-tokens required --http-endpoint enabled"
     )];
     verdict.caution =
-        "Only after this client speaks IMDSv2: requiring tokens cuts off every client that does not.".to_owned();
+        Some("Only after this client speaks IMDSv2: requiring tokens cuts off every client that does not.".to_owned());
     Some(voice.temper(verdict))
 }

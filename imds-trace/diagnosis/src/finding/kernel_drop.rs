@@ -30,11 +30,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let drop = &failed.dropped.drop;
     let reason = drop.reason.as_deref().unwrap_or("this kernel gives no reason");
     let mut verdict = Verdict::certain(
-        format!("{:?} {} {reason} {}", failed.heading, drop.location, drop.netns.0),
+        format!("{:?} {} {reason} {}", failed.heading, drop.function(), drop.netns.0),
         format!(
             "{} was dropped by the kernel in {}{} ({reason}), and no answer reached the client.",
             failed.packet(&case.subject()),
-            drop.location,
+            drop.function(),
             failed.on()
         ),
     );
@@ -44,8 +44,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     }
     verdict.remedy.push(format!("{enter}nstat -az"));
     verdict.remedy.push("imds-trace doctor".to_owned());
-    verdict.caution = "Drop reasons are documented in the kernel's include/net/dropreason-core.h; the function says where. The counters of interface and namespace show whether other traffic is hit too."
-        .to_owned();
+    verdict.caution = Some("Drop reasons are documented in the kernel's include/net/dropreason-core.h; the function says where. The counters of interface and namespace show whether other traffic is hit too."
+        .to_owned());
     Some(failed.concluded(verdict, case))
 }
 
@@ -66,18 +66,18 @@ fn by_program(case: &Case<'_>, failed: &Failed<'_>, program: Program) -> Option<
         format!(
             "{} was dropped in {} by {} in {} ({reason}), and no answer reached the client.",
             failed.packet(&case.subject()),
-            drop.location,
+            drop.function(),
             program.gate.told(interface.unwrap_or_default()),
             case.whose(drop.netns),
         ),
     );
     verdict.remedy = program.gate.commands(&case.enter(drop.netns), interface.map(shell_word).as_deref());
-    verdict.caution = "Which program it was the kernel does not say. A network policy (VPC CNI's policy agent, Cilium, Calico), a cloud \
+    verdict.caution = Some("Which program it was the kernel does not say. A network policy (VPC CNI's policy agent, Cilium, Calico), a cloud \
                        agent or a hardening script may drop on purpose, to keep containers off the instance's role: then change the \
                        policy, or give the job a role of its own (OIDC, ECS task role, EKS Pod Identity)."
-        .to_owned();
+        .to_owned());
     if matches!(program.gate, Gate::Ingress | Gate::Egress | Gate::Xdp) {
-        verdict.caution.push_str(
+        verdict.caution.get_or_insert_default().push_str(
             " bpftool shows BPF programs of every kind, tc the filters that are not on tcx; imds_ingress and imds_egress are this \
              tracer's own, while it runs.",
         );

@@ -83,7 +83,7 @@ impl Ledger {
                     verdict.cause.push_str(" by address");
                     verdict.summary.push_str(" (Known by its address only: no socket of it was seen.)");
                 }
-                if case.host.capture {
+                if case.rests_on_capture() {
                     verdict.confidence = Confidence::Likely;
                     verdict.summary.push_str(&vantage::told(case.exchange));
                 }
@@ -110,7 +110,8 @@ impl Ledger {
                 continue;
             };
             entry.finding.count = entry.finding.count.saturating_sub(share.weight);
-            entry.finding.waited = match (entry.finding.waited, share.waited) {
+            let waited = &mut entry.finding.says.waited;
+            *waited = match (*waited, share.waited) {
                 (Some(known), Some(less)) => known.checked_sub(less),
                 (known, _) => known,
             };
@@ -158,27 +159,19 @@ impl Ledger {
         told: &mut dyn FnMut(&Finding),
     ) -> Share {
         let (weight, waited) = (verdict.weight, verdict.waited);
-        let key = FindingKey { rule: rule.id, subject: case.who.subject(), cause: verdict.cause };
+        let key = FindingKey { rule: rule.id, subject: case.who.subject(), cause: verdict.cause.clone() };
         let last = verdict.last.unwrap_or(at).max(at);
         if let Some(Entry { number, finding, told: said }) = self.entries.get_mut(&key) {
-            finding.count += verdict.weight;
+            finding.count += weight;
             finding.last = finding.last.max(last);
-            finding.confidence = finding.confidence.max(verdict.confidence);
             finding.hop_limit = finding.hop_limit.and(case.hop_limit);
-            finding.drop = finding.drop.take().or(verdict.drop);
-            finding.waited = match (finding.waited, verdict.waited) {
-                (Some(known), Some(more)) => Some(known + more),
-                (known, more) => known.or(more),
-            };
+            finding.says.absorb(verdict);
             finding.who.process = finding.who.process.take().or_else(|| case.who.process.clone());
             if let (Some(known), Some(seen)) = (&mut finding.who.container, &case.who.container)
                 && known.name.is_none()
             {
                 *known = seen.clone();
             }
-            finding.summary = verdict.summary;
-            finding.remedy = verdict.remedy;
-            finding.lasting = verdict.lasting;
             if finding.evidence.len() < MAX_EVIDENCE && !finding.evidence.contains(&case.exchange.id) {
                 finding.evidence.push(case.exchange.id);
             }
@@ -195,20 +188,13 @@ impl Ledger {
             id: FindingId(number),
             rule: rule.id,
             severity: rule.severity,
-            confidence: verdict.confidence,
             who: case.who.clone(),
-            count: verdict.weight,
+            count: weight,
             first: at,
             last,
             hop_limit: case.hop_limit,
-            drop: verdict.drop,
-            waited: verdict.waited,
-            path: verdict.path,
-            summary: verdict.summary,
-            remedy: verdict.remedy,
-            lasting: verdict.lasting,
-            caution: verdict.caution,
             evidence: vec![case.exchange.id],
+            says: verdict,
         };
         told(&finding);
         self.order.insert(number, key.clone());

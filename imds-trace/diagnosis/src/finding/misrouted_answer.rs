@@ -22,7 +22,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|exchange| exchange.answered.is_none() && exchange.response_proof.is_none())?;
     let travel = exchange.inward.as_ref().filter(|travel| travel.fate == Fate::Unresolved)?;
     let (client, last) = (client_side(exchange)?, travel.hops.last()?);
-    if case.host.capture || !case.host.is_uplink(travel.hops.first()?, Direction::Ingress) {
+    if case.rests_on_capture() || !case.host.is_uplink(travel.hops.first()?, Direction::Ingress) {
         return None;
     }
     let subject = case.subject();
@@ -55,10 +55,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         format!("ip {family}rule show"),
         format!("ip {family}route show table all {address}"),
     ];
-    verdict.caution = format!(
+    verdict.caution = Some(format!(
         "A VPN or a policy rule that takes everything mostly does this: a rule before it that looks up {address}'s network in table main \
          leaves the rest of its traffic where it is. The rule above shows the first one that matches."
-    );
+    ));
     Some(verdict)
 }
 

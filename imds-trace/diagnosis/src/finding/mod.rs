@@ -44,7 +44,7 @@ use serde::Serialize;
 use crate::coverage::{Absent, Coverage, Span, WhyNot};
 use crate::exchange::{Exchange, ExchangeId, Moment, Travel};
 use crate::identity::{Attribution, Directory};
-use crate::journey::{Dropped, Fate, Hop, Journey};
+use crate::journey::{Dropped, Evidence, Fate, Hop, Journey};
 use crate::net::{Netns, Timestamp, Ttl};
 use crate::printable::shell_word;
 pub use aftermath::{Aftermath, Refused};
@@ -105,8 +105,6 @@ pub struct Finding {
     pub rule: &'static str,
     /// How bad.
     pub severity: Severity,
-    /// What it rests on.
-    pub confidence: Confidence,
     /// To whom it belongs; the process is the first one it was seen with.
     pub who: Attribution,
     /// Copies for drops, exchanges otherwise.
@@ -117,22 +115,10 @@ pub struct Finding {
     pub last: Timestamp,
     /// Hop limit observed and needed, as far as known.
     pub hop_limit: HopLimit,
-    /// The drop it is about.
-    pub drop: Option<Dropped>,
-    /// Time the client lost waiting, in all, where the rule is about that.
-    pub waited: Option<Duration>,
-    /// One sentence.
-    pub summary: String,
-    /// Commands to run.
-    pub remedy: Vec<String>,
-    /// How to say the same where instances are described, so that it lasts; empty if nowhere.
-    pub lasting: String,
-    /// What the commands cost in safety, and what to do instead; empty if nothing.
-    pub caution: String,
-    /// The way of one exchange that shows it; `None` where the way says nothing about it.
-    pub path: Option<Path>,
     /// Exchanges that show it, the first 16.
     pub evidence: Vec<ExchangeId>,
+    /// What the rule concluded; `weight` and `last` are those of one case.
+    pub says: Verdict,
 }
 
 /// The way of a request and its response, hop by hop.
@@ -239,6 +225,11 @@ impl<'a> Case<'a> {
     /// The exchange, if it is certain now that no answer will come, or that it came too late.
     fn settled(&self) -> Option<&'a Exchange> {
         matches!(self.moment, Moment::Settled).then_some(self.exchange)
+    }
+
+    /// Is nothing known but what a capture shows?
+    fn rests_on_capture(&self) -> bool {
+        self.host.evidence == Evidence::Capture
     }
 
     /// The instance's id, or what to put in its place.
@@ -357,7 +348,7 @@ fn capitalised(sentence: String) -> String {
 }
 
 /// What a rule concludes from one case.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Findings of one rule and subject with the same cause are one.
     pub cause: String,
@@ -369,21 +360,35 @@ pub struct Verdict {
     pub last: Option<Timestamp>,
     /// The drop it is about.
     pub drop: Option<Dropped>,
-    /// Time the client lost.
+    /// Time the client lost waiting, where the rule is about that: in this case, and in a finding in all.
     pub waited: Option<Duration>,
-    /// The way to show.
+    /// The way of one exchange that shows it; `None` where the way says nothing about it.
     pub path: Option<Path>,
     /// One sentence.
     pub summary: String,
     /// Commands to run.
     pub remedy: Vec<String>,
-    /// The same where instances are described.
-    pub lasting: String,
-    /// What they cost in safety, and the alternative.
-    pub caution: String,
+    /// How to say the same where instances are described, so that it lasts.
+    pub lasting: Option<String>,
+    /// What the commands cost in safety, and what to do instead.
+    pub caution: Option<String>,
 }
 
 impl Verdict {
+    /// Takes in what was concluded again from another case of the same cause. The words are the later ones, unless those are less sure.
+    fn absorb(&mut self, later: Self) {
+        let waited = match (self.waited, later.waited) {
+            (Some(known), Some(more)) => Some(known + more),
+            (known, more) => known.or(more),
+        };
+        let drop = self.drop.take().or_else(|| later.drop.clone());
+        let path = self.path.take();
+        if later.confidence >= self.confidence {
+            *self = later;
+        }
+        (self.waited, self.drop, self.path) = (waited, drop, path);
+    }
+
     /// Something of it rests on what was not seen: no more than likely without the proof that it would have been.
     fn resting_on(mut self, absent: Result<Absent, WhyNot>) -> Self {
         let why = match absent {
@@ -421,8 +426,8 @@ impl Verdict {
             path: None,
             summary,
             remedy: Vec::new(),
-            lasting: String::new(),
-            caution: String::new(),
+            lasting: None,
+            caution: None,
         }
     }
 }

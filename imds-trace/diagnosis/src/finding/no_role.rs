@@ -43,9 +43,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             "aws ec2 associate-iam-instance-profile --instance-id {instance} --iam-instance-profile Name=<profile>"
         ),
     ];
-    verdict.caution =
+    verdict.caution = Some(
         "The second command gives the role to every process and container that reaches IMDS; a role for the job alone \
                        (OIDC, ECS task role, EKS Pod Identity) does not."
-            .to_owned();
+            .to_owned(),
+    );
     Some(voice.temper(verdict))
 }

@@ -16,9 +16,9 @@ pub const RULE: Rule = Rule {
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let mut verdict = if case.exchange.attempt.is_some() { never_left(case)? } else { not_sent_on(case)? };
-    verdict.caution = "A missing, prohibited or unreachable route may be there on purpose, to keep containers off IMDS. On EC2 the \
+    verdict.caution = Some("A missing, prohibited or unreachable route may be there on purpose, to keep containers off IMDS. On EC2 the \
                        default route is enough for 169.254.169.254; fd00:ec2::254 needs IPv6 on the instance and on the network."
-        .to_owned();
+        .to_owned());
     Some(verdict)
 }
 
@@ -71,12 +71,12 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
         false => format!("{whose} has no route for it, or one that refuses it"),
     };
     let mut verdict = Verdict::certain(
-        format!("{:?} {} {}", failed.heading, drop.location, drop.netns.0),
-        format!("{} was dropped in {}{}: {why}.", failed.packet(&case.subject()), drop.location, failed.on()),
+        format!("{:?} {} {}", failed.heading, drop.function(), drop.netns.0),
+        format!("{} was dropped in {}{}: {why}.", failed.packet(&case.subject()), drop.function(), failed.on()),
     );
     // Forwarding that is off is dropped in the same function, and the kernel sends no ICMP error then.
     let is_told = drop.netns == case.host.netns && case.host.forwarding.v4.is_some();
-    let may_be_off = drop.location.starts_with("ip_error") && is_unexplained(failed.dropped) && !is_told;
+    let may_be_off = drop.function().starts_with("ip_error") && is_unexplained(failed.dropped) && !is_told;
     if may_be_off && case.exchange.refusal.is_none() {
         verdict.confidence = Confidence::Likely;
         verdict

@@ -35,21 +35,21 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         format!(
             "{} was dropped in {}{}: {whose} does not forward{by} ({why}).",
             failed.packet(&case.subject()),
-            drop.location,
+            drop.function(),
             failed.on(),
         ),
     );
     let keys: Vec<String> = all.into_iter().chain(own).map(|key| shell_word(&key)).collect();
     verdict.remedy.push(format!("{enter}sysctl {}", keys.join(" ")));
     verdict.remedy.extend(keys.iter().map(|key| format!("{enter}sysctl -w {key}=1")));
-    verdict.lasting = format!(
+    verdict.lasting = Some(format!(
         "A file in /etc/sysctl.d with {}: Docker switches forwarding on when it starts, and `sysctl --system` may switch it off again.",
         keys.iter().map(|key| format!("`{key} = 1`")).collect::<Vec<_>>().join(" and ")
-    );
-    verdict.caution = "With forwarding on, this host passes on everything that the FORWARD chain of its firewall lets through, not only \
+    ));
+    verdict.caution = Some("With forwarding on, this host passes on everything that the FORWARD chain of its firewall lets through, not only \
                        what goes to IMDS: `iptables -vnL FORWARD` shows its policy. It may be off on purpose; then containers reach \
                        nothing outside the host."
-        .to_owned();
+        .to_owned());
     Some(failed.concluded(verdict, case))
 }
 

@@ -35,9 +35,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             shell_word(interface)
         ),
     ];
-    verdict.caution = "Docker masquerades its bridges unless told not to (daemon option --ip-masq=false, network option \
+    verdict.caution = Some("Docker masquerades its bridges unless told not to (daemon option --ip-masq=false, network option \
                        com.docker.network.bridge.enable_ip_masquerade=false), or unless a reload of the firewall removed its \
                        rules: restarting Docker puts them back. The rule above is gone after a reboot."
-        .to_owned();
+        .to_owned());
     Some(verdict)
 }

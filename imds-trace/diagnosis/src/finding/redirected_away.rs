@@ -47,7 +47,7 @@ fn elsewhere(case: &Case<'_>, exchange: &Exchange, to: Endpoint) -> Option<Verdi
                 }
                 false => "",
             };
-            let location = &dropped.drop.location;
+            let location = dropped.drop.function();
             let whose = match dropped.drop.netns == case.host.netns {
                 true => String::new(),
                 false => format!(" in {}", case.whose(dropped.drop.netns)),
@@ -79,9 +79,9 @@ fn elsewhere(case: &Case<'_>, exchange: &Exchange, to: Endpoint) -> Option<Verdi
     if !to.address.is_loopback() {
         verdict.remedy.push(format!("ip route get {}", to.address));
     }
-    verdict.caution = "A metadata proxy (kube2iam, kiam, metadataproxy) installs such a rule, and does not take it with it when it goes. \
+    verdict.caution = Some("A metadata proxy (kube2iam, kiam, metadataproxy) installs such a rule, and does not take it with it when it goes. \
                        Deleting the rule lets clients reach IMDS and the instance's own role: it may stand there to keep them off it."
-        .to_owned();
+        .to_owned());
     Some(verdict)
 }
 
@@ -91,7 +91,7 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
     let last = travel.hops.last().filter(|hop| hop.hook.direction == Direction::Ingress)?;
     // A hop less seen, a drop less seen, and it says nothing. Of one packet it says nothing either.
     let absent = case.absent_everywhere().ok()?;
-    if case.host.capture || travel.copies < 2 || exchange.inward.is_some() {
+    if case.rests_on_capture() || travel.copies < 2 || exchange.inward.is_some() {
         return None;
     }
     let mut verdict = Verdict::likely(

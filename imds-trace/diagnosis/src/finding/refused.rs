@@ -49,7 +49,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let from_outside = refusal.is_some_and(|refusal| refusal.from_outside);
     // In a capture at the client everything comes in from outside, in one at a bridge nothing does.
-    let unknown = case.host.capture && !exchange.decrements.forwarded();
+    let unknown = case.rests_on_capture() && !exchange.decrements.forwarded();
     let whence = match (from_outside, by_firewall) {
         _ if unknown => "from where this capture does not show".to_owned(),
         (true, _) => "from beyond this host".to_owned(),
@@ -85,10 +85,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     }
     let Some(dropped) = by_firewall else {
         verdict.remedy = vec![format!("ip route get {}", exchange.connection.endpoint.address)];
-        verdict.caution =
+        verdict.caution = Some(
             "EC2's IMDS does not refuse connections: with its endpoint disabled it answers 403. Something on the way \
                            does: a firewall, a network policy, or a proxy in the place of IMDS that does not run."
-                .to_owned();
+                .to_owned(),
+        );
         if !from_outside {
             let iptables = case.iptables();
             verdict.remedy.push(format!("{iptables} -t nat -vnL PREROUTING --line-numbers"));
@@ -98,9 +99,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         return Some(verdict);
     };
     verdict.remedy = commands(case, dropped);
-    verdict.caution = "The rule may be there on purpose, to keep containers off the instance's role. Then leave it, and give the job \
+    verdict.caution = Some("The rule may be there on purpose, to keep containers off the instance's role. Then leave it, and give the job \
                        a role of its own (OIDC, ECS task role, EKS Pod Identity)."
-        .to_owned();
+        .to_owned());
     Some(verdict)
 }
 

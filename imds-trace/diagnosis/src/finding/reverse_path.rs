@@ -44,9 +44,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         format!("{enter}ip rule show"),
         format!("{enter}sysctl -w {setting}"),
     ];
-    verdict.caution = "2 is loose filtering: a packet is let in if any interface leads back. It gives up some protection against \
+    verdict.caution = Some("2 is loose filtering: a packet is let in if any interface leads back. It gives up some protection against \
                        forged source addresses on that interface; a route that leads back by it needs no such change. The larger \
                        of conf.all and conf.INTERFACE holds."
-        .to_owned();
+        .to_owned());
     Some(failed.concluded(verdict, case))
 }

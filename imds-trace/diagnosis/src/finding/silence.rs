@@ -44,13 +44,13 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     }
     // A capture may be the client's own, where the answer may be lost on the way to it; or hold one direction only: then requests
     // follow handshakes that it does not show.
-    if case.host.capture && (exchange.is_one_way() || !exchange.decrements.forwarded()) {
+    if case.rests_on_capture() && (exchange.is_one_way() || !exchange.decrements.forwarded()) {
         return None;
     }
     let last = outward.hops.last()?;
     let asked = exchange.asked.unwrap_or(exchange.opened);
     let mut waited = exchange.left.or(exchange.closed)?.since(asked);
-    if case.host.capture {
+    if case.rests_on_capture() {
         // It may have ended there, while one elsewhere went on: it was there as long as it shows something.
         waited = waited.min(exchange.last_leaving?.since(asked));
     }

@@ -36,10 +36,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         verdict.remedy.push(format!("export AWS_METADATA_SERVICE_TIMEOUT={enough}"));
     }
     verdict.caution =
-        format!("The client has to wait {enough} s for such an answer; most SDKs have the time set in code.");
+        Some(format!("The client has to wait {enough} s for such an answer; most SDKs have the time set in code."));
     if case.answerer() != Answerer::StandIn {
         verdict.remedy.push(format!("ethtool -S {} | grep linklocal_allowance_exceeded", shell_word(uplink(case))));
-        verdict.caution.push_str(" A slow IMDS is mostly one that is asked too often.");
+        verdict.caution.get_or_insert_default().push_str(" A slow IMDS is mostly one that is asked too often.");
     }
     Some(verdict)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::identity::fact::{Forwarding, Network};
-use crate::journey::Hop;
+use crate::journey::{Evidence, Hop};
 use crate::net::{Direction, Ifindex, Netns};
 
 /// Interfaces whose counters are remembered at most.
@@ -21,8 +21,8 @@ pub struct Surroundings {
     pub netns: Netns,
     /// The EC2 instance's id, if known.
     pub instance: Option<String>,
-    /// Is nothing known but what a capture shows? No drops, no processes, and only the places where it listened.
-    pub capture: bool,
+    /// What is all of it known from?
+    pub evidence: Evidence,
     /// Interfaces towards IMDS.
     pub uplinks: Vec<Ifindex>,
     /// Interfaces that containers are behind.

@@ -24,8 +24,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         )),
     );
     verdict.remedy = vec!["imds-trace watch --for 1m".to_owned()];
-    verdict.caution = "See `Who asked` in the report for the requests of each client. Cache credentials until shortly before they expire \
+    verdict.caution = Some("See `Who asked` in the report for the requests of each client. Cache credentials until shortly before they expire \
                        and tokens for their lifetime, and try again with growing pauses: every current AWS SDK does."
-        .to_owned();
+        .to_owned());
     Some(voice.temper(verdict))
 }

@@ -52,9 +52,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         capitalised(format!("{subject}{} asked {} with a token and got 401: {why}.", case.hint(), case.request_line())),
     );
     verdict.remedy = case.probe().into_iter().collect();
-    verdict.caution = "The command asks for a new token from inside the container and uses it: with that IMDS answers. Clients must request a \
+    verdict.caution = Some("The command asks for a new token from inside the container and uses it: with that IMDS answers. Clients must request a \
                        new token on 401, and before the old one expires; a token holds for at most six hours (21600 s) and on \
                        its own instance only. One that was baked into an image, a file or a variable does not last."
-        .to_owned();
+        .to_owned());
     Some(voice.temper(case.unless_it_went_on(verdict)).resting_on(case.absent_before()))
 }

@@ -68,26 +68,27 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     if cause == "forwarded" {
         verdict.remedy =
             vec!["export NO_PROXY=169.254.169.254,fd00:ec2::254 no_proxy=169.254.169.254,fd00:ec2::254".to_owned()];
-        verdict.caution = "Set them where the client runs; most HTTP libraries honour one of the two.".to_owned();
+        verdict.caution = Some("Set them where the client runs; most HTTP libraries honour one of the two.".to_owned());
     } else if cause == "expect" {
         verdict.remedy = vec![
             "curl -sS -o /dev/null -w '%{http_code}\\n' -X PUT -H 'Expect:' -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600' \
              http://169.254.169.254/latest/api/token"
                 .to_owned(),
         ];
-        verdict.caution = "This is a right one, which shows the status and throws the token away. libcurl adds the header to a PUT that \
+        verdict.caution = Some("This is a right one, which shows the status and throws the token away. libcurl adds the header to a PUT that \
                            sends data from a stream (curl -T); an empty Expect header leaves it out (CURLOPT_HTTPHEADER in code)."
-            .to_owned();
+            .to_owned());
     } else {
         verdict.remedy = vec![
             "curl -sS -o /dev/null -w '%{http_code}\\n' -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600' \
              http://169.254.169.254/latest/api/token"
                 .to_owned(),
         ];
-        verdict.caution =
+        verdict.caution = Some(
             "This is a right one, which shows the status and throws the token away. SDKs treat 400 as final and the \
                            others as a reason to ask without a token."
-                .to_owned();
+                .to_owned(),
+        );
     }
     Some(voice.temper(verdict))
 }

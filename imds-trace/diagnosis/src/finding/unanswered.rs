@@ -48,17 +48,18 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         ));
     }
     // A capture may not know its interfaces' names.
-    let named = if case.host.capture { "<interface>".to_owned() } else { shell_word(interface) };
+    let named = if case.rests_on_capture() { "<interface>".to_owned() } else { shell_word(interface) };
     verdict.remedy = vec![format!("ethtool -S {named} | grep linklocal_allowance_exceeded"), case.describe_options()];
     if let Some(address) = elsewhere {
         let filter = if address.is_ipv4() { "addresses.private-ip-address" } else { "ipv6-addresses.ipv6-address" };
         verdict.remedy.push(format!("aws ec2 describe-network-interfaces --filters Name={filter},Values={address}"));
     }
     if exceeded.is_some_and(|packets| packets > 0) {
-        verdict.caution =
+        verdict.caution = Some(
             "Ask less often: cache credentials and tokens (a token is good for up to six hours), and use a local DNS \
                            cache. The allowance is per network interface and cannot be raised."
-                .to_owned();
+                .to_owned(),
+        );
     }
     Some(verdict)
 }

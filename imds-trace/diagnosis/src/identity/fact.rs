@@ -1,5 +1,7 @@
 //! What did a source tell us about who is who, and when?
 
+mod socket;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::Runtime;
 use crate::net::{Endpoint, Ifindex, Netns, Timestamp, Ttl};
 use crate::secret;
+pub use socket::{Connected, Counted, Outcome, Socket, TcpState};
 
 /// One thing that a source said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +31,7 @@ pub enum Said {
     /// The kernel: it found one, and the SYN is about to be sent.
     Connecting(Connecting),
     /// The kernel: that socket has a port and a first sequence number now.
-    Sending(Connected),
+    Sending(Socket),
     /// The kernel: the same, and it was established or gave up.
     Connected(Connected),
     /// What a socket's own TCP had counted when its state changed.
@@ -198,70 +201,6 @@ pub fn path(names: &str, cut: bool) -> String {
     let names: Vec<&str> = names.trim_end_matches('\0').rsplit('\0').collect();
     let begin = if cut { CUT } else { "" };
     secret::mask(&format!("{begin}/{}", names.join("/")))
-}
-
-/// A connecting socket with its port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connected {
-    /// As in [`Connecting::socket`].
-    pub socket: u64,
-    /// Its own address and port.
-    pub source: Endpoint,
-    /// Where to.
-    pub destination: Endpoint,
-    /// Initial sequence number.
-    pub isn: u32,
-    /// Namespace of the socket.
-    pub netns: Netns,
-    /// Was the connection established, or given up?
-    pub established: bool,
-    /// The error that the socket was told, a number of `errno.h`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<u16>,
-    /// Will its TCP say what it counted ([`Counted`]) when it changes its state?
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub counts: bool,
-}
-
-/// What the TCP of a connecting socket had counted when its state changed: the client's own word on what reached it, in whatever
-/// namespace it is and whatever way the packets took.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counted {
-    /// As in [`Connecting::socket`].
-    pub socket: u64,
-    /// Its own address and port.
-    pub source: Endpoint,
-    /// Where to.
-    pub destination: Endpoint,
-    /// Initial sequence number.
-    pub isn: u32,
-    /// Namespace of the socket.
-    pub netns: Netns,
-    /// Had the connection been established?
-    pub established: bool,
-    /// Payload bytes that it received in order; neither SYN nor FIN counts.
-    pub received: u64,
-    /// Payload bytes that the other side acknowledged; neither SYN nor FIN counts.
-    pub acked: u64,
-    /// The error that the socket was told, a number of `errno.h`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<u16>,
-    /// The state that it entered.
-    pub state: TcpState,
-}
-
-/// States of a TCP socket of which the kernel half tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TcpState {
-    /// The other side will send no more.
-    CloseWait,
-    /// Its own side will send no more.
-    FinWait,
-    /// Both sides ended it, and the last acknowledgement is awaited.
-    LastAck,
-    /// It is over.
-    Closed,
 }
 
 /// An ancestor of a process.

@@ -270,7 +270,7 @@ impl Directory {
     }
 
     /// A socket gave up connecting, and no packet of it was seen.
-    pub fn unseen(&mut self, at: Timestamp, socket: &fact::Connected) {
+    pub fn unseen(&mut self, at: Timestamp, socket: &fact::Socket) {
         self.sockets.unseen(at, socket);
     }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::cgroup;
-use super::fact::{CUT, Connected, Connecting, ProcessDetail, TICK, Told};
+use super::fact::{self, CUT, Connected, Connecting, Outcome, ProcessDetail, TICK, Told};
 use super::{Process, Query};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 use crate::room;
@@ -299,7 +299,7 @@ impl Sockets {
     }
 
     /// A socket gave up connecting, and no packet of it was seen. To be told before [`Self::connected`] is.
-    pub fn unseen(&mut self, at: Timestamp, socket: &Connected) {
+    pub fn unseen(&mut self, at: Timestamp, socket: &fact::Socket) {
         let Some(number) = self.connecting.get(&socket.socket).copied() else { return };
         if let Some(known) = self.all.get(&number) {
             self.attempts.push_back(Attempt { at, tid: known.task.tid, number, gave_up: true });
@@ -343,7 +343,7 @@ impl Sockets {
     }
 
     /// A socket got its port.
-    pub fn sending(&mut self, socket: &Connected) {
+    pub fn sending(&mut self, socket: &fact::Socket) {
         let Some(number) = self.connecting.get(&socket.socket).copied() else { return };
         let keys = ((socket.isn, socket.destination), (socket.source, socket.destination));
         if let Some(known) = self.all.get_mut(&number) {
@@ -354,13 +354,14 @@ impl Sockets {
         self.by_flow.insert(keys.1, number);
     }
 
-    /// A socket got its port, if it did not have it before, and was established or gave up.
-    pub fn connected(&mut self, at: Timestamp, socket: &Connected) {
+    /// A socket got its port, if it did not have it before, and its connect() was decided.
+    pub fn connected(&mut self, at: Timestamp, connected: &Connected) {
+        let Connected { socket, outcome } = connected;
         self.sending(socket);
         let number = self.connecting.remove(&socket.socket);
         if let Some(known) = number.and_then(|number| self.all.get_mut(&number)) {
-            known.error = socket.error;
-            known.failed_after = (!socket.established).then(|| at.since(known.at));
+            known.error = outcome.error();
+            known.failed_after = matches!(outcome, Outcome::Failed(_)).then(|| at.since(known.at));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Does the directory answer for a moment, and never guess?
 
-use super::fact::{Connected, Connecting, ProcessDetail, Told};
+use super::fact::{Connected, Connecting, Outcome, ProcessDetail, Socket, Told};
 use super::*;
 
 const HOST: Netns = Netns(1);
@@ -45,19 +45,22 @@ fn connect(directory: &mut Directory, ms: u64, pid: u32, netns: u32, source: &st
 
 /// The socket of this number got its port, and its first sequence number is the same.
 fn connected(directory: &mut Directory, ms: u64, netns: u32, source: &str, isn: u32) {
-    directory.learn(&Fact { at: at(ms + 1), said: Said::Connected(socket(netns, source, isn, true)) });
+    directory.learn(&Fact {
+        at: at(ms + 1),
+        said: Said::Connected(Connected {
+            socket: socket(netns, source, isn),
+            outcome: Outcome::Established { counts: false },
+        }),
+    });
 }
 
-fn socket(netns: u32, source: &str, isn: u32, established: bool) -> Connected {
-    Connected {
+fn socket(netns: u32, source: &str, isn: u32) -> Socket {
+    Socket {
         socket: u64::from(isn),
         source: end(source),
         destination: end("169.254.169.254:80"),
         isn,
         netns: Netns(netns),
-        established,
-        error: None,
-        counts: false,
     }
 }
 
@@ -108,7 +111,7 @@ fn a_socket_is_known_by_its_attempt_and_its_syn_alone() {
     let mut directory = Directory::new(HOST);
     container(&mut directory, 1000, "a", Some(20), Some("172.17.0.2"));
     directory.learn(&Fact { at: at(1100), said: Said::Attempting(task(9, 77, 20)) });
-    directory.learn(&Fact { at: at(1101), said: Said::Sending(socket(20, "172.17.0.2:40000", 9, false)) });
+    directory.learn(&Fact { at: at(1101), said: Said::Sending(socket(20, "172.17.0.2:40000", 9)) });
     let who = directory.who(query("172.17.0.2:40000", 9), at(1102));
     assert_eq!((id(&who), who.process.as_ref().map(|process| process.pid)), (Some("a"), Some(77)));
     assert_eq!(directory.failed(at(9000)), None, "its SYN was about to be sent");

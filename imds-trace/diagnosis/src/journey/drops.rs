@@ -73,7 +73,7 @@ const NOT_SPECIFIED: &str = "NOT_SPECIFIED";
 /// Reads a drop.
 pub(super) fn meaning(drop: &Drop) -> Meaning {
     let reason = drop.reason.as_deref().filter(|reason| *reason != NOT_SPECIFIED);
-    let location = drop.location.as_str();
+    let location = drop.location.as_deref().unwrap_or_default();
     let begins = |name: &str, prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
     let plain = location.split('.').next().unwrap_or_default();
     let led_by_copier = drop.callers.iter().any(|caller| begins(caller, &COPIERS));
@@ -98,7 +98,7 @@ mod tests {
 
     fn of(location: &str, reason: Option<&str>, callers: &[&str]) -> Meaning {
         meaning(&Drop {
-            location: location.into(),
+            location: Some(location.into()),
             reason: reason.map(str::to_owned),
             interface: None,
             netns: Netns(1),

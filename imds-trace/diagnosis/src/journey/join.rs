@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::connections::{Connections, Found, PacketKey, State, slot};
 use super::drops::{Meaning, meaning};
 use super::origin::Origins;
-use super::{ConnectionId, Dropped, Fate, Hop, Join, Journey};
+use super::{ConnectionId, Dropped, Evidence, Fate, Hop, Join, Journey};
 use crate::net::{Direction, Endpoint, Heading, Ifindex, Netns, Timestamp, has_fallen, is_before};
 use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};
 
@@ -53,8 +53,8 @@ pub struct Joiner {
     sockets: HashMap<u32, (Netns, Endpoint)>,
     socket_order: VecDeque<u32>,
     connections: Connections<Open>,
-    /// Are drops not seen, nor all places? Then only what nobody acknowledged is lost.
-    capture: bool,
+    /// Of a capture only what nobody acknowledged is lost.
+    evidence: Evidence,
     /// When the latest packet was seen.
     latest: Timestamp,
     due: BinaryHeap<Reverse<(Timestamp, ConnectionId)>>,
@@ -70,7 +70,7 @@ impl Joiner {
             sockets: HashMap::new(),
             socket_order: VecDeque::new(),
             connections: Connections::default(),
-            capture: false,
+            evidence: Evidence::Kernel,
             latest: Timestamp(0),
             due: BinaryHeap::new(),
             evicted: 0,
@@ -79,7 +79,7 @@ impl Joiner {
 
     /// Joins what a capture shows.
     pub fn of_capture() -> Self {
-        Self { capture: true, ..Self::new(Netns::default()) }
+        Self { evidence: Evidence::Capture, ..Self::new(Netns::default()) }
     }
 
     /// The routes to the endpoints use these interfaces now; containers are behind `inward`, empty if nobody said.
@@ -258,7 +258,8 @@ impl Joiner {
             }
             for open in over {
                 // At the end of a capture the acknowledgement may be what is not in it any more.
-                let in_capture = self.capture.then(|| now < END || self.latest.since(open.last) >= QUIET);
+                let in_capture =
+                    (self.evidence == Evidence::Capture).then(|| now < END || self.latest.since(open.last) >= QUIET);
                 let misrouted = is_misrouted(&open, state, |interface| self.origins.is_only_up(interface));
                 sink(finish(open, state, misrouted, in_capture));
             }

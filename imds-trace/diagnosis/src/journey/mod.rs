@@ -51,6 +51,16 @@ pub struct Hop {
     pub client: Endpoint,
 }
 
+/// What everything rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Evidence {
+    /// Hooks at all places of a host's ways, the kernel's drops, and its sockets.
+    #[default]
+    Kernel,
+    /// Somebody's capture: no drops, no processes, and only the places where it listened.
+    Capture,
+}
+
 /// How sure it is that the observations are one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]

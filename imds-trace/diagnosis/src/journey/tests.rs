@@ -27,7 +27,7 @@ fn drop_at(location: &str, reason: &str) -> Place {
 
 fn drop_in(netns: u32, location: &str, reason: &str) -> Place {
     Place::Drop(Drop {
-        location: location.into(),
+        location: Some(location.into()),
         reason: Some(reason.into()),
         interface: None,
         netns: Netns(netns),
@@ -111,7 +111,7 @@ fn a_drop_after_translation_belongs_to_the_packet_that_came_in() {
     let journeys = run(observations);
     let lost = &journeys[1];
     assert!(
-        matches!(&lost.fate, Fate::Dropped(dropped) if dropped.ttl == Ttl(1) && dropped.drop.location == "ip_forward")
+        matches!(&lost.fate, Fate::Dropped(dropped) if dropped.ttl == Ttl(1) && dropped.drop.function() == "ip_forward")
     );
     assert_eq!(lost.hops.len(), 1);
 }

@@ -21,8 +21,10 @@ pub struct Hook {
 /// The kernel's own word for a drop.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Drop {
-    /// Function that dropped the packet, as the kernel's symbol table spells it; the address in hex where it cannot be named.
-    pub location: String,
+    /// Function that dropped the packet, as the kernel's symbol table spells it; `None` where the kernel does not name it to us. Never
+    /// its address, which gives away where the kernel lies (KASLR).
+    #[serde(with = "named")]
+    pub location: Option<String>,
     /// Reason as the kernel spells it without `SKB_DROP_REASON_`; `None` on kernels that give none.
     pub reason: Option<String>,
     /// The interface the packet was on.
@@ -32,6 +34,28 @@ pub struct Drop {
     /// Functions that led there, the caller of `location` first; empty where the kernel cannot tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub callers: Vec<String>,
+}
+
+impl Drop {
+    /// The function, for a sentence: `dropped in ...`.
+    pub fn function(&self) -> &str {
+        self.location.as_deref().unwrap_or("an unnamed function")
+    }
+}
+
+/// In recordings a function without a name is the word `unnamed`.
+mod named {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    const UNNAMED: &str = "unnamed";
+
+    pub(super) fn serialize<S: Serializer>(function: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+        function.as_deref().unwrap_or(UNNAMED).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+        Ok(Some(String::deserialize(deserializer)?).filter(|function| function != UNNAMED))
+    }
 }
 
 /// What an ICMP error says of the packet that it quotes.

@@ -14,7 +14,7 @@ use crate::exchange::{Delivery, Imds, Refusal, Refused, Software, Travel};
 use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
 use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
-use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl, UNNAMED};
+use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
 use crate::printable::json_safe;
 
 /// The kind.
@@ -450,7 +450,7 @@ fn hop(hop: &Hop) -> HopLine {
 fn drop_line(dropped: &Dropped) -> DropLine<'_> {
     let drop = &dropped.drop;
     DropLine {
-        location: (drop.location != UNNAMED).then_some(drop.location.as_str()),
+        location: drop.location.as_deref(),
         reason: drop.reason.as_deref(),
         ttl: dropped.ttl,
         interface: drop.interface.as_ref().map(|interface| interface.name.as_str()),
@@ -464,7 +464,7 @@ fn finding_line(at: String, finding: &Finding) -> FindingLine<'_> {
         at,
         rule: finding.rule,
         severity: finding.severity,
-        confidence: finding.confidence,
+        confidence: finding.says.confidence,
         container: &finding.who.container,
         process: None,
         address: finding.who.address,
@@ -473,12 +473,12 @@ fn finding_line(at: String, finding: &Finding) -> FindingLine<'_> {
         first: String::new(),
         last: String::new(),
         hop_limit: finding.hop_limit,
-        drop: finding.drop.as_ref().map(drop_line),
-        waited_ms: finding.waited.map(milliseconds),
-        summary: &finding.summary,
-        remedy: &finding.remedy,
-        lasting: &finding.lasting,
-        caution: &finding.caution,
+        drop: finding.says.drop.as_ref().map(drop_line),
+        waited_ms: finding.says.waited.map(milliseconds),
+        summary: &finding.says.summary,
+        remedy: &finding.says.remedy,
+        lasting: finding.says.lasting.as_deref().unwrap_or_default(),
+        caution: finding.says.caution.as_deref().unwrap_or_default(),
         evidence: finding.evidence.iter().map(|id| id.0).collect(),
     }
 }

@@ -14,6 +14,7 @@ use crate::finding::{Finding, Severity};
 use crate::identity::Subject;
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
+use crate::words;
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -44,7 +45,7 @@ impl Output for Junit {
 
     fn report(&mut self, _: Timestamp, report: &Report) -> io::Result<()> {
         let mut suite = suite(report, self.boot_time);
-        let lost = (report.lost.sum() > 0).then(|| format!("Incomplete: {}", text::lost_sentence(report.lost)));
+        let lost = (report.lost.sum() > 0).then(|| format!("Incomplete: {}", words::lost(report.lost)));
         let said: Vec<String> = self.probed.take().into_iter().chain(lost).collect();
         if !said.is_empty() {
             suite.set_system_out(said.join("\n"));
@@ -97,7 +98,7 @@ fn client(tally: &Tally, report: &Report, boot_time: BootTime) -> TestCase {
         [] => TestCaseStatus::success(),
         [first, ..] => {
             let more = if errors.len() > 1 { format!(" (and {} more)", errors.len() - 1) } else { String::new() };
-            let message = format!("{}{more}", printable(&first.summary, usize::MAX));
+            let message = format!("{}{more}", printable(&first.says.summary, usize::MAX));
             failure(first.rule, &message, &told(&errors))
         }
     };

@@ -48,7 +48,7 @@ const MAX_NAME: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
     Hook(Hook),
-    Drop { location: String, netns: Netns },
+    Drop { location: Option<String>, netns: Netns },
 }
 
 struct Waiting {
@@ -212,7 +212,7 @@ fn described(place: &Place) -> (String, String) {
             )
         }
         Place::Drop { location, netns } => {
-            let location = printable(location, MAX_NAME);
+            let location = printable(location.as_deref().unwrap_or("unnamed"), MAX_NAME);
             (format!("drop {location}"), format!("packets dropped by the kernel in {location}{}", in_netns(*netns)))
         }
     }
@@ -259,7 +259,7 @@ fn dropped_at(journey: &Journey) -> String {
     format!(
         "TTL {}: dropped in {}{}",
         dropped.ttl.0,
-        printable(&dropped.drop.location, MAX_NAME),
+        printable(dropped.drop.function(), MAX_NAME),
         reason.unwrap_or_default()
     )
 }

@@ -11,7 +11,7 @@ use anstyle::{AnsiColor, Style};
 use super::json::rfc3339;
 use super::{Kind, Output};
 use crate::event::{Asserted, Report, Tally};
-use crate::event::{Event, ExchangeEvent, Lost, Probed, UnseenConnection};
+use crate::event::{Event, ExchangeEvent, Probed, UnseenConnection};
 use crate::exchange::{Delivery, Exchange};
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::job::{Evidence, Job};
@@ -19,6 +19,7 @@ use crate::identity::{Attribution, Key};
 use crate::journey::{Fate, OtherPackets};
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
+use crate::words::{self, counted, times};
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -72,7 +73,7 @@ impl Output for Text {
                     self.stream,
                     "{time}  {style}{word} {}{style:#}: {}{}",
                     finding.rule,
-                    printable(&finding.summary, usize::MAX),
+                    printable(&finding.says.summary, usize::MAX),
                     times(finding.count)
                 )
             }
@@ -81,7 +82,7 @@ impl Output for Text {
                 writeln!(self.stream, "{time}  {}  {}", who(&unseen.who), unseen_sentence(unseen))
             }
             Event::Loss(at, lost) => {
-                writeln!(self.stream, "{}  {RED}lost{RED:#}: {}", self.time(*at), lost_sentence(*lost))
+                writeln!(self.stream, "{}  {RED}lost{RED:#}: {}", self.time(*at), words::lost(*lost))
             }
             Event::Probed(_, probed) => {
                 self.probed = true;
@@ -125,7 +126,7 @@ impl Text {
             let _ = writeln!(out, "{}", paragraph("", "  ", &text));
         }
         if report.lost.sum() > 0 {
-            let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", lost_sentence(report.lost));
+            let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", words::lost(report.lost));
         }
         if report.subjects.is_empty() && !self.probed {
             let _ = match report.hidden {
@@ -200,13 +201,13 @@ fn tell_probed(probed: &Probed) -> String {
 pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime, draws: bool) {
     let style = style(finding.severity);
     let _ = writeln!(out, "{style}{} {}{style:#}   {}", word(finding.severity), finding.rule, who(&finding.who));
-    let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.summary, usize::MAX)));
-    if let Some(path) = finding.path.as_ref().filter(|_| draws) {
+    let _ = writeln!(out, "{}", paragraph("  ", "  ", &printable(&finding.says.summary, usize::MAX)));
+    if let Some(path) = finding.says.path.as_ref().filter(|_| draws) {
         let _ = writeln!(out);
         ladder::draw(out, path, finding.who.initial_ttl, finding.count);
         let _ = writeln!(out);
     }
-    let basis = match finding.confidence {
+    let basis = match finding.says.confidence {
         Confidence::Certain => "certain: seen in the kernel",
         Confidence::Likely => "likely: inferred",
     };
@@ -217,17 +218,17 @@ pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime, 
         format!("{} times, {first} to {last}", finding.count)
     };
     let _ = writeln!(out, "  {}Seen {when} UTC ({basis}).", hop_limit(finding.hop_limit));
-    for (number, command) in finding.remedy.iter().enumerate() {
+    for (number, command) in finding.says.remedy.iter().enumerate() {
         let label = if number == 0 { "Run" } else { "   " };
         let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
     }
-    if !finding.lasting.is_empty() {
+    if let Some(lasting) = &finding.says.lasting {
         let first = format!("  {DIM}Keep{DIM:#} ");
-        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.lasting, usize::MAX)));
+        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(lasting, usize::MAX)));
     }
-    if !finding.caution.is_empty() {
+    if let Some(caution) = &finding.says.caution {
         let first = format!("  {DIM}But{DIM:#}  ");
-        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(&finding.caution, usize::MAX)));
+        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(caution, usize::MAX)));
     }
 }
 
@@ -269,10 +270,6 @@ fn overview(report: &Report) -> String {
         }
     }
     parts.join(", ")
-}
-
-fn counted(count: u64, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 fn hop_limit(limit: HopLimit) -> String {
@@ -338,9 +335,9 @@ fn outcome(exchange: &Exchange) -> String {
             .unwrap_or_default();
         format!(
             "{RED}{what} LOST{RED:#} in {}{on}, ttl {}{} (gave up after {took})",
-            printable(&at.location, MAX_NAME),
+            printable(at.function(), MAX_NAME),
             drop.ttl.0,
-            copies_of(copies)
+            words::copies(copies)
         )
     };
     match (exchange.response_drop(), exchange.request_drop(), &exchange.inward) {
@@ -365,14 +362,6 @@ fn unseen_sentence(unseen: &UnseenConnection) -> String {
         "{YELLOW}unseen{YELLOW:#}: a connection to {} passed no interface that is watched; {counted}",
         unseen.endpoint
     )
-}
-
-fn copies_of(copies: u64) -> String {
-    if copies > 1 { format!(", {copies} copies") } else { String::new() }
-}
-
-fn times(count: u64) -> String {
-    if count > 1 { format!(" ({count} times)") } else { String::new() }
 }
 
 fn milliseconds(seconds: f64) -> String {
@@ -402,14 +391,6 @@ pub(super) fn subject(who: &Attribution) -> String {
         (None, _) if who.process.is_some() => format!("{BOLD}unknown container{BOLD:#} ({})", who.address),
         (None, _) => format!("{BOLD}unknown{BOLD:#} ({})", who.address),
     }
-}
-
-pub(super) fn lost_sentence(lost: Lost) -> String {
-    let Lost { ring_buffer, unreadable, state_evicted } = lost;
-    format!(
-        "{ring_buffer} records dropped (ring buffer full), {unreadable} unreadable, {state_evicted} tracked objects evicted; what \
-         follows may be incomplete"
-    )
 }
 
 fn style(severity: Severity) -> Style {

@@ -167,7 +167,7 @@ impl Heard {
         let mut wrong = Vec::new();
         let found = |heard: &Self| -> BTreeSet<String> {
             let told = |finding: &Finding| {
-                format!("{} of {} ({:?}, {})", finding.rule, show(&finding.who), finding.confidence, finding.count)
+                format!("{} of {} ({:?}, {})", finding.rule, show(&finding.who), finding.says.confidence, finding.count)
             };
             heard.findings.iter().map(told).collect()
         };
@@ -185,13 +185,13 @@ impl Heard {
     /// What `less` says that was not said of all.
     fn new_in(&self, less: &Self) -> Vec<String> {
         let mut wrong = Vec::new();
-        for finding in less.findings.iter().filter(|finding| finding.confidence == Confidence::Certain) {
+        for finding in less.findings.iter().filter(|finding| finding.says.confidence == Confidence::Certain) {
             let is_known = |known: &Finding| {
                 // Whose it was may be known less well.
                 let same_client = show(&known.who) == show(&finding.who) || known.who.address == finding.who.address;
                 // A firewall's drop is the cause, was its reset seen or not.
-                let same_drop = known.drop.is_some() && known.drop == finding.drop;
-                known.confidence == Confidence::Certain && same_client && (known.rule == finding.rule || same_drop)
+                let same_drop = known.says.drop.is_some() && known.says.drop == finding.says.drop;
+                known.says.confidence == Confidence::Certain && same_client && (known.rule == finding.rule || same_drop)
             };
             if !self.findings.iter().any(is_known) {
                 wrong.push(format!("{} of {} is certain", finding.rule, show(&finding.who)));
@@ -218,7 +218,7 @@ pub fn brief(input: &Input) -> String {
             let tcp = tcp.map(|tcp| format!("flags {:#x}, {} bytes", tcp.flags.0, tcp.len)).unwrap_or_default();
             let place = match place {
                 Place::Hook(hook) => format!("{} {}", hook.interface.name, hook.direction),
-                Place::Drop(drop) => format!("drop in {}", drop.location),
+                Place::Drop(drop) => format!("drop in {}", drop.function()),
             };
             format!("{heading:?}, {tcp}, {place}, at {} ms", (at.0 / 1_000_000) as i64 - 1_000_000)
         }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use diagnosis::event::Ready;
 use diagnosis::identity::fact::{
-    Ancestor, Connected, Connecting, ContainerDetail, Fact, Network, ProcessDetail, Said, Told,
+    Ancestor, Connected, Connecting, ContainerDetail, Fact, Network, Outcome, ProcessDetail, Said, Socket, Told,
 };
 use diagnosis::input::Input;
 use diagnosis::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
@@ -99,9 +99,10 @@ impl Scenario {
             }
             add(connecting);
             let [_, connected] = self.connect(number as u64, connect, conversations[index].isn())?;
-            if let (Some(ms), Input::Fact(Fact { said: Said::Connected(socket), .. })) = (connect.sending_ms, connected)
+            if let (Some(ms), Input::Fact(Fact { said: Said::Connected(connected), .. })) =
+                (connect.sending_ms, connected)
             {
-                add(fact(ms, Said::Sending(Connected { established: false, error: None, ..socket })));
+                add(fact(ms, Said::Sending(connected.socket)));
             }
         }
         for attempt in &self.attempts {
@@ -148,16 +149,12 @@ impl Scenario {
             inner_pid: None,
             told: Told::default(),
         });
-        let connected = Said::Connected(Connected {
-            socket,
-            source,
-            destination,
-            isn,
-            netns,
-            established: connect.error.is_none(),
-            counts: false,
-            error: connect.error,
-        });
+        let outcome = match connect.error {
+            None => Outcome::Established { counts: false },
+            error => Outcome::Failed(error),
+        };
+        let socket = Socket { socket, source, destination, isn, netns };
+        let connected = Said::Connected(Connected { socket, outcome });
         let known = connect.known_ms.unwrap_or(connect.ms + 1);
         Ok([fact(connect.ms, connecting), fact(known, connected)])
     }

@@ -70,8 +70,9 @@ pub struct Scenario {
     /// All that must be found.
     #[serde(default)]
     pub findings: Vec<Finding>,
-    /// All exchanges, in order: `WHO KIND STATUS`, e.g. `job-17 token 200`; `-` for what is not known.
-    pub exchanges: Vec<String>,
+    /// All exchanges, in order: `WHO KIND STATUS`, e.g. `job-17 token 200`; `-` for what is not known. Absent: they are not judged, which a
+    /// file of `tests/scenarios` may not leave so.
+    pub exchanges: Option<Vec<String>>,
     /// A part of the sentence in which the report tells that the kernel's counters say something else. Absent: there is none.
     pub difference: Option<String>,
 }
@@ -317,7 +318,7 @@ pub struct Finding {
     pub waited_ms: Option<u64>,
     /// A part of the sentence.
     pub says: Option<String>,
-    /// A part of one of the commands. Absent: there are none.
+    /// A part of one of the commands. Absent: they are not judged, which a file of `tests/scenarios` may leave so where there are none.
     pub remedy: Option<String>,
     /// A part of what the commands cost in safety.
     pub caution: Option<String>,

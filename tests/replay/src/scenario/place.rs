@@ -78,7 +78,7 @@ impl Place {
             }
         }
         let drop = Drop {
-            location: (*location).to_owned(),
+            location: (*location != "unnamed").then(|| (*location).to_owned()),
             reason: (*reason != "-").then(|| (*reason).to_owned()),
             interface: (*name != "-").then(|| interface(name, netns)),
             netns,

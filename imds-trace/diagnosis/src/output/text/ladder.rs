@@ -93,7 +93,7 @@ fn dropped_at(dropped: &Dropped, count: u64, path: &Path) -> Rung {
     let elsewhere = host.is_some_and(|host| host != dropped.drop.netns && dropped.drop.netns.0 != 0);
     let whose = if elsewhere { format!(", in network namespace {}", dropped.drop.netns.0) } else { String::new() };
     Rung {
-        place: printable(&dropped.drop.location, 64),
+        place: printable(dropped.drop.function(), 64),
         ttl: format!("ttl {}", dropped.ttl.0),
         remark: format!("{RED}✗ dropped{reason}{RED:#}{why}{whose}{copies}"),
     }

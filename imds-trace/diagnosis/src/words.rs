@@ -1,0 +1,27 @@
+//! In which words do several outputs say the same? Counts, and what was lost.
+
+use crate::event::Lost;
+
+/// `1 packet`, `2 packets`.
+pub fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+/// ` (3 times)` behind a sentence; nothing for once.
+pub fn times(count: u64) -> String {
+    if count > 1 { format!(" ({count} times)") } else { String::new() }
+}
+
+/// `, 3 copies` behind a drop; nothing for one.
+pub fn copies(count: u64) -> String {
+    if count > 1 { format!(", {count} copies") } else { String::new() }
+}
+
+/// What could not be kept, and what that means for what follows.
+pub fn lost(lost: Lost) -> String {
+    let Lost { ring_buffer, unreadable, state_evicted } = lost;
+    format!(
+        "{ring_buffer} records dropped (ring buffer full), {unreadable} unreadable, {state_evicted} tracked objects evicted; what \
+         follows may be incomplete"
+    )
+}
