@@ -48,14 +48,14 @@ type Client = (String, u64, u64, Option<u8>, Option<u8>);
 
 /// What is told of captures.
 #[derive(Debug)]
-struct Told {
-    report: Report,
-    notes: Vec<String>,
-    failures: Vec<String>,
+pub(crate) struct Told {
+    pub report: Report,
+    pub notes: Vec<String>,
+    pub failures: Vec<String>,
 }
 
 impl Told {
-    fn of(captures: &[Vec<u8>]) -> Result<Self> {
+    pub fn of(captures: &[Vec<u8>]) -> Result<Self> {
         let source = |(number, bytes): (usize, &Vec<u8>)| Source {
             name: format!("file-{number}"),
             from: From::Stream(Box::new(Cursor::new(bytes.clone()))),
@@ -76,7 +76,7 @@ impl Told {
     }
 
     /// Rules of severity error, and whom they accuse.
-    fn errors(&self) -> BTreeSet<(&'static str, String)> {
+    pub fn errors(&self) -> BTreeSet<(&'static str, String)> {
         let errors = self.report.findings.iter().filter(|finding| finding.severity == Severity::Error);
         errors.map(|finding| (finding.rule, finding.who.address.to_string())).collect()
     }
@@ -93,23 +93,23 @@ impl Told {
 }
 
 /// Ethernet frames of these links, with times changed for each link.
-fn frames(sent: &[Sent], links: &[usize], time: impl Fn(&Sent) -> u64) -> Vec<Timed> {
+pub(crate) fn frames(sent: &[Sent], links: &[usize], time: impl Fn(&Sent) -> u64) -> Vec<Timed> {
     let mut frames: Vec<Timed> =
         sent.iter().filter(|sent| links.contains(&sent.link)).map(|sent| (time(sent), ethernet(sent))).collect();
     frames.sort_by_key(|(at, _)| *at);
     frames
 }
 
-fn at(sent: &Sent) -> u64 {
+pub(crate) fn at(sent: &Sent) -> u64 {
     sent.at
 }
 
-fn all(story: &Story) -> Vec<usize> {
+pub(crate) fn all(story: &Story) -> Vec<usize> {
     (0..story.links.len()).collect()
 }
 
 /// Healthy, and lost to the hop limit, as it must be told wherever both sides of the forward are in the captures.
-fn expect_whole(what: &str, story: &Story, captures: &[Vec<u8>]) -> Result<()> {
+pub(crate) fn expect_whole(what: &str, story: &Story, captures: &[Vec<u8>]) -> Result<()> {
     let told = Told::of(captures).with_context(|| what.to_owned())?;
     let client = story.links[0].client.to_string();
     let needed = u8::try_from(story.links.len()).ok();
@@ -122,7 +122,7 @@ fn expect_whole(what: &str, story: &Story, captures: &[Vec<u8>]) -> Result<()> {
 }
 
 /// The stories in which a token comes, and in which it does not.
-fn stories() -> Vec<(String, Story)> {
+pub(crate) fn stories() -> Vec<(String, Story)> {
     let mut stories = Vec::new();
     for hop_limit in [1, 2, 3] {
         for (what, story) in [

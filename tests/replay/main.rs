@@ -10,6 +10,7 @@ mod foreign;
 mod handed_over;
 mod recordings;
 mod scenarios;
+mod variants;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         trials.extend(busy::trials());
         trials.extend(evidence::trials());
         trials.extend(handed_over::trials());
+        trials.extend(variants::trials());
         trials.extend(foreign::trials());
         Ok(trials)
     });

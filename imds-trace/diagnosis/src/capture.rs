@@ -133,7 +133,7 @@ impl Reader {
     fn fill(&mut self) {
         while !self.is_read && !self.order.is_full() {
             let Self { sources, counts, endpoints, .. } = self;
-            match sources.next(&mut |interfaces, frame| counts.read(interfaces, frame, endpoints)) {
+            match sources.next(&mut |name, interfaces, frame| counts.read(name, interfaces, frame, endpoints)) {
                 Some(packet) => self.order.push(packet),
                 None => self.is_read = true,
             }

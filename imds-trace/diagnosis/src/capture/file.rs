@@ -117,6 +117,8 @@ impl Described {
 /// A frame as captured.
 #[derive(Debug)]
 pub struct Frame {
+    /// Its number in the file, from 1, as Wireshark counts.
+    pub number: u64,
     /// Since the Unix epoch.
     pub at: Timestamp,
     /// Index of its interface, among those of the whole file.
@@ -348,7 +350,7 @@ impl Contents {
         // One that has no time of its own comes when the one before it did.
         self.last = at.unwrap_or(self.last);
         let (link, bytes) = (described.link, bytes.to_vec());
-        Ok(Frame { at: self.last, interface, link, direction, bytes, is_timed: at.is_some() })
+        Ok(Frame { number: packet, at: self.last, interface, link, direction, bytes, is_timed: at.is_some() })
     }
 }
 

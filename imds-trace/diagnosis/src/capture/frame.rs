@@ -6,11 +6,14 @@ use crate::net::{Direction, Heading};
 /// EtherTypes.
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86dd;
-const VLAN_TAGS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
+pub const ETH_P_8021Q: u16 = 0x8100;
+const VLAN_TAGS: [u16; 3] = [ETH_P_8021Q, 0x88a8, 0x9100];
+const ETH_P_MPLS: [u16; 2] = [0x8847, 0x8848];
+const ETH_P_PPPOE: u16 = 0x8864;
 /// Envelopes that are not opened.
-const UNOPENED: [(u16, &str); 3] = [(0x8847, "MPLS"), (0x8848, "MPLS"), (0x8864, "PPPoE")];
-/// VLAN tags of a frame at most; 802.1ad allows two.
-const MAX_VLAN_TAGS: usize = 2;
+const UNOPENED: [(u16, &str); 3] = [(0x88e5, "MACsec"), (0x88e7, "802.1ah (MAC in MAC)"), (0x894f, "NSH")];
+/// VLAN tags or MPLS labels of a frame at most; 802.1ad allows two tags, and nobody stacks so many labels.
+const MAX_TAGS: usize = 8;
 
 /// Lengths of headers.
 const ETHERNET_HEADER: usize = 14;
@@ -92,10 +95,22 @@ pub fn link(link: i32, frame: &[u8]) -> Linked<'_> {
         },
         _ => return Linked::Foreign,
     };
-    for _ in 0..MAX_VLAN_TAGS {
+    for _ in 0..MAX_TAGS {
         if VLAN_TAGS.contains(&ether_type) && bytes.len() >= VLAN_TAG {
             (ether_type, bytes) = (u16_at(bytes, 2), &bytes[VLAN_TAG..]);
         }
+    }
+    if ETH_P_MPLS.contains(&ether_type) {
+        return match behind_labels(bytes) {
+            Some(bytes) => Linked::Ip(Ip { bytes, direction, index, macs }),
+            None => Linked::Unopened("MPLS that carries no IP"),
+        };
+    }
+    if ether_type == ETH_P_PPPOE {
+        return match behind_ppp(bytes) {
+            Some(bytes) => Linked::Ip(Ip { bytes, direction, index, macs }),
+            None => Linked::Other,
+        };
     }
     match ether_type {
         ETH_P_IP | ETH_P_IPV6 => Linked::Ip(Ip { bytes, direction, index, macs }),
@@ -104,6 +119,26 @@ pub fn link(link: i32, frame: &[u8]) -> Linked<'_> {
             None => Linked::Other,
         },
     }
+}
+
+/// The IP packet behind MPLS labels (RFC 3032): nothing names what is behind the last one, but IP begins with its version, and what
+/// may carry Ethernet instead begins with a zero (RFC 4385).
+fn behind_labels(mut bytes: &[u8]) -> Option<&[u8]> {
+    for _ in 0..MAX_TAGS {
+        let (label, rest) = bytes.split_at_checked(4)?;
+        bytes = rest;
+        let is_last = label[2] & 1 != 0;
+        if is_last {
+            return bytes.first().is_some_and(|first| matches!(first >> 4, 4 | 6)).then_some(bytes);
+        }
+    }
+    None
+}
+
+/// The IP packet in a PPPoE session (RFC 2516): six bytes of its own, then PPP's number of the protocol.
+fn behind_ppp(bytes: &[u8]) -> Option<&[u8]> {
+    let (header, rest) = bytes.split_at_checked(8)?;
+    matches!(u16_at(header, 6), 0x0021 | 0x0057).then_some(rest)
 }
 
 fn cooked(packet_type: u8) -> Direction {

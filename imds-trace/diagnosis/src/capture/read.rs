@@ -15,8 +15,34 @@ use super::tunnel::{self, Inside};
 const MAX_TUNNELS: usize = 3;
 /// Kinds that are counted apart at most.
 const MAX_KINDS: usize = 64;
+/// What sees most on a host: what is typed where frames are in something that is not looked into.
+const INSTEAD: &str = "capture where they are bare, on the host or in the container:  tcpdump -i any -w capture.pcap 'host \
+                       169.254.169.254 or host fd00:ec2::254'";
 /// What keeps all that is asked of a packet: Ethernet with two VLAN tags, IPv6 and a TCP header.
 const ENOUGH: &str = "capture with -s 128 or more";
+
+/// Frames of one kind.
+#[derive(Debug, Default)]
+struct Kind {
+    count: u64,
+    /// The first of them: name of the file, number of the packet in it.
+    first: (String, u64),
+}
+
+impl Kind {
+    fn add(&mut self, file: &str, frame: &Frame) {
+        if self.count == 0 {
+            self.first = (file.to_owned(), frame.number);
+        }
+        self.count += 1;
+    }
+
+    /// How many of how many, and where to look.
+    fn of(&self, all: u64, what: &str) -> String {
+        let (file, packet) = &self.first;
+        format!("{} of {all} {what} (the first is packet {packet} of {file})", self.count)
+    }
+}
 
 /// Frames, counted.
 #[derive(Debug, Default)]
@@ -24,15 +50,15 @@ pub struct Counts {
     /// To and from IMDS.
     ours: u64,
     /// Of these, with a payload of which not a byte was kept.
-    bare: u64,
+    bare: Kind,
     /// Of these, without a time.
-    timeless: u64,
+    timeless: Kind,
     /// Too little was kept to see whose they are, or what.
-    cut: u64,
+    cut: Kind,
     /// Of link types that are not read.
-    foreign: BTreeMap<i32, u64>,
+    foreign: BTreeMap<i32, Kind>,
     /// In envelopes that are not opened.
-    unopened: BTreeMap<&'static str, u64>,
+    unopened: BTreeMap<&'static str, Kind>,
     /// In VXLAN, as mirrors make it.
     mirrored: u64,
     /// Of those that could not be read: not told yet.
@@ -45,19 +71,57 @@ struct Around<'a> {
     tunnel: Option<String>,
 }
 
+/// What a frame turned out to be.
+enum Looked<'a> {
+    Seen(Around<'a>, Seen<'a>),
+    Other,
+    /// Too little of it was kept.
+    Cut,
+    /// In an envelope of this name.
+    Unopened(&'static str),
+    /// Of a link type that is not read.
+    Foreign,
+}
+
 impl Counts {
-    /// What a frame says; `None` if it is nothing of ours.
-    pub fn read(&mut self, interfaces: &[Described], frame: &Frame, endpoints: &[IpAddr]) -> Option<Sighted> {
+    /// What a frame of this file says; `None` if it is nothing of ours.
+    pub fn read(
+        &mut self,
+        file: &str,
+        interfaces: &[Described],
+        frame: &Frame,
+        endpoints: &[IpAddr],
+    ) -> Option<Sighted> {
         let described = interfaces.get(frame.interface)?;
-        let ip = self.linked(frame.link, &frame.bytes)?;
-        let (around, seen) = self.opened(Around { ip, tunnel: None }, endpoints)?;
+        let (around, seen) = match self.opened(frame, endpoints) {
+            Looked::Seen(around, seen) => (around, seen),
+            Looked::Other => return None,
+            Looked::Cut => {
+                self.cut.add(file, frame);
+                self.unreadable += 1;
+                return None;
+            }
+            Looked::Unopened(name) => {
+                self.unopened.entry(name).or_default().add(file, frame);
+                return None;
+            }
+            Looked::Foreign => {
+                self.unreadable += 1;
+                if self.foreign.len() < MAX_KINDS || self.foreign.contains_key(&frame.link) {
+                    self.foreign.entry(frame.link).or_default().add(file, frame);
+                }
+                return None;
+            }
+        };
         let spot = spot(described, &around, &seen)?;
         self.ours += 1;
         let carries = seen.headers.tcp.is_some_and(|tcp| tcp.len > 0);
-        self.bare += u64::from(carries && seen.payload.is_empty());
+        if carries && seen.payload.is_empty() {
+            self.bare.add(file, frame);
+        }
         if !frame.is_timed {
             // What follows from how long something took cannot be told.
-            self.timeless += 1;
+            self.timeless.add(file, frame);
             self.unreadable += 1;
         }
         let direction = around.ip.direction.or(frame.direction).filter(|_| around.tunnel.is_none());
@@ -72,29 +136,27 @@ impl Counts {
     /// What is to be said of what was not told, of so many frames.
     pub fn notes(&self, frames: u64, endpoints: &[IpAddr]) -> Vec<String> {
         let mut notes = Vec::new();
-        for (link, count) in &self.foreign {
-            notes.push(format!("{count} of {frames} packets have {}, which is not read", called(*link)));
+        for (link, kind) in &self.foreign {
+            notes.push(format!("{} have {}, which is not read", kind.of(frames, "packets"), called(*link)));
         }
-        for (name, count) in &self.unopened {
-            notes.push(format!("{count} of {frames} packets are in {name}, which is not looked into"));
+        for (name, kind) in &self.unopened {
+            notes.push(format!("{} are in {name}, which is not looked into: {INSTEAD}", kind.of(frames, "packets")));
         }
-        if self.cut > 0 {
+        if self.cut.count > 0 {
+            let cut = self.cut.of(frames, "packets");
+            notes.push(format!("{cut} are cut off before their addresses and ports end: {ENOUGH}"));
+        }
+        if self.bare.count > 0 {
             notes.push(format!(
-                "{} of {frames} packets are cut off before their addresses and ports end: {ENOUGH}",
-                self.cut
+                "{} were kept without a byte of their HTTP (captured with a short -s): what was asked and answered in them is not \
+                 known",
+                self.bare.of(self.ours, "packets to and from IMDS")
             ));
         }
-        if self.bare > 0 {
+        if self.timeless.count > 0 {
             notes.push(format!(
-                "{} of {} packets to and from IMDS were kept without a byte of their HTTP (captured with a short -s): what was \
-                 asked and answered in them is not known",
-                self.bare, self.ours
-            ));
-        }
-        if self.timeless > 0 {
-            notes.push(format!(
-                "{} of {} packets to and from IMDS have no time (simple packet blocks): how long anything took is not known",
-                self.timeless, self.ours
+                "{} have no time (simple packet blocks): how long anything took is not known",
+                self.timeless.of(self.ours, "packets to and from IMDS")
             ));
         }
         if self.ours == 0 {
@@ -109,48 +171,34 @@ impl Counts {
         notes
     }
 
-    fn linked<'a>(&mut self, link: i32, bytes: &'a [u8]) -> Option<Ip<'a>> {
-        match frame::link(link, bytes) {
-            Linked::Ip(ip) => return Some(ip),
-            Linked::Other => {}
-            Linked::Unopened(name) => *self.unopened.entry(name).or_default() += 1,
-            Linked::Foreign => {
-                self.unreadable += 1;
-                if self.foreign.len() < MAX_KINDS || self.foreign.contains_key(&link) {
-                    *self.foreign.entry(link).or_default() += 1;
-                }
-            }
-        }
-        None
-    }
-
-    /// The packet to or from IMDS in it, out of its envelopes.
-    fn opened<'a>(&mut self, mut around: Around<'a>, endpoints: &[IpAddr]) -> Option<(Around<'a>, Seen<'a>)> {
+    /// The packet to or from IMDS in a frame, out of its envelopes.
+    fn opened<'a>(&mut self, frame: &'a Frame, endpoints: &[IpAddr]) -> Looked<'a> {
         let is_endpoint = |address: IpAddr| endpoints.contains(&address);
+        let mut linked = frame::link(frame.link, &frame.bytes);
+        let mut tunnel = None;
         for _ in 0..=MAX_TUNNELS {
-            match packet::packet(around.ip.bytes, is_endpoint) {
-                Packet::Seen(seen) => return Some((around, seen)),
-                Packet::Cut | Packet::Nameless => {
-                    self.cut += 1;
-                    self.unreadable += 1;
-                    return None;
-                }
+            let ip = match linked {
+                Linked::Ip(ip) => ip,
+                Linked::Other => return Looked::Other,
+                Linked::Unopened(name) => return Looked::Unopened(name),
+                Linked::Foreign => return Looked::Foreign,
+            };
+            match packet::packet(ip.bytes, is_endpoint) {
+                Packet::Seen(seen) => return Looked::Seen(Around { ip, tunnel }, seen),
+                Packet::Cut | Packet::Nameless => return Looked::Cut,
                 Packet::Other => {}
             }
-            around = match tunnel::open(around.ip.bytes) {
+            (linked, tunnel) = match tunnel::open(ip.bytes) {
                 Inside::Frame { tunnel, frame } => {
                     self.mirrored += u64::from(tunnel.starts_with("vxlan"));
-                    Around { ip: self.linked(ETHERNET, frame)?, tunnel: Some(tunnel) }
+                    (frame::link(ETHERNET, frame), Some(tunnel))
                 }
-                Inside::Ip { tunnel, bytes } => Around { ip: Ip::bare(bytes), tunnel: Some(tunnel) },
-                Inside::Unopened(name) => {
-                    *self.unopened.entry(name).or_default() += 1;
-                    return None;
-                }
-                Inside::Nothing => return None,
+                Inside::Ip { tunnel, bytes } => (Linked::Ip(Ip::bare(bytes)), Some(tunnel)),
+                Inside::Unopened(name) => return Looked::Unopened(name),
+                Inside::Nothing => return Looked::Other,
             };
         }
-        None
+        Looked::Other
     }
 }
 

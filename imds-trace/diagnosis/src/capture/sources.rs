@@ -103,8 +103,8 @@ pub struct Sources<T> {
     failures: Vec<Failed>,
 }
 
-/// Reads a frame of a file with these interfaces.
-pub type Parse<'a, T> = dyn FnMut(&[Described], &Frame) -> Option<T> + 'a;
+/// Reads a frame of a file of this name, with these interfaces.
+pub type Parse<'a, T> = dyn FnMut(&str, &[Described], &Frame) -> Option<T> + 'a;
 
 impl<T> Sources<T> {
     /// Opens them. One that is nothing that can be read is an error; one of several that ends too soon is told of at the end.
@@ -207,7 +207,7 @@ impl Feed {
             };
             let Some(frame) = frame else { return Ok(None) };
             self.frames += 1;
-            if let Some(what) = parse(file.interfaces(), &frame) {
+            if let Some(what) = parse(&self.name, file.interfaces(), &frame) {
                 return Ok(Some((frame.at, what)));
             }
         }

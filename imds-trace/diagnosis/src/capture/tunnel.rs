@@ -3,15 +3,20 @@
 
 use etherparse::{IpNumber, LaxNetSlice, LaxSlicedPacket};
 
-use super::frame::{ETH_P_IP, ETH_P_IPV6, u16_at};
+use super::frame::{ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, u16_at};
 
 /// UDP ports: VXLAN's of IANA and of Linux, and Geneve's.
 const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 const GENEVE_PORT: u16 = 6081;
 const UDP_HEADER: usize = 8;
-/// RFC 7348, section 5: a flag says that there is a network's number.
+/// RFC 7348, section 5: a flag says that there is a network's number. All else but the number is zero, so that it is known at other
+/// ports, too (`docker swarm init --data-path-port`).
 const VXLAN_HEADER: usize = 8;
 const VXLAN_HAS_NUMBER: u8 = 0x08;
+const VXLAN_ZEROS: [usize; 4] = [1, 2, 3, 7];
+/// Ethernet addresses, and where behind them it says what follows.
+const ETHERNET_HEADER: usize = 14;
+const ETHERNET_TYPE: usize = 12;
 /// RFC 8926, section 3.4.
 const GENEVE_HEADER: usize = 8;
 /// RFC 2784 and RFC 2890: flags, protocol, and up to three words that the flags announce.
@@ -82,8 +87,22 @@ fn udp(bytes: &[u8]) -> Option<Inside<'_>> {
             let (kind, tunnel) = (u16_at(header, 2), format!("geneve {}", number(header)));
             inside(kind, tunnel, rest.get(options..).filter(|_| version == 0)?)
         }
-        _ => None,
+        _ => {
+            let (header, behind) = rest.split_at_checked(VXLAN_HEADER)?;
+            if header[0] == VXLAN_HAS_NUMBER && VXLAN_ZEROS.iter().all(|at| header[*at] == 0) {
+                let tunnel = format!("vxlan {}", number(header));
+                return carries_ip(behind).then_some(Inside::Frame { tunnel, frame: behind });
+            }
+            let is_geneve = header[0] >> 6 == 0 && header[1] == 0 && u16_at(header, 2) == FRAME && header[7] == 0;
+            let frame = behind.get(usize::from(header[0] & 0x3f) * 4..).filter(|_| is_geneve)?;
+            carries_ip(frame).then(|| Inside::Frame { tunnel: format!("geneve {}", number(header)), frame })
+        }
     }
+}
+
+/// Is this an Ethernet frame with IP in it? Asked where only its header tells that an envelope is one.
+fn carries_ip(frame: &[u8]) -> bool {
+    frame.len() >= ETHERNET_HEADER && matches!(u16_at(frame, ETHERNET_TYPE), ETH_P_IP | ETH_P_IPV6 | ETH_P_8021Q)
 }
 
 /// The number of a virtual network, which stands at the same place in both.

@@ -7,13 +7,23 @@ use super::Sent;
 /// An Ethernet frame.
 pub fn ethernet(sent: &Sent) -> Vec<u8> {
     let [from, to] = sent.macs;
-    let kind: [u8; 2] = if sent.ip[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] };
-    [&to[..], &from, &kind, &sent.ip].concat()
+    [&to[..], &from, &ether_type(sent), &sent.ip].concat()
+}
+
+/// The same with this between the addresses and the packet: tags or labels, from the EtherType of the first on.
+pub fn tagged(sent: &Sent, tags: &[u8]) -> Vec<u8> {
+    let [from, to] = sent.macs;
+    [&to[..], &from, tags, &sent.ip].concat()
+}
+
+/// The EtherType of what was sent.
+pub fn ether_type(sent: &Sent) -> [u8; 2] {
+    if sent.ip[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] }
 }
 
 /// As `tcpdump -i any` writes it, on the interface of this index.
 pub fn cooked2(sent: &Sent, index: u32, outgoing: bool) -> Vec<u8> {
-    let kind: [u8; 2] = if sent.ip[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] };
+    let kind = ether_type(sent);
     let packet_type = if outgoing { 4 } else { 0 };
     let head = [&kind[..], &[0, 0], &index.to_be_bytes(), &[0, 1, packet_type, 6], &sent.macs[0], &[0, 0]].concat();
     [head, sent.ip.clone()].concat()

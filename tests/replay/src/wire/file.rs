@@ -24,6 +24,23 @@ pub fn pcap_of(link: u32, kept: usize, frames: &[Timed]) -> Vec<u8> {
     bytes
 }
 
+/// A pcap file in this byte order, with times in nanoseconds or microseconds.
+pub fn pcap_in(big: bool, nanoseconds: bool, frames: &[Timed]) -> Vec<u8> {
+    let order = |word: u32| if big { word.to_be_bytes() } else { word.to_le_bytes() };
+    // Two numbers of 16 bits, whose order is theirs alone.
+    let version = if big { 0x0002_0004 } else { 0x0004_0002 };
+    let magic = if nanoseconds { 0xa1b2_3c4d } else { 0xa1b2_c3d4 };
+    let mut bytes: Vec<u8> = [magic, version, 0, 0, 262_144, 1].into_iter().flat_map(order).collect();
+    for (at, frame) in frames {
+        let part = at % 1_000_000_000 / if nanoseconds { 1 } else { 1_000 };
+        for word in [at / 1_000_000_000, part, frame.len() as u64, frame.len() as u64] {
+            bytes.extend(order(word as u32));
+        }
+        bytes.extend(frame);
+    }
+    bytes
+}
+
 /// A pcapng file that grows block by block.
 #[derive(Debug, Default)]
 pub struct Pcapng {
