@@ -10,6 +10,7 @@ mod foreign;
 mod handed_over;
 mod recordings;
 mod scenarios;
+mod sweep;
 mod variants;
 
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         trials.extend(evidence::trials());
         trials.extend(handed_over::trials());
         trials.extend(variants::trials());
+        trials.extend(sweep::trials());
         trials.extend(foreign::trials());
         Ok(trials)
     });

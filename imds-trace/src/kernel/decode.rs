@@ -201,7 +201,7 @@ fn connecting(connect: &record::Connect, task: Option<&record::Task>, tasks: &mu
         tid: connect.tid,
         uid: connect.uid,
         gid: connect.gid,
-        comm: text(&connect.comm),
+        comm: fact::comm(&text(&connect.comm)),
         cgroup: connect.cgroup,
         ttl: (connect.ttl != 0).then_some(Ttl(connect.ttl)),
         started: (connect.started != 0).then_some(Timestamp(connect.started)),
@@ -256,7 +256,9 @@ fn told(task: &record::Task) -> Told {
         exe: path(&task.exe),
         argv: fact::command_line(&beginning(&task.argv, task.argv_len), task.argv_cut != 0),
         cgroup: path(&task.cgroup),
-        ancestors: ancestors.map(|ancestor| Ancestor { pid: ancestor.pid, comm: text(&ancestor.comm) }).collect(),
+        ancestors: ancestors
+            .map(|ancestor| Ancestor { pid: ancestor.pid, comm: fact::comm(&text(&ancestor.comm)) })
+            .collect(),
     }
 }
 

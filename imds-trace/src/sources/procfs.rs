@@ -142,7 +142,7 @@ impl Procfs {
         while pid != 0 && found.len() < MAX_ANCESTORS {
             let dir = self.root.join(pid.to_string());
             let Some(comm) = read(&dir.join("comm"), 64) else { break };
-            found.push(Ancestor { pid, comm: comm.trim_end().to_owned() });
+            found.push(Ancestor { pid, comm: fact::comm(comm.trim_end()) });
             pid = stat(&dir).map_or(0, |(parent, _)| parent);
         }
         found

@@ -203,6 +203,11 @@ pub fn path(names: &str, cut: bool) -> String {
     secret::mask(&format!("{begin}/{}", names.join("/")))
 }
 
+/// The name of a task, which is often the beginning of its program's; secrets masked.
+pub fn comm(name: &str) -> String {
+    secret::mask(name)
+}
+
 /// An ancestor of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ancestor {

@@ -73,6 +73,23 @@ fn a_secret_of_every_format_split_at_every_place_is_masked() {
 }
 
 #[test]
+fn a_secret_access_key_split_at_every_place_is_masked() {
+    let mut random = Random(0x5ac);
+    for _ in 0..200 {
+        let key = random.word(BASE64, 40);
+        for at in 1..key.len() {
+            let (first, second) = key.split_at(at);
+            if is_wordy(&[first, second]) || second.starts_with('-') {
+                continue;
+            }
+            for text in [mask_argv(&["prog", first, second, "tail"]).join("|"), mask(&format!("{first}\n{second}"))] {
+                assert!(!survives(&key, &text), "{first} {second}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_token_in_pieces_of_every_length_is_masked() {
     let mut random = Random(0xf01d);
     for letters in [BASE64, BASE64_URL] {

@@ -14,6 +14,8 @@ const MAX_BEHIND: usize = 512;
 
 /// What may be the first half of a secret has this many characters, and twice as many if none of them is a digit.
 const MIN_HALF: usize = 8;
+/// A piece with fewer characters may be seen: so may seven characters of any secret.
+const MAX_SHORT: usize = 8;
 
 /// A piece: where it stands in its argument, and in the text that its chain is when joined.
 #[derive(Clone, Debug)]
@@ -149,6 +151,7 @@ impl Chain {
     fn wrapped(&self) -> Vec<Piece> {
         let mut found = Vec::new();
         let mut rest = &self.pieces[..];
+        let mut before = None;
         while !rest.is_empty() {
             let mut length = 0;
             while let Some(piece) = rest.get(length) {
@@ -175,10 +178,15 @@ impl Chain {
                     }
                     _ => MIN_SECRET,
                 };
-                if joined.len() >= least && is_random(joined) {
+                // A few characters beside it, which read as a word of two or three letters as often as not, may be the rest of it.
+                let short = [before, further.first()].into_iter().flatten().map(|piece| piece.joined.len());
+                let reaches = joined.len() + short.filter(|length| *length < MAX_SHORT).sum::<usize>();
+                let is_nearly = has_digit && joined.len() > MIN_SECRET - MAX_SHORT && reaches >= MIN_SECRET;
+                if (joined.len() >= least || is_nearly) && is_random(joined) {
                     found.extend(stretch.iter().cloned());
                 }
             }
+            before = stretch.last().or(further.first());
             rest = if length == 0 { &further[1..] } else { further };
         }
         found
