@@ -156,6 +156,19 @@ impl Ran {
         Ok(())
     }
 
+    /// It ended well, and where a filter let nothing through it said so on stderr, for programs read stdout; else nothing.
+    pub fn expect_filtered(&self, is_anything_shown: bool) -> Result<()> {
+        if is_anything_shown {
+            return self.expect_quiet();
+        }
+        self.expect_code(0)?;
+        let lines: Vec<&str> = self.stderr.lines().collect();
+        if !matches!(lines.as_slice(), [line] if line.contains("nothing that was seen fits the filter")) {
+            bail!("it does not say that the filter fits nothing: {self:?}");
+        }
+        Ok(())
+    }
+
     fn expect_no_panic(&self) -> Result<()> {
         if self.stderr.contains("panicked") || self.stderr.contains("stack backtrace") || self.stderr.contains("RUST_")
         {

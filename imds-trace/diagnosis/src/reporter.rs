@@ -124,6 +124,7 @@ impl Reporter {
             return Ok(Judged { broken: false, erred: false });
         };
         let broken = self.say_broken(&report);
+        self.say_hidden(&report);
         self.outputs.report(at, &report)?;
         self.outputs.flush()?;
         Ok(Judged { broken, erred: self.exit_code && self.errors > 0 })
@@ -189,6 +190,17 @@ impl Reporter {
             if let Some(groups) = &mut self.groups {
                 groups.count(event);
             }
+        }
+    }
+
+    /// Says on stderr that the filter fits nothing of what there was, if nobody would read it on stdout: it may be misspelt.
+    fn say_hidden(&self, report: &Report) {
+        let is_nothing = report.subjects.is_empty() && report.findings.is_empty();
+        if is_nothing && report.hidden > 0 && !self.outputs.are_read() {
+            eprintln!(
+                "imds-trace: nothing that was seen fits the filter; exchanges that are not shown: {}",
+                report.hidden
+            );
         }
     }
 
