@@ -1,10 +1,12 @@
 //! Does `watch` say what it lacks, before it touches anything?
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use imds_trace_tests::{Namespace, children, tracer};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::Outcome;
 use crate::program::{Folder, Ran, finish, run};
@@ -15,6 +17,10 @@ crate::tests![not_being_root_is_one_sentence_that_names_the_capabilities];
 pub const TESTS_OF_ROOT: &[crate::Test] = &[
     ("an_interface_that_is_not_there_is_one_sentence", an_interface_that_is_not_there_is_one_sentence),
     ("files_that_cannot_be_made_are_one_sentence", files_that_cannot_be_made_are_one_sentence),
+    (
+        "a_place_where_no_recording_can_be_is_refused_before_anything_is_attached",
+        a_place_where_no_recording_can_be_is_refused_before_anything_is_attached,
+    ),
     ("a_hostile_interface_name_reaches_no_terminal_raw", a_hostile_interface_name_reaches_no_terminal_raw),
 ];
 
@@ -69,6 +75,53 @@ fn files_that_cannot_be_made_are_one_sentence() -> Outcome {
         let wrong: Vec<&str> = ran.stderr.lines().filter(|line| line.contains(path)).collect();
         if wrong.len() != 1 || !wrong[0].contains(option) {
             return Err(format!("not one sentence about {option}: {ran:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// A file system of our own; dropping it takes it away.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(path: PathBuf, options: &str, flags: MsFlags) -> Result<Self> {
+        std::fs::create_dir(&path)?;
+        mount(Some("tmpfs"), &path, Some("tmpfs"), flags, Some(options)).context("mount a tmpfs")?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+fn a_place_where_no_recording_can_be_is_refused_before_anything_is_attached() -> Outcome {
+    let folder = Folder::new()?;
+    let at = |name: &str| folder.path().join(name);
+    let full = Disk::new(at("full"), "size=4k", MsFlags::empty())?;
+    // It takes what it can.
+    let _ = std::fs::write(full.0.join("all"), [0; 8192]);
+    let nothing_more = Disk::new(at("no-inodes"), "nr_inodes=1", MsFlags::empty())?;
+    let read_only = Disk::new(at("read-only"), "", MsFlags::MS_RDONLY)?;
+    std::fs::write(at("file"), "")?;
+    let ready = at("ready");
+    for (path, why) in [
+        (full.0.join("x.jsonl"), "No space left"),
+        (nothing_more.0.join("x.jsonl"), "No space left"),
+        (read_only.0.join("x.jsonl"), "Read-only file system"),
+        (at("missing/x.jsonl"), "No such file"),
+        (at("file/x.jsonl"), "Not a directory"),
+        (folder.path().to_owned(), "it is a folder"),
+        (at(&format!("{}.jsonl", "x".repeat(230))), "too long"),
+    ] {
+        let (path, ready) = (path.display().to_string(), ready.display().to_string());
+        // With -v what is attached would be told on stderr.
+        let options = ["--for", "1s", "-v", "--record", &path, "--record-rotate", "64KiB", "--ready-file", &ready];
+        watch("places", &["br0"], &options)?.expect_sentence(&["--record", &path, why])?;
+        if Path::new(&ready).exists() {
+            return Err(format!("{path}: it began").into());
         }
     }
     Ok(())

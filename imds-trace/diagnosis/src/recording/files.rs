@@ -326,8 +326,12 @@ impl Place {
         let path = self.folder.join(&name);
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         match made {
-            Ok(_) => {
-                fs::remove_file(&path).map_err(|error| because(error, "files in its folder cannot be removed".into()))
+            Ok(mut file) => {
+                // A full disk often has room for an empty file.
+                let written = file.write_all(b"\n");
+                fs::remove_file(&path)
+                    .map_err(|error| because(error, "files in its folder cannot be removed".into()))?;
+                written.map_err(|error| because(error, format!("its folder {} takes no byte", self.folder.display())))
             }
             // One that another run is trying, or left.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
