@@ -8,6 +8,7 @@ mod capturing;
 mod doctoring;
 mod evidence;
 mod expecting;
+mod foreign;
 mod hostile;
 mod program;
 mod replaying;
@@ -61,5 +62,5 @@ fn main() -> ExitCode {
             Trial::test(format!("{file}::{claim}"), test).with_ignored_flag(*needs_root && !root)
         })
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    libtest_mimic::run(&arguments, trials.chain(foreign::trials()).collect()).exit_code()
 }

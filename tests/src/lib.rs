@@ -29,6 +29,7 @@ pub mod house;
 mod image;
 pub mod imds;
 pub mod junit;
+pub mod machine;
 pub mod netns;
 pub mod obstacle;
 pub mod pieces;

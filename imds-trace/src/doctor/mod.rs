@@ -8,7 +8,7 @@ mod conntrack;
 mod ena;
 mod engine;
 mod environment;
-mod firewall;
+pub mod firewall;
 mod firewall_rules;
 mod forwarding;
 mod hop_limit;

@@ -10,6 +10,9 @@ use super::Error;
 /// Controllers that container engines use; on a version 1 host each may have a hierarchy of its own.
 const CONTROLLERS: [&str; record::CONTROLLERS] = ["pids_cgrp_id", "memory_cgrp_id", "cpu_cgrp_id", "freezer_cgrp_id"];
 
+/// Anonymous members in each other, and names for names, that are followed; the kernel's own have three.
+const MAX_DEPTH: u32 = 16;
+
 /// The kernel's type information.
 pub struct Layout {
     btf: Btf,
@@ -177,8 +180,8 @@ impl Layout {
         let mut found = self.named(names.next()?)?;
         let mut bits = 0;
         while let Some(name) = names.next() {
-            let (at, kind) = self.member(&found, name)?;
-            bits += at;
+            let (at, kind) = self.member(&found, name, MAX_DEPTH)?;
+            bits = at.checked_add(bits)?;
             if names.peek().is_some() {
                 found = self.structure(kind?)?;
             }
@@ -199,17 +202,18 @@ impl Layout {
     }
 
     /// Bit offset and type of a member, in `structure` or in an anonymous member of it.
-    fn member(&self, structure: &btf_rs::Struct, name: &str) -> Option<(u32, Option<Type>)> {
+    fn member(&self, structure: &btf_rs::Struct, name: &str, depth: u32) -> Option<(u32, Option<Type>)> {
         for member in &structure.members {
             let member_name = self.btf.resolve_name(member).unwrap_or_default();
             if member_name == name {
                 return Some((member.bit_offset(), self.btf.resolve_chained_type(member).ok()));
             }
             if member_name.is_empty()
+                && depth > 0
                 && let Some(inner) = self.btf.resolve_chained_type(member).ok().and_then(|kind| self.structure(kind))
-                && let Some((at, kind)) = self.member(&inner, name)
+                && let Some((at, kind)) = self.member(&inner, name, depth - 1)
             {
-                return Some((member.bit_offset() + at, kind));
+                return Some((member.bit_offset().checked_add(at)?, kind));
             }
         }
         None
@@ -217,7 +221,7 @@ impl Layout {
 
     /// The structure or union behind typedefs and qualifiers.
     fn structure(&self, mut kind: Type) -> Option<btf_rs::Struct> {
-        loop {
+        for _ in 0..MAX_DEPTH {
             kind = match kind {
                 Type::Struct(found) | Type::Union(found) => return Some(found),
                 Type::Typedef(next) => self.next(&next)?,
@@ -226,6 +230,7 @@ impl Layout {
                 _ => return None,
             }
         }
+        None
     }
 
     fn next(&self, kind: &dyn BtfType) -> Option<Type> {

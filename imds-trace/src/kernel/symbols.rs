@@ -58,7 +58,7 @@ impl Symbols {
 
 impl Table {
     /// Lines are `address type name`, with `[module]` behind names of modules, in no order over all modules.
-    fn read(text: &str) -> Self {
+    pub fn read(text: &str) -> Self {
         let mut table = Self::default();
         for line in text.lines() {
             // All zeros: the addresses are hidden from us.
@@ -74,7 +74,7 @@ impl Table {
 
     /// The last function that begins below `address`: a drop's location is a return address, which behind a call at the very end
     /// of a function is already the next one's first.
-    fn name(&self, address: u64) -> Option<&str> {
+    pub fn name(&self, address: u64) -> Option<&str> {
         let behind = self.functions.partition_point(|(at, _, _)| *at < address);
         let (_, begin, end) = *self.functions.get(behind.checked_sub(1)?)?;
         self.names.get(begin as usize..end as usize)

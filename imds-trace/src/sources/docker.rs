@@ -178,6 +178,11 @@ async fn inspect(engine: &Engine, id: &str, news: &mpsc::Sender<News>) {
     let _ = news.send(News::Said(Said::Container(detail))).await;
 }
 
+/// The same from the engine's JSON; `None` if it is none.
+pub fn read_inspected(id: &str, json: &[u8]) -> Option<ContainerDetail> {
+    serde_json::from_slice(json).ok().map(|container| inspected(id, container))
+}
+
 fn inspected(id: &str, container: ContainerInspectResponse) -> ContainerDetail {
     let pid =
         container.state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);

@@ -1,6 +1,7 @@
 //! What must hold of every parser of foreign bytes, whatever the bytes are? No panic, bounded time, the same again, and no secret out.
 //!
-//! The fuzz targets in `fuzz/` and the test `foreign` call these functions; a broken property is a panic.
+//! The fuzz targets in `fuzz/` and the tests named `foreign` call these functions; a broken property is a panic. What reads this
+//! machine's own words is above the seam, and so are its properties.
 
 use std::fmt::Debug;
 use std::io::Cursor;
@@ -40,7 +41,7 @@ pub const PROPERTIES: &[Property] = &[
 ];
 
 /// What a token looks like; nothing else here does.
-const SECRET: &str = "AQAEAJ7xTk2Qm9vZ4pLw8sYcH1nRb6uXe3dGf0aKiOqWtPyUzM5hVw==";
+pub const SECRET: &str = "AQAEAJ7xTk2Qm9vZ4pLw8sYcH1nRb6uXe3dGf0aKiOqWtPyUzM5hVw==";
 /// One input takes milliseconds, in a build that looks for mistakes a hundred times as long.
 const LONG: Duration = Duration::from_secs(10);
 
@@ -132,7 +133,7 @@ pub fn argv(bytes: &[u8]) {
 }
 
 /// Says twice what is to be said: it must be the same.
-fn same<T: PartialEq + Debug>(say: impl Fn() -> T) -> T {
+pub fn same<T: PartialEq + Debug>(say: impl Fn() -> T) -> T {
     let said = say();
     assert_eq!(said, say(), "the same bytes, and something else is said");
     said
@@ -140,22 +141,78 @@ fn same<T: PartialEq + Debug>(say: impl Fn() -> T) -> T {
 
 /// No eight characters of it are said, but for those that stand in what was `given` as something else: a fuzzer watches comparisons,
 /// and writes what it sees there into its inputs.
-fn keeps_the_secret(said: &str, given: &[u8]) {
+pub fn keeps_the_secret(said: &str, given: &[u8]) {
     let parts = SECRET.as_bytes().windows(8).filter(|part| !given.windows(8).any(|own| own == *part));
     for part in parts.map(|part| std::str::from_utf8(part).expect("ASCII")) {
         assert!(!said.contains(part), "{part} of the secret is in {said}");
     }
 }
 
-fn is_fast(started: Instant) {
+/// It began then, and took no longer than it may.
+pub fn is_fast(started: Instant) {
     assert!(started.elapsed() < LONG, "it took {:?}", started.elapsed());
 }
 
-/// An event without the marks of tokens, which mean nothing outside a run.
-fn unmarked(event: &Event) -> String {
+/// What is shown of it, without the marks of tokens, which mean nothing outside a run.
+pub fn unmarked(shown: &impl Debug) -> String {
     const MARK: &str = "TokenMark(";
-    let text = format!("{event:?}");
+    let text = format!("{shown:?}");
     let mut parts = text.split(MARK);
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |text, part| text + MARK + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+/// Does a property hold of its seeds, and for so long of what chance makes of them? What it is broken by is shown by its panic.
+pub fn try_out(property: &Property, seeds: &[Vec<u8>], time: Duration) {
+    let mut random = Random(0x0f0e_1617);
+    for seed in seeds {
+        (property.holds)(&seed[..seed.len().min(property.most)]);
+    }
+    let started = Instant::now();
+    while started.elapsed() < time {
+        let mut bytes = seeds[random.below(seeds.len())].clone();
+        bytes.truncate(property.most);
+        for _ in 0..=random.below(8) {
+            mutate(&mut bytes, &mut random, seeds);
+        }
+        bytes.truncate(property.most);
+        (property.holds)(&bytes);
+    }
+}
+
+/// One change: a byte, a bit, a piece cut out, doubled, or taken from another seed, or the end cut off.
+fn mutate(bytes: &mut Vec<u8>, random: &mut Random, seeds: &[Vec<u8>]) {
+    const TELLING: [u8; 8] = [0, 1, 0x7f, 0x80, 0xff, b'\n', b'"', b'/'];
+    if bytes.is_empty() {
+        bytes.push(0);
+    }
+    let at = random.below(bytes.len());
+    let end = at + random.below(bytes.len() - at + 1).min(64);
+    match random.below(6) {
+        0 => bytes[at] = TELLING[random.below(TELLING.len())],
+        1 => bytes[at] ^= 1 << random.below(8),
+        2 => drop(bytes.drain(at..end)),
+        3 => {
+            let piece = bytes[at..end].to_vec();
+            bytes.splice(at..at, piece);
+        }
+        4 => {
+            let other = &seeds[random.below(seeds.len())];
+            let from = random.below(other.len() + 1);
+            bytes.splice(at..end, other[from..other.len().min(from + 64)].iter().copied());
+        }
+        _ => bytes.truncate(at),
+    }
+}
+
+/// A generator of our own, so that the same bytes come again: xorshift, Marsaglia 2003.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap_or(0) % limit.max(1)
+    }
 }

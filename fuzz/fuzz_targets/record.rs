@@ -1,0 +1,7 @@
+//! Does what must hold of the parser `record` hold of any bytes?
+
+#![no_main]
+
+use imds_trace_tests::machine;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| machine::record(bytes));
