@@ -254,7 +254,7 @@ fn a_file_that_is_missing_in_the_middle_is_noticed() -> Outcome {
     std::fs::write(&found[1], text.replacen("job-1", "job-9", 1))?;
     let ran = replay_all(&folder, &["--output", "json"])?;
     ran.expect_code(0)?;
-    for part in ["is not as it was when it was put away", "lines 3 to ", "is missing"] {
+    for part in ["is not as it was when it was rotated", "lines 3 to ", "is missing"] {
         if !ran.stderr.contains(part) {
             return Err(format!("nothing says {part:?}: {}", ran.stderr).into());
         }

@@ -22,6 +22,7 @@ const CHECKS: &[Check] = &[
     ("first-lines", first_lines),
     ("file-names", file_names),
     ("sleeping-tests", sleeping_tests),
+    ("plain-words", plain_words),
     ("no-kernel-crates-in-user-half", no_kernel_crates),
     ("kernel-half-for-arm64", other_machine::same_programs),
     ("clippy", clippy),
@@ -132,6 +133,15 @@ fn sleeping_tests() -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for file in files::read(&workspace::root(), &["tests"])? {
         wrong.extend(files::sleeps(&file)?);
+    }
+    Ok(wrong)
+}
+
+/// Of what users read: tests and xtask talk to us.
+fn plain_words() -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for file in files::read(&workspace::root(), &["imds-trace/src", "imds-trace/diagnosis/src"])? {
+        wrong.extend(files::dialect(&file)?);
     }
     Ok(wrong)
 }

@@ -126,7 +126,7 @@ fn judge(name: &str, part: &Part, endpoint: IpAddr, read: &dyn Fn(&str, &str) ->
         ),
         (1, Part::Asymmetric(_) | Part::Unknown) => (
             Status::Unknown,
-            format!("whether the way back to {endpoint} leads out here hangs on rules that cannot be decided here"),
+            format!("whether the way back to {endpoint} leads out here depends on rules that cannot be decided here"),
         ),
         (1, Part::Symmetric) => (Status::Ok, format!("the route back to {endpoint} leads out here, so answers pass")),
         (1, Part::Other) => (Status::Ok, format!("nobody who is known reaches {endpoint} by it")),

@@ -112,7 +112,7 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
             }
         }
         Some(Way::Unknown(why)) => {
-            answer(Status::Unknown, format!("The kernel would not say how {endpoint} is reached: {why}."))
+            answer(Status::Unknown, format!("The kernel did not tell how {endpoint} is reached: {why}."))
         }
         None => answer(Status::Unknown, format!("The kernel was not asked how {endpoint} is reached.")),
     }
@@ -289,7 +289,7 @@ fn further(
         )
         .look(look),
         Some(Way::Unknown(why)) => {
-            answer(Status::Unknown, format!("{begins}. The host's kernel would not say how it goes on: {why}.")).look(look)
+            answer(Status::Unknown, format!("{begins}. The host's kernel did not tell how it goes on: {why}.")).look(look)
         }
         None => answer(Status::Unknown, format!("{begins}. How the host sends it on is not known.")).look(look),
     }

@@ -60,7 +60,7 @@ pub fn consequence(feature: Feature) -> Consequence {
         Feature::Clsact => (
             Needed,
             "Interfaces take filters by clsact.",
-            "Interfaces have neither tcx nor clsact for programs to hang on.",
+            "Interfaces have neither tcx nor clsact to attach programs to.",
         ),
         Feature::RawTracepoints => (
             Costs,

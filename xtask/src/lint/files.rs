@@ -21,6 +21,21 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/src/pieces.rs", "polls for a segment's leaving, of which no socket tells"),
 ];
 
+/// Words that are ours and nobody else's, and what a kernel engineer would write. Found in sentences only: a text with a space in it.
+const DIALECT: &[(&str, &str)] = &[
+    ("begins anew", "starts again"),
+    ("found no room", "did not fit"),
+    ("hang on", "attach to"),
+    ("hangs on", "depends on"),
+    ("look for yourself", "check"),
+    ("made anew", "made again"),
+    ("nobody could name", "could not be identified"),
+    ("openly", "an error, or whatever is meant: \"fail open\" means to allow"),
+    ("or the like", "what is meant"),
+    ("put away", "rotated"),
+    ("would not say", "did not tell"),
+];
+
 /// Longer than this, and a file wants to become several.
 const LONG: usize = 500;
 
@@ -93,6 +108,20 @@ pub fn sleeps(file: &File) -> Result<Vec<String>> {
         .collect())
 }
 
+/// Sentences with words of a dialect in them.
+pub fn dialect(file: &File) -> Result<Vec<String>> {
+    let texts = super::source::read(&file.text).with_context(|| format!("read {}", file.path))?.texts;
+    let mut wrong = Vec::new();
+    for (line, text) in texts.iter().filter(|(_, text)| text.contains(' ')) {
+        // Lines that a backslash joins.
+        let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+        let plain = format!(" {} ", words.join(" ").to_lowercase());
+        let found = DIALECT.iter().filter(|(word, _)| plain.contains(&format!(" {word} ")));
+        wrong.extend(found.map(|(word, better)| format!("{}:{line} says \"{word}\": {better}", file.path)));
+    }
+    Ok(wrong)
+}
+
 /// Only a warning.
 pub fn length(file: &File) -> Option<String> {
     let lines = file.text.lines().count();
@@ -120,6 +149,15 @@ mod tests {
         assert!(name(&file("imds-trace/src/output/utils.rs", "")).is_some());
         assert!(name(&file("tests/common/mod.rs", "")).is_some());
         assert_eq!(name(&file("imds-trace/src/output/text.rs", "")), None);
+    }
+
+    #[test]
+    fn sentences_are_in_plain_words() {
+        let said =
+            |text: &str| dialect(&file("a.rs", &format!("fn f() -> &'static str {{ \"{text}\" }}"))).unwrap().len();
+        assert_eq!(said("It hangs on the request, which is put \\\n    away."), 2);
+        assert_eq!(said("openly"), 0, "a name, not a sentence");
+        assert_eq!(said("Records were input away from it."), 0);
     }
 
     #[test]

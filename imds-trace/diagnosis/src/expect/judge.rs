@@ -47,7 +47,8 @@ impl<'a> Scope<'a> {
             let those: Vec<&'a Seen> = all.iter().copied().filter(|seen| noted(seen).count > 0).collect();
             those.first().map(|first| (names(&those), noted(first)))
         };
-        let unknown = || found(&self.unknown).map(|(who, noted)| (format!("{who}, whom nobody could name,"), noted));
+        let unknown =
+            || found(&self.unknown).map(|(who, noted)| (format!("{who}, who could not be identified,"), noted));
         found(&self.within).or_else(unknown)
     }
 

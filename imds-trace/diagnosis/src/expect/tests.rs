@@ -280,7 +280,7 @@ fn what_cannot_be_told_is_not_blocked() {
     fails(
         "blocked:web",
         &[lost(&web), exchange(&unknown(), Some(TOKEN), Some(200))],
-        "172.17.0.9, whom nobody could name,",
+        "172.17.0.9, who could not be identified,",
     );
     holds("blocked:web", &[lost(&web), exchange(&host(), Some(TOKEN), Some(200))], "web");
 }

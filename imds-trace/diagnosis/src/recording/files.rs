@@ -76,7 +76,7 @@ pub fn check(path: &Path, limits: Limits) -> io::Result<()> {
 }
 
 fn not_put_away() -> io::Error {
-    io::Error::other("it is no regular file: it cannot be put away when it is full")
+    io::Error::other("it is no regular file: it cannot be rotated when it is full")
 }
 
 /// Writes a recording into files.
@@ -338,7 +338,7 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Err(because(
                 error,
                 format!(
-                    "its name is too long: files that are put away get {PUT_AWAY} more characters (.20261122T083400Z-000001)"
+                    "its name is too long: files that are rotated get {PUT_AWAY} more characters (.20261122T083400Z-000001)"
                 ),
             )),
             Err(error) => Err(because(error, format!("no file can be made in its folder {}", self.folder.display()))),

@@ -174,7 +174,7 @@ fn missing(name: &str, before: &Previous, earlier: &[PathBuf]) -> Option<Result<
     Some(match digest_of(last) {
         Ok(digest) if digest == before.digest => Ok(()),
         Ok(_) if file_name(last) == before.file => {
-            Err(format!("{name}: the file before it, {}, is not as it was when it was put away", before.file))
+            Err(format!("{name}: the file before it, {}, is not as it was when it was rotated", before.file))
         }
         Ok(_) => Err(format!("{name}: the file before it, {}, is missing", before.file)),
         Err(error) => Err(format!("{}: {error}", last.display())),

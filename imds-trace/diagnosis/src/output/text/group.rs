@@ -23,7 +23,7 @@ pub fn tell(out: &mut String, groups: &Groups, boot_time: BootTime) {
         }
     }
     if groups.over > 0 {
-        let _ = writeln!(out, "  {} more in groups that found no room", counted(groups.over, "exchange"));
+        let _ = writeln!(out, "  {} more in groups that did not fit", counted(groups.over, "exchange"));
     }
 }
 
