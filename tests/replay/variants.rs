@@ -14,7 +14,9 @@ use crate::handed_over::{Told, all, at, expect_whole, frames, stories};
 /// All of them.
 pub fn trials() -> Vec<Trial> {
     type Test = fn() -> Result<()>;
-    let tests: [(&str, Test); 10] = [
+    let tests: [(&str, Test); 12] = [
+        ("what_programs_print_of_packets_is_named", printed),
+        ("a_pcap_with_longer_packet_headers_is_named", longer_headers),
         ("tags_labels_and_sessions_are_taken_off", tags),
         ("a_tunnel_at_any_port_is_opened", ports),
         ("ip_in_ip_is_opened", without_frames),
@@ -211,6 +213,43 @@ fn nothing_in_it() -> Result<()> {
             bail!("{:?}", told.notes);
         }
         expect_equal("errors", told.errors(), BTreeSet::new())?;
+    }
+    Ok(())
+}
+
+/// Nokia's and Red Hat 6.1's: the magic of others, and bytes between each packet's header and the packet.
+fn longer_headers() -> Result<()> {
+    for longer in [4, 8] {
+        let mut file = pcap(&[]);
+        for (at, frame) in frames(&Story::masqueraded(Some(2)).tell(), &[0, 1], at) {
+            for word in [at / 1_000_000_000, at % 1_000_000_000, frame.len() as u64, frame.len() as u64] {
+                file.extend((word as u32).to_le_bytes());
+            }
+            file.extend(vec![0; longer]);
+            file.extend(frame);
+        }
+        match Told::of(&[file]) {
+            Err(error) if error.to_string().contains("type  editcap -F pcapng") => {}
+            other => bail!("{longer}: {other:?}"),
+        }
+    }
+    Ok(())
+}
+
+fn printed() -> Result<()> {
+    for line in [
+        "09:43:43.159123 IP 172.17.0.2.40000 > 169.254.169.254.80: Flags [S], seq 1, win 64240, length 0",
+        "2026-11-20 09:43:43.159123 IP 172.17.0.2.40000 > 169.254.169.254.80: Flags [S], seq 1",
+        "1795340632.065266 IP 172.17.0.2.40000 > 169.254.169.254.80: Flags [S], seq 1, win 64240, length 0",
+        "09:43:43.159123 docker0 In  IP 172.17.0.2.40000 > 169.254.169.254.80: Flags [S], seq 1",
+        "    1   0.000000   172.17.0.2 \u{2192} 169.254.169.254 TCP 74 40000 \u{2192} 80 [SYN] Seq=0",
+        "[\n  {\n    \"_index\": \"packets-2026-11-20\",\n    \"_type\": \"doc\",",
+        "<?xml version=\"1.0\"?>\n<?xml-stylesheet type=\"text/xsl\" href=\"pdml2html.xsl\"?>\n<pdml version=\"0\">",
+    ] {
+        match Told::of(&[format!("{line}\n").into_bytes()]) {
+            Err(error) if error.to_string().contains("not the packets") => {}
+            other => bail!("{line}: {other:?}"),
+        }
     }
     Ok(())
 }

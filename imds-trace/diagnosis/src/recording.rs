@@ -102,7 +102,7 @@ pub enum Error {
     },
     /// The first line is not a header.
     #[error(
-        "line 1: not an imds-trace recording (its first line must be {{\"recording\":{VERSION},…}}), nor a pcap or pcapng file: {0}"
+        "line 1: not an imds-trace recording (its first line must be {{\"recording\":{VERSION},…}}), nor a pcap or pcapng file (editcap makes one of other captures): {0}"
     )]
     NotARecording(String),
     /// The file was written by a newer program.

@@ -43,6 +43,11 @@ const UNREAD: &[(&[u8], Unread)] = &[
     (b"RTSS", Unread { name: "a capture of Microsoft Network Monitor", instead: WITH_EDITCAP }),
     (b"TRSNIFF data    \x1a", Unread { name: "a capture of NetXray or Sniffer", instead: WITH_EDITCAP }),
     (b"XCP\0", Unread { name: "a capture of NetXray or Sniffer", instead: WITH_EDITCAP }),
+    (b"ObserverPktBuffe", Unread { name: "a capture of Viavi Observer", instead: WITH_EDITCAP }),
+    (&[0xaa, 0xaa, 0xaa, 0xaa], Unread { name: "a capture of InfoVista 5View", instead: WITH_EDITCAP }),
+    (&[0x01, 0x10, 0x4c, 0x00], Unread { name: "a capture of Novell LANalyzer", instead: WITH_EDITCAP }),
+    (&[0x54, 0x52, 0x00, 0x64], Unread { name: "a trace of HP-UX's nettl", instead: WITH_EDITCAP }),
+    (&[0x05, b'V', b'N', b'F'], Unread { name: "a capture of Visual Networks", instead: WITH_EDITCAP }),
     (b"\xfd7zXZ\0", Unread { name: "compressed with xz", instead: "xz -dc {} | imds-trace replay -" }),
     (b"BZh", Unread { name: "compressed with bzip2", instead: "bzip2 -dc {} | imds-trace replay -" }),
     (b"\x04\x22\x4d\x18", Unread { name: "compressed with lz4", instead: "lz4 -dc {} | imds-trace replay -" }),
@@ -53,10 +58,13 @@ const UNREAD: &[(&[u8], Unread)] = &[
 
 const MODIFIED: Unread = Unread { name: "a \"modified\" pcap (Kuznetzov's)", instead: WITH_TCPDUMP };
 const IXIA: Unread = Unread { name: "a pcap of an Ixia", instead: WITH_EDITCAP };
+/// Nokia's and Red Hat 6.1's: with the magic of others.
+const LONGER: Unread =
+    Unread { name: "a pcap whose packets have longer headers (Nokia's, Red Hat 6.1's)", instead: WITH_EDITCAP };
 const TAR: Unread = Unread { name: "a tar archive", instead: "tar -xf {}" };
 /// Text, where packets are needed.
 const PRINTED: Unread = Unread {
-    name: "the text that tcpdump prints, not the packets",
+    name: "the text that tcpdump or tshark prints, not the packets",
     instead: "tcpdump -i any -w capture.pcap 'host 169.254.169.254 or host fd00:ec2::254'",
 };
 
@@ -93,8 +101,12 @@ pub fn open(input: Input) -> io::Result<Format> {
     // Some programs compress what they are told to compress already.
     let (input, _) = unpack(input)?;
     let (magic, input) = peek(input, MAGIC)?;
-    if is_capture(&magic) {
+    if is_pcapng(&magic) {
         return Ok(Format::Capture(input));
+    }
+    if is_capture(&magic) {
+        let (is_longer, input) = has_longer_headers(input)?;
+        return Ok(if is_longer { Format::Unread(LONGER) } else { Format::Capture(input) });
     }
     if magic.is_empty() && !was_packed {
         return Ok(Format::Empty);
@@ -117,14 +129,57 @@ pub fn is_pcapng(magic: &[u8]) -> bool {
     magic == PCAPNG
 }
 
-/// A line of tcpdump's: `09:43:43.159123 IP 172.17.0.2.40000 > …`, perhaps with a date before or an interface in between.
+/// Do a pcap's packets have headers that are longer than those of others, by what stands where the second one's must be?
+fn has_longer_headers(input: Input) -> io::Result<(bool, Input)> {
+    /// The file's header, and a packet's.
+    const FILE: usize = 24;
+    const PACKET: usize = 16;
+    /// So many bytes longer are those that exist.
+    const LONGER: [usize; 2] = [4, 8];
+    /// Longer packets are not looked behind.
+    const MOST: usize = 1 << 16;
+    let (begin, input) = peek(input, FILE + PACKET)?;
+    let Some(kept) = header(&begin, FILE).map(|(kept, _)| kept).filter(|kept| *kept <= MOST) else {
+        return Ok((false, input));
+    };
+    let second = FILE + PACKET + kept;
+    let (begin, input) = peek(input, second + PACKET + LONGER[1])?;
+    let is_one = |at: usize| header(&begin, at).is_some_and(|(_, is_one)| is_one);
+    let is_whole = begin.len() == second + PACKET + LONGER[1];
+    Ok((is_whole && !is_one(second) && LONGER.iter().any(|longer| is_one(second + longer)), input))
+}
+
+/// How many bytes of a pcap's packet are kept, by the header that stands at this place, and may it be one?
+fn header(file: &[u8], at: usize) -> Option<(usize, bool)> {
+    let is_big = file[0] == 0xa1;
+    let nanoseconds = file[..4].contains(&0x4d);
+    let word = |at: usize| {
+        let bytes: [u8; 4] = file.get(at..at + 4)?.try_into().ok()?;
+        Some(if is_big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+    };
+    let (begun, first) = (word(at)?, word(24)?);
+    let (part, kept, length) = (word(at + 4)?, word(at + 8)?, word(at + 12)?);
+    // Times within ten years of the first one's.
+    let is_near = begun.abs_diff(first) < 10 * 365 * 86_400;
+    let is_part = part < if nanoseconds { 1_000_000_000 } else { 1_000_000 };
+    Some((kept as usize, is_near && is_part && kept <= length && length <= 1 << 24))
+}
+
+/// A line of tcpdump's, `09:43:43.159123 IP 172.17.0.2.40000 > …`, perhaps with a date before, seconds since 1970 or an interface;
+/// of tshark's, `1 0.000000 172.17.0.2 → …`, or what it writes for programs.
 fn is_printed(begin: &[u8]) -> bool {
-    let line = begin.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let Ok(line) = std::str::from_utf8(line) else { return false };
-    let mut words = line.split(' ');
+    if begin.starts_with(b"[\n  {\n    \"_index\": \"packets-") {
+        return true;
+    }
+    let text = String::from_utf8_lossy(begin);
+    let line = text.lines().next().unwrap_or_default();
+    if text.contains("<pdml ") || line.contains(" \u{2192} ") {
+        return true;
+    }
+    let mut words = line.split(' ').filter(|word| !word.is_empty());
     let is_time = |word: &str| {
         let plain: String = word.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-        plain.starts_with("00:00:00.000")
+        plain.starts_with("00:00:00.000") || plain.starts_with("0000000000.000000")
     };
     words.by_ref().take(2).any(is_time) && words.any(|word| matches!(word, "IP" | "IP6" | "ARP,"))
 }
