@@ -15,6 +15,8 @@ const FORGET: Duration = Duration::from_secs(130);
 /// One that is over ([`State::is_over`]) is forgotten so much sooner: records of two processors come in a little out of order, and a
 /// FIN of which the last acknowledgement was lost on the way is sent again after 200 ms.
 const FORGET_OVER: Duration = Duration::from_secs(2);
+/// The end of time.
+const NEVER: Timestamp = Timestamp(u64::MAX);
 /// Two SYNs with the same first sequence number this far apart are two connections.
 const SAME_SYN: Duration = Duration::from_secs(130);
 /// Addresses under which one connection may be seen: each translation adds one.
@@ -244,7 +246,8 @@ impl<Open> Connections<Open> {
     pub fn due(&self) -> Option<Timestamp> {
         let over = self.over.front().map(|(last, _)| last.after(FORGET_OVER));
         let quiet = self.order.front().map(|(last, _)| last.after(FORGET));
-        over.into_iter().chain(quiet).min()
+        // Behind the end of time nothing is due.
+        over.into_iter().chain(quiet).min().filter(|due| *due < NEVER)
     }
 
     fn find(&mut self, observation: &Observation, tcp: Tcp, leg: Leg, key: PacketKey) -> Option<Found> {
@@ -413,7 +416,7 @@ impl<Open> Connections<Open> {
     /// Forgets what is over and what has gone quiet, and what there is no room for: what is over first, which is no loss.
     pub fn forget(&mut self, now: Timestamp) {
         while let Some(&(listed, id)) = self.over.front() {
-            let is_due = now.since(listed) >= FORGET_OVER;
+            let is_due = listed.after(FORGET_OVER) <= now;
             if !is_due && self.states.len() <= MAX_CONNECTIONS {
                 break;
             }
@@ -423,7 +426,7 @@ impl<Open> Connections<Open> {
             if !state.is_over() {
                 continue;
             }
-            if state.last > listed && now.since(state.last) < FORGET_OVER && is_due {
+            if state.last > listed && state.last.after(FORGET_OVER) > now && is_due {
                 list_over(&mut self.over, state);
                 continue;
             }
@@ -432,13 +435,13 @@ impl<Open> Connections<Open> {
             self.remove(id);
         }
         while let Some(&(listed, id)) = self.order.front() {
-            let is_due = now.since(listed) >= FORGET;
+            let is_due = listed.after(FORGET) <= now;
             if !is_due && self.states.len() <= MAX_CONNECTIONS {
                 break;
             }
             self.order.pop_front();
             let Some(state) = self.states.get(&id) else { continue };
-            let is_quiet = now.since(state.last) >= FORGET;
+            let is_quiet = state.last.after(FORGET) <= now;
             if state.last > listed && !is_quiet {
                 self.order.push_back((state.last, id));
                 continue;

@@ -382,3 +382,17 @@ fn a_connect_that_was_given_up_is_over() {
     joiner.advance(Timestamp(3_000_000_000), &mut |_| {});
     assert!(!joiner.has_seen(1_000));
 }
+
+#[test]
+fn at_the_end_of_time_nothing_is_due_that_cannot_be_done() {
+    let mut joiner = Joiner::new(Netns(1));
+    let last = u64::MAX / 1_000_000;
+    whole(last, 1_000, CLIENT, true).into_iter().for_each(|observation| joiner.push(observation));
+    // What is due must be done then, or it is due for ever.
+    while let Some(due) = joiner.due().filter(|due| *due < END) {
+        joiner.advance(due, &mut |_| {});
+        assert!(joiner.due().is_none_or(|next| next > due));
+    }
+    joiner.advance(END, &mut |_| {});
+    assert_eq!(joiner.due(), None);
+}
