@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use diagnosis::config::{self, Filter, Replay, Telling};
+use diagnosis::allow::AllowList;
+use diagnosis::config::{self, Filter, OutputSpec, Replay, Telling};
 use diagnosis::finding::RULES;
 use diagnosis::output::{Kind, OUTPUTS};
 #[cfg(feature = "live")]
@@ -58,8 +59,8 @@ pub enum Command {
     /// Changes nothing (but with --clean) and sends nothing to IMDS. Works without root, and knows more with it.
     #[cfg(feature = "live")]
     Doctor(DoctorArgs),
-    /// Write a shell's completions or a manual page to stdout, for packages: `kinds` lists what there is
-    #[command(hide = true)]
+    /// Write to stdout: `allow`, an allow-list of whoever took a token or credentials in the recording on stdin; shells' completions and
+    /// manual pages, for packages (`kinds` lists them)
     Generate(GenerateArgs),
 }
 
@@ -88,7 +89,7 @@ pub struct ReplayArgs {
 /// What `generate` takes.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// complete-bash, man, man-watch, …
+    /// allow, complete-bash, man, man-watch, …
     #[arg(value_name = "KIND")]
     kind: String,
     /// The date at the foot of a manual page
@@ -124,6 +125,13 @@ struct TellingArgs {
     /// Also count exchanges and credentials taken by container, process, image, job (of CI) or path
     #[arg(long, value_name = "WHAT")]
     group_by: Option<String>,
+    /// Find whoever takes a token or credentials, or tries to, and is not on this list (TOML): unexpected-client
+    #[arg(long, value_name = "FILE")]
+    allow: Option<PathBuf>,
+    /// Say who of those seen would break if the instance were set so (repeatable): tokens=required, hop-limit=N, or both with a comma
+    /// between them
+    #[arg(long = "what-if", value_name = "SETTINGS")]
+    what_if: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -134,7 +142,8 @@ struct SayingArgs {
     #[arg(long)]
     exit_code: bool,
     /// Exit 1, and say why, when this did not hold (repeatable): `reachable`, `blocked` (neither a token nor credentials arrive),
-    /// `v2-only` (nobody asks without a token) or `no-errors`, of all clients or of one container, or of `host`
+    /// `v2-only` (nobody asks without a token), `no-errors` or `works-at:SETTINGS` (what was seen would work so; see --what-if), of all
+    /// clients or of one container, or of `host`
     #[arg(long = "expect", value_name = "CLAIM[:CONTAINER]")]
     expectations: Vec<String>,
 }
@@ -160,6 +169,8 @@ impl SayingArgs {
             exit_code: self.exit_code,
             expectations: self.expectations.iter().map(|text| config::expectation(text)).collect::<Result<_, _>>()?,
             group_by: None,
+            allow: None,
+            what_if: Vec::new(),
         })
     }
 }
@@ -186,7 +197,9 @@ impl TellingArgs {
             until: None,
         };
         let group_by = self.group_by.as_deref().map(config::group_by).transpose()?;
-        Ok(Telling { group_by, ..self.saying.mean(filter)? })
+        let what_if = self.what_if.iter().map(|text| config::settings("--what-if", text)).collect::<Result<_, _>>()?;
+        let allow = self.allow.as_deref().map(AllowList::load).transpose()?;
+        Ok(Telling { group_by, allow, what_if, ..self.saying.mean(filter)? })
     }
 }
 
@@ -210,6 +223,14 @@ impl ReplayArgs {
 pub struct NoSuchKind(String);
 
 impl GenerateArgs {
+    /// What is to be replayed for it, if it is made of a recording.
+    pub fn replay(&self) -> Option<Replay> {
+        let output = OUTPUTS.iter().find(|output| output.name == self.kind && output.generated)?;
+        let outputs = vec![OutputSpec { kind: output.name.to_owned(), path: None }];
+        let telling = Telling { outputs, ..Telling::default() };
+        Some(Replay { telling, files: vec![PathBuf::from("-")], ..Replay::default() })
+    }
+
     /// The text that is asked for.
     pub fn text(self) -> Result<String, NoSuchKind> {
         generate::generate(&self.kind, &self.date).ok_or(NoSuchKind(self.kind))

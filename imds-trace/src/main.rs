@@ -25,7 +25,10 @@ fn main() -> ExitCode {
         Command::Probe(args) => args.mean().map_err(anyhow::Error::from).and_then(live::probe),
         #[cfg(feature = "live")]
         Command::Doctor(args) => args.mean().map_err(anyhow::Error::from).and_then(doctor::doctor),
-        Command::Generate(args) => args.text().map_err(anyhow::Error::from).and_then(|text| print(&text)),
+        Command::Generate(args) => match args.replay() {
+            Some(replay) => replay::replay(replay),
+            None => args.text().map_err(anyhow::Error::from).and_then(|text| print(&text)),
+        },
         Command::Replay(args) => args.mean().map_err(anyhow::Error::from).and_then(replay::replay),
     };
     match result {

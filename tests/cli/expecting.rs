@@ -147,7 +147,7 @@ fn what_is_no_expectation_is_one_sentence() -> Outcome {
     let file = folder.file("it.jsonl", recorded("hop-limit-too-low")?)?;
     for wrong in ["", "open", "blocked:", "BLOCKED", "v2", "a\u{1b}[31m"] {
         replay(&file, &["--expect", wrong])?
-            .expect_sentence(&["--expect", "reachable, blocked, v2-only or no-errors"])?;
+            .expect_sentence(&["--expect", "reachable, blocked, v2-only, no-errors or works-at:SETTINGS"])?;
     }
     run(["watch", "--expect", "open"])?.expect_sentence(&["--expect"])?;
     Ok(())

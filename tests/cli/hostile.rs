@@ -15,6 +15,7 @@ crate::tests![
     a_hostile_line_is_not_quoted_raw,
     a_hostile_file_name_stays_one_line,
     an_endless_name_does_not_make_an_endless_line,
+    a_containers_choice_is_neither_markup_nor_a_mention,
 ];
 
 /// Clears the screen, sets the title, begins a line of its own, turns the writing direction, ends lines in other ways.
@@ -177,4 +178,85 @@ fn an_endless_name_does_not_make_an_endless_line() -> Outcome {
         return Err(format!("a line of {longest} bytes").into());
     }
     Ok(())
+}
+
+/// Closes whatever is open, mentions everybody, links, and is a script.
+const MARKUP: &str = "` `` ``` ```` | --- | @everyone #1 !2 ~x [x](javascript:alert(1)) <img src=x onerror=alert(1)> https://x.example -->\n\n# Owned\n```\n";
+
+fn a_containers_choice_is_neither_markup_nor_a_mention() -> Outcome {
+    let folder = Folder::new()?;
+    let mut inputs = chosen_by_a_container()?;
+    for input in &mut inputs {
+        let Input::Fact(fact) = input else { continue };
+        match &mut fact.said {
+            Said::Attempting(connecting) | Said::Connecting(connecting) => connecting.comm = MARKUP.into(),
+            Said::Process(process) => (process.exe, process.argv) = (Some(MARKUP.into()), Some(vec![MARKUP.into()])),
+            Said::Container(container) => {
+                (container.name, container.image) = (Some(MARKUP.into()), Some(MARKUP.into()));
+            }
+            _ => {}
+        }
+    }
+    let file = folder.file("hostile.jsonl", recording(&inputs)?)?;
+    let page = folder.path().join("page.md");
+    let kind = format!("markdown={}", page.display());
+    replay(&file, &["--output", &kind, "--what-if", "tokens=required,hop-limit=1"])?.expect_code(0)?;
+    let text = std::fs::read_to_string(&page).context("read the page")?;
+    if !text.contains("@everyone") {
+        return Err(format!("the name is not there: {text}").into());
+    }
+    let outside = outside_of_code(&text);
+    let chosen = ["everyone", "#1", "javascript", "<img", "https:", "Owned", "-->"];
+    if let Some(found) = chosen.iter().find(|word| outside.contains(**word)) {
+        return Err(format!("{found:?} is not code: {outside}").into());
+    }
+    let page = folder.path().join("page.html");
+    let kind = format!("html={}", page.display());
+    replay(&file, &["--output", &kind, "--what-if", "tokens=required,hop-limit=1"])?.expect_code(0)?;
+    let text = std::fs::read_to_string(&page).context("read the page")?;
+    if text.contains("<img") || !text.contains("&lt;img src=x onerror") || text.matches("<script").count() != 1 {
+        return Err(format!("markup that is not ours: {text}").into());
+    }
+    Ok(())
+}
+
+/// What of a page of Markdown is not code, as CommonMark has it: a run of marks begins it and one of the same length ends it; a block begins
+/// with three or more on a line, and ends with a line of as many at least.
+fn outside_of_code(text: &str) -> String {
+    let mut outside = String::new();
+    let mut block: Option<usize> = None;
+    for line in text.lines() {
+        let marks = line.chars().take_while(|c| *c == '`').count();
+        match block {
+            Some(fence) if marks >= fence && line.trim_matches('`').trim().is_empty() => block = None,
+            Some(_) => {}
+            None if marks >= 3 && !line[marks..].contains('`') => block = Some(marks),
+            None => outside.push_str(&outside_of_spans(line)),
+        }
+    }
+    outside
+}
+
+fn outside_of_spans(line: &str) -> String {
+    let mut outside = String::new();
+    let mut rest = line;
+    while let Some(begin) = rest.find('`') {
+        outside.push_str(&rest[..begin]);
+        let run = rest[begin..].chars().take_while(|c| *c == '`').count();
+        let inner = &rest[begin + run..];
+        let mut at = 0;
+        let end = loop {
+            let Some(next) = inner[at..].find('`').map(|next| at + next) else { break None };
+            let length = inner[next..].chars().take_while(|c| *c == '`').count();
+            if length == run {
+                break Some(next + run);
+            }
+            at = next + length;
+        };
+        match end {
+            Some(end) => rest = &inner[end..],
+            None => rest = inner,
+        }
+    }
+    outside + rest + "\n"
 }

@@ -11,6 +11,7 @@ mod expecting;
 mod foreign;
 mod hostile;
 mod program;
+mod readying;
 mod replaying;
 mod serving;
 mod terminal;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         ("evidence", evidence::TESTS, false),
         ("asking", asking::TESTS, false),
         ("expecting", expecting::TESTS, false),
+        ("readying", readying::TESTS, false),
         ("hostile", hostile::TESTS, false),
         ("terminal", terminal::TESTS, false),
         ("doctoring", doctoring::TESTS, false),

@@ -28,6 +28,7 @@ mod trace_kernel;
 mod trace_leftovers;
 mod trace_names;
 mod trace_network;
+mod trace_page;
 mod trace_pcap;
 mod trace_probe;
 mod trace_programs;
@@ -36,6 +37,7 @@ mod trace_run;
 mod trace_service;
 mod trace_start;
 mod trace_tokens;
+mod trace_what_if;
 mod trace_witness;
 
 use std::collections::BTreeSet;
@@ -116,6 +118,7 @@ fn main() -> ExitCode {
         ("doctor_ways", doctor_ways::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
+        ("trace_what_if", trace_what_if::TESTS),
         ("trace_witness", trace_witness::TESTS),
         ("trace_identity", trace_identity::TESTS),
         ("trace_kernel", trace_kernel::TESTS),
@@ -129,6 +132,7 @@ fn main() -> ExitCode {
         ("trace_frames", trace_frames::TESTS),
         ("trace_guest", trace_guest::TESTS),
         ("trace_leftovers", trace_leftovers::TESTS),
+        ("trace_page", trace_page::TESTS),
         ("trace_pcap", trace_pcap::TESTS),
         ("trace_capture", trace_capture::TESTS),
         ("trace_run", trace_run::TESTS),

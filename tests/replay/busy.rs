@@ -46,7 +46,7 @@ fn what_is_over_is_not_lost() -> Result<()> {
     pipeline.finish(&mut hear);
     ensure!(lost == Lost::default(), "{lost:?}");
     ensure!((answered, strangers) == (MANY, 0), "{answered} of {MANY} were answered, {strangers} were not attributed");
-    for judged in expectations.judge(lost) {
+    for judged in expectations.judge(Timestamp(begin), lost) {
         ensure!(judged.held, "{judged:?}");
     }
     Ok(())

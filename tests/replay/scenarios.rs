@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result};
 use diagnosis::finding::RULES;
 use diagnosis::pipeline::Host;
-use imds_trace_replay_tests::scenario::{self, HOST_NETNS, Scenario, conclude, harm, judge, near};
+use imds_trace_replay_tests::scenario::{self, HOST_NETNS, Scenario, conclude_telling, harm, judge, near};
 use libtest_mimic::{Failed, Trial};
 
 /// One for each file, and those about all of them.
@@ -60,7 +60,9 @@ fn all_is_judged() -> Result<(), Failed> {
             judged.extend(finding.caution.is_some().then(|| (finding.rule.clone(), "caution")));
         }
         let host = Host { netns: HOST_NETNS, instance: None };
-        for finding in conclude(host, &scenario.inputs()?, false)?.report.findings {
+        for finding in
+            conclude_telling(host, &scenario.inputs()?, false, &scenario.telling(Vec::new())?)?.report.findings
+        {
             shown.extend(finding.says.path.is_some().then(|| (finding.rule.to_owned(), "way")));
             shown.extend(finding.says.caution.is_some().then(|| (finding.rule.to_owned(), "caution")));
         }
@@ -79,7 +81,9 @@ fn nothing_is_left_out() -> Result<(), Failed> {
             missing.push(format!("{name} has no `exchanges`"));
         }
         let host = Host { netns: HOST_NETNS, instance: None };
-        for finding in conclude(host, &scenario.inputs()?, false)?.report.findings {
+        for finding in
+            conclude_telling(host, &scenario.inputs()?, false, &scenario.telling(Vec::new())?)?.report.findings
+        {
             let silent = |expected: &&scenario::Finding| expected.rule == finding.rule && expected.remedy.is_none();
             if !finding.says.remedy.is_empty() && scenario.findings.iter().any(|expected| silent(&expected)) {
                 missing.push(format!("{name} has no `remedy` of {}", finding.rule));

@@ -33,6 +33,8 @@ const LAB_PROGRAMS: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/boto3/__init__.py", "python3-boto3"),
     ("/usr/bin/aws", "awscli"),
     ("/usr/bin/curl", "curl"),
+    // In which `--output html` is looked at.
+    ("chromium", "chromium"),
     // The service manager that the unit is tried with.
     ("/lib/systemd/systemd", "systemd"),
 ];

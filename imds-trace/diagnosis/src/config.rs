@@ -1,13 +1,17 @@
 //! What is to be shown, asserted and replayed? Plain values, checked; no clap and no I/O here.
 
 mod question;
+mod settings;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use question::{Asked, GroupBy, Moment, asked, group_by, moment};
+pub use settings::{Settings, settings};
 use thiserror::Error;
+
+use crate::allow::{self, AllowList};
 
 /// IMDS on IPv4.
 pub const IMDS_V4: &str = "169.254.169.254";
@@ -34,6 +38,8 @@ pub enum Claim {
     V2Only,
     /// No finding of severity error is about them.
     NoErrors,
+    /// All that they were seen doing would work if the instance were set so.
+    WorksAt(Settings),
 }
 
 /// One `--expect`.
@@ -99,6 +105,10 @@ pub struct Telling {
     pub expectations: Vec<Expectation>,
     /// What exchanges are counted together by, in the report.
     pub group_by: Option<GroupBy>,
+    /// Who may take a token or credentials.
+    pub allow: Option<AllowList>,
+    /// How the instance might be set.
+    pub what_if: Vec<Settings>,
 }
 
 /// Why what was asked for cannot be done.
@@ -121,7 +131,8 @@ pub enum Error {
     Twice(String),
     /// Nothing that can be asserted.
     #[error(
-        "--expect {0:?}: not reachable, blocked, v2-only or no-errors, alone or with a container behind it, e.g. blocked:web"
+        "--expect {0:?}: not reachable, blocked, v2-only, no-errors or works-at:SETTINGS, alone or with a container behind it, e.g. \
+         blocked:web"
     )]
     Expect(String),
     /// Not a moment.
@@ -132,6 +143,12 @@ pub enum Error {
     /// Not a way of asking.
     #[error("--imds {0}: not v1, v2 or token")]
     Asked(String),
+    /// No list of those who may take credentials.
+    #[error(transparent)]
+    Allow(#[from] allow::Error),
+    /// No settings of an instance.
+    #[error("{0} {1:?}: not tokens=required, hop-limit=N (1 to 64), or both with a comma between them")]
+    Settings(&'static str, String),
     /// Not something to count by.
     #[error("--group-by {0}: not container, process, image, job or path")]
     GroupBy(String),
@@ -171,6 +188,14 @@ pub fn expectation(text: &str) -> Result<Expectation, Error> {
         Some((claim, who)) => (claim, Some(who)),
         None => (text, None),
     };
+    if claim == "works-at" {
+        let (asked, who) = who
+            .unwrap_or_default()
+            .split_once(':')
+            .map_or((who.unwrap_or_default(), None), |(asked, who)| (asked, Some(who)));
+        let claim = Claim::WorksAt(settings("--expect works-at", asked)?);
+        return of(text, claim, who);
+    }
     let claim = match claim {
         "reachable" => Claim::Reachable,
         "blocked" => Claim::Blocked,
@@ -178,6 +203,11 @@ pub fn expectation(text: &str) -> Result<Expectation, Error> {
         "no-errors" => Claim::NoErrors,
         _ => return Err(Error::Expect(text.to_owned())),
     };
+    of(text, claim, who)
+}
+
+/// A claim about somebody.
+fn of(text: &str, claim: Claim, who: Option<&str>) -> Result<Expectation, Error> {
     if who == Some("") {
         return Err(Error::Expect(text.to_owned()));
     }
@@ -263,7 +293,16 @@ mod tests {
         assert_eq!(expectation("blocked").unwrap().who, None);
         let of_web = expectation("v2-only:web").unwrap();
         assert_eq!((of_web.claim, of_web.who.as_deref()), (Claim::V2Only, Some("web")));
-        for wrong in ["", "blocked:", "Blocked", "unreachable", ":web"] {
+        let strict = Settings { tokens_required: true, hop_limit: Some(1) };
+        for (text, who) in
+            [("works-at:tokens=required,hop-limit=1", None), ("works-at:hop-limit=1,tokens=required:web", Some("web"))]
+        {
+            let read = expectation(text).unwrap();
+            assert_eq!((read.claim, read.who.as_deref()), (Claim::WorksAt(strict), who), "{text}");
+        }
+        assert!(matches!(expectation("works-at"), Err(Error::Settings(..))));
+        assert!(matches!(expectation("works-at:web"), Err(Error::Settings(..))));
+        for wrong in ["", "blocked:", "Blocked", "unreachable", ":web", "works-at:tokens=required:"] {
             assert_eq!(expectation(wrong), Err(Error::Expect(wrong.into())), "{wrong}");
         }
     }

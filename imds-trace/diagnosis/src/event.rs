@@ -1,6 +1,7 @@
 //! What does the pipeline say to the outside?
 
 mod report;
+mod what_if;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,7 @@ use crate::identity::Attribution;
 use crate::journey::{Journey, OtherPackets};
 use crate::net::{Endpoint, Timestamp, Ttl};
 pub use report::{Asserted, Credentials, Group, Groups, Reconciled, Report, Tally};
+pub use what_if::{Basis, ClientOutlook, Needed, Outlook, Reason, WhatIf};
 
 /// One thing that is said.
 #[derive(Clone, Debug)]
@@ -187,6 +189,8 @@ pub struct ExchangeEvent {
     pub hop_limit: HopLimit,
     /// The token it used, if that was issued while tracing.
     pub token: Option<TokenUse>,
+    /// Did its client ask for a token before, which came to nothing, and then ask without one?
+    pub fell_back: bool,
 }
 
 /// What came of a probe.

@@ -8,12 +8,14 @@ mod seen;
 
 use std::collections::HashMap;
 
-use crate::config::Expectation;
+use crate::config::{Claim, Expectation};
 use crate::event::Asserted;
 use crate::event::{Attached, Event, Lost, Probed};
 use crate::finding::Severity;
 use crate::identity::{Attribution, Key, Subject};
-use judge::{Scope, judged};
+use crate::net::Timestamp;
+use crate::what_if::Needs;
+use judge::{Scope, is_about, judged, works_at};
 use seen::Seen;
 
 /// Subjects told apart at most; the rest is counted as lost.
@@ -27,6 +29,8 @@ pub struct Expectations {
     seen: Vec<Seen>,
     over: u64,
     listened: Listened,
+    /// What clients need, if a claim is about that.
+    needs: Option<Needs>,
     /// What a probe was answered, which it knows whether its packets were seen or not.
     probed: Option<Probed>,
 }
@@ -59,13 +63,17 @@ impl Listened {
 impl Expectations {
     /// Nothing seen yet.
     pub fn new(asked: Vec<Expectation>) -> Self {
-        Self { asked, ..Self::default() }
+        let about_settings = asked.iter().any(|asked| matches!(asked.claim, Claim::WorksAt(_)));
+        Self { asked, needs: about_settings.then(Needs::default), ..Self::default() }
     }
 
     /// Counts the last word on an exchange or a finding, and every other event.
     pub fn count(&mut self, event: &Event) {
         if self.asked.is_empty() {
             return;
+        }
+        if let Some(needs) = &mut self.needs {
+            needs.count(event);
         }
         match event {
             Event::Exchange(event) => {
@@ -94,10 +102,14 @@ impl Expectations {
         }
     }
 
-    /// What came of each, in the order asked.
-    pub fn judge(&mut self, lost: Lost) -> Vec<Asserted> {
+    /// What came of each, in the order asked; the run ended `at`.
+    pub fn judge(&mut self, at: Timestamp, lost: Lost) -> Vec<Asserted> {
+        let all_lost = lost;
         let lost = lost.sum() + self.over;
         let judged = self.asked.iter().map(|asked| {
+            if let (Claim::WorksAt(settings), Some(needs)) = (asked.claim, &self.needs) {
+                return works_at(asked, &needs.judge(settings, at, all_lost, &|who| is_about(asked, who)));
+            }
             let scope = Scope::of(asked, &self.seen, self.probed.as_ref(), self.listened);
             judged(asked, &scope, lost)
         });

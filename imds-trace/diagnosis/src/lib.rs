@@ -18,6 +18,7 @@
 //! toolchain, and its tests need no root. The seam is a file format, so a recording is at once the replay feature, the test suite
 //! and the bug report. Secrets stop at the seam: see [`observation::redact`].
 
+pub mod allow;
 pub mod capture;
 pub mod config;
 pub mod coverage;
@@ -42,4 +43,5 @@ mod room;
 pub mod secret;
 pub mod unpack;
 pub mod way;
+pub mod what_if;
 pub mod words;

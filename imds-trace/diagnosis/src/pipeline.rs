@@ -2,6 +2,7 @@
 //!
 //! Pure: no clock, no lookup. The same inputs in the same order give the same events, so a recording replays to what was seen live.
 
+use crate::allow::AllowList;
 use crate::coverage::{Coverage, Span, Unseen, UnseenSockets};
 use crate::event::Reconciled;
 use crate::event::{End, Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
@@ -88,6 +89,11 @@ impl Pipeline {
         pipeline.joiner = Joiner::of_capture();
         pipeline.interpreter.surroundings.evidence = Evidence::Capture;
         pipeline
+    }
+
+    /// From now on, whoever else takes a token or credentials is a finding.
+    pub fn allow(&mut self, allow: Option<AllowList>) {
+        self.interpreter.surroundings.allow = allow;
     }
 
     /// Tells every packet from now on, if that is wanted.
@@ -315,6 +321,7 @@ impl Interpreter {
                 who: who.clone(),
                 hop_limit: seen,
                 token: self.history.token_use(exchange),
+                fell_back: self.history.fell_back(exchange, &who),
             }));
             sink(&event);
             if let Some(refused) = self.aftermath.note(exchange, &who, now) {

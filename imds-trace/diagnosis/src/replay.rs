@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use crate::allow::AllowList;
 use crate::config::Replay;
 use crate::event::Event;
 use crate::exchange::ExchangeId;
@@ -57,6 +58,7 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     let boot_time = runs.iter().map(|run| run.boot_time()).min_by_key(|time| time.0).context("no recording")?;
     let mut replaying = Replaying {
         reporter: Reporter::open(&telling, boot_time)?,
+        allow: telling.allow.clone(),
         boot_time,
         verbose: config.verbosity > 0,
         broken: Vec::new(),
@@ -76,6 +78,7 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
 
 struct Replaying {
     reporter: Reporter,
+    allow: Option<AllowList>,
     boot_time: BootTime,
     verbose: bool,
     broken: Vec<String>,
@@ -98,6 +101,7 @@ impl Replaying {
         let later = u64::try_from(run.boot_time().0.saturating_sub(self.boot_time.0)).unwrap_or(0);
         let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
         pipeline.tell_packets(self.reporter.wants_packets());
+        pipeline.allow(self.allow.clone());
         self.runs += 1;
         let mut telling =
             Telling { later, before: self.exchanges, run: self.runs, ready: Some((header.at, header.ready)) };

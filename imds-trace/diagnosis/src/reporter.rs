@@ -5,7 +5,7 @@
 
 mod sieve;
 
-use crate::config::Telling;
+use crate::config::{Settings, Telling};
 use crate::event::{End, Event, Report};
 use crate::expect::Expectations;
 use crate::finding::Severity;
@@ -13,6 +13,7 @@ use crate::net::{BootTime, Timestamp};
 use crate::output::{Error, Outputs};
 use crate::printable::printable;
 use crate::report::{Grouping, LastWords, Tallies};
+use crate::what_if::Needs;
 use sieve::Sieve;
 
 /// Bytes of a sentence on stderr.
@@ -51,6 +52,9 @@ pub struct Reporter {
     shown_exchanges: u64,
     tallies: Tallies,
     groups: Option<Grouping>,
+    /// How the instance might be set, and what those who are shown need.
+    what_if: Vec<Settings>,
+    needs: Needs,
     end: Option<(Timestamp, End)>,
 }
 
@@ -69,6 +73,8 @@ impl Reporter {
             shown_exchanges: 0,
             tallies: Tallies::default(),
             groups: telling.group_by.map(Grouping::new),
+            what_if: telling.what_if.clone(),
+            needs: Needs::default(),
             end: None,
         })
     }
@@ -91,7 +97,10 @@ impl Reporter {
                 return Ok(());
             }
             Event::Exchange(_) | Event::Finding(..) => {}
-            event => self.expectations.count(event),
+            event => {
+                self.expectations.count(event);
+                self.count_needs(event);
+            }
         }
         if self.sieve.is_open() {
             return self.show(event);
@@ -139,12 +148,15 @@ impl Reporter {
         for event in self.shown.take() {
             self.count_shown(&event);
         }
-        let expectations = self.expectations.judge(end.lost);
+        let expectations = self.expectations.judge(at, end.lost);
+        let what_if =
+            self.what_if.iter().map(|settings| self.needs.judge(*settings, at, end.lost, &|_| true)).collect();
         let report = Report {
             hidden: self.exchanges.saturating_sub(self.shown_exchanges),
             broken: not_intact,
             groups: self.groups.take().map(Grouping::finish),
             expectations,
+            what_if,
             ..self.tallies.finish(end)
         };
         Some((at, report))
@@ -185,6 +197,7 @@ impl Reporter {
             self.count(event);
         }
         self.tallies.count(event);
+        self.count_needs(event);
         if let Event::Exchange(_) = event {
             self.shown_exchanges += 1;
             if let Some(groups) = &mut self.groups {
@@ -201,6 +214,17 @@ impl Reporter {
                 "imds-trace: nothing that was seen fits the filter; exchanges that are not shown: {}",
                 report.hidden
             );
+        }
+    }
+
+    /// Of those who are shown, as everything else of the report.
+    fn count_needs(&mut self, event: &Event) {
+        let shown = match event {
+            Event::Unseen(_, unseen) => self.sieve.shows_one(&unseen.who),
+            _ => true,
+        };
+        if shown && !self.what_if.is_empty() {
+            self.needs.count(event);
         }
     }
 

@@ -86,6 +86,7 @@ impl Session {
         reporter.take(&Event::Ready(header.at, ready))?;
         let mut pipeline = Pipeline::new(Host { netns: names.netns, instance: header.instance.clone() });
         pipeline.tell_packets(reporter.wants_packets());
+        pipeline.allow(config.telling.allow.clone());
         Ok(Self {
             names,
             pipeline,

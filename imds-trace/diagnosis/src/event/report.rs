@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Lost;
+use super::{Lost, WhatIf};
 use crate::config::GroupBy;
 use crate::finding::{Finding, HopLimit};
 use crate::identity::Attribution;
@@ -28,6 +28,8 @@ pub struct Report {
     pub expectations: Vec<Asserted>,
     /// What is shown, counted together, if that was asked for.
     pub groups: Option<Groups>,
+    /// What would be if the instance were set otherwise, in the order asked.
+    pub what_if: Vec<WhatIf>,
     /// What is wrong with the recording that this was concluded from, a sentence each; empty if nothing is, and of a live run.
     pub broken: Vec<String>,
 }

@@ -83,11 +83,23 @@ pub fn is_success(status: u16) -> bool {
     (200..300).contains(&status)
 }
 
+/// Where credentials are, below any version and `meta-data`, and what follows is the role.
+const CREDENTIALS: [&str; 2] = ["/iam/security-credentials/", "/identity-credentials/ec2/security-credentials/"];
+
+/// The role whose credentials a path asks for.
+pub fn role(path: &str) -> Option<&str> {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let role = CREDENTIALS.iter().find_map(|place| path.split_once(place)).map(|(_, role)| role)?;
+    let role = role.strip_suffix('/').unwrap_or(role);
+    (!role.is_empty()).then_some(role)
+}
+
 fn reads(request: &RequestHead) -> bool {
     matches!(request.method.as_str(), "GET" | "HEAD")
 }
 
-fn is_foreign(path: &str) -> bool {
+/// Is this a path of another cloud?
+pub fn is_foreign(path: &str) -> bool {
     FOREIGN.iter().any(|prefix| path.starts_with(prefix))
 }
 
@@ -148,6 +160,19 @@ mod tests {
         assert!(may_be_v1(&request("/", false), endpoint));
         assert!(!may_be_v1(&request("/", true), endpoint));
         assert!(!may_be_v1(&request("/openstack/latest", false), endpoint));
+    }
+
+    #[test]
+    fn a_role_stands_behind_the_place_of_credentials() {
+        for (path, expected) in [
+            ("/latest/meta-data/iam/security-credentials/ci-runner", Some("ci-runner")),
+            ("/2021-03-23/meta-data/iam/security-credentials/ci-runner?x", Some("ci-runner")),
+            ("/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance", Some("ec2-instance")),
+            ("/latest/meta-data/iam/security-credentials/", None),
+            ("/latest/meta-data/iam/info", None),
+        ] {
+            assert_eq!(role(path), expected, "{path}");
+        }
     }
 
     #[test]

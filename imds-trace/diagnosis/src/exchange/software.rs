@@ -83,6 +83,15 @@ pub fn of(user_agent: &str) -> Option<Software> {
     })
 }
 
+/// Beginnings of the User-Agents of browsers, and of servers that fetch what people link to.
+const BROWSERS: [&str; 4] = ["mozilla/", "facebookexternalhit/", "slackbot", "twitterbot/"];
+
+/// Is this a browser's User-Agent, or that of a server that fetches what people link to? PowerShell, which is none, calls itself one too.
+pub fn is_browser(user_agent: &str) -> bool {
+    let lower = user_agent.to_ascii_lowercase();
+    BROWSERS.iter().any(|begins| lower.starts_with(begins)) && !lower.contains("powershell/")
+}
+
 impl Software {
     /// Is it an AWS SDK, or made with one?
     pub fn is_sdk(&self) -> bool {
@@ -127,6 +136,17 @@ mod tests {
             ("curl/8.5.0", "curl 8.5.0"),
         ] {
             assert_eq!(of(user_agent).map(|software| software.label().into_owned()).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_browser_is_told_from_what_calls_itself_one() {
+        assert!(is_browser(
+            "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) HeadlessChrome/120.0"
+        ));
+        assert!(is_browser("Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)"));
+        for other in ["Mozilla/5.0 (Linux; Ubuntu 24.04; en-US) PowerShell/7.4.1", "curl/8.5.0", "", "x Mozilla/5.0"] {
+            assert!(!is_browser(other), "{other}");
         }
     }
 

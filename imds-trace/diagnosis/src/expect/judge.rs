@@ -4,7 +4,7 @@ use super::Listened;
 use super::seen::{Noted, Seen};
 use crate::config::{Claim, Expectation, HOST};
 use crate::event::Asserted;
-use crate::event::Probed;
+use crate::event::{Outlook, Probed, WhatIf};
 use crate::identity::{Attribution, Key, Subject};
 use crate::net::bounded;
 use crate::words::{counted, times};
@@ -31,11 +31,7 @@ impl<'a> Scope<'a> {
     /// Of all that was seen, what this one is about.
     pub(super) fn of(asked: &'a Expectation, all: &'a [Seen], probed: Option<&'a Probed>, listened: Listened) -> Self {
         let named = asked.who.as_deref();
-        let (within, others): (Vec<&Seen>, Vec<&Seen>) = all.iter().partition(|seen| match (named, &seen.who) {
-            (None, _) => true,
-            (Some(name), Attribution { container: Some(container), .. }) => container.is_called(name),
-            (Some(name), who) => name == HOST && who.subject() == Subject::Host,
-        });
+        let (within, others): (Vec<&Seen>, Vec<&Seen>) = all.iter().partition(|seen| is_about(asked, &seen.who));
         let unknown = others.into_iter().filter(|seen| seen.who.by == Key::Unknown).collect();
         let probed = probed.filter(|probed| named.is_none_or(|name| name == probed.target));
         Self { named, within, unknown, listened, probed }
@@ -80,6 +76,15 @@ impl<'a> Scope<'a> {
     }
 }
 
+/// Is an expectation about this one?
+pub(super) fn is_about(asked: &Expectation, who: &Attribution) -> bool {
+    match (asked.who.as_deref(), who) {
+        (None, _) => true,
+        (Some(name), Attribution { container: Some(container), .. }) => container.is_called(name),
+        (Some(name), who) => name == HOST && who.subject() == Subject::Host,
+    }
+}
+
 /// What was seen, as a reason why it held or not.
 type Verdict = Result<String, String>;
 
@@ -90,12 +95,20 @@ pub(super) fn judged(asked: &Expectation, scope: &Scope<'_>, lost: u64) -> Asser
         Claim::Blocked => blocked(scope, lost),
         Claim::V2Only => v2_only(scope, lost),
         Claim::NoErrors => no_errors(scope, lost),
+        // Judged by what each client needs: see `works_at`.
+        Claim::WorksAt(_) => Err("it was not looked at what clients need".to_owned()),
     };
     let (held, why) = match verdict {
         Ok(why) => (true, why),
         Err(why) => (false, why),
     };
     Asserted { expect: asked.text.clone(), held, why: sentence(why) }
+}
+
+/// Would all go on to work with these settings? Only what is known to holds.
+pub(super) fn works_at(asked: &Expectation, what_if: &WhatIf) -> Asserted {
+    let held = what_if.outlook == Outlook::Works;
+    Asserted { expect: asked.text.clone(), held, why: sentence(what_if.why.clone()) }
 }
 
 fn reachable(scope: &Scope<'_>) -> Verdict {

@@ -96,7 +96,13 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
         hop_limit: None,
         decrements: Default::default(),
     };
-    Event::Exchange(Box::new(ExchangeEvent { exchange, who: who.clone(), hop_limit: HopLimit::default(), token: None }))
+    Event::Exchange(Box::new(ExchangeEvent {
+        exchange,
+        who: who.clone(),
+        hop_limit: HopLimit::default(),
+        token: None,
+        fell_back: false,
+    }))
 }
 
 /// The same, its answer dropped as a spent TTL is.
@@ -152,7 +158,7 @@ fn judged_with(expect: &str, events: &[Event], ring_buffer: u64) -> Asserted {
         event => expectations.count(event),
     });
     last.take().iter().for_each(|event| expectations.count(event));
-    expectations.judge(Lost { ring_buffer, ..Lost::default() }).remove(0)
+    expectations.judge(Timestamp(10), Lost { ring_buffer, ..Lost::default() }).remove(0)
 }
 
 #[track_caller]

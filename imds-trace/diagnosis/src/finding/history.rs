@@ -343,6 +343,12 @@ impl History {
         })
     }
 
+    /// Did the client of a request without a token ask for one before, which came to nothing?
+    pub fn fell_back(&self, exchange: &Exchange, who: &Attribution) -> bool {
+        let asks_without = exchange.imds() == Some(Imds::V1) || lacks_token(exchange);
+        asks_without && matches!(self.had(exchange, who), Had::Nothing(_))
+    }
+
     /// Were token requests counted as those that came to nothing before this one?
     pub fn is_charged(&self, exchange: &Exchange, who: &Attribution) -> bool {
         let last = self.last_request(exchange, who).and_then(|(_, last, _)| self.requests.get(&last));

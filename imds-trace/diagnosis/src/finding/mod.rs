@@ -8,6 +8,7 @@ mod answerer;
 mod client;
 mod drops;
 mod firewall_drop;
+mod forged_request;
 mod history;
 mod hop_budget_spent;
 mod hop_limit_too_low;
@@ -35,6 +36,7 @@ mod throttled;
 mod token_refused;
 mod token_request_refused;
 mod unanswered;
+mod unexpected_client;
 mod vantage;
 
 use std::time::Duration;
@@ -469,4 +471,6 @@ pub const RULES: &[Rule] = &[
     slow_answer::RULE,
     throttled::RULE,
     hop_budget_spent::RULE,
+    unexpected_client::RULE,
+    forged_request::RULE,
 ];

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::allow::AllowList;
 use crate::identity::fact::{Forwarding, Network};
 use crate::journey::{Evidence, Hop};
 use crate::net::{Direction, Ifindex, Netns};
@@ -23,6 +24,8 @@ pub struct Surroundings {
     pub instance: Option<String>,
     /// What is all of it known from?
     pub evidence: Evidence,
+    /// Who may take a token or credentials, if that was said.
+    pub allow: Option<AllowList>,
     /// Interfaces towards IMDS.
     pub uplinks: Vec<Ifindex>,
     /// Interfaces that containers are behind.

@@ -1,5 +1,6 @@
 //! What was one packet at one place? Refuses payload: of HTTP only the allow-listed facts of [`redact`] are kept.
 
+mod host;
 pub mod redact;
 mod stream;
 

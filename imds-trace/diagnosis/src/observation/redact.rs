@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use super::host;
 use crate::net::bounded;
 use crate::secret::{MASK, mask};
 
@@ -91,6 +92,15 @@ pub struct RequestHead {
     /// Was there a header that only another cloud's metadata service asks for?
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub other_cloud: bool,
+    /// Was there a `Via`? Proxies add one (RFC 9110 section 7.6.3).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub via: bool,
+    /// Did its `Host` name something that is no address and not IMDS? The name is not kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub foreign_host: bool,
+    /// Was it for an absolute URL, as a proxy is asked?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absolute: bool,
     /// `User-Agent`: a hint, never an identity.
     pub user_agent: Option<String>,
     /// Was only its beginning seen? Then a header that is not here may have been there.
@@ -199,7 +209,9 @@ pub fn head(bytes: &[u8], marker: &Marker) -> Option<Head> {
 }
 
 fn request(parsed: &httparse::Request<'_, '_>, marker: &Marker) -> Option<RequestHead> {
-    let mut head = RequestHead { method: method(parsed.method?), path: path(parsed.path?), ..RequestHead::default() };
+    let target = parsed.path?;
+    let mut head = RequestHead { method: method(parsed.method?), path: path(target), ..RequestHead::default() };
+    head.absolute = !target.starts_with('/') && target.contains("://");
     for header in parsed.headers.iter().filter(|header| !header.name.is_empty()) {
         let name = header.name;
         if name.eq_ignore_ascii_case("x-aws-ec2-metadata-token") {
@@ -210,6 +222,10 @@ fn request(parsed: &httparse::Request<'_, '_>, marker: &Marker) -> Option<Reques
             head.requested_ttl = number(header.value);
         } else if name.eq_ignore_ascii_case("x-forwarded-for") {
             head.forwarded_for = true;
+        } else if name.eq_ignore_ascii_case("via") {
+            head.via = true;
+        } else if name.eq_ignore_ascii_case("host") {
+            head.foreign_host = host::is_foreign(header.value);
         } else if name.eq_ignore_ascii_case("expect") {
             head.expects_continue = header.value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
         } else if is_other_cloud(name, header.value) {
@@ -453,6 +469,18 @@ mod tests {
             assert!(head(cloud).other_cloud, "{cloud}");
         }
         assert!(!head("Authorization: Bearer other").other_cloud);
+    }
+
+    #[test]
+    fn signs_of_a_proxy_are_kept_as_a_yes_or_no_and_their_values_are_not() {
+        let Some(Head::Request(head)) =
+            read(b"GET http://169.254.169.254/ HTTP/1.1\r\nvia: 1.1 squid\r\nhost: evil.example\r\n")
+        else {
+            panic!("not a request")
+        };
+        assert!(head.absolute && head.via && head.foreign_host);
+        let kept = serde_json::to_string(&head).unwrap();
+        assert!(!kept.contains("evil") && !kept.contains("squid"), "{kept}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Unknown values are `null`, never left out and never guessed.
 
+mod what_if;
+
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -16,6 +18,7 @@ use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
 use crate::printable::json_safe;
+use what_if::{WhatIfLine, WhatIfSum};
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -23,6 +26,7 @@ pub const KIND: Kind = Kind {
     explain: "JSON Lines, for programs",
     needs_path: false,
     packets: false,
+    generated: false,
     open: |stream, boot_time| Box::new(Json { stream, boot_time, line: Vec::new() }),
 };
 
@@ -84,6 +88,15 @@ impl Output for Json {
             let line = GroupLine { at: at(&when), process, first, last, ..group_line(by, group, taken) };
             self.write(&Line::Group(Box::new(line)))?;
         }
+        for what_if in &report.what_if {
+            for client in &what_if.clients {
+                let (first, last) = (at(&client.first), at(&client.last));
+                let process = process(&client.who.process, boot_time);
+                let line = what_if::line(at(&when), what_if, client, first, last, process);
+                self.write(&Line::WhatIf(Box::new(line)))?;
+            }
+            self.write(&Line::WhatIfSum(what_if::sum(at(&when), what_if)))?;
+        }
         self.write(&Line::Report(report_line(at(&when), report)))
     }
 
@@ -142,6 +155,9 @@ enum Line<'a> {
         summary: &'a str,
     },
     Group(Box<GroupLine<'a>>),
+    WhatIf(Box<WhatIfLine<'a>>),
+    /// One for each `--what-if`, after the lines of its clients.
+    WhatIfSum(WhatIfSum<'a>),
     Report(ReportLine<'a>),
 }
 

@@ -1,7 +1,10 @@
 //! How is it told? One file and one line in [`OUTPUTS`] for each way.
 
+mod allow;
+mod html;
 mod json;
 mod junit;
+mod markdown;
 mod pcapng;
 mod text;
 
@@ -39,12 +42,15 @@ pub struct Kind {
     pub needs_path: bool,
     /// Does it tell packets? Then it is bytes, not text, and its file is for its owner alone.
     pub packets: bool,
+    /// Is it also what `generate` writes of a recording?
+    pub generated: bool,
     /// Begins one that writes to a stream, times told by this boot time.
     pub open: fn(Box<dyn Write>, BootTime) -> Box<dyn Output>,
 }
 
 /// All kinds.
-pub const OUTPUTS: &[Kind] = &[text::KIND, json::KIND, junit::KIND, pcapng::KIND];
+pub const OUTPUTS: &[Kind] =
+    &[text::KIND, json::KIND, junit::KIND, pcapng::KIND, markdown::KIND, html::KIND, allow::KIND];
 
 /// Why something could not be told.
 #[derive(Debug, Error)]

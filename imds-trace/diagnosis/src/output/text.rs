@@ -2,6 +2,7 @@
 
 mod group;
 mod ladder;
+mod what_if;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -27,6 +28,7 @@ pub const KIND: Kind = Kind {
     explain: "for people",
     needs_path: false,
     packets: false,
+    generated: false,
     open: |stream, boot_time| Box::new(Text { stream, boot_time, probed: false }),
 };
 
@@ -166,6 +168,9 @@ impl Text {
         if let Some(groups) = &report.groups {
             group::tell(&mut out, groups, self.boot_time);
         }
+        for what_if in &report.what_if {
+            what_if::tell(&mut out, what_if, self.boot_time);
+        }
         if let Some(difference) = report.spent.difference() {
             let _ = writeln!(out, "\nNote: {difference}.");
         }
@@ -259,7 +264,7 @@ fn paragraph(first: &str, further: &str, text: &str) -> String {
 }
 
 /// How much there was, and how much of it is wrong.
-fn overview(report: &Report) -> String {
+pub(super) fn overview(report: &Report) -> String {
     let exchanges: u64 = report.subjects.iter().map(|tally| tally.exchanges).sum();
     let mut parts =
         vec![format!("{} of {}", counted(exchanges, "exchange"), counted(report.subjects.len() as u64, "client"))];
@@ -309,7 +314,7 @@ fn job_words(job: &Job) -> String {
     format!("{what}{id} {of}{url}")
 }
 
-fn outcome(exchange: &Exchange) -> String {
+pub(super) fn outcome(exchange: &Exchange) -> String {
     let took = exchange.duration().map(|duration| milliseconds(duration.as_secs_f64())).unwrap_or_default();
     if exchange.attempt.is_some() {
         return format!("{RED}never left{RED:#}: no SYN followed its connect()");
@@ -401,7 +406,7 @@ fn style(severity: Severity) -> Style {
     }
 }
 
-fn word(severity: Severity) -> &'static str {
+pub(super) fn word(severity: Severity) -> &'static str {
     match severity {
         Severity::Error => "ERROR",
         Severity::Warning => "WARNING",

@@ -33,6 +33,7 @@ fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<
     // Times of a capture count from the Unix epoch.
     let mut reporter = Reporter::open(telling, BootTime(0))?;
     pipeline.tell_packets(reporter.wants_packets());
+    pipeline.allow(telling.allow.clone());
     let mut last = reader.started();
     reporter.take(&Event::Ready(last, reader.ready()))?;
     for read in &mut reader {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::config::GroupBy;
 use crate::event::{Credentials, Event, Group, Groups};
-use crate::exchange::Imds;
+use crate::exchange::{Imds, imds::role};
 use crate::identity::{Attribution, Container};
 use crate::net::Timestamp;
 
@@ -12,8 +12,6 @@ use crate::net::Timestamp;
 const MAX_GROUPS: usize = 8_192;
 /// Roles named of one group at most.
 const MAX_ROLES: usize = 16;
-/// Where credentials are, below any version and `meta-data`, and what follows is the role.
-const CREDENTIALS: [&str; 2] = ["/iam/security-credentials/", "/identity-credentials/ec2/security-credentials/"];
 
 /// Makes the groups of the exchanges that are shown.
 #[derive(Debug)]
@@ -101,13 +99,6 @@ fn note(credentials: &mut Credentials, role: &str, taken: bool, without_token: b
         credentials.roles.push(role.to_owned());
     }
 }
-/// The role whose credentials a path asks for.
-fn role(path: &str) -> Option<&str> {
-    let path = path.split(['?', '#']).next().unwrap_or_default();
-    let role = CREDENTIALS.iter().find_map(|place| path.split_once(place)).map(|(_, role)| role)?;
-    let role = role.strip_suffix('/').unwrap_or(role);
-    (!role.is_empty()).then_some(role)
-}
 
 /// What is the same for all exchanges of a group.
 fn key(by: GroupBy, who: &Attribution, path: Option<&str>) -> String {
@@ -128,23 +119,5 @@ fn key(by: GroupBy, who: &Attribution, path: Option<&str>) -> String {
         GroupBy::Image => format!("{:?}", container.map(|container| &container.image)),
         GroupBy::Job => format!("{:?}", container.and_then(Container::job_id)),
         GroupBy::Path => path.unwrap_or_default().to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_role_stands_behind_the_place_of_credentials() {
-        for (path, expected) in [
-            ("/latest/meta-data/iam/security-credentials/ci-runner", Some("ci-runner")),
-            ("/2021-03-23/meta-data/iam/security-credentials/ci-runner?x", Some("ci-runner")),
-            ("/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance", Some("ec2-instance")),
-            ("/latest/meta-data/iam/security-credentials/", None),
-            ("/latest/meta-data/iam/info", None),
-        ] {
-            assert_eq!(role(path), expected, "{path}");
-        }
     }
 }

@@ -124,7 +124,8 @@ impl Sieve {
         }
     }
 
-    fn shows_one(&self, who: &Attribution) -> bool {
+    /// Is anything of this one shown?
+    pub fn shows_one(&self, who: &Attribution) -> bool {
         let Filter { containers, images, pids, uids, comms, .. } = &self.filter;
         let process = who.process.as_ref();
         let container = who.container.as_ref();

@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Result, bail};
-use diagnosis::config::{Claim, Expectation};
+use diagnosis::config::expectation;
 use diagnosis::event::{ExchangeEvent, Tally};
 use diagnosis::finding::{Confidence, Finding, Severity};
 use diagnosis::identity::Said;
@@ -17,28 +17,39 @@ use diagnosis::net::{Heading, Timestamp};
 use diagnosis::observation::{Observation, Place};
 use diagnosis::pipeline::Host;
 
-use super::judge::{Conclusions, conclude_asserting, show, show_exchange};
+use super::judge::{Conclusions, conclude_telling, show, show_exchange};
 use super::{HOST_NETNS, INSTANCE, Scenario};
 
 /// Records of two processors come out of order by less, ns.
 const JITTER: u64 = 50_000;
 /// The live shell notices a loss so long after it at most, ns.
 const NOTICED: u64 = 50_000_000;
+/// What is asserted of each scenario.
+const CLAIMS: [&str; 8] = [
+    "blocked",
+    "v2-only",
+    "no-errors",
+    "works-at:tokens=required",
+    "works-at:hop-limit=1",
+    "works-at:hop-limit=2",
+    "works-at:tokens=required,hop-limit=1",
+    "works-at:tokens=required,hop-limit=64",
+];
 /// Orders of each scenario that are tried.
 const ORDERS: u64 = 8;
 
 /// What a scenario must stand; fails with everything that it does not.
 pub fn stands(scenario: &Scenario) -> Result<()> {
     let inputs = scenario.inputs()?;
-    let whole = heard(&inputs)?;
+    let whole = heard(scenario, &inputs)?;
     let mut wrong = Vec::new();
     for seed in 0..ORDERS {
-        let other = heard(&shuffled(&inputs, seed))?;
+        let other = heard(scenario, &shuffled(&inputs, seed))?;
         wrong.extend(whole.differences(&other).into_iter().map(|what| format!("in another order ({seed}): {what}")));
     }
     for (index, lost) in inputs.iter().enumerate().filter(|(_, input)| is_of_kernel(input)) {
         for told in [true, false] {
-            let mut less = heard(&without(&inputs, index, told))?;
+            let mut less = heard(scenario, &without(&inputs, index, told))?;
             if !told {
                 less.held.retain(|claim| !scenario.sole_witness.contains(claim));
             }
@@ -134,11 +145,10 @@ struct Heard {
     nothing_wrong: bool,
 }
 
-fn heard(inputs: &[Input]) -> Result<Heard> {
+fn heard(scenario: &Scenario, inputs: &[Input]) -> Result<Heard> {
     let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
-    let claims = [("blocked", Claim::Blocked), ("v2-only", Claim::V2Only), ("no-errors", Claim::NoErrors)];
-    let asked = claims.map(|(text, claim)| Expectation { text: text.to_owned(), claim, who: None });
-    Ok(Heard::of(conclude_asserting(host, inputs, true, asked.to_vec())?))
+    let asked = CLAIMS.iter().map(|text| Ok(expectation(text)?)).collect::<Result<_>>()?;
+    Ok(Heard::of(conclude_telling(host, inputs, true, &scenario.telling(asked)?)?))
 }
 
 impl Heard {

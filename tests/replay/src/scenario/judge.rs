@@ -1,19 +1,18 @@
 //! Does the pipeline conclude what a scenario expects, and nothing else?
 
 use anyhow::{Context, Result, bail};
-use diagnosis::config::{Expectation, Telling};
-use diagnosis::event::Report;
-use diagnosis::event::{Event, ExchangeEvent};
+use diagnosis::config::Telling;
+use diagnosis::event::{Attached, Event, ExchangeEvent, Report, Via};
 use diagnosis::finding::{self, Confidence, RULES};
 use diagnosis::identity::{Attribution, Subject};
 use diagnosis::input::Input;
 use diagnosis::journey::Fate;
-use diagnosis::net::{BootTime, Timestamp};
+use diagnosis::net::{BootTime, Direction, Timestamp};
 use diagnosis::observation;
 use diagnosis::pipeline::{Host, Pipeline};
 use diagnosis::reporter::Reporter;
 
-use super::{END, Finding, HOST_NETNS, INSTANCE, Place, Scenario, id_of};
+use super::{END, Finding, HOST_NETNS, INSTANCE, Place, Scenario, header, id_of};
 
 /// What the pipeline made of inputs.
 #[derive(Clone, Debug)]
@@ -29,19 +28,15 @@ const TICK: u64 = 50_000_000;
 
 /// Gives inputs to a new pipeline. With `ticks` also the time, as often as the live shell would.
 pub fn conclude(host: Host, inputs: &[Input], ticks: bool) -> Result<Conclusions> {
-    conclude_asserting(host, inputs, ticks, Vec::new())
+    conclude_telling(host, inputs, ticks, &Telling::default())
 }
 
-/// The same, and judges what is asserted.
-pub fn conclude_asserting(
-    host: Host,
-    inputs: &[Input],
-    ticks: bool,
-    expectations: Vec<Expectation>,
-) -> Result<Conclusions> {
+/// The same, with what was asked of it: what is asserted, and who may take credentials.
+pub fn conclude_telling(host: Host, inputs: &[Input], ticks: bool, telling: &Telling) -> Result<Conclusions> {
     let mut pipeline = Pipeline::new(host);
+    pipeline.allow(telling.allow.clone());
     let mut exchanges: Vec<ExchangeEvent> = Vec::new();
-    let mut reporter = Reporter::open(&Telling { expectations, ..Telling::default() }, BootTime(0))?;
+    let mut reporter = Reporter::open(telling, BootTime(0))?;
     let mut hear = |event: &Event| {
         reporter.take(event).expect("there is no output that could fail");
         let Event::Exchange(event) = event else { return };
@@ -51,6 +46,9 @@ pub fn conclude_asserting(
             None => exchanges.push((**event).clone()),
         }
     };
+    let mut ready = header().ready;
+    ready.hooks.push(Attached::Tc { interface: "ens5".into(), direction: Direction::Ingress, via: Via::Tcx });
+    hear(&Event::Ready(inputs.first().map_or(Timestamp(0), |first| first.at()), ready));
     for input in inputs {
         while let Some(due) = pipeline.due().filter(|due| ticks && due.0 + TICK < input.at().0) {
             pipeline.push(Input::Tick { at: Timestamp(due.0.next_multiple_of(TICK)) }, &mut hear);
@@ -72,7 +70,7 @@ pub fn judge(scenario: &Scenario) -> Result<()> {
     let mut wrong = misspelt(scenario);
     for (ticks, when) in [(false, ""), (true, " (with the clock ticking)")] {
         let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
-        let conclusions = conclude(host, &inputs, ticks)?;
+        let conclusions = conclude_telling(host, &inputs, ticks, &scenario.telling(Vec::new())?)?;
         wrong.extend(compare(scenario, &conclusions)?.into_iter().map(|sentence| format!("{sentence}{when}")));
     }
     if !wrong.is_empty() {

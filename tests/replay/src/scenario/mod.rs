@@ -14,11 +14,13 @@ mod tcp;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use diagnosis::allow::AllowList;
+use diagnosis::config::{Expectation, Telling};
 use diagnosis::identity::fact::Forwarding;
 use serde::Deserialize;
 
 pub use inputs::{END, INSTANCE, header, id_of};
-pub use judge::{conclude, judge, show_exchange, show_path};
+pub use judge::{conclude, conclude_telling, judge, show_exchange, show_path};
 pub use place::{HOST_NETNS, Place};
 
 /// A situation and what must be concluded from it.
@@ -64,6 +66,8 @@ pub struct Scenario {
     /// Assertions that one record alone speaks against: lost silently, they hold, and nothing could show it. Say why.
     #[serde(default)]
     pub sole_witness: Vec<String>,
+    /// Who may take a token or credentials: what would stand in the file. Absent: nobody said.
+    pub allow: Option<String>,
     /// What is seen.
     #[serde(default)]
     pub packets: Vec<Packet>,
@@ -272,6 +276,15 @@ pub struct Packet {
     /// The request came through a proxy.
     #[serde(default)]
     pub forwarded_for: bool,
+    /// It has a `Via`.
+    #[serde(default)]
+    pub via: bool,
+    /// Its `Host` names something else than IMDS.
+    #[serde(default)]
+    pub foreign_host: bool,
+    /// It is for an absolute URL.
+    #[serde(default)]
+    pub absolute: bool,
     /// The request waits for a `100 Continue`.
     #[serde(default)]
     pub expects_continue: bool,
@@ -327,6 +340,12 @@ pub struct Finding {
 }
 
 impl Scenario {
+    /// What is asked of the pipeline and the reporter, with these assertions.
+    pub fn telling(&self, expectations: Vec<Expectation>) -> Result<Telling> {
+        let allow = self.allow.as_deref().map(AllowList::parse).transpose().map_err(anyhow::Error::msg)?;
+        Ok(Telling { allow, expectations, ..Telling::default() })
+    }
+
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Scenario> {
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use diagnosis::pipeline::Host;
 
-use super::{HOST_NETNS, INSTANCE, Packet, Place, Scenario, Uplinks, conclude};
+use super::{HOST_NETNS, INSTANCE, Packet, Place, Scenario, Uplinks, conclude_telling};
 
 /// Answers that are tried in place of one.
 const ANSWERS: [&str; 7] = ["200", "401", "403", "404", "400", "503", "rst"];
@@ -42,7 +42,7 @@ pub fn misses(scenario: &Scenario) -> Result<()> {
         // What makes no sense (a packet that is sent again, without the first) is no change.
         let Ok(inputs) = changed.inputs() else { continue };
         let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
-        let found = conclude(host, &inputs, ticks)?.report.findings;
+        let found = conclude_telling(host, &inputs, ticks, &changed.telling(Vec::new())?)?.report.findings;
         open.retain(|rule| !found.iter().any(|finding| finding.rule == rule.as_str()));
     }
     if !open.is_empty() {
@@ -102,6 +102,8 @@ fn changes(scenario: &Scenario) -> Vec<Scenario> {
         with(&|changed| changed.processes[number].ancestors = vec!["4000 bash".to_owned()]);
         with(&|changed| changed.processes[number].ancestors = vec!["1 systemd".to_owned()]);
     }
+    // Nobody is on the list.
+    with(&|changed| changed.allow = Some(String::new()));
     with(&|changed| changed.lost.clear());
     with(&|changed| changed.exceeded.clear());
     with(&|changed| changed.forwarding = None);
@@ -170,6 +172,7 @@ fn packet_changes(packet: &Packet) -> Vec<Packet> {
     with(&|changed| changed.lifetime = None);
     with(&|changed| changed.mark = Some(99));
     with(&|changed| changed.forwarded_for = false);
+    with(&|changed| changed.via = !packet.via);
     with(&|changed| changed.server = None);
     for shift in SHIFTS {
         with(&|changed| changed.ms += shift);
