@@ -1,7 +1,8 @@
 //! By which interface would the kernel send back what came from an address? The question of reverse-path filtering. Pure.
 //!
-//! `__fib_validate_source` (`net/ipv4/fib_frontend.c`) looks up a route to the packet's source, from its destination, as if this host
-//! sent it: with `iif lo`, and with the mark 0 unless `src_valid_mark` is set. No user may ask the kernel just that.
+//! `__fib_validate_source` (`net/ipv4/fib_frontend.c`) looks up a route to the packet's source, from its destination: as if it came in by
+//! the interface that the packet leaves by (`flowi4_iif = oif`), or as if this host sent it (`lo`) where the packet is for this host
+//! itself; with the mark 0 unless `src_valid_mark` is set.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,8 +21,8 @@ pub enum Back {
     Unknown,
 }
 
-/// The way back to `to` from `from`, for a packet without a mark.
-pub fn back(routing: &Routing, to: IpAddr, from: IpAddr) -> Back {
+/// The way back to `to` from `from`, for a packet without a mark that goes on by `oif`; `lo` if it is for this host.
+pub fn back(routing: &Routing, to: IpAddr, from: IpAddr, oif: &str) -> Back {
     let default = DEFAULT_TABLES.map(|table| PolicyRule { table: Some(table), ..PolicyRule::default() });
     let mut rules: Vec<&PolicyRule> = routing.rules.iter().collect();
     if rules.is_empty() {
@@ -30,7 +31,7 @@ pub fn back(routing: &Routing, to: IpAddr, from: IpAddr) -> Back {
     // Rules of the same priority are asked in the order in which they are told.
     rules.sort_by_key(|rule| rule.priority);
     for rule in rules {
-        match holds(rule, to, from) {
+        match holds(rule, to, from, oif) {
             Some(false) => continue,
             Some(true) => {}
             None => return Back::Unknown,
@@ -58,11 +59,11 @@ pub fn back(routing: &Routing, to: IpAddr, from: IpAddr) -> Back {
     Back::Nowhere
 }
 
-fn holds(rule: &PolicyRule, to: IpAddr, from: IpAddr) -> Option<bool> {
+fn holds(rule: &PolicyRule, to: IpAddr, from: IpAddr, oif: &str) -> Option<bool> {
     let prefix = |prefix: Option<(IpAddr, u8)>, address| prefix.is_none_or(|prefix| in_prefix(address, prefix));
     let mark = rule.mark.is_none_or(|(value, mask)| value & mask == 0);
     let all =
-        prefix(rule.from, from) && prefix(rule.to, to) && mark && rule.iif.as_ref().is_none_or(|name| name == "lo");
+        prefix(rule.from, from) && prefix(rule.to, to) && mark && rule.iif.as_ref().is_none_or(|name| name == oif);
     match (all, rule.other) {
         (true, true) => None,
         // What else it asks makes no difference to a rule that does not hold.
@@ -93,7 +94,7 @@ mod tests {
         let routes = vec![route(254, "0.0.0.0", 0, 2), route(254, "0.0.0.0", 0, 9), route(7, "0.0.0.0", 0, 3)];
         let mut rules = rules.to_vec();
         rules.extend([rule(32767, 253), rule(0, 255), rule(32766, 254)]);
-        match back(&Routing { routes, rules }, address("169.254.169.254"), address(from)) {
+        match back(&Routing { routes, rules }, address("169.254.169.254"), address(from), "br-two") {
             Back::By(by) => by.first().map(|index| index.0),
             Back::Nowhere => Some(0),
             Back::Unknown => None,
@@ -101,11 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn rules_for_the_source_make_the_way_back_and_rules_for_an_interface_do_not() {
+    fn rules_for_the_source_and_for_the_clients_interface_make_the_way_back() {
         let from = PolicyRule { from: Some((address("172.30.0.0"), 24)), ..rule(100, 7) };
         assert_eq!(leads(std::slice::from_ref(&from), "172.30.0.2"), Some(3));
         assert_eq!(leads(&[from], "172.17.0.2"), Some(2), "the first of two routes has the lower metric");
-        assert_eq!(leads(&[PolicyRule { iif: Some("br-two".into()), ..rule(100, 7) }], "172.30.0.2"), Some(2));
+        let by = |name: &str| PolicyRule { iif: Some(name.into()), ..rule(100, 7) };
+        assert_eq!(leads(&[by("br-two")], "172.30.0.2"), Some(3), "the answer goes on by it");
+        assert_eq!(leads(&[by("br-one")], "172.30.0.2"), Some(2));
         assert_eq!(leads(&[PolicyRule { mark: Some((1, 0xff)), ..rule(100, 7) }], "172.30.0.2"), Some(2));
     }
 

@@ -4,5 +4,6 @@
 //! decides, as between routes, its answer is data here ([`route::Route`]); who asked it is not known here.
 
 pub mod back;
+pub mod hops;
 pub mod listen;
 pub mod network;
