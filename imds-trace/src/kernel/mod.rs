@@ -7,6 +7,7 @@ pub mod decode;
 pub mod features;
 mod netlink;
 pub mod plan;
+pub mod programs;
 pub mod ring;
 pub mod symbols;
 

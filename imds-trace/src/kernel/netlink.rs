@@ -19,6 +19,10 @@ pub struct Filter {
     pub handle: u32,
     /// The name given to its program; `None` if it is no BPF filter.
     pub program: Option<String>,
+    /// The kernel's number for its program.
+    pub id: Option<u32>,
+    /// What kind of filter it is: `bpf`, `flower`, `u32`.
+    pub kind: String,
     header: TcHeader,
 }
 
@@ -37,10 +41,19 @@ impl Netlink {
 
     /// The interfaces that have a clsact qdisc.
     pub fn clsact(&self) -> io::Result<Vec<Ifindex>> {
+        self.with_qdisc(&["clsact"])
+    }
+
+    /// The interfaces that have a qdisc on whose sides filters hang.
+    pub fn classified(&self) -> io::Result<Vec<Ifindex>> {
+        self.with_qdisc(&["clsact", "ingress"])
+    }
+
+    fn with_qdisc(&self, kinds: &[&str]) -> io::Result<Vec<Ifindex>> {
         let mut found = Vec::new();
         for told in self.ask(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()), NLM_F_DUMP)? {
             let Some(RouteNetlinkMessage::NewQueueDiscipline(qdisc)) = told else { continue };
-            if qdisc.attributes.contains(&TcAttribute::Kind("clsact".to_owned())) {
+            if kind(&qdisc).is_some_and(|kind| kinds.contains(&kind)) {
                 found.push(Ifindex(qdisc.header.index.cast_unsigned()));
             }
         }
@@ -57,10 +70,16 @@ impl Netlink {
             Some(RouteNetlinkMessage::NewTrafficFilter(filter)) => {
                 let handle = u32::from(filter.header.handle);
                 // What has no handle stands for all of a priority.
-                (handle != 0).then(|| Filter { handle, program: program(&filter), header: filter.header })
+                (handle != 0).then(|| {
+                    let (program, id) = program(&filter);
+                    let kind = kind(&filter).unwrap_or_default().to_owned();
+                    Filter { handle, program, id, kind, header: filter.header }
+                })
             }
             // One that cannot be read is there all the same, and not ours.
-            None => Some(Filter { handle: 0, program: None, header: TcHeader::default() }),
+            None => {
+                Some(Filter { handle: 0, program: None, id: None, kind: String::new(), header: TcHeader::default() })
+            }
             Some(_) => None,
         };
         Ok(told.into_iter().filter_map(read).collect())
@@ -109,14 +128,28 @@ impl Netlink {
     }
 }
 
-fn program(filter: &TcMessage) -> Option<String> {
-    filter.attributes.iter().find_map(|attribute| {
-        let TcAttribute::Options(options) = attribute else { return None };
-        options.iter().find_map(|option| match option {
-            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
-            _ => None,
-        })
+/// What kind of qdisc or filter it is.
+fn kind(message: &TcMessage) -> Option<&str> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
     })
+}
+
+/// The name given to a filter's program, and the kernel's number for it.
+fn program(filter: &TcMessage) -> (Option<String>, Option<u32>) {
+    let (mut name, mut number) = (None, None);
+    for attribute in &filter.attributes {
+        let TcAttribute::Options(options) = attribute else { continue };
+        for option in options {
+            match option {
+                TcOption::Bpf(TcFilterBpfOption::ProgName(said)) => name = Some(said.clone()),
+                TcOption::Bpf(TcFilterBpfOption::ProgId(said)) => number = Some(*said),
+                _ => {}
+            }
+        }
+    }
+    (name, number)
 }
 
 /// Not being there any more is as good.
