@@ -66,8 +66,13 @@ fn judge(container: &Running, endpoints: &[IpAddr]) -> Vec<Answer> {
         answers.push(if spared {
             answer(Status::Ok, format!("{names} is set, and no_proxy spares IMDS."))
         } else {
-            let summary = format!("{names} is set, and no_proxy does not name 169.254.169.254: some SDKs send what is for IMDS to the proxy, which is another host.");
-            answer(Status::Warning, summary).mend(format!("docker run --env NO_PROXY=169.254.169.254 --env no_proxy=169.254.169.254 … {}", diagnosis::printable::shell_word(&container.name)))
+            answer(
+                Status::Warning,
+                format!(
+                    "{names} is set, and no_proxy does not name 169.254.169.254: some SDKs send what is for IMDS to the proxy, which is \
+                     another host. Start it anew with 169.254.169.254 added to what NO_PROXY and no_proxy name."
+                ),
+            )
         });
     }
     if answers.is_empty() {

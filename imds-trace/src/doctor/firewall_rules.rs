@@ -24,6 +24,8 @@ struct Found<'a> {
     who: Vec<String>,
     /// Where requests end that it redirects.
     end: Option<End>,
+    /// Is there anybody among them?
+    real: bool,
 }
 
 /// A namespace, and how it is spoken of.
@@ -114,6 +116,7 @@ fn all<'a>(place: &Place<'a>, clients: &[Client]) -> Vec<Found<'a>> {
             };
             match found.iter_mut().find(same) {
                 Some(known) => {
+                    known.real |= !client.is_example;
                     if !known.who.contains(&client.name) {
                         known.who.push(client.name.clone());
                     }
@@ -122,7 +125,8 @@ fn all<'a>(place: &Place<'a>, clients: &[Client]) -> Vec<Found<'a>> {
                     }
                 }
                 None => {
-                    found.push(Found { hit, heading, endpoints: vec![endpoint], who: vec![client.name.clone()], end });
+                    let (endpoints, who, real) = (vec![endpoint], vec![client.name.clone()], !client.is_example);
+                    found.push(Found { hit, heading, endpoints, who, end, real });
                 }
             }
         }
@@ -131,7 +135,7 @@ fn all<'a>(place: &Place<'a>, clients: &[Client]) -> Vec<Found<'a>> {
 }
 
 fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> String) -> Answer {
-    let Found { hit, heading, endpoints, who, end } = found;
+    let Found { hit, heading, endpoints, who, end, real } = found;
     let chain = hit.chain;
     let place = format!("chain {} of table {} ({})", chain.name, chain.table, tool(chain.tool, &chain.family));
     let (table, name) = (shell_word(&chain.table), shell_word(&chain.name));
@@ -147,7 +151,11 @@ fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> 
     let traffic = format!("{traffic} {endpoints} ({})", some_of(who));
     let owner = owner::of(chain, hit.rule);
     let set_up = owner.map_or(String::new(), |owner| format!(" {} set it up; {}.", owner.name, owner.advice));
-    let answer = |status, summary: String| Answer::new(about(), status, summary + &set_up).look(command(&look));
+    let answer = |status, summary: String| {
+        // What would become of somebody who is not there breaks nothing, and is perhaps meant so.
+        let status = if *real || status == Status::Ok { status } else { Status::Unknown };
+        Answer::new(about(), status, summary + &set_up).look(command(&look))
+    };
     let Some(rule) = hit.rule else {
         return if hit.sure {
             // Docker sets it, and lets its own through. Here nothing was found that does.
@@ -197,7 +205,12 @@ fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> 
     let harmless = |c: char| c.is_ascii_alphanumeric() || " ./:,_=-!".contains(c);
     match rule.text.strip_prefix("-A ") {
         Some(words)
-            if hit.sure && hit.named && owner.is_none() && chain.table != "raw" && words.chars().all(harmless) =>
+            if *real
+                && hit.sure
+                && hit.named
+                && owner.is_none()
+                && chain.table != "raw"
+                && words.chars().all(harmless) =>
         {
             let delete = command(&format!("{} -t {} -D {words}", chain.tool, chain.table));
             said.mend(format!("{delete}  # lowers safety: whom it kept off IMDS can then take the instance's role"))

@@ -15,6 +15,7 @@ use super::firewall::{self, Firewall};
 use super::listeners::{self, Listeners};
 use crate::interfaces::nsid;
 use crate::interfaces::snapshot::{self, Snapshot, Way};
+use crate::kernel::programs::{self, Program};
 use crate::sources::listing::Running;
 use diagnosis::identity::cgroup;
 use diagnosis::net::{Ifindex, bounded};
@@ -27,8 +28,11 @@ const SHORT_ID: usize = 12;
 /// Namespaces that are entered at most, and processes that are looked at.
 const MAX_NAMESPACES: usize = 1024;
 const MAX_PROCESSES: usize = 65_536;
-/// Where namespaces have names: those of `ip netns` and of CNI plugins.
-const NAMED: &str = "/run/netns";
+/// Cgroups of one namespace that are looked at.
+const MAX_CGROUPS: usize = 64;
+/// Where namespaces have names: those of `ip netns` and of CNI plugins. In a container with the host's processes, the second has the
+/// host's.
+const NAMED: [&str; 2] = ["/run/netns", "/proc/1/root/run/netns"];
 
 /// What a namespace looks like from within.
 #[derive(Clone, Debug)]
@@ -41,6 +45,8 @@ pub struct View {
     pub listeners: Listeners,
     /// Its links whose other end, or what they are stacked on, is in the host's namespace: theirs, the host's.
     pub outward: BTreeMap<Ifindex, Ifindex>,
+    /// What hangs on its links that could decide about packets; the error is what would be needed to know.
+    pub programs: Result<BTreeMap<Ifindex, Vec<Program>>, String>,
 }
 
 /// A network namespace that is not the host's, and who is in it.
@@ -52,6 +58,8 @@ pub struct Inside {
     pub pid: Option<u32>,
     /// Its file, where it has a name.
     pub path: Option<PathBuf>,
+    /// Paths of its processes' cgroups, of version 2.
+    pub cgroups: BTreeSet<String>,
     /// What it looks like; the error says why nobody could look, and what would be needed.
     pub view: Result<View, String>,
 }
@@ -98,6 +106,7 @@ struct Found {
     listed: bool,
     pid: Option<u32>,
     path: Option<PathBuf>,
+    cgroups: BTreeSet<String>,
 }
 
 /// Looks into each namespace that is not the host's and has clients of this host, once. `host` is the host's network.
@@ -105,7 +114,13 @@ pub fn look(containers: &[Running], endpoints: &[IpAddr], host: Option<&Snapshot
     let own = File::open("/proc/thread-self/ns/net").ok();
     let inode = |file: &File| file.metadata().map(|data| data.ino()).ok();
     let own_inode = own.as_ref().and_then(inode);
-    let found = find(containers, own_inode);
+    let found = std::thread::scope(|scope| {
+        let finding = scope.spawn(|| {
+            see_all_cgroups();
+            find(containers, own_inode)
+        });
+        finding.join().unwrap_or_default()
+    });
     // All containers of this machine are this host's, if its namespace is the machine's.
     let is_machine = std::fs::metadata("/proc/1/ns/net").map(|data| data.ino()).ok() == own_inode;
     let uplinks: BTreeSet<Ifindex> =
@@ -115,8 +130,8 @@ pub fn look(containers: &[Running], endpoints: &[IpAddr], host: Option<&Snapshot
     });
     let mut insides = Vec::new();
     for (one, view) in found.into_iter().zip(looked) {
-        let Found { containers, named, listed, pid, path, .. } = one;
-        let inside = Inside { containers, pid, path, view };
+        let Found { containers, named, listed, pid, path, cgroups, .. } = one;
+        let inside = Inside { containers, pid, path, cgroups, view };
         if listed || is_client(&inside, named, is_machine, endpoints, &uplinks) {
             insides.push(inside);
         }
@@ -164,6 +179,15 @@ fn in_parallel(found: &[Found], look: &(dyn Fn(&Found) -> Result<View, String> +
     })
 }
 
+/// In a container with the host's processes, paths of cgroups are told from its own on, unless asked from the first process's.
+fn see_all_cgroups() {
+    if let Ok(first) = File::open("/proc/1/ns/cgroup")
+        && let Err(error) = setns(first, CloneFlags::CLONE_NEWCGROUP)
+    {
+        log::debug!("the first process's cgroup namespace cannot be entered: {error}");
+    }
+}
+
 /// Namespaces of the engine's containers, of processes, and those with names.
 fn find(containers: &[Running], own: Option<u64>) -> Vec<Found> {
     let mut found: Vec<Found> = Vec::new();
@@ -179,7 +203,8 @@ fn find(containers: &[Running], own: Option<u64>) -> Vec<Found> {
             continue;
         }
         let (containers, pid) = (vec![name], container.pid);
-        found.push(Found { file, inode, containers, named: true, listed: true, pid, path: None });
+        let cgroups = BTreeSet::new();
+        found.push(Found { file, inode, containers, named: true, listed: true, pid, path: None, cgroups });
     }
     let mut known: BTreeMap<u64, usize> =
         found.iter().enumerate().filter_map(|(index, one)| Some((one.inode?, index))).collect();
@@ -205,16 +230,22 @@ fn find(containers: &[Running], own: Option<u64>) -> Vec<Found> {
                     listed: false,
                     pid: Some(pid),
                     path: None,
+                    cgroups: BTreeSet::new(),
                 });
                 let Some(last) = found.last_mut() else { continue };
                 last
             }
             None => continue,
         };
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        if let Some(path) = cgroups.lines().find_map(|line| line.strip_prefix("0::"))
+            && one.cgroups.len() < MAX_CGROUPS
+        {
+            one.cgroups.insert(path.to_owned());
+        }
         if one.listed {
             continue;
         }
-        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         if let Some(named) = cgroup::read(&cgroups) {
             let name = name_of(&named, containers);
             one.named = true;
@@ -223,7 +254,7 @@ fn find(containers: &[Running], own: Option<u64>) -> Vec<Found> {
             }
         }
     }
-    for entry in std::fs::read_dir(NAMED).into_iter().flatten().flatten() {
+    for entry in NAMED.into_iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {
         let path = entry.path();
         // A file that is no namespace cannot be entered.
         let Ok(data) = std::fs::metadata(&path) else { continue };
@@ -231,12 +262,23 @@ fn find(containers: &[Running], own: Option<u64>) -> Vec<Found> {
             continue;
         }
         match known.get(&data.ino()) {
-            Some(index) => found[*index].path = Some(path),
+            Some(index) => {
+                found[*index].path.get_or_insert(path);
+            }
             None if found.len() < MAX_NAMESPACES => {
                 let file = File::open(&path).map_err(|error| error.to_string());
                 known.insert(data.ino(), found.len());
                 let (inode, containers) = (Some(data.ino()), Vec::new());
-                found.push(Found { file, inode, containers, named: false, listed: false, pid: None, path: Some(path) });
+                found.push(Found {
+                    file,
+                    inode,
+                    containers,
+                    named: false,
+                    listed: false,
+                    pid: None,
+                    path: Some(path),
+                    cgroups: BTreeSet::new(),
+                });
             }
             None => {}
         }
@@ -274,6 +316,11 @@ fn open(container: &Running) -> Result<File, String> {
     })
 }
 
+/// What hangs on the links of the calling thread's namespace.
+pub fn on_links(network: &Result<Snapshot, String>) -> Result<BTreeMap<Ifindex, Vec<Program>>, String> {
+    network.as_ref().map_err(Clone::clone).and_then(|network| programs::on_links(network.links.values()))
+}
+
 fn enter(namespace: &File, host: Option<&File>, endpoints: &[IpAddr]) -> Result<View, String> {
     std::thread::scope(|scope| {
         let looking = scope.spawn(|| {
@@ -281,7 +328,7 @@ fn enter(namespace: &File, host: Option<&File>, endpoints: &[IpAddr]) -> Result<
                 nix::Error::EPERM => "needs root to look into its network namespace".to_owned(),
                 error => format!("its network namespace cannot be entered: {error}"),
             })?;
-            let network = snapshot::look(endpoints, &[]).map_err(|error| error.to_string());
+            let network = snapshot::look(endpoints).map_err(|error| error.to_string());
             // The kernel gives the number when links are listed.
             let number = host.and_then(|host| nsid::number(host).ok().flatten());
             let outward = network.iter().flat_map(|network| network.links.values()).filter_map(|link| {
@@ -292,7 +339,8 @@ fn enter(namespace: &File, host: Option<&File>, endpoints: &[IpAddr]) -> Result<
                 ))
             });
             let outward = outward.collect();
-            Ok(View { network, firewall: firewall::read(), listeners: listeners::read(), outward })
+            let programs = on_links(&network);
+            Ok(View { network, firewall: firewall::read(), listeners: listeners::read(), outward, programs })
         });
         looking.join().unwrap_or_else(|_| Err("looking into its network namespace failed".into()))
     })

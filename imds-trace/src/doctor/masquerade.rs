@@ -21,10 +21,16 @@ struct Group {
     uplink: Ifindex,
     v6: bool,
     masqueraded: Option<bool>,
+    /// The address that they get, where a rule names one that is not of the uplink's subnets.
+    foreign: Option<IpAddr>,
+    /// Are they kept from being tracked, so that no rule for addresses is asked?
+    untracked: Option<bool>,
     /// Has the uplink's network these addresses, too?
     own: bool,
     addresses: Vec<IpAddr>,
     names: Vec<String>,
+    /// Is there anybody among them?
+    real: bool,
 }
 
 fn examine(sight: &Sight) -> Vec<Answer> {
@@ -57,23 +63,41 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
         // It goes nowhere under any address.
         return;
     }
-    let (masqueraded, v6) = (fate.masqueraded, address.is_ipv6());
-    let own =
-        network.addresses.iter().any(|(index, held, length)| *index == uplink && in_prefix(address, (*held, *length)));
+    let (masqueraded, untracked, v6) = (fate.masqueraded, fate.untracked, address.is_ipv6());
+    let of_uplink = |address| {
+        let mut subnets = network.addresses.iter().filter(|(index, _, _)| *index == uplink);
+        subnets.any(|(_, held, length)| in_prefix(address, (*held, *length)))
+    };
+    let own = of_uplink(address);
+    let becomes = fate.becomes.filter(|_| masqueraded == Some(true)).map(|(first, _)| first);
+    let foreign = becomes.filter(|address| !of_uplink(*address));
     // Pods with a link of their own are alike if they fare alike.
     let bridged = |by: &str| sight.bridge(by).is_some();
     let alike = |group: &&mut Group| {
         (group.by == by || !bridged(&group.by) && !bridged(&by))
             && (group.uplink, group.v6, group.masqueraded, group.own) == (uplink, v6, masqueraded, own)
+            && (group.foreign, group.untracked) == (foreign, untracked)
     };
     match groups.iter_mut().find(alike) {
         Some(group) => {
+            group.real |= !client.is_example;
             group.addresses.push(address);
             group.names.push(client.name.clone());
         }
         None => {
             let (addresses, names) = (vec![address], vec![client.name.clone()]);
-            groups.push(Group { by, uplink, v6, masqueraded, own, addresses, names });
+            groups.push(Group {
+                by,
+                uplink,
+                v6,
+                masqueraded,
+                foreign,
+                untracked,
+                own,
+                addresses,
+                names,
+                real: !client.is_example,
+            });
         }
     }
 }
@@ -95,8 +119,34 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
     let tool = if group.v6 { "ip6tables" } else { "iptables" };
     let has_tool = sight.host.firewall.read_by.contains(&tool);
     let look = if has_tool { format!("{tool} -t nat -nvL POSTROUTING") } else { "nft list ruleset".to_owned() };
-    let answer = |status, summary: String| Answer::new(about, status, summary).look(look);
+    let answer = |status, summary: String| {
+        // What would become of somebody who is not there breaks nothing, and is perhaps meant so.
+        let (status, summary) = match (group.real, status) {
+            (false, Status::Warning) => (Status::Unknown, format!("{summary} Nobody is there now.")),
+            _ => (status, summary),
+        };
+        Answer::new(about.clone(), status, summary).look(look.clone())
+    };
     let unread = sight.host.firewall.unread();
+    if let Some(foreign) = group.foreign {
+        let summary = format!(
+            "A rule gives what leaves {whose} by {uplink} the address {foreign}, which is not of that interface's subnet: EC2 drops it \
+             (not-masqueraded), unless it is the network interface's own."
+        );
+        return answer(Status::Warning, summary);
+    }
+    if group.untracked.is_some() && !group.own {
+        let (status, may) = match group.untracked {
+            Some(true) => (Status::Warning, "keeps"),
+            _ => (Status::Unknown, "may keep"),
+        };
+        let summary = format!(
+            "A rule (NOTRACK) {may} what leaves {whose} by {uplink} from being tracked, so that nothing gives it the host's address: EC2 \
+             drops it then (not-masqueraded)."
+        );
+        let look = if has_tool { format!("{tool} -t raw -nvL PREROUTING") } else { "nft list ruleset".to_owned() };
+        return answer(status, summary).look(look);
+    }
     match (group.masqueraded, unread) {
         (Some(true), _) => answer(Status::Ok, format!("What leaves {whose} by {uplink} gets the host's address.")),
         (Some(false), _) => answer(
@@ -124,10 +174,10 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
             );
             let endpoint = sight.endpoints.iter().find(|endpoint| endpoint.is_ipv6() == group.v6);
             match (subnet, endpoint) {
-                // For IMDS alone: what else leaves is as it was.
+                // For IMDS alone: what else leaves is as it was. Before all others, one of which may have let it out as it is.
                 (Some((address, length)), Some(endpoint)) if has_tool || sight.host.firewall.chains.is_empty() => {
                     said.mend(format!(
-                        "{tool} -t nat -A POSTROUTING -s {address}/{length} -d {endpoint} -p tcp --dport 80 -o {} -j MASQUERADE",
+                        "{tool} -t nat -I POSTROUTING -s {address}/{length} -d {endpoint} -p tcp --dport 80 -o {} -j MASQUERADE",
                         shell_word(uplink)
                     ))
                 }

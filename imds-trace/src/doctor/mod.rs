@@ -17,6 +17,8 @@ mod instance;
 mod kernel;
 mod listeners;
 mod masquerade;
+mod onward;
+mod programs;
 mod redirect;
 mod reverse_path;
 mod routes;
@@ -134,6 +136,7 @@ pub const CHECKS: &[Check] = &[
     forwarding::CHECK,
     reverse_path::CHECK,
     firewall_rules::CHECK,
+    programs::CHECK,
     masquerade::CHECK,
     conntrack::CHECK,
     ena::CHECK,

@@ -23,6 +23,8 @@ enum Part {
     Asymmetric(String),
     /// Answers come in here, and nobody knows where the route back leads.
     Unknown,
+    /// Answers come in here, and the kernel says that it takes them as things are set.
+    Accepted,
     /// It leads to other networks, and no way to IMDS that we know of uses it.
     Other,
 }
@@ -50,37 +52,47 @@ fn examine(sight: &Sight) -> Vec<Answer> {
 /// Interfaces that matter.
 fn parts(sight: &Sight, network: &Snapshot, endpoint: IpAddr) -> Vec<(Ifindex, Part)> {
     let mut found: BTreeMap<Ifindex, Part> = BTreeMap::new();
-    let mut add = |index: Ifindex, whose: Option<IpAddr>| {
-        // Translated back before the filter looks, so the answer's destination is the client's own address.
-        let part = match whose.map(|address| back(&network.routing, endpoint, address)) {
-            Some(Back::By(by)) if by.contains(&index) => Part::Symmetric,
-            Some(Back::By(by)) => {
-                let names: Vec<&str> = by.iter().map(|index| network.name(*index)).collect();
-                Part::Asymmetric(format!("by {}", names.join(", ")))
-            }
-            Some(Back::Nowhere) => Part::Asymmetric("nowhere".to_owned()),
-            Some(Back::Unknown) | None => Part::Unknown,
-        };
+    let mut add = |index: Ifindex, part: Part| {
         let known = found.entry(index).or_insert_with(|| part.clone());
         if part.rank() > known.rank() {
             *known = part;
         }
     };
+    // Translated back before the filter looks, so the answer's destination is the client's own address.
+    let expected = |index: Ifindex, whose: Option<IpAddr>, oif: &str| match whose
+        .map(|address| back(&network.routing, endpoint, address, oif))
+    {
+        Some(Back::By(by)) if by.contains(&index) => Part::Symmetric,
+        Some(Back::By(by)) => {
+            let names: Vec<&str> = by.iter().map(|index| network.name(*index)).collect();
+            Part::Asymmetric(format!("by {}", names.join(", ")))
+        }
+        Some(Back::Nowhere) => Part::Asymmetric("nowhere".to_owned()),
+        Some(Back::Unknown) | None => Part::Unknown,
+    };
     if let Some(Way::Out { interface, source, .. }) = network.way(endpoint) {
         // Answers go to the source address, so they come in where that is.
-        add(source.and_then(|source| network.holder(source)).unwrap_or(*interface), *source);
+        let index = source.and_then(|source| network.holder(source)).unwrap_or(*interface);
+        add(index, expected(index, *source, "lo"));
     }
-    for (inward, to, way) in &network.forwarded {
+    for passage in &sight.passages {
         // Of a bridge on which somebody is, those count that are there.
-        let counts =
-            sight.legs.iter().any(|leg| leg.source == Some(inward.source)) || !sight.is_entered(&inward.interface);
-        if let Way::Out { interface, .. } = way
-            && *to == endpoint
-            && counts
-        {
-            // Masqueraded: under the address of the interface they leave by.
-            add(*interface, Some(inward.source));
+        let counts = sight.legs.iter().any(|leg| leg.source == Some(passage.source)) || !sight.is_entered(&passage.by);
+        let Way::Out { interface, .. } = &passage.onward else { continue };
+        if passage.endpoint != endpoint || !counts {
+            continue;
         }
+        // Masqueraded: under the address of the interface they leave by.
+        let expected = expected(*interface, Some(passage.source), &passage.by);
+        // The kernel was asked for the way of the answer, and its word counts more.
+        let part = match (&passage.back, passage.sure, expected) {
+            (Some(Way::Nowhere { why: "reverse path", .. }), true, Part::Asymmetric(by)) => Part::Asymmetric(by),
+            (Some(Way::Nowhere { why: "reverse path", .. }), true, _) => Part::Asymmetric("elsewhere".to_owned()),
+            (Some(Way::Out { .. }), true, Part::Asymmetric(_)) => Part::Accepted,
+            (_, false, Part::Asymmetric(_)) => Part::Unknown,
+            (_, _, expected) => expected,
+        };
+        add(*interface, part);
     }
     let has_address =
         |index: Ifindex| network.addresses.iter().any(|(held, address, _)| *held == index && address.is_ipv4());
@@ -94,7 +106,7 @@ impl Part {
     fn rank(&self) -> u8 {
         match self {
             Part::Other => 0,
-            Part::Symmetric => 1,
+            Part::Symmetric | Part::Accepted => 1,
             Part::Unknown => 2,
             Part::Asymmetric(_) => 3,
         }
@@ -129,6 +141,7 @@ fn judge(name: &str, part: &Part, endpoint: IpAddr, read: &dyn Fn(&str, &str) ->
             format!("whether the way back to {endpoint} leads out here depends on rules that cannot be decided here"),
         ),
         (1, Part::Symmetric) => (Status::Ok, format!("the route back to {endpoint} leads out here, so answers pass")),
+        (1, Part::Accepted) => (Status::Ok, format!("the kernel says that answers from {endpoint} pass")),
         (1, Part::Other) => (Status::Ok, format!("nobody who is known reaches {endpoint} by it")),
         _ => (Status::Ok, "answers are accepted whichever way they come in".to_owned()),
     };

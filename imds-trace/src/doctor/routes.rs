@@ -3,14 +3,12 @@
 use std::net::IpAddr;
 
 use super::astray::{self, Astray};
-use super::firewall::fate::fate;
 use super::inside::Inside;
-use super::sight::{Arrival, Leg, Sight, is_link_local};
-use super::{Answer, Check, Status, Subject};
+use super::sight::{Leg, Sight, is_link_local};
+use super::{Answer, Check, Status, Subject, onward};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
 use diagnosis::printable::shell_word;
-use diagnosis::way::network::{Kind, in_prefix};
 
 /// The check.
 pub const CHECK: Check = Check { id: "route", explain: "whether routes to the endpoints lead out", examine };
@@ -78,7 +76,7 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
             let leg =
                 |index| place.sight.legs.iter().find(move |leg: &&Leg| leg.inside == index && leg.endpoint == endpoint);
             match place.inside {
-                Some((index, _)) => further(place, network, &out, leg(index), &answer),
+                Some((index, _)) => onward::further(place.sight, network, &out, leg(index), &answer),
                 None => {
                     let look = || format!("{family} route get {endpoint}");
                     let said = out_of_host(place.sight, Some((*interface, *gateway, *source)), endpoint, "");
@@ -119,10 +117,10 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
 }
 
 /// Where a route leads.
-struct Out<'a> {
-    interface: &'a str,
-    gateway: Option<IpAddr>,
-    source: Option<IpAddr>,
+pub struct Out<'a> {
+    pub interface: &'a str,
+    pub gateway: Option<IpAddr>,
+    pub source: Option<IpAddr>,
 }
 
 impl std::fmt::Display for Out<'_> {
@@ -133,7 +131,7 @@ impl std::fmt::Display for Out<'_> {
 }
 
 /// What is wrong with a route that leads out of the host's namespace, if something is: how bad, a sentence, and a command that mends.
-fn out_of_host(
+pub fn out_of_host(
     sight: &Sight,
     way: Option<(Ifindex, Option<IpAddr>, Option<IpAddr>)>,
     endpoint: IpAddr,
@@ -193,124 +191,4 @@ fn out_of_host(
         }
     };
     Some((status, summary, mend))
-}
-
-/// A client's way, from its namespace on.
-fn further(
-    place: &Place,
-    network: &Snapshot,
-    out: &Out,
-    leg: Option<&Leg>,
-    answer: &dyn Fn(Status, String) -> Answer,
-) -> Answer {
-    let sight = place.sight;
-    let endpoint = leg.map(|leg| leg.endpoint);
-    let (Some(leg), Some(endpoint)) = (leg, endpoint) else {
-        return answer(Status::Ok, format!("It sends by {out}."));
-    };
-    let begins = format!("{endpoint} is reached by {out}");
-    if let Some(Kind::Tunnel(kind)) =
-        network.links.values().find(|link| link.name == out.interface).map(|link| &link.kind)
-    {
-        let summary = format!(
-            "The route to {endpoint} leads into the tunnel {} ({kind}), at whose other end this instance's IMDS is not.",
-            out.interface
-        );
-        return answer(Status::Broken, summary);
-    }
-    let by = match &leg.arrival {
-        Arrival::Host(by) => by,
-        Arrival::Card(Kind::Macvlan, card) => {
-            return answer(
-                Status::Warning,
-                format!(
-                    "{begins}, a macvlan on {card}: EC2 delivers only what has the network interface's own MAC address, so it does not reach IMDS, unless the macvlan is in mode passthru."
-                ),
-            );
-        }
-        Arrival::Card(_, card) => {
-            let source = leg.source.map_or("its address".to_owned(), |source| source.to_string());
-            return answer(
-                Status::Unknown,
-                format!(
-                    "{begins}, an ipvlan on {card}: EC2 answers {source} only if it is assigned to that network interface, which is not known here."
-                ),
-            );
-        }
-        Arrival::Own => {
-            let link_local = out.source.filter(|source| source.is_ipv4() && is_link_local(*source));
-            return match link_local {
-                Some(source) => answer(
-                    Status::Broken,
-                    format!(
-                        "{begins}, a card of its own, under {source}, a link-local address: EC2 answers only addresses of the network interface."
-                    ),
-                ),
-                None => answer(Status::Ok, format!("{begins}, a card of its own.")),
-            };
-        }
-        Arrival::Unknown(why) => {
-            return answer(Status::Ok, format!("{begins}. From there on its way is not known: {why}."));
-        }
-    };
-    let host = |command: &str| command.to_owned();
-    let family = if endpoint.is_ipv6() { "ip -6" } else { "ip" };
-    let source = leg.source.map(|source| source.to_string()).unwrap_or_default();
-    let look = host(&format!("{family} route get {endpoint} from {source} iif {}", shell_word(by)));
-    let name = |interface| sight.host.network.as_ref().map_or("?", |network| network.name(interface));
-    match sight.onward(leg) {
-        Some(Way::Out { interface, gateway, .. }) => {
-            let under = masked_by(sight, leg, *interface, *gateway);
-            match out_of_host(sight, Some((*interface, *gateway, under)), endpoint, " on the host") {
-                Some((status, summary, mend)) => {
-                    let said = answer(status, summary).look(look);
-                    mend.into_iter().fold(said, Answer::mend)
-                }
-                None => answer(Status::Ok, format!("{begins}, and from the host by {}.", name(*interface))),
-            }
-        }
-        Some(Way::Local) => answer(
-            Status::Warning,
-            format!("{begins}, and the host has that address itself: it would be answered there, not by IMDS."),
-        )
-        .look(look),
-        Some(Way::Nowhere { why: "reverse path", .. }) => answer(
-            Status::Broken,
-            format!("{begins}, and the host drops what comes in by {by} from {source}: its way back does not lead there (rp_filter strict), or the address is not one that may come in."),
-        )
-        .look(look),
-        Some(Way::Nowhere { .. }) if !forwards(by, endpoint) => answer(
-            Status::Broken,
-            format!("{begins}, and the host does not forward what comes in by {by} (see ip-forward)."),
-        ),
-        Some(Way::Nowhere { why, answer: said }) => answer(
-            Status::Broken,
-            format!("{begins}, and the host has {} for it: it gets \"{said}\".", if *why == "no route" { "no route".to_owned() } else { format!("a route of type {why}") }),
-        )
-        .look(look),
-        Some(Way::Unknown(why)) => {
-            answer(Status::Unknown, format!("{begins}. The host's kernel did not tell how it goes on: {why}.")).look(look)
-        }
-        None => answer(Status::Unknown, format!("{begins}. How the host sends it on is not known.")).look(look),
-    }
-}
-
-/// The link-local address that a client's requests get where the host masquerades them: of an interface's addresses the kernel takes one
-/// in whose subnet the next router is, or the endpoint itself if it is on the link (`inet_select_addr`).
-fn masked_by(sight: &Sight, leg: &Leg, out: Ifindex, gateway: Option<IpAddr>) -> Option<IpAddr> {
-    let network = sight.host.network.as_ref().ok()?;
-    let next = gateway.unwrap_or(leg.endpoint);
-    let of_subnet = network.addresses.iter().find(|(index, held, length)| {
-        *index == out && held.is_ipv4() && is_link_local(*held) && in_prefix(next, (*held, *length))
-    });
-    let (_, address, _) = of_subnet?;
-    let fate = fate(&sight.host.firewall.chains, &sight.client(leg)?);
-    (fate.masqueraded == Some(true) && !fate.ends).then_some(*address)
-}
-
-/// Does the host forward what comes in by an interface? Where it does not, its kernel says that there is no way.
-fn forwards(by: &str, endpoint: IpAddr) -> bool {
-    let family = if endpoint.is_ipv6() { "ipv6" } else { "ipv4" };
-    let said = std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/{by}/forwarding"));
-    said.map_or(true, |said| said.trim() != "0")
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::firewall::fate::Client;
+use super::firewall::fate::{Client, fate};
 use super::firewall::{self};
 use super::inside::{self, Inside, View};
 use super::listeners;
-use crate::interfaces::snapshot::{self, Inward, Snapshot, Way};
+use crate::interfaces::snapshot::{self, Asked, Snapshot, Way};
 use crate::sources::listing::{self, Listing, Running};
 use diagnosis::net::Ifindex;
+use diagnosis::way::hops::below;
 use diagnosis::way::network::Kind;
 
 /// Docker's first bridge.
@@ -60,6 +61,23 @@ pub struct Leg {
     pub arrival: Arrival,
 }
 
+/// What the host's kernel says of packets between a client and an endpoint, given where they come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// From this address.
+    pub source: IpAddr,
+    /// In by this interface.
+    pub by: String,
+    /// To this endpoint.
+    pub endpoint: IpAddr,
+    /// Where the requests go.
+    pub onward: Way,
+    /// Where the answers go that come in by where the requests left; `None` if these do not leave.
+    pub back: Option<Way>,
+    /// Are all marks known that a rule for routes looks at?
+    pub sure: bool,
+}
+
 /// Everything gathered.
 #[derive(Clone, Debug)]
 pub struct Sight {
@@ -75,33 +93,72 @@ pub struct Sight {
     pub legs: Vec<Leg>,
     /// Bridges.
     pub bridges: Vec<Bridge>,
+    /// What becomes of the clients' packets at the host's routes.
+    pub passages: Vec<Passage>,
 }
 
 impl Sight {
     /// Gathers everything. What cannot be known is kept as such.
     pub fn gather(endpoints: &[IpAddr], docker_host: Option<&str>) -> Self {
         let engine = listing::ask(docker_host);
-        // Once for what is there, and again with what comes in.
-        let first = snapshot::look(endpoints, &[]).map_err(|error| error.to_string());
+        let network = snapshot::look(endpoints).map_err(|error| error.to_string());
         let containers = engine.as_ref().map(|listing| listing.containers.as_slice()).unwrap_or_default();
-        let inside = inside::look(containers, endpoints, first.as_ref().ok());
-        let legs = legs(&inside, endpoints, first.as_ref().ok());
-        let bridges = bridges(first.as_ref().ok(), engine.as_ref().ok());
-        let mut inward: Vec<Inward> = Vec::new();
-        let examples = bridges.iter().flat_map(|bridge| {
-            endpoints.iter().filter_map(|endpoint| Some((bridge.example(*endpoint)?, bridge.name.clone())))
+        let inside = inside::look(containers, endpoints, network.as_ref().ok());
+        let legs = legs(&inside, endpoints, network.as_ref().ok());
+        let bridges = bridges(network.as_ref().ok(), engine.as_ref().ok());
+        let programs = inside::on_links(&network);
+        let (firewall, listeners) = (firewall::read(), listeners::read());
+        let host = View { network, firewall, listeners, outward: BTreeMap::new(), programs };
+        let mut sight =
+            Self { endpoints: endpoints.to_vec(), engine, host, inside, legs, bridges, passages: Vec::new() };
+        sight.passages = sight.pass().unwrap_or_default();
+        sight
+    }
+
+    /// Asks the host's kernel about everybody's packets, with the marks that rules give them; about a bridge on which nobody is, with
+    /// an address that somebody could have.
+    fn pass(&self) -> Option<Vec<Passage>> {
+        let network = self.host.network.as_ref().ok()?;
+        let index = |name: &str| network.links.values().find(|link| link.name == name).map(|link| link.index);
+        let mut passages: Vec<Passage> = Vec::new();
+        let examples = self.bridges.iter().flat_map(|bridge| {
+            let one = |endpoint: &IpAddr| Some((bridge.example(*endpoint)?, bridge.name.clone(), *endpoint));
+            self.endpoints.iter().filter_map(one)
         });
-        let seen = legs.iter().filter_map(|leg| Some((leg.source?, leg.by()?.to_owned())));
-        for (source, interface) in seen.chain(examples) {
-            let one = Inward { source, interface };
-            if !inward.contains(&one) {
-                inward.push(one);
+        let seen = self.legs.iter().filter_map(|leg| Some((leg.source?, leg.by()?.to_owned(), leg.endpoint)));
+        for (source, by, endpoint) in seen.chain(examples) {
+            let known = |one: &Passage| (one.source, &one.by, one.endpoint) == (source, &by, endpoint);
+            if source.is_ipv4() == endpoint.is_ipv4() && index(&by).is_some() && !passages.iter().any(known) {
+                let onward = Way::Unknown("it was not asked".into());
+                passages.push(Passage { source, by, endpoint, onward, back: None, sure: true });
             }
         }
-        let network = snapshot::look(endpoints, &inward).map_err(|error| error.to_string());
-        let (firewall, listeners) = (firewall::read(), listeners::read());
-        let host = View { network, firewall, listeners, outward: BTreeMap::new() };
-        Self { endpoints: endpoints.to_vec(), engine, host, inside, legs, bridges }
+        let marked = network.routing.rules.iter().any(|rule| rule.mark.is_some());
+        let (mut requests, mut answers) = (Vec::new(), Vec::new());
+        for passage in &mut passages {
+            // Where they leave is not asked before they have been marked.
+            let client = self.passing(String::new(), Some(passage.source), &passage.by, None, passage.endpoint)?;
+            let [mark, _] = if marked { fate(&self.host.firewall.chains, &client).marks } else { Default::default() };
+            passage.sure &= mark.is_known();
+            let inward = index(&passage.by).map(|by| (passage.source, by));
+            requests.push(Asked { to: passage.endpoint, inward, mark: mark.known_part(), answer: false });
+        }
+        let onward = snapshot::ask(&requests).ok()?;
+        for (passage, way) in passages.iter_mut().zip(onward) {
+            passage.onward = way;
+            let Way::Out { interface, .. } = passage.onward else { continue };
+            let client =
+                self.passing(String::new(), Some(passage.source), &passage.by, Some(interface), passage.endpoint)?;
+            let [_, mark] = if marked { fate(&self.host.firewall.chains, &client).marks } else { Default::default() };
+            passage.sure &= mark.is_known();
+            let inward = Some((passage.endpoint, interface));
+            answers.push(Asked { to: passage.source, inward, mark: mark.known_part(), answer: true });
+        }
+        let mut back = snapshot::ask(&answers).ok()?.into_iter();
+        for passage in passages.iter_mut().filter(|passage| matches!(passage.onward, Way::Out { .. })) {
+            passage.back = back.next();
+        }
+        Some(passages)
     }
 
     /// Running containers; none if the engine could not be asked.
@@ -109,11 +166,15 @@ impl Sight {
         self.engine.as_ref().map(|listing| listing.containers.as_slice()).unwrap_or_default()
     }
 
-    /// What the host's kernel says of the way to an endpoint, for what comes in from an address by an interface.
+    /// What the host's kernel says of packets between an address that comes in by an interface, and an endpoint.
+    pub fn passage(&self, source: IpAddr, by: &str, endpoint: IpAddr) -> Option<&Passage> {
+        let fits = |one: &&Passage| one.source == source && one.endpoint == endpoint && one.by == by;
+        self.passages.iter().find(fits)
+    }
+
+    /// The way of requests from there.
     pub fn forwarded(&self, source: IpAddr, by: &str, endpoint: IpAddr) -> Option<&Way> {
-        let network = self.host.network.as_ref().ok()?;
-        let asked = |inward: &Inward| inward.source == source && inward.interface == by;
-        network.forwarded.iter().find(|(inward, to, _)| asked(inward) && *to == endpoint).map(|(_, _, way)| way)
+        self.passage(source, by, endpoint).map(|passage| &passage.onward)
     }
 
     /// The same for a client's requests.
@@ -136,7 +197,7 @@ impl Sight {
         let Ok(network) = &self.host.network else { return Vec::new() };
         let own = self.endpoints.iter().filter_map(|endpoint| network.way(*endpoint));
         let mut names: Vec<String> = Vec::new();
-        for way in own.chain(network.forwarded.iter().map(|(_, _, way)| way)) {
+        for way in own.chain(self.passages.iter().map(|passage| &passage.onward)) {
             if let Way::Out { interface, .. } = way
                 && !names.iter().any(|name| name == network.name(*interface))
             {
@@ -149,30 +210,34 @@ impl Sight {
     /// What the host's rules are asked about for a client's requests; `None` if they do not pass the host's rules, or nobody knows.
     pub fn client(&self, leg: &Leg) -> Option<Client> {
         let Some(Way::Out { interface, .. }) = self.onward(leg) else { return None };
-        self.passing(leg.name.clone(), leg.source, leg.by()?, *interface, leg.endpoint)
+        let port = self.port(leg);
+        let client = self.passing(leg.name.clone(), leg.source, leg.by()?, Some(*interface), leg.endpoint)?;
+        Some(Client { port, ..client })
     }
 
-    /// A client that comes in by one interface and goes out by another.
+    /// The bridge's port by which a client's packets come in, if they come by a bridge.
+    fn port(&self, leg: &Leg) -> Option<String> {
+        let network = self.host.network.as_ref().ok()?;
+        let end = network.links.get(&self.inside[leg.inside].host_end(leg.endpoint)?)?;
+        end.master.is_some().then(|| end.name.clone())
+    }
+
+    /// A client that comes in by one interface and goes out by another, if it is known which.
     pub fn passing(
         &self,
         name: String,
         address: Option<IpAddr>,
         by: &str,
-        out: Ifindex,
+        out: Option<Ifindex>,
         endpoint: IpAddr,
     ) -> Option<Client> {
         let network = self.host.network.as_ref().ok()?;
         let masked = network.addresses.iter().find_map(|(index, address, _)| {
-            (*index == out && address.is_ipv4() == endpoint.is_ipv4() && !is_link_local(*address)).then_some(*address)
+            (Some(*index) == out && address.is_ipv4() == endpoint.is_ipv4() && !is_link_local(*address))
+                .then_some(*address)
         });
-        Some(Client {
-            name,
-            address,
-            by: Some(by.to_owned()),
-            uplink: Some(network.name(out).to_owned()),
-            masked,
-            endpoint: Some(endpoint),
-        })
+        let client = Client { name, address, by: Some(by.to_owned()), masked, ..Client::default() };
+        Some(leaving(client, network, out, endpoint))
     }
 
     /// Somebody on a bridge on which nobody is now.
@@ -182,7 +247,9 @@ impl Sight {
         }
         let source = bridge.example(endpoint)?;
         let Way::Out { interface, .. } = self.forwarded(source, &bridge.name, endpoint)? else { return None };
-        self.passing(format!("containers on {}", bridge.name), Some(source), &bridge.name, *interface, endpoint)
+        let name = format!("containers on {}, where nobody is now", bridge.name);
+        let client = self.passing(name, Some(source), &bridge.name, Some(*interface), endpoint)?;
+        Some(Client { is_example: true, ..client })
     }
 
     /// Everybody whose packets pass the host's rules.
@@ -207,11 +274,20 @@ impl Leg {
     }
 }
 
+/// With the interface by which it leaves, and those below.
+fn leaving(client: Client, network: &Snapshot, out: Option<Ifindex>, endpoint: IpAddr) -> Client {
+    let name = |index: Ifindex| network.name(index).to_owned();
+    let over_bridge = out.and_then(|out| network.links.get(&out)).is_some_and(|link| link.kind == Kind::Bridge);
+    let cards = out.map(|out| below(&network.links, out).into_iter().skip(1).map(name).collect()).unwrap_or_default();
+    Client { uplink: out.map(name), endpoint: Some(endpoint), cards, over_bridge, ..client }
+}
+
 /// Processes of a namespace, whose packets pass its rules.
 pub fn own(name: String, network: Option<&Snapshot>, endpoint: IpAddr) -> Option<Client> {
-    let Way::Out { interface, source, .. } = network?.way(endpoint)? else { return None };
-    let uplink = Some(network?.name(*interface).to_owned());
-    Some(Client { name, address: *source, by: None, uplink, masked: *source, endpoint: Some(endpoint) })
+    let network = network?;
+    let Way::Out { interface, source, .. } = network.way(endpoint)? else { return None };
+    let client = Client { name, address: *source, masked: *source, ..Client::default() };
+    Some(leaving(client, network, Some(*interface), endpoint))
 }
 
 /// The ways out of all namespaces.
@@ -220,11 +296,16 @@ fn legs(insides: &[Inside], endpoints: &[IpAddr], host: Option<&Snapshot>) -> Ve
     for (index, inside) in insides.iter().enumerate() {
         let Some(network) = inside.network() else { continue };
         for endpoint in endpoints {
-            let Some(Way::Out { interface, source, .. }) = network.way(*endpoint) else { continue };
+            let Some(Way::Out { interface, source, gateway }) = network.way(*endpoint) else { continue };
             let Some(link) = network.links.get(interface) else { continue };
+            let is_hosts = |gateway: &IpAddr| host.is_some_and(|host| host.holder(*gateway).is_some());
             let end = inside.host_end(*endpoint).and_then(|end| host?.links.get(&end));
             let arrival = match (&link.kind, end) {
                 (Kind::Pair, Some(end)) => match end.master.and_then(|master| host?.links.get(&master)) {
+                    // A bridge hands on to whoever has the router's address.
+                    Some(master) if master.kind == Kind::Bridge && gateway.as_ref().is_some_and(|to| !is_hosts(to)) => {
+                        Arrival::Unknown("its router's address is not this host's")
+                    }
                     Some(master) if master.kind == Kind::Bridge => Arrival::Host(master.name.clone()),
                     // What comes in by a VRF's port is the VRF's, and rules name the port.
                     Some(master) if master.kind == Kind::Vrf => Arrival::Host(end.name.clone()),

@@ -20,6 +20,10 @@ const EINVAL: i32 = 22;
 const ENETUNREACH: i32 = 101;
 const EHOSTUNREACH: i32 = 113;
 
+/// TCP's number, and IMDS's port.
+const TCP: u8 = 6;
+const PORT: u16 = 80;
+
 /// A namespace's network at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -29,8 +33,6 @@ pub struct Snapshot {
     pub addresses: Vec<(Ifindex, IpAddr, u8)>,
     /// How each endpoint is reached by a process of this namespace.
     pub ways: Vec<(IpAddr, Way)>,
-    /// How each endpoint is reached by what comes in: source, interface, endpoint.
-    pub forwarded: Vec<(Inward, IpAddr, Way)>,
     /// Interfaces of default routes, of any table.
     pub defaults: BTreeSet<Ifindex>,
     /// The router of IPv4's default route that a process of this namespace takes where no rule says otherwise.
@@ -39,13 +41,17 @@ pub struct Snapshot {
     pub routing: Routing,
 }
 
-/// A packet that comes in from a container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inward {
-    /// The container's address.
-    pub source: IpAddr,
-    /// The interface by which it comes in.
-    pub interface: String,
+/// A packet of a connection to IMDS whose route the kernel is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// To where.
+    pub to: IpAddr,
+    /// From where, and the interface by which it comes in; `None` if a process here sends it.
+    pub inward: Option<(IpAddr, Ifindex)>,
+    /// Its mark.
+    pub mark: u32,
+    /// Is it an answer, and not a request? Rules may ask for ports.
+    pub answer: bool,
 }
 
 /// The kernel's answer when asked for a route.
@@ -75,17 +81,32 @@ pub enum Way {
 }
 
 /// Looks once. Must not be called on a thread that runs an asynchronous runtime.
+pub fn look(endpoints: &[IpAddr]) -> Result<Snapshot, Error> {
+    with_handle(async |handle| snapshot(&handle, endpoints).await)
+}
+
+/// Asks the kernel for the routes of packets. Must not be called on a thread that runs an asynchronous runtime.
+pub fn ask(packets: &[Asked]) -> Result<Vec<Way>, Error> {
+    with_handle(async |handle| {
+        let mut ways = Vec::with_capacity(packets.len());
+        for asked in packets {
+            ways.push(way(&handle, asked).await);
+        }
+        Ok(ways)
+    })
+}
+
 #[expect(clippy::disallowed_methods, reason = "it ends with the runtime, which ends with this call")]
-pub fn look(endpoints: &[IpAddr], inward: &[Inward]) -> Result<Snapshot, Error> {
+fn with_handle<T>(work: impl AsyncFnOnce(Handle) -> Result<T, Error>) -> Result<T, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Open)?;
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
         tokio::spawn(connection);
-        snapshot(&handle, endpoints, inward).await
+        work(handle).await
     })
 }
 
-async fn snapshot(handle: &Handle, endpoints: &[IpAddr], inward: &[Inward]) -> Result<Snapshot, Error> {
+async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Error> {
     let links: Vec<Link> = handle
         .link()
         .get()
@@ -102,16 +123,9 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr], inward: &[Inward]) -> R
     }
     let mut snapshot = Snapshot { links, addresses, ..Snapshot::default() };
     for endpoint in endpoints {
-        let way = way(handle, *endpoint, None).await;
+        let own = Asked { to: *endpoint, inward: None, mark: 0, answer: false };
+        let way = way(handle, &own).await;
         snapshot.ways.push((*endpoint, way));
-    }
-    for inward in inward {
-        let Some(link) = snapshot.links.values().find(|link| link.name == inward.interface) else { continue };
-        let index = link.index;
-        for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_ipv4() == inward.source.is_ipv4()) {
-            let way = way(handle, *endpoint, Some((inward.source, index))).await;
-            snapshot.forwarded.push((inward.clone(), *endpoint, way));
-        }
     }
     for all in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
         let mut routes = std::pin::pin!(handle.route().get(all).execute());
@@ -132,19 +146,30 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr], inward: &[Inward]) -> R
     Ok(snapshot)
 }
 
-async fn way(handle: &Handle, endpoint: IpAddr, inward: Option<(IpAddr, Ifindex)>) -> Way {
-    let asked = match (endpoint, inward) {
-        (IpAddr::V4(to), Some((IpAddr::V4(from), by))) => {
-            let asked = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32);
-            asked.source_prefix(from, 32).input_interface(by.0).build()
+async fn way(handle: &Handle, asked: &Asked) -> Way {
+    let inward = asked.inward.filter(|(from, _)| from.is_ipv4() == asked.to.is_ipv4());
+    let mut message = match asked.to {
+        IpAddr::V4(to) => {
+            let mut message = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32);
+            if let Some((IpAddr::V4(from), by)) = inward {
+                message = message.source_prefix(from, 32).input_interface(by.0);
+            }
+            message.build()
         }
-        (IpAddr::V6(to), Some((IpAddr::V6(from), by))) => {
-            let asked = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128);
-            asked.source_prefix(from, 128).input_interface(by.0).build()
+        IpAddr::V6(to) => {
+            let mut message = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128);
+            if let Some((IpAddr::V6(from), by)) = inward {
+                message = message.source_prefix(from, 128).input_interface(by.0);
+            }
+            message.build()
         }
-        (IpAddr::V4(to), _) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build(),
-        (IpAddr::V6(to), _) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build(),
     };
+    let port = if asked.answer { RouteAttribute::Sport(PORT) } else { RouteAttribute::Dport(PORT) };
+    message.attributes.extend([RouteAttribute::IpProto(TCP), port]);
+    if asked.mark != 0 {
+        message.attributes.push(RouteAttribute::Mark(asked.mark));
+    }
+    let asked = message;
     let mut routes = std::pin::pin!(handle.route().get(asked).execute());
     match routes.try_next().await {
         Ok(Some(route)) => answered(&route),

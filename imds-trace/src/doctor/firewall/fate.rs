@@ -26,6 +26,14 @@ pub struct Client {
     pub masked: Option<IpAddr>,
     /// The endpoint.
     pub endpoint: Option<IpAddr>,
+    /// The bridge's port by which it comes in, where [`Self::by`] is a bridge and the port is known.
+    pub port: Option<String>,
+    /// Interfaces that the uplink is stacked on.
+    pub cards: Vec<String>,
+    /// Is the uplink a bridge?
+    pub over_bridge: bool,
+    /// Is nobody there, and this is what somebody could be?
+    pub is_example: bool,
 }
 
 /// Which way a packet of a client's travels.
@@ -44,8 +52,14 @@ pub struct Fate<'a> {
     pub hits: Vec<(Heading, Hit<'a>)>,
     /// Do requests get an address of this namespace on their way out? `None`: no; `Some(false)`: perhaps.
     pub masqueraded: Option<bool>,
+    /// What they get, where a rule says; else the interface's own.
+    pub becomes: Option<(IpAddr, IpAddr)>,
+    /// They are not tracked, so nothing translates them: `None`: no; `Some(false)`: perhaps.
+    pub untracked: Option<bool>,
     /// The requests end here: nothing goes out to the endpoint.
     pub ends: bool,
+    /// Marks of requests and of answers where the kernel looks for their route.
+    pub marks: [Bits; 2],
 }
 
 /// What becomes of a client's packets.
@@ -64,6 +78,9 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
         from: Side::Nothing,
         to: Side::Nothing,
         state: "new",
+        maybe_untracked: false,
+        beside: Vec::new(),
+        port: Side::Nothing,
         // IMDS is not this host, unless somebody made it so, which the routes show.
         local: Some(false),
         translated: None,
@@ -77,18 +94,38 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
             (Hook::Forward, by(), uplink()),
             // Since Linux 5.7 rules may ask there by what it came in.
             (Hook::Postrouting, by(), uplink()),
+            (Hook::Egress, Side::Nothing, uplink()),
         ],
-        None => &[(Hook::Output, Side::Nothing, uplink()), (Hook::Postrouting, Side::Nothing, uplink())],
+        None => &[
+            (Hook::Output, Side::Nothing, uplink()),
+            (Hook::Postrouting, Side::Nothing, uplink()),
+            (Hook::Egress, Side::Nothing, uplink()),
+        ],
     };
+    let [inner, outer] = client.sides();
     for (hook, from, to) in out {
         (request.from, request.to) = (from.clone(), to.clone());
-        if fate.take(Request, walk(chains, *hook, &mut request)) {
+        let inward = matches!(hook, Hook::Ingress | Hook::Prerouting);
+        (request.beside, request.port) = if inward { inner.clone() } else { outer.clone() };
+        let ended = fate.take(Request, walk(chains, *hook, &mut request));
+        if matches!(hook, Hook::Prerouting | Hook::Output) {
+            fate.marks[0] = request.mark;
+        }
+        if ended {
             fate.ends = true;
             return fate;
         }
     }
+    fate.untracked = match (request.state, request.maybe_untracked) {
+        ("untracked", _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
+    };
     let masked = match fate.masqueraded {
-        Some(true) => client.masked,
+        Some(true) => match fate.becomes {
+            Some((first, last)) => (first == last).then_some(first),
+            None => client.masked,
+        },
         Some(false) => None,
         None => client.address,
     };
@@ -97,7 +134,7 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
         destination: masked,
         source_ports: PORT,
         destination_ports: CLIENT_PORTS,
-        state: "established",
+        state: if request.state == "untracked" { "untracked" } else { "established" },
         local: match (&client.by, fate.masqueraded) {
             (None, _) | (_, Some(true)) => Some(true),
             (_, None) => Some(false),
@@ -114,6 +151,7 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
             (Hook::Prerouting, uplink(), Side::Nothing),
             (Hook::Forward, uplink(), by()),
             (Hook::Postrouting, uplink(), by()),
+            (Hook::Egress, Side::Nothing, by()),
         ],
         None => &[
             (Hook::Ingress, uplink(), Side::Nothing),
@@ -123,17 +161,37 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
     };
     for (hook, from, to) in back {
         (answer.from, answer.to) = (from.clone(), to.clone());
+        let inward = matches!(hook, Hook::Ingress | Hook::Prerouting);
+        (answer.beside, answer.port) = if inward { outer.clone() } else { inner.clone() };
         if *hook != Hook::Ingress
             && *hook != Hook::Prerouting
             && let Some(translated) = answer.translated.take()
         {
             (answer.destination, answer.local) = (Some(translated), Some(false));
         }
-        if fate.take(Answer, walk(chains, *hook, &mut answer)) {
+        let ended = fate.take(Answer, walk(chains, *hook, &mut answer));
+        if *hook == Hook::Prerouting {
+            fate.marks[1] = answer.mark;
+        }
+        if ended {
             return fate;
         }
     }
     fate
+}
+
+impl Client {
+    /// On the client's side, and on the uplink's: the interfaces passed, and the port of the bridge passed.
+    fn sides(&self) -> [(Vec<String>, Side); 2] {
+        let named = |name: &Option<String>, more: &[String]| name.iter().chain(more).cloned().collect::<Vec<_>>();
+        let port = self.port.clone().map_or(Side::Nothing, Side::Is);
+        let card = match (self.over_bridge, self.cards.as_slice()) {
+            (false, _) => Side::Nothing,
+            (true, [one]) => Side::Is(one.clone()),
+            (true, _) => Side::Unknown,
+        };
+        [(named(&self.by, self.port.as_slice()), port), (named(&self.uplink, &self.cards), card)]
+    }
 }
 
 impl<'a> Fate<'a> {
@@ -142,9 +200,10 @@ impl<'a> Fate<'a> {
         for hit in hits {
             match hit.rule.map(|rule| &rule.verdict) {
                 Some(Verdict::Accept) => {}
-                Some(Verdict::Masquerade) => {
+                Some(Verdict::Masquerade(to)) => {
                     if heading == Heading::Request && self.masqueraded != Some(true) {
                         self.masqueraded = Some(hit.sure);
+                        self.becomes = *to;
                     }
                 }
                 Some(Verdict::Redirect(_)) if hit.sure => {

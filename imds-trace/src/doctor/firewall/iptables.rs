@@ -1,6 +1,7 @@
 //! What do `iptables-save` and `ip6tables-save` say? Their text to [`Chain`]s. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use super::mark::Marking;
 use super::rules::{Chain, Condition, End, Hook, Rule, Verdict, What, range};
@@ -21,7 +22,6 @@ const GOES_ON: &[&str] = &[
     "LED",
     "LOG",
     "NFLOG",
-    "NOTRACK",
     "RATEEST",
     "SECMARK",
     "SET",
@@ -37,13 +37,17 @@ const GOES_ON: &[&str] = &[
 /// The chains of a save file. `tool` is `iptables`, `ip6tables` or either with `-legacy`.
 pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
     let mut chains: Vec<Chain> = Vec::new();
+    // Of the table that is being read, by name.
+    let mut places: HashMap<String, usize> = HashMap::new();
     let mut table = String::new();
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('*') {
             table = name.trim().to_owned();
+            places.clear();
         } else if let Some(declared) = line.strip_prefix(':') {
             let mut words = declared.split_whitespace();
             let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or("-"));
+            places.insert(name.to_owned(), chains.len());
             chains.push(Chain {
                 tool,
                 family: if tool.starts_with("ip6") { "ip6" } else { "ip" }.to_owned(),
@@ -53,6 +57,7 @@ pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
                 priority: priority(&table),
                 nat: table == "nat",
                 drops_the_rest: policy == "DROP",
+                devices: Vec::new(),
                 rules: Vec::new(),
             });
         } else if let Some(begin) = line.find("-A ").filter(|_| line.starts_with(['-', '['])) {
@@ -61,7 +66,7 @@ pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
             let words = words(text);
             let Some(name) = words.get(1) else { continue };
             let rule = rule(&words[2..], text);
-            if let Some(chain) = chains.iter_mut().find(|chain| chain.table == table && chain.name == *name) {
+            if let Some(chain) = places.get(name).and_then(|place| chains.get_mut(*place)) {
                 chain.rules.push(rule);
             }
         }
@@ -187,10 +192,24 @@ fn jump(target: &str, options: &[&str]) -> Verdict {
         "NFQUEUE" | "QUEUE" => Verdict::Asks("a program in user space (NFQUEUE)".into()),
         "MARK" | "CONNMARK" => Verdict::Mark(marking(target == "MARK", options.contains(&"--restore-mark"), &option)),
         "HMARK" => Verdict::Mark(Marking::AnyPacket),
-        "MASQUERADE" | "SNAT" => Verdict::Masquerade,
+        "MASQUERADE" => Verdict::Masquerade(None),
+        "SNAT" => Verdict::Masquerade(option("--to-source").and_then(|to| sources(&to))),
+        "NOTRACK" => Verdict::Notrack,
+        "CT" if options.contains(&"--notrack") => Verdict::Notrack,
         target if GOES_ON.contains(&target) => Verdict::Continue,
         chain => Verdict::Jump(chain.to_owned()),
     }
+}
+
+/// `10.0.0.5`, `10.0.0.5:1024-2047`, `10.0.0.5-10.0.0.9`, `[fd00::5]:1024`.
+fn sources(text: &str) -> Option<(IpAddr, IpAddr)> {
+    let addresses = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None if text.matches(':').count() == 1 => text.split(':').next()?,
+        None => text,
+    };
+    let (first, last) = addresses.split_once('-').unwrap_or((addresses, addresses));
+    Some((first.parse().ok()?, last.parse().ok()?))
 }
 
 /// What `MARK` and `CONNMARK` do, as their saving halves write it.

@@ -37,6 +37,16 @@ impl Bits {
     /// Nothing is known.
     pub const UNKNOWN: Self = Self { value: 0, known: 0 };
 
+    /// Is all of it known?
+    pub fn is_known(self) -> bool {
+        self.known == u32::MAX
+    }
+
+    /// The bits that are known, the others as 0.
+    pub fn known_part(self) -> u32 {
+        self.value
+    }
+
     /// Are the bits under a mask these?
     pub fn are(self, value: u32, mask: u32) -> Holds {
         if (self.value ^ value) & mask & self.known != 0 || value & !mask != 0 {

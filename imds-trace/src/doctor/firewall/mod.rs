@@ -15,6 +15,7 @@ pub mod walk;
 mod tests;
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -24,6 +25,11 @@ use rules::Chain;
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 /// Bytes of rules that are read of one namespace at most; a host with ten thousand has about two million.
 const MAX_SAID: u64 = 32 << 20;
+/// Tables of nftables that are asked for one by one; where there are more, all are at once.
+const MANY_TABLES: usize = 16;
+/// The files of the machine's first process: the host's, where its processes are visible.
+const HOSTS: &str = "/proc/1/root";
+
 /// The rules of a namespace.
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
@@ -50,7 +56,7 @@ impl Firewall {
     }
 
     /// Reads what `name`, a tool's saving half, says of the rules that `tool` shows.
-    fn iptables(&mut self, name: &'static str, tool: &'static str, path: &Path, theirs: &mut Vec<(String, String)>) {
+    fn iptables(&mut self, name: &'static str, tool: &'static str, path: &Tool, theirs: &mut Vec<(String, String)>) {
         match run(path, &[]) {
             Ok(said) => {
                 let incompatible = iptables::incompatible(&said);
@@ -66,6 +72,37 @@ impl Firewall {
                 }
             }
             Err(why) => self.unread.push((name, format!("could not read the rules ({why})"))),
+        }
+    }
+}
+
+impl Firewall {
+    /// Reads the tables that iptables did not tell of in its own words, which hold more.
+    fn nft(&mut self, nft: &Tool, theirs: &[(String, String)]) {
+        let mut read = || -> Result<(), String> {
+            let understood = |error: serde_json::Error| format!("says what cannot be understood ({error})");
+            let could = |why: String| format!("could not read the rules ({why})");
+            let tables = run(nft, &["-j", "list", "tables"]).map_err(could)?;
+            let tables = nft::tables(&tables).map_err(understood)?;
+            let others: Vec<_> = tables.into_iter().filter(|table| !theirs.contains(table)).collect();
+            let lists: Vec<Vec<&str>> = match others.len() {
+                0..=MANY_TABLES => others.iter().map(|(family, table)| vec!["list", "table", family, table]).collect(),
+                _ => vec![vec!["list", "ruleset"]],
+            };
+            for list in lists {
+                let with = |option| std::iter::once(option).chain(list.iter().copied()).collect::<Vec<_>>();
+                let json = run(nft, &with("-j")).map_err(could)?;
+                let wording = run(nft, &with("-a")).unwrap_or_default();
+                let chains = nft::read(&json, &wording).map_err(understood)?;
+                let iptables_told =
+                    |chain: &rules::Chain| theirs.contains(&(chain.family.clone(), chain.table.clone()));
+                self.chains.extend(chains.into_iter().filter(|chain| !iptables_told(chain)));
+            }
+            Ok(())
+        };
+        match read() {
+            Ok(()) => self.read_by.push("nftables"),
+            Err(why) => self.unread.push(("nft", why)),
         }
     }
 }
@@ -100,18 +137,8 @@ pub fn read() -> Firewall {
             }
         }
     }
-    let nft = find("nft").filter(|_| nf_tables);
-    match nft.map(|nft| (run(&nft, &["-j", "list", "ruleset"]), run(&nft, &["-a", "list", "ruleset"]))) {
-        Some((Ok(json), wording)) => match nft::read(&json, &wording.unwrap_or_default()) {
-            Ok(chains) => {
-                // Tables that iptables keeps are told in its own words, which hold more.
-                let iptables_told = |chain: &Chain| theirs.contains(&(chain.family.clone(), chain.table.clone()));
-                firewall.chains.extend(chains.into_iter().filter(|chain| !iptables_told(chain)));
-                firewall.read_by.push("nftables");
-            }
-            Err(error) => firewall.unread.push(("nft", format!("says what cannot be understood ({error})"))),
-        },
-        Some((Err(why), _)) => firewall.unread.push(("nft", format!("could not read the rules ({why})"))),
+    match find("nft").filter(|_| nf_tables) {
+        Some(nft) => firewall.nft(&nft, &theirs),
         None if nf_tables => firewall.unread.push(("nft", "is not there: install the package nftables".into())),
         None => {}
     }
@@ -142,16 +169,40 @@ fn legacy_tables(tool: &str) -> bool {
     }
 }
 
-fn find(name: &str) -> Option<PathBuf> {
+/// A tool, and the root of the files that it is among.
+#[derive(Clone, Debug)]
+struct Tool {
+    path: PathBuf,
+    root: Option<&'static str>,
+}
+
+fn find(name: &str) -> Option<Tool> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
-    folders.chain(FOLDERS.iter().map(PathBuf::from)).map(|folder| folder.join(name)).find(|path| path.is_file())
+    let mut paths = folders.chain(FOLDERS.iter().map(PathBuf::from)).map(|folder| folder.join(name));
+    let own = paths.find(|path| path.is_file()).map(|path| Tool { path, root: None });
+    // In a container with the host's processes, of whose files it has few.
+    let hosts = || {
+        let mut paths = FOLDERS.iter().map(|folder| Path::new(folder).join(name));
+        let there = |path: &PathBuf| path.strip_prefix("/").is_ok_and(|path| Path::new(HOSTS).join(path).is_file());
+        paths.find(there).map(|path| Tool { path, root: Some(HOSTS) })
+    };
+    own.or_else(hosts)
 }
 
 /// What a tool says; the error is what it complains of. Who owns a container's namespace decides how much there is to say.
-fn run(path: &Path, words: &[&str]) -> Result<String, String> {
-    log::debug!("running {} {}", path.display(), words.join(" "));
-    let mut command = Command::new(path);
+fn run(tool: &Tool, words: &[&str]) -> Result<String, String> {
+    log::debug!("running {} {}", tool.path.display(), words.join(" "));
+    let mut command = Command::new(&tool.path);
+    if let Some(root) = tool.root {
+        // SAFETY: between fork and exec nothing is called but chroot(2) and chdir(2), which are async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                nix::unistd::chroot(root)?;
+                Ok(nix::unistd::chdir("/")?)
+            });
+        }
+    }
     command.args(words).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -19,9 +20,11 @@ pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> 
     let whole: Value = serde_json::from_str(json)?;
     let objects = whole["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let worded = worded(wording);
+    let on_devices = on_devices(wording);
     let key = |object: &Value, last: &str| -> Key { (text(object, "family"), text(object, "table"), last.to_owned()) };
     let mut sets: HashMap<Key, Vec<Value>> = HashMap::new();
     let mut chains: Vec<Chain> = Vec::new();
+    let mut places: HashMap<Key, usize> = HashMap::new();
     // Sets and chains may stand behind the rules that name them.
     for object in objects {
         for kind in ["set", "map"] {
@@ -33,6 +36,7 @@ pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> 
             }
         }
         if let Some(chain) = object.get("chain") {
+            places.insert(key(chain, &text(chain, "name")), chains.len());
             chains.push(Chain {
                 tool: "nft",
                 family: text(chain, "family"),
@@ -42,17 +46,17 @@ pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> 
                 priority: chain["prio"].as_i64().and_then(|at| i32::try_from(at).ok()).unwrap_or_default(),
                 nat: chain["type"] == "nat",
                 drops_the_rest: chain["policy"] == "drop",
+                devices: devices(&chain["dev"])
+                    .or_else(|| on_devices.get(&key(chain, &text(chain, "name"))).cloned())
+                    .unwrap_or_default(),
                 rules: Vec::new(),
             });
         }
     }
     for rule in objects.iter().filter_map(|object| object.get("rule")) {
         let (family, table) = (text(rule, "family"), text(rule, "table"));
-        let Some(chain) = chains.iter_mut().find(|chain| {
-            chain.family == family && chain.table == table && rule["chain"].as_str() == Some(&chain.name)
-        }) else {
-            continue;
-        };
+        let place = places.get(&key(rule, &text(rule, "chain")));
+        let Some(chain) = place.and_then(|place| chains.get_mut(*place)) else { continue };
         let handle = rule["handle"].to_string();
         let text = worded.get(&key(rule, &handle)).cloned().unwrap_or_else(|| format!("rule with handle {handle}"));
         let elements = |name: &str| sets.get(&(family.clone(), table.clone(), name.to_owned()));
@@ -60,6 +64,14 @@ pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> 
         chain.rules.extend(rules(&expressions, &text, &elements));
     }
     Ok(chains)
+}
+
+/// Families and names of the tables, out of `nft -j list tables`.
+pub fn tables(json: &str) -> Result<Vec<(String, String)>, serde_json::Error> {
+    let whole: Value = serde_json::from_str(json)?;
+    let objects = whole["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let tables = objects.iter().filter_map(|object| object.get("table"));
+    Ok(tables.map(|table| (text(table, "family"), text(table, "name"))).collect())
 }
 
 /// Each rule as it is written, by family, table and handle.
@@ -90,8 +102,42 @@ fn hook(name: &str) -> Option<Hook> {
         "forward" => Some(Hook::Forward),
         "output" => Some(Hook::Output),
         "postrouting" => Some(Hook::Postrouting),
+        "egress" => Some(Hook::Egress),
         _ => None,
     }
+}
+
+/// A card's own chain names one or several. nft 1.0 does not say so in JSON.
+fn devices(said: &Value) -> Option<Vec<String>> {
+    match said {
+        Value::String(name) => Some(vec![name.clone()]),
+        Value::Array(all) => all.iter().map(|name| name.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    }
+}
+
+/// The same out of the text: `type filter hook ingress device "ens5" priority filter; policy accept;`, or `devices = { ens5, ens6 }`.
+fn on_devices(text: &str) -> HashMap<Key, Vec<String>> {
+    let mut found = HashMap::new();
+    let (mut family, mut table, mut chain) = (String::new(), String::new(), String::new());
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("table") => {
+                (family, table) = (words.next().unwrap_or_default().into(), words.next().unwrap_or_default().into());
+            }
+            Some("chain") => chain = words.next().unwrap_or_default().to_owned(),
+            Some("type") if line.contains(" hook ") => {
+                let Some((_, names)) = line.split_once(" device") else { continue };
+                let names = names.trim_start_matches('s').split(" priority ").next().unwrap_or_default();
+                let bare = |name: &str| name.trim_matches(|c: char| " ={}\"".contains(c)).to_owned();
+                let names: Vec<String> = names.split(',').map(bare).filter(|name| !name.is_empty()).collect();
+                found.insert((family.clone(), table.clone(), chain.clone()), names);
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 fn text(object: &Value, field: &str) -> String {
@@ -113,41 +159,35 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
                 let understood = matches!(body["op"].as_str(), Some("==" | "!=" | "in" | "!"));
                 conditions.extend(matched(&body["left"], &body["right"], negated, understood, elements));
             }
-            "vmap" => {
-                let entries = match &body["data"] {
-                    Value::String(name) => elements(name.trim_start_matches('@')).cloned(),
-                    data => data["set"].as_array().cloned(),
-                };
-                let Some(entries) = entries else {
-                    conditions.push(undecided());
-                    continue;
-                };
-                for entry in entries {
-                    let (Some(value), Some(said)) = (entry.get(0), entry.get(1)) else { continue };
-                    let Some(verdict) = verdict_of(said) else { continue };
-                    let mut all = conditions.clone();
-                    all.extend(matched(&body["key"], value, false, true, elements));
-                    decide(verdict, &all);
+            "vmap" => match choices(body, &conditions, elements) {
+                Some(choices) => {
+                    for (conditions, said) in choices {
+                        if let Some(verdict) = verdict_of(&said) {
+                            decide(verdict, &conditions);
+                        }
+                    }
                 }
-            }
+                None => conditions.push(undecided()),
+            },
             "mangle" => {
-                let number = body["value"].as_u64().and_then(|value| u32::try_from(value).ok());
                 let of = |field: &str| body["key"][field]["key"] == "mark";
-                match (of("meta"), of("ct"), number) {
-                    (true, _, Some(value)) => decide(Verdict::Mark(Marking::Packet(value, u32::MAX)), &conditions),
-                    (true, _, None) => decide(Verdict::Mark(Marking::AnyPacket), &conditions),
-                    (_, true, Some(value)) => decide(Verdict::Mark(Marking::Connection(value, u32::MAX)), &conditions),
-                    (_, true, None) => decide(Verdict::Mark(Marking::AnyConnection), &conditions),
-                    _ => {}
+                let packet = match (of("meta"), of("ct")) {
+                    (true, _) => true,
+                    (_, true) => false,
+                    _ => continue,
+                };
+                for (conditions, value) in chosen(&body["value"], &conditions, elements) {
+                    decide(Verdict::Mark(marking(packet, &value)), &conditions);
                 }
             }
+            "notrack" => decide(Verdict::Notrack, &conditions),
             "queue" => decide(Verdict::Asks("a program in user space (queue)".into()), &conditions),
             // These ask nothing of the packet, and change nothing that is asked elsewhere.
-            "counter" | "log" | "comment" | "notrack" | "set" | "map" | "flow" | "ct helper" | "ct timeout"
-            | "ct expectation" | "secmark" | "dup" | "last" => {}
+            "counter" | "log" | "comment" | "set" | "map" | "flow" | "ct helper" | "ct timeout" | "ct expectation"
+            | "secmark" | "dup" | "last" => {}
             // iptables' own modules, which nft only names.
             "xt" if body["type"] == "target" => match body["name"].as_str() {
-                Some("MASQUERADE" | "SNAT") => decide(Verdict::Masquerade, &conditions),
+                Some("MASQUERADE" | "SNAT") => decide(Verdict::Masquerade(None), &conditions),
                 Some("DNAT" | "REDIRECT") => decide(Verdict::Redirect("elsewhere".into()), &conditions),
                 Some("NFQUEUE") => decide(Verdict::Asks("a program in user space (NFQUEUE)".into()), &conditions),
                 Some("MARK") => decide(Verdict::Mark(Marking::AnyPacket), &conditions),
@@ -162,10 +202,27 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
                 let port = body["port"].as_u64().map_or(String::new(), |port| format!(", port {port}"));
                 decide(Verdict::Redirect(format!("this host{port}")), &conditions);
             }
+            "snat" => {
+                for (conditions, to) in chosen(&body["addr"], &conditions, elements) {
+                    decide(Verdict::Masquerade(addresses(&to)), &conditions);
+                }
+            }
             "dnat" => {
-                let address = body["addr"].as_str().unwrap_or("elsewhere");
-                let port = body["port"].as_u64().map_or(String::new(), |port| format!(":{port}"));
-                decide(Verdict::Redirect(format!("{address}{port}")), &conditions);
+                for (conditions, to) in chosen(&body["addr"], &conditions, elements) {
+                    // `dnat to ip daddr . tcp dport map { … : address . port }`
+                    let (address, port) = match to["concat"].as_array().map(Vec::as_slice) {
+                        Some([address, port]) => (address.as_str(), port.as_u64()),
+                        _ => (to.as_str(), body["port"].as_u64()),
+                    };
+                    let (address, port) = (address.unwrap_or("elsewhere"), port.map(|port| format!(":{port}")));
+                    let port = port.unwrap_or_default();
+                    let to = if address.contains(':') && !port.is_empty() {
+                        format!("[{address}]{port}")
+                    } else {
+                        format!("{address}{port}")
+                    };
+                    decide(Verdict::Redirect(to), &conditions);
+                }
             }
             "tproxy" => decide(Verdict::Redirect("a proxy on this host".into()), &conditions),
             _ => match verdict_of(expression) {
@@ -175,6 +232,69 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
         }
     }
     rules
+}
+
+/// What a map gives, entry by entry, each with what must hold for it; `None` if the map's elements are not known.
+fn choices<'a>(
+    map: &Value,
+    conditions: &[Condition],
+    elements: &dyn Fn(&str) -> Option<&'a Vec<Value>>,
+) -> Option<Vec<(Vec<Condition>, Value)>> {
+    let entries = match &map["data"] {
+        Value::String(name) => elements(name.trim_start_matches('@'))?.clone(),
+        data => data["set"].as_array()?.clone(),
+    };
+    let choice = |entry: Value| {
+        let (value, said) = (entry.get(0)?, entry.get(1)?);
+        let mut all = conditions.to_vec();
+        all.extend(matched(&map["key"], value, false, true, elements));
+        Some((all, said.clone()))
+    };
+    // One that cannot be read may be the one that holds.
+    entries.into_iter().map(choice).collect()
+}
+
+/// A value as it stands, or each that a map gives. Of a map that is not known: something, perhaps.
+fn chosen<'a>(
+    value: &Value,
+    conditions: &[Condition],
+    elements: &dyn Fn(&str) -> Option<&'a Vec<Value>>,
+) -> Vec<(Vec<Condition>, Value)> {
+    let Some(map) = value.get("map") else { return vec![(conditions.to_vec(), value.clone())] };
+    choices(map, conditions, elements).unwrap_or_else(|| {
+        let perhaps = conditions.iter().cloned().chain([undecided()]);
+        vec![(perhaps.collect(), Value::Null)]
+    })
+}
+
+/// What a mark becomes: a number, another mark, or `mark & a ^ b` as `and`, `or` and `xor` are written.
+fn marking(packet: bool, value: &Value) -> Marking {
+    let any = if packet { Marking::AnyPacket } else { Marking::AnyConnection };
+    let constant = |value, mask| if packet { Marking::Packet(value, mask) } else { Marking::Connection(value, mask) };
+    let is_mark = |value: &Value, field: &str| value[field]["key"] == "mark";
+    let (own, other) = if packet { ("meta", "ct") } else { ("ct", "meta") };
+    if let Some(value) = value.as_u64() {
+        return u32::try_from(value).map_or(any, |value| constant(value, u32::MAX));
+    }
+    if is_mark(value, other) {
+        return if packet { Marking::Restore(u32::MAX, u32::MAX) } else { Marking::Save(u32::MAX, u32::MAX) };
+    }
+    /// `(mark & kept) ^ flipped`
+    fn changed(value: &Value, own: &str, depth: u8) -> Option<(u32, u32)> {
+        if value[own]["key"] == "mark" {
+            return Some((u32::MAX, 0));
+        }
+        let (operation, sides) = value.as_object()?.iter().next()?;
+        let ((kept, flipped), by) = (changed(sides.get(0)?, own, depth.checked_sub(1)?)?, sides.get(1)?.as_u64()?);
+        let by = u32::try_from(by).ok()?;
+        match operation.as_str() {
+            "&" => Some((kept & by, flipped & by)),
+            "|" => Some((kept & !by, flipped & !by | by)),
+            "^" => Some((kept, flipped ^ by)),
+            _ => None,
+        }
+    }
+    changed(value, own, 8).map_or(any, |(kept, flipped)| constant(flipped, !kept))
 }
 
 fn verdict_of(expression: &Value) -> Option<Verdict> {
@@ -187,7 +307,7 @@ fn verdict_of(expression: &Value) -> Option<Verdict> {
         "return" => Some(Verdict::Return),
         "jump" => Some(Verdict::Jump(target())),
         "goto" => Some(Verdict::Goto(target())),
-        "masquerade" | "snat" => Some(Verdict::Masquerade),
+        "masquerade" => Some(Verdict::Masquerade(None)),
         "continue" => Some(Verdict::Continue),
         _ => None,
     }
@@ -278,16 +398,35 @@ fn matched<'a>(
     conditions
 }
 
-/// `ip daddr . tcp dport { 169.254.169.254 . 80 }`: decided where there is one entry; with more, only that it may be.
+/// `ip daddr . tcp dport { 169.254.169.254 . 80, … }`: all of one entry must hold. That the packet has the headers that are looked at
+/// must hold besides, negated or not.
 fn concatenated<'a>(
     parts: &[Value],
     values: &[Value],
     negated: bool,
     elements: &dyn Fn(&str) -> Option<&'a Vec<Value>>,
 ) -> Vec<Condition> {
-    let [only] = values else { return vec![undecided()] };
-    let Some(entry) = only["concat"].as_array().filter(|_| !negated) else { return vec![undecided()] };
-    parts.iter().zip(entry).flat_map(|(part, value)| matched(part, value, false, true, elements)).collect()
+    let mut headers: Vec<Condition> = Vec::new();
+    let mut entries = Vec::new();
+    for value in values {
+        let Some(entry) = value["concat"].as_array().filter(|entry| entry.len() == parts.len()) else {
+            return vec![undecided()];
+        };
+        let mut all = Vec::new();
+        for (part, value) in parts.iter().zip(entry) {
+            let mut asked = matched(part, value, false, true, elements);
+            let Some(last) = asked.pop().filter(|last| !last.negated) else { return vec![undecided()] };
+            all.push(last.what);
+            for header in asked {
+                if !headers.contains(&header) {
+                    headers.push(header);
+                }
+            }
+        }
+        entries.push(all);
+    }
+    headers.push(Condition { negated, what: What::AnyOf(Arc::new(entries)) });
+    headers
 }
 
 /// What stands on the right, as a list; `None` if it cannot be known.

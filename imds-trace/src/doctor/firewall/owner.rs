@@ -150,7 +150,7 @@ pub fn of(chain: &Chain, rule: Option<&Rule>) -> Option<Owner> {
         return Some(DOCKER);
     }
     let pods = |condition: &super::rules::Condition| match &condition.what {
-        What::From(names) => names.iter().any(|name| matches!(name.as_str(), "eni+" | "eni*")),
+        What::From(names) if !condition.negated => names.iter().any(|name| matches!(name.as_str(), "eni+" | "eni*")),
         _ => false,
     };
     rule.conditions.iter().any(pods).then_some(EKSCTL)

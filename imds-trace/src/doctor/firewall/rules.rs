@@ -23,6 +23,8 @@ pub enum Hook {
     Output,
     /// On the way out.
     Postrouting,
+    /// `netdev` families, after everything else.
+    Egress,
 }
 
 /// What a packet's interface is.
@@ -53,8 +55,14 @@ pub struct Packet {
     pub from: Side,
     /// Out by.
     pub to: Side,
-    /// `new` for a connection's first packet, else `established`.
+    /// `new` for a connection's first packet, `established`, or `untracked`.
     pub state: &'static str,
+    /// A rule may have kept it from being tracked.
+    pub maybe_untracked: bool,
+    /// Interfaces that it passes on the side of this hook, by any of which a card's own chain sees it.
+    pub beside: Vec<String>,
+    /// The bridge's port by which it passes a bridge on this side: none, one, or one that is not known.
+    pub port: Side,
     /// Is the destination this namespace's own address? `None` if it is not known.
     pub local: Option<bool>,
     /// Where it is bound for behind the chains that translate addresses (destination NAT), if that is elsewhere.
@@ -134,8 +142,10 @@ pub enum Verdict {
     Reject,
     /// Sends it elsewhere.
     Redirect(String),
-    /// Gives it another source.
-    Masquerade,
+    /// Gives it another source: one of these addresses, or the interface's own.
+    Masquerade(Option<(IpAddr, IpAddr)>),
+    /// Keeps it from being tracked: no address of it is changed.
+    Notrack,
     /// Goes on in another chain, and comes back.
     Jump(String),
     /// Goes on in another chain instead.
@@ -180,6 +190,8 @@ pub struct Chain {
     pub nat: bool,
     /// Does what comes to its end die?
     pub drops_the_rest: bool,
+    /// The interfaces whose packets it sees, where it is these interfaces' own.
+    pub devices: Vec<String>,
     /// Its rules, in order.
     pub rules: Vec<Rule>,
 }
@@ -225,7 +237,10 @@ impl What {
             What::V6(v6) => yes(*v6 == packet.v6),
             What::From(names) => interface(names, &packet.from),
             What::To(names) => interface(names, &packet.to),
-            What::State(names) => yes(names.iter().any(|name| name.eq_ignore_ascii_case(packet.state))),
+            What::State(names) => match names.iter().any(|name| name.eq_ignore_ascii_case(packet.state)) {
+                _ if packet.maybe_untracked => Holds::Maybe,
+                is => yes(is),
+            },
             What::ToThisHost => packet.local.map_or(Holds::Maybe, yes),
             What::Mark(value, mask) => packet.mark.are(*value, *mask),
             What::ConnMark(value, mask) => packet.connmark.are(*value, *mask),

@@ -25,6 +25,7 @@ fn container(endpoint: &str) -> Client {
         uplink: Some("ens5".into()),
         masked: "10.77.0.10".parse().ok(),
         endpoint: endpoint.parse().ok(),
+        ..Client::default()
     }
 }
 
@@ -322,4 +323,125 @@ fn what_cannot_be_read_is_not_taken_for_health() {
         hits(&with("-A FORWARD -m connmark --mark 0x1 -j DROP"), &container("169.254.169.254")),
         Vec::<String>::new()
     );
+}
+
+/// What happens to a container's packets by rules of nftables in one chain at the hook `forward`, given as JSON.
+fn by_nft(expressions: &str, sets: &str) -> Vec<String> {
+    let json = format!(
+        r#"{{"nftables": [{sets}
+        {{"chain": {{"family": "inet", "table": "t", "name": "f", "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}}}},
+        {{"rule": {{"family": "inet", "table": "t", "chain": "f", "handle": 4, "expr": {expressions}}}}}]}}"#
+    );
+    hits(&nft::read(&json, "").expect("JSON"), &container("169.254.169.254"))
+}
+
+const ADDRESS_AND_PORT: &str = r#"{"concat": [{"payload": {"protocol": "ip", "field": "daddr"}},
+    {"payload": {"protocol": "tcp", "field": "dport"}}]}"#;
+
+fn set(elements: &[(&str, u16)]) -> String {
+    let elements: Vec<String> =
+        elements.iter().map(|(address, port)| format!(r#"{{"concat": ["{address}", {port}]}}"#)).collect();
+    let elements = elements.join(", ");
+    format!(r#"{{"set": {{"family": "inet", "table": "t", "name": "s", "elem": [{elements}]}}}},"#)
+}
+
+#[test]
+fn sets_of_several_things_are_decided_entry_by_entry() {
+    let rule = |op: &str| {
+        format!(r#"[{{"match": {{"op": "{op}", "left": {ADDRESS_AND_PORT}, "right": "@s"}}}}, {{"drop": null}}]"#)
+    };
+    let named = set(&[("10.0.0.1", 443), ("169.254.169.254", 80)]);
+    // Each half is there, and not both in one entry.
+    let crossed = set(&[("10.0.0.1", 80), ("169.254.169.254", 443)]);
+    assert_eq!(by_nft(&rule("=="), &named), ["f drop"]);
+    assert_eq!(by_nft(&rule("=="), &crossed), Vec::<String>::new());
+    assert_eq!(by_nft(&rule("!="), &named), Vec::<String>::new());
+    assert_eq!(by_nft(&rule("!="), &crossed), ["f drop"]);
+    assert_eq!(by_nft(&rule("=="), ""), ["maybe f drop"], "a set that is not known");
+}
+
+#[test]
+fn maps_are_decided_entry_by_entry_and_marks_by_what_they_become() {
+    let daddr = r#"{"payload": {"protocol": "ip", "field": "daddr"}}"#;
+    let dnat = |address: &str| {
+        format!(
+            r#"[{{"dnat": {{"addr": {{"map": {{"key": {daddr}, "data": {{"set": [["10.9.9.9", "10.1.1.1"], ["{address}", "192.0.2.1"]]}}}}}}}}}}]"#
+        )
+    };
+    assert_eq!(by_nft(&dnat("169.254.169.254"), ""), [r#"f redirect("192.0.2.1")"#]);
+    assert_eq!(by_nft(&dnat("169.254.169.250"), ""), Vec::<String>::new());
+    let marked = |change: &str, wanted: u32| {
+        format!(
+            r#"[{{"mangle": {{"key": {{"meta": {{"key": "mark"}}}}, "value": {change}}}}},
+            {{"match": {{"op": "==", "left": {{"meta": {{"key": "mark"}}}}, "right": {wanted}}}}}, {{"drop": null}}]"#
+        )
+    };
+    let mark = r#"{"meta": {"key": "mark"}}"#;
+    let changed = format!(r#"{{"^": [{{"|": [{mark}, 12]}}, 8]}}"#);
+    assert_eq!(by_nft(&marked(&changed, 4), ""), ["f drop"]);
+    assert_eq!(by_nft(&marked(&changed, 12), ""), Vec::<String>::new());
+    let by_interface = |name: &str| {
+        let key = r#"{"meta": {"key": "iifname"}}"#;
+        format!(r#"{{"map": {{"key": {key}, "data": {{"set": [["{name}", 1], ["br-app", 2]]}}}}}}"#)
+    };
+    assert_eq!(by_nft(&marked(&by_interface("docker0"), 1), ""), ["f drop"]);
+    assert_eq!(by_nft(&marked(&by_interface("docker9"), 1), ""), Vec::<String>::new());
+    assert_eq!(by_nft(&marked(r#"{"numgen": {"mode": "random", "mod": 2}}"#, 1), ""), ["maybe f drop"]);
+}
+
+#[test]
+fn a_cards_own_chain_sees_only_what_passes_the_card() {
+    let json = r#"{"nftables": [{"chain": {"family": "netdev", "table": "t", "name": "f", "type": "filter", "hook": "ingress",
+        "prio": 0, "policy": "accept"}}, {"rule": {"family": "netdev", "table": "t", "chain": "f", "handle": 2, "expr": [
+        {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "169.254.169.254"}}, {"drop": null}]}}]}"#;
+    // nft 1.0 says only there which card it is.
+    let on = |cards: &str| {
+        let text = format!(
+            "table netdev t {{ # handle 1\n\tchain f {{ # handle 1\n\t\ttype filter hook ingress {cards} priority filter; policy accept;\n"
+        );
+        hits(&nft::read(json, &text).expect("JSON"), &container("169.254.169.254"))
+    };
+    assert_eq!(on("device \"ens5\""), ["f drop"]);
+    assert_eq!(on("devices = { \"ens7\", ens5 }"), ["f drop"]);
+    assert_eq!(on("device \"ens6\""), Vec::<String>::new());
+    assert_eq!(hits(&nft::read(json, "").expect("JSON"), &container("169.254.169.254")), ["maybe f drop"]);
+}
+
+#[test]
+fn what_is_not_tracked_is_not_masqueraded() {
+    let masquerade = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\nCOMMIT\n";
+    let of = |raw: &str| {
+        let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n{raw}\nCOMMIT\n{masquerade}");
+        let chains = iptables::read(&text, "iptables");
+        let fate = fate(&chains, &container("169.254.169.254"));
+        (fate.untracked, fate.masqueraded)
+    };
+    assert_eq!(of(""), (None, Some(true)));
+    assert_eq!(of("-A PREROUTING -d 169.254.169.254/32 -j CT --notrack"), (Some(true), None));
+    assert_eq!(of("-A PREROUTING -m u32 --u32 0x0 -j CT --notrack"), (Some(false), Some(false)));
+    assert_eq!(of("-A PREROUTING -d 10.0.0.1/32 -j CT --notrack"), (None, Some(true)));
+}
+
+#[test]
+fn what_a_source_becomes_is_read() {
+    let becomes = |to: &str| {
+        let text =
+            format!("*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o ens5 -j SNAT --to-source {to}\nCOMMIT\n");
+        let chains = iptables::read(&text, "iptables");
+        fate(&chains, &container("169.254.169.254")).becomes.map(|(first, last)| format!("{first} {last}"))
+    };
+    assert_eq!(becomes("10.0.0.5").as_deref(), Some("10.0.0.5 10.0.0.5"));
+    assert_eq!(becomes("10.0.0.5-10.0.0.9").as_deref(), Some("10.0.0.5 10.0.0.9"));
+    assert_eq!(becomes("10.0.0.5:1024-2047").as_deref(), Some("10.0.0.5 10.0.0.5"));
+}
+
+#[test]
+fn a_rule_for_all_but_pods_is_not_eksctls() {
+    let chains = |rule: &str| with(&format!("-A FORWARD {rule} -d 169.254.169.254/32 -j DROP"));
+    let owner_of = |chains: &[Chain]| {
+        let chain = chains.iter().find(|chain| chain.name == "FORWARD").expect("a chain");
+        owner::of(chain, chain.rules.first()).map(|owner| owner.name)
+    };
+    assert!(owner_of(&chains("-i eni+")).is_some_and(|name| name.contains("eksctl")));
+    assert_eq!(owner_of(&chains("! -i eni+")), None);
 }

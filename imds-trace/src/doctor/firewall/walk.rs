@@ -12,6 +12,8 @@ const MAX_STEPS: u32 = 100_000;
 
 /// Where destinations are translated (`NF_IP_PRI_NAT_DST`): chains behind it see the translated one.
 const NAT_DST: i32 = -100;
+/// Where connections begin to be tracked (`NF_IP_PRI_CONNTRACK`).
+const CONNTRACK: i32 = -200;
 
 /// Something that would happen to a packet.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,11 +38,15 @@ impl Chain {
             return false;
         }
         match self.family.as_str() {
+            _ if matches!(hook, Hook::Ingress | Hook::Egress) => {
+                let here = |device: &String| packet.beside.contains(device);
+                self.hook == Some(hook) && (self.devices.is_empty() || self.devices.iter().any(here))
+            }
             "ip" => self.hook == Some(hook) && !packet.v6,
             "ip6" => self.hook == Some(hook) && packet.v6,
-            "inet" | "netdev" => self.hook == Some(hook),
+            "inet" => self.hook == Some(hook),
             // What a bridge hands up to the host, or gets of it, is not forwarded by the bridge.
-            "bridge" => match hook {
+            "bridge" if packet.port != Side::Nothing => match hook {
                 Hook::Prerouting => matches!(self.hook, Some(Hook::Prerouting | Hook::Input)),
                 Hook::Postrouting => matches!(self.hook, Some(Hook::Postrouting | Hook::Output)),
                 _ => false,
@@ -60,7 +66,7 @@ enum End {
 
 /// Everything that would or may happen to a packet at a hook, acceptance included. Its marks are then what rules made of them.
 pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &mut Packet) -> Vec<Hit<'a>> {
-    let mut hits = Hits { found: Vec::new(), steps: 0 };
+    let mut hits = Hits { found: Vec::new(), steps: 0, priority: 0 };
     let mut bases: Vec<&Chain> = chains.iter().filter(|chain| chain.is_asked(hook, packet)).collect();
     bases.sort_by_key(|chain| chain.priority);
     for base in bases {
@@ -71,14 +77,21 @@ pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &mut Packet) -> Vec<Hit
             packet.destination = Some(translated);
             packet.local = Some(false);
         }
-        let before = packet.clone();
-        // Which packets come by a bridge's or a card's own chain is not known from here.
-        let sure = !matches!(base.family.as_str(), "netdev" | "bridge");
-        if !sure {
+        let (from, to) = (packet.from.clone(), packet.to.clone());
+        hits.priority = base.priority;
+        let mut sure = !(base.nat && packet.maybe_untracked);
+        if base.family == "bridge" {
+            // A bridge's rules name its ports.
+            let port = packet.port.clone();
+            sure &= port != Side::Unknown;
+            (packet.from, packet.to) =
+                if hook == Hook::Prerouting { (port, Side::Nothing) } else { (Side::Nothing, port) };
+        } else if matches!(hook, Hook::Ingress | Hook::Egress) {
+            sure &= !base.devices.is_empty();
             (packet.from, packet.to) = (Side::Unknown, Side::Unknown);
         }
         let end = through(chains, base, packet, Certainty { sure, named: false }, 0, &mut hits);
-        (packet.from, packet.to) = (before.from, before.to);
+        (packet.from, packet.to) = (from, to);
         if let End::Through { sure: true } = end
             && base.drops_the_rest
         {
@@ -102,6 +115,8 @@ impl Hit<'_> {
 struct Hits<'a> {
     found: Vec<Hit<'a>>,
     steps: u32,
+    /// Of the chain at the hook from which they were asked.
+    priority: i32,
 }
 
 #[derive(Clone, Copy)]
@@ -118,6 +133,7 @@ fn through<'a>(
     depth: usize,
     hits: &mut Hits<'a>,
 ) -> End {
+    let hook_priority = hits.priority;
     // Nothing on the way may have let it through for good.
     let mut not_accepted = true;
     for rule in &chain.rules {
@@ -137,6 +153,8 @@ fn through<'a>(
         let here = Certainty { sure: way.sure && certain, named: way.named || rule.names(packet) };
         match &rule.verdict {
             Verdict::Continue => {}
+            Verdict::Notrack if here.sure && hook_priority < CONNTRACK => packet.state = "untracked",
+            Verdict::Notrack => packet.maybe_untracked |= hook_priority < CONNTRACK,
             Verdict::Mark(marking) => marking.apply(&mut packet.mark, &mut packet.connmark, here.sure),
             Verdict::Asks(_) => {
                 hits.found.push(Hit { chain, rule: Some(rule), sure: false, named: here.named });

@@ -1,0 +1,205 @@
+//! What becomes of a client's packets at the host's routes, out and back, once they have left its namespace?
+
+use std::net::IpAddr;
+
+use super::firewall::fate::fate;
+use super::routes::{Out, out_of_host};
+use super::sight::{Arrival, Leg, Passage, Sight, is_link_local};
+use super::{Answer, Status};
+use crate::interfaces::snapshot::{Snapshot, Way};
+use diagnosis::net::Ifindex;
+use diagnosis::printable::shell_word;
+use diagnosis::way::network::{Kind, RouteKind, in_prefix};
+
+/// A client's way, from its namespace on.
+pub fn further(
+    sight: &Sight,
+    network: &Snapshot,
+    out: &Out,
+    leg: Option<&Leg>,
+    answer: &dyn Fn(Status, String) -> Answer,
+) -> Answer {
+    let endpoint = leg.map(|leg| leg.endpoint);
+    let (Some(leg), Some(endpoint)) = (leg, endpoint) else {
+        return answer(Status::Ok, format!("It sends by {out}."));
+    };
+    let begins = format!("{endpoint} is reached by {out}");
+    if let Some(Kind::Tunnel(kind)) =
+        network.links.values().find(|link| link.name == out.interface).map(|link| &link.kind)
+    {
+        let summary = format!(
+            "The route to {endpoint} leads into the tunnel {} ({kind}), at whose other end this instance's IMDS is not.",
+            out.interface
+        );
+        return answer(Status::Broken, summary);
+    }
+    let by = match &leg.arrival {
+        Arrival::Host(by) => by,
+        Arrival::Card(Kind::Macvlan, card) => {
+            return answer(
+                Status::Warning,
+                format!(
+                    "{begins}, a macvlan on {card}: EC2 delivers only what has the network interface's own MAC address, so it does not reach IMDS, unless the macvlan is in mode passthru."
+                ),
+            );
+        }
+        Arrival::Card(_, card) => {
+            let source = leg.source.map_or("its address".to_owned(), |source| source.to_string());
+            return answer(
+                Status::Unknown,
+                format!(
+                    "{begins}, an ipvlan on {card}: EC2 answers {source} only if it is assigned to that network interface, which is not known here."
+                ),
+            );
+        }
+        Arrival::Own => {
+            let link_local = out.source.filter(|source| source.is_ipv4() && is_link_local(*source));
+            return match link_local {
+                Some(source) => answer(
+                    Status::Broken,
+                    format!(
+                        "{begins}, a card of its own, under {source}, a link-local address: EC2 answers only addresses of the network interface."
+                    ),
+                ),
+                None => answer(Status::Ok, format!("{begins}, a card of its own.")),
+            };
+        }
+        Arrival::Unknown(why) => {
+            return answer(Status::Unknown, format!("{begins}. From there on its way is not known: {why}."));
+        }
+    };
+    let host = |command: &str| command.to_owned();
+    let family = if endpoint.is_ipv6() { "ip -6" } else { "ip" };
+    let source = leg.source.map(|source| source.to_string()).unwrap_or_default();
+    let look = host(&format!("{family} route get {endpoint} from {source} iif {}", shell_word(by)));
+    let name = |interface| sight.host.network.as_ref().map_or("?", |network| network.name(interface));
+    if let Some(down) = down(sight, leg) {
+        return answer(Status::Broken, format!("{begins}, and on the host {down} is down: nothing passes it."))
+            .look(host(&format!("ip link show dev {}", shell_word(&down))));
+    }
+    let passage = leg.source.and_then(|source| sight.passage(source, by, endpoint));
+    if passage.is_some_and(|passage| !passage.sure) {
+        let summary = format!(
+            "{begins}. How the host sends it on, or answers back, hangs on marks that its rules set, which are not known here."
+        );
+        return answer(Status::Unknown, summary).look(host("ip rule"));
+    }
+    match passage.map(|passage| &passage.onward) {
+        Some(Way::Out { interface, gateway, .. }) => {
+            let under = masked_by(sight, leg, *interface, *gateway);
+            match out_of_host(sight, Some((*interface, *gateway, under)), endpoint, " on the host") {
+                Some((status, summary, mend)) => {
+                    let said = answer(status, summary).look(look);
+                    mend.into_iter().fold(said, Answer::mend)
+                }
+                None => match passage.and_then(|passage| strays_back(passage, name(*interface), &name)) {
+                    Some((status, why)) => {
+                        let look = format!(
+                            "{family} route get {source} from {endpoint} iif {}",
+                            shell_word(name(*interface))
+                        );
+                        answer(status, format!("{begins}, and from the host by {}; {why}.", name(*interface))).look(look)
+                    }
+                    None => answer(Status::Ok, format!("{begins}, and from the host by {}.", name(*interface))),
+                },
+            }
+        }
+        Some(Way::Local) => answer(
+            Status::Warning,
+            format!("{begins}, and the host has that address itself: it would be answered there, not by IMDS."),
+        )
+        .look(look),
+        Some(Way::Nowhere { why: "reverse path", .. }) => answer(
+            Status::Broken,
+            format!("{begins}, and the host drops what comes in by {by} from {source}: its way back does not lead there (rp_filter strict), or the address is not one that may come in."),
+        )
+        .look(look),
+        Some(Way::Nowhere { .. }) if !forwards(by, endpoint) => answer(
+            Status::Broken,
+            format!("{begins}, and the host does not forward what comes in by {by} (see ip-forward)."),
+        ),
+        // The kernel says the same of a source that it takes from nobody by that interface.
+        Some(Way::Nowhere { why: "blackhole", .. }) if !has_blackhole(sight, endpoint) => answer(
+            Status::Broken,
+            format!(
+                "{begins}, and the host drops what comes in by {by} from {source}: it takes that for an address from which nothing may come in there (a martian source)."
+            ),
+        )
+        .look(look),
+        Some(Way::Nowhere { why, answer: said }) => answer(
+            Status::Broken,
+            format!("{begins}, and the host has {} for it: it gets \"{said}\".", if *why == "no route" { "no route".to_owned() } else { format!("a route of type {why}") }),
+        )
+        .look(look),
+        Some(Way::Unknown(why)) => {
+            answer(Status::Unknown, format!("{begins}. The host's kernel did not tell how it goes on: {why}.")).look(look)
+        }
+        None => answer(Status::Unknown, format!("{begins}. How the host sends it on is not known.")).look(look),
+    }
+}
+
+/// The link-local address that a client's requests get where the host masquerades them: of an interface's addresses the kernel takes one
+/// in whose subnet the next router is, or the endpoint itself if it is on the link (`inet_select_addr`).
+fn masked_by(sight: &Sight, leg: &Leg, out: Ifindex, gateway: Option<IpAddr>) -> Option<IpAddr> {
+    let network = sight.host.network.as_ref().ok()?;
+    let next = gateway.unwrap_or(leg.endpoint);
+    let of_subnet = network.addresses.iter().find(|(index, held, length)| {
+        *index == out && held.is_ipv4() && is_link_local(*held) && in_prefix(next, (*held, *length))
+    });
+    let (_, address, _) = of_subnet?;
+    let fate = fate(&sight.host.firewall.chains, &sight.client(leg)?);
+    (fate.masqueraded == Some(true) && !fate.ends).then_some(*address)
+}
+
+/// Does the host forward what comes in by an interface? Where it does not, its kernel says that there is no way.
+fn forwards(by: &str, endpoint: IpAddr) -> bool {
+    let family = if endpoint.is_ipv6() { "ipv6" } else { "ipv4" };
+    let said = std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/{by}/forwarding"));
+    said.map_or(true, |said| said.trim() != "0")
+}
+
+/// The interface on the host's side of a client's link that is down, if one is.
+fn down(sight: &Sight, leg: &Leg) -> Option<String> {
+    let links = &sight.host.network.as_ref().ok()?.links;
+    let end = links.get(&sight.inside[leg.inside].host_end(leg.endpoint)?)?;
+    let master = end.master.and_then(|master| links.get(&master));
+    std::iter::once(end).chain(master).find(|link| !link.up).map(|link| link.name.clone())
+}
+
+/// What is wrong with the way of answers back to the client, if something is.
+fn strays_back<'a>(passage: &Passage, uplink: &str, name: &dyn Fn(Ifindex) -> &'a str) -> Option<(Status, String)> {
+    let (source, by) = (passage.source, &passage.by);
+    Some(match passage.back.as_ref()? {
+        Way::Out { interface, .. } if name(*interface) == by => return None,
+        Way::Out { interface, .. } => (
+            Status::Broken,
+            format!(
+                "but answers to {source} then leave the host by {}, and not by {by}, where it is",
+                name(*interface)
+            ),
+        ),
+        Way::Local => (Status::Broken, format!("but the host has the address {source} itself, and keeps the answers")),
+        // Where that is so is told by rp-filter.
+        Way::Nowhere { why: "reverse path", .. } => (
+            Status::Broken,
+            format!(
+                "but its answers, coming in by {uplink}, are dropped: the way back to IMDS does not lead there (see rp-filter)"
+            ),
+        ),
+        Way::Nowhere { .. } if !forwards(uplink, passage.endpoint) => {
+            (Status::Broken, format!("but the host does not forward what comes in by {uplink} (see ip-forward)"))
+        }
+        Way::Nowhere { why, .. } => {
+            let route = if *why == "no route" { "no route".to_owned() } else { format!("a route of type {why}") };
+            (Status::Broken, format!("but the host has {route} for answers to {source}"))
+        }
+        Way::Unknown(why) => (Status::Unknown, format!("the kernel did not tell how answers to {source} go on: {why}")),
+    })
+}
+
+/// Has the host a route that leads nowhere for an endpoint? Also if its routes are not known.
+fn has_blackhole(sight: &Sight, endpoint: IpAddr) -> bool {
+    let Ok(network) = &sight.host.network else { return true };
+    let routes = &network.routing.routes;
+    endpoint.is_ipv6() || routes.iter().any(|route| route.kind == RouteKind::Nowhere && route.covers(endpoint))
+}
