@@ -361,9 +361,15 @@ fn a_strict_interface_that_only_containers_leave_by_is_broken(lab: &Lab) -> Outc
         runner.ip(words)?;
     }
     runner.ip("route add 169.254.169.254 dev ens6 table 100")?;
-    let _rule = changed(runner, "ip", "rule add iif docker0 lookup 100", "rule del iif docker0 lookup 100")?;
-    expect_nothing_broken(&doctor(lab, &[])?)?;
     runner.sysctl("net/ipv4/conf/ens6/rp_filter", "1")?;
+    {
+        // The kernel asks for the way back of what it forwards as if that came in by where it leaves.
+        let _rule = changed(runner, "ip", "rule add iif docker0 lookup 100", "rule del iif docker0 lookup 100")?;
+        expect_nothing_broken(&doctor(lab, &[])?)?;
+    }
+    let mark = "PREROUTING -i docker0 -d 169.254.169.254 -j MARK --set-mark 7";
+    let _mark = obstacle::iptables_rule(runner, Family::V4, "mangle", mark)?;
+    let _rule = changed(runner, "ip", "rule add fwmark 7 lookup 100", "rule del fwmark 7 lookup 100")?;
     let answers = doctor(lab, &[])?;
     expect(&answers, "rp-filter", "ens6", "broken", &["rp_filter is 1", "by ens5"])?;
     expect(&answers, "rp-filter", "ens5", "ok", &[])?;
@@ -377,6 +383,8 @@ fn a_network_without_masquerading_is_named(lab: &Lab) -> Outcome {
     let option = "com.docker.network.bridge.enable_ip_masquerade=false";
     let extra = vec!["--opt".to_owned(), option.to_owned()];
     let _network = lab.host.network_create(NetworkSpec { extra, ..NetworkSpec::new("bare") })?;
+    expect(&doctor(lab, &[])?, "masquerade", "bare", "unknown", &["not-masqueraded", "Nobody is there now"])?;
+    let _job = lab.host.run(ContainerSpec::new("job-17", &["sleep", "1000"]).network("bare"))?;
     let answers = doctor(lab, &[])?;
     expect(&answers, "masquerade", "bare", "warning", &["not-masqueraded", "ens5"])?;
     expect(&answers, "masquerade", "bridge", "ok", &["172.17.0.0/16"])?;

@@ -8,6 +8,10 @@
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
 
 mod doctor;
+mod doctor_and_watch;
+mod doctor_elsewhere;
+mod doctor_mends;
+mod doctor_programs;
 mod doctor_ways;
 mod kit;
 mod kit_obstacles;
@@ -115,6 +119,10 @@ fn main() -> ExitCode {
         ("kit_obstacles", kit_obstacles::TESTS),
         ("kit_programs", kit_programs::TESTS),
         ("doctor", doctor::TESTS),
+        ("doctor_and_watch", doctor_and_watch::TESTS),
+        ("doctor_elsewhere", doctor_elsewhere::TESTS),
+        ("doctor_mends", doctor_mends::TESTS),
+        ("doctor_programs", doctor_programs::TESTS),
         ("doctor_ways", doctor_ways::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),

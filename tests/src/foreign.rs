@@ -1,9 +1,10 @@
-//! Does somebody else's program on the same interface still see its packets?
+//! Does somebody else's program on the same interface, or on a cgroup, still see its packets?
 //!
 //! The smallest program there is: it returns a constant, and the kernel counts its runs. By tcx, or by clsact before Linux 6.6.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -21,6 +22,8 @@ const PROG_LOAD: libc::c_long = 5;
 const LINK_CREATE: libc::c_long = 28;
 const ENABLE_STATS: libc::c_long = 32;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
+const PROG_TYPE_CGROUP_SKB: u32 = 8;
+const CGROUP_INET_EGRESS: u32 = 1;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 const F_BEFORE: u32 = 1 << 3;
@@ -70,7 +73,7 @@ pub struct ForeignProgram {
 /// Where it hangs.
 enum Place {
     /// By a link.
-    Tcx(#[expect(dead_code, reason = "held")] OwnedFd),
+    Link(#[expect(dead_code, reason = "held")] OwnedFd),
     /// By a filter, and how it goes.
     Clsact(Command),
 }
@@ -94,10 +97,11 @@ impl ForeignProgram {
         name: &str,
     ) -> Result<ForeignProgram> {
         let statistics = bpf(ENABLE_STATS, &0u64).context("let the kernel count program runs")?;
-        let program = load(name, verdict).with_context(|| format!("load the foreign program {name}"))?;
+        let program = load(PROG_TYPE_SCHED_CLS, name, verdict as i32)
+            .with_context(|| format!("load the foreign program {name}"))?;
         let place = if has_tcx() {
             let link = namespace.run_inside(|| attach(&program, interface, side, rank))?;
-            Place::Tcx(link.with_context(|| format!("attach {name} to {interface} {side:?} by tcx"))?)
+            Place::Link(link.with_context(|| format!("attach {name} to {interface} {side:?} by tcx"))?)
         } else {
             // Somebody may have made the qdisc.
             let _ = namespace.run("tc", &["qdisc", "add", "dev", interface, "clsact"]);
@@ -110,6 +114,18 @@ impl ForeignProgram {
                 .with_context(|| format!("attach {name} to {interface} {side:?} by clsact"))?;
             Place::Clsact(removal(namespace, interface, side, priority))
         };
+        Ok(ForeignProgram { name: name.to_owned(), _program: program, _place: place, _statistics: statistics })
+    }
+
+    /// Attaches one that lets every packet pass to what processes of a cgroup send.
+    pub fn on_cgroup(folder: &Path, name: &str) -> Result<ForeignProgram> {
+        const PASS: i32 = 1;
+        let statistics = bpf(ENABLE_STATS, &0u64).context("let the kernel count program runs")?;
+        let program =
+            load(PROG_TYPE_CGROUP_SKB, name, PASS).with_context(|| format!("load the foreign program {name}"))?;
+        let cgroup = std::fs::File::open(folder).with_context(|| format!("open {}", folder.display()))?;
+        let link = link(&program, cgroup.as_raw_fd() as u32, CGROUP_INET_EGRESS, 0);
+        let place = Place::Link(link.with_context(|| format!("attach {name} to {}", folder.display()))?);
         Ok(ForeignProgram { name: name.to_owned(), _program: program, _place: place, _statistics: statistics })
     }
 
@@ -143,7 +159,7 @@ struct LoadAttributes {
 #[repr(C)]
 struct LinkAttributes {
     program: u32,
-    interface: u32,
+    target: u32,
     attach_type: u32,
     flags: u32,
     relative: u32,
@@ -151,15 +167,15 @@ struct LinkAttributes {
     expected_revision: u64,
 }
 
-fn load(name: &str, verdict: Verdict) -> io::Result<OwnedFd> {
+fn load(kind: u32, name: &str, verdict: i32) -> io::Result<OwnedFd> {
     // One instruction is 8 bytes: opcode, registers, offset (2), immediate (4). `r0 = verdict; exit`.
-    let immediate = u64::from(verdict as i32 as u32) << 32;
+    let immediate = u64::from(verdict as u32) << 32;
     let instructions = [0xb7 | immediate, 0x95];
     let mut short = [0; 16];
     let length = name.len().min(15);
     short[..length].copy_from_slice(&name.as_bytes()[..length]);
     let attributes = LoadAttributes {
-        kind: PROG_TYPE_SCHED_CLS,
+        kind,
         instruction_count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         license: c"MIT".as_ptr() as u64,
@@ -182,23 +198,22 @@ fn load(name: &str, verdict: Verdict) -> io::Result<OwnedFd> {
 }
 
 fn attach(program: &OwnedFd, interface: &str, side: Side, rank: Rank) -> io::Result<OwnedFd> {
+    let attach_type = match side {
+        Side::Ingress => TCX_INGRESS,
+        Side::Egress => TCX_EGRESS,
+    };
+    let flags = match rank {
+        Rank::First => F_BEFORE,
+        Rank::Last => F_AFTER,
+    };
+    link(program, nix::net::if_::if_nametoindex(interface)?, attach_type, flags)
+}
+
+fn link(program: &OwnedFd, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
+    let program = program.as_raw_fd() as u32;
     bpf(
         LINK_CREATE,
-        &LinkAttributes {
-            program: program.as_raw_fd() as u32,
-            interface: nix::net::if_::if_nametoindex(interface)?,
-            attach_type: match side {
-                Side::Ingress => TCX_INGRESS,
-                Side::Egress => TCX_EGRESS,
-            },
-            flags: match rank {
-                Rank::First => F_BEFORE,
-                Rank::Last => F_AFTER,
-            },
-            relative: 0,
-            padding: 0,
-            expected_revision: 0,
-        },
+        &LinkAttributes { program, target, attach_type, flags, relative: 0, padding: 0, expected_revision: 0 },
     )
 }
 
