@@ -226,8 +226,9 @@ fn each_of_nfts_rules_is_decided() {
 }
 
 #[test]
-fn what_hangs_on_a_card_or_in_a_bridge_may_be() {
-    assert!(hits(&nft_rules(), &own()).contains(&"maybe ing drop".to_owned()));
+fn what_hangs_on_another_card_is_not_met() {
+    let found = hits(&nft_rules(), &own());
+    assert!(!found.iter().any(|hit| hit.contains(" ing ")), "{found:?}");
 }
 
 /// kube-router 2's rules for one pod with a policy, by `iptables-save`: what the policy allows is marked, and the rest rejected.
@@ -347,8 +348,11 @@ fn set(elements: &[(&str, u16)]) -> String {
 
 #[test]
 fn sets_of_several_things_are_decided_entry_by_entry() {
+    let to_imds = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "169.254.169.254"}}"#;
     let rule = |op: &str| {
-        format!(r#"[{{"match": {{"op": "{op}", "left": {ADDRESS_AND_PORT}, "right": "@s"}}}}, {{"drop": null}}]"#)
+        format!(
+            r#"[{to_imds}, {{"match": {{"op": "{op}", "left": {ADDRESS_AND_PORT}, "right": "@s"}}}}, {{"drop": null}}]"#
+        )
     };
     let named = set(&[("10.0.0.1", 443), ("169.254.169.254", 80)]);
     // Each half is there, and not both in one entry.
@@ -386,7 +390,10 @@ fn maps_are_decided_entry_by_entry_and_marks_by_what_they_become() {
     };
     assert_eq!(by_nft(&marked(&by_interface("docker0"), 1), ""), ["f drop"]);
     assert_eq!(by_nft(&marked(&by_interface("docker9"), 1), ""), Vec::<String>::new());
-    assert_eq!(by_nft(&marked(r#"{"numgen": {"mode": "random", "mod": 2}}"#, 1), ""), ["maybe f drop"]);
+    assert_eq!(
+        by_nft(&marked(r#"{"numgen": {"mode": "random", "mod": 2}}"#, 1), "").first().map(String::as_str),
+        Some("maybe f drop")
+    );
 }
 
 #[test]
