@@ -2,13 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::astray::{self, Astray};
 use super::inside::Inside;
-use super::sight::{Leg, Sight, is_link_local};
+use super::sight::{Leg, Sight};
 use super::{Answer, Check, Status, Subject, onward};
 use crate::interfaces::snapshot::{Snapshot, Way};
-use diagnosis::net::Ifindex;
-use diagnosis::printable::shell_word;
 
 /// The check.
 pub const CHECK: Check = Check { id: "route", explain: "whether routes to the endpoints lead out", examine };
@@ -72,14 +69,14 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
             format!("The route to {endpoint} leads to loopback: it would be answered locally, not by IMDS."),
         ),
         Some(Way::Out { interface, gateway, source }) => {
-            let out = Out { interface: network.name(*interface), gateway: *gateway, source: *source };
+            let out = onward::Out { interface: network.name(*interface), gateway: *gateway, source: *source };
             let leg =
                 |index| place.sight.legs.iter().find(move |leg: &&Leg| leg.inside == index && leg.endpoint == endpoint);
             match place.inside {
                 Some((index, _)) => onward::further(place.sight, network, &out, leg(index), &answer),
                 None => {
                     let look = || format!("{family} route get {endpoint}");
-                    let said = out_of_host(place.sight, Some((*interface, *gateway, *source)), endpoint, "");
+                    let said = onward::out_of_host(place.sight, Some((*interface, *gateway, *source)), endpoint, "");
                     said.map_or_else(
                         || answer(Status::Ok, format!("{endpoint} is reached by {out}.")),
                         |(status, summary, mend)| {
@@ -114,81 +111,4 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
         }
         None => answer(Status::Unknown, format!("The kernel was not asked how {endpoint} is reached.")),
     }
-}
-
-/// Where a route leads.
-pub struct Out<'a> {
-    pub interface: &'a str,
-    pub gateway: Option<IpAddr>,
-    pub source: Option<IpAddr>,
-}
-
-impl std::fmt::Display for Out<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.interface)?;
-        self.gateway.map_or(Ok(()), |gateway| write!(f, " via {gateway}"))
-    }
-}
-
-/// What is wrong with a route that leads out of the host's namespace, if something is: how bad, a sentence, and a command that mends.
-pub fn out_of_host(
-    sight: &Sight,
-    way: Option<(Ifindex, Option<IpAddr>, Option<IpAddr>)>,
-    endpoint: IpAddr,
-    whose: &str,
-) -> Option<(Status, String, Option<String>)> {
-    let network = sight.host.network.as_ref().ok()?;
-    let (interface, gateway, source) = way?;
-    let name = network.name(interface);
-    // A route to that address alone, as the default route leads: nothing else goes another way by it.
-    let straight =
-        network.router.filter(|(card, _)| endpoint.is_ipv4() && astray::of(sight, *card, None, endpoint).is_none());
-    let mend = straight.map(|(card, router)| {
-        format!("ip route add {endpoint}/32 via {router} dev {}", shell_word(network.name(card)))
-    });
-    let astray = astray::of(sight, interface, gateway, endpoint);
-    // A VPN's routes lie in tables of its own, which are asked before.
-    let mend = mend.filter(|_| !matches!(astray, Some(Astray::Tunnel(_))));
-    let (status, summary) = match astray {
-        Some(Astray::Tunnel(kind)) => (
-            Status::Broken,
-            format!(
-                "The route to {endpoint}{whose} leads into the tunnel {name} ({kind}), at whose other end this instance's IMDS is not: make the VPN leave 169.254.169.254 out of what it routes."
-            ),
-        ),
-        Some(Astray::StandIn(who)) => {
-            return Some((
-                Status::Warning,
-                format!(
-                    "The route to {endpoint}{whose} leads into {name}, a container network, where {who} has that address: it is answered there, and not by IMDS."
-                ),
-                None,
-            ));
-        }
-        Some(Astray::Nobody(of)) => (
-            Status::Broken,
-            format!(
-                "The route to {endpoint}{whose} leads into {name}, {of}, where nobody has that address: nothing answers. An address of 169.254.0.0/16 on {name}, as a DHCP client gives itself one, makes such a route; keep that client off {name}."
-            ),
-        ),
-        Some(Astray::Through(who)) => {
-            return Some((
-                Status::Unknown,
-                format!(
-                    "The route to {endpoint}{whose} leads by {name} to {who}: what that does with it is not known here."
-                ),
-                None,
-            ));
-        }
-        None => {
-            let source = source.filter(|source| source.is_ipv4() && is_link_local(*source))?;
-            (
-                Status::Broken,
-                format!(
-                    "Requests to {endpoint} by {name} would leave under {source}, a link-local address that a DHCP client gave itself: EC2 answers only addresses of the network interface."
-                ),
-            )
-        }
-    };
-    Some((status, summary, mend))
 }
