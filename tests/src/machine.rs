@@ -153,6 +153,7 @@ fn fates(chains: &[Chain]) -> String {
         uplink: Some("ens5".to_owned()),
         masked: "10.0.0.10".parse().ok(),
         endpoint: endpoint.parse().ok(),
+        ..Client::default()
     };
     let clients = [
         client(Some("docker0"), "172.17.0.2", "169.254.169.254"),
