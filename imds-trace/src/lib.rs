@@ -30,6 +30,8 @@ pub mod kernel;
 #[expect(clippy::disallowed_methods, reason = "the shell that owns the clock and the runtime")]
 pub mod live;
 #[cfg(feature = "live")]
+mod memory;
+#[cfg(feature = "live")]
 pub mod privileges;
 #[cfg(feature = "live")]
 pub mod sources;

@@ -28,6 +28,7 @@ use crate::kernel::btf::Layout;
 use crate::kernel::features::{self, Features};
 use crate::kernel::ring::{MachineNames, Records};
 use crate::kernel::symbols::Symbols;
+use crate::memory;
 use crate::privileges::{self, Tasks};
 use crate::sources::docker::{self, News};
 use crate::sources::procfs;
@@ -192,6 +193,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     }
     privileges::keep_for(&tasks(config, errand))?;
     supervisor.ready(&session::watched(&tracer.attached()));
+    memory::give_back();
     // Until when what the errand left under way is waited for.
     let mut settling = None;
     while going && !session.must_end() {
@@ -217,6 +219,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
                 session.surroundings(follower.forwarding())?;
                 session.exceeded(follower.exceeded())?;
                 supervisor.status(&session::watched(&tracer.attached()));
+                memory::give_back();
             }
             () = tokio::time::sleep_until(tick) => {
                 // The time first: what the ring buffer holds now is not later.

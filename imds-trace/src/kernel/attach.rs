@@ -83,6 +83,8 @@ impl Tracer {
         let watched = watched(endpoints);
         let log_level: u8 = if verbose { aya_log::Level::Debug as u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()
+            // Nothing in the object is relocated by it, and to read all of it takes longer than the rest.
+            .btf(None)
             .override_global(name::OFFSETS, offsets.as_bytes(), true)
             .override_global(name::ENDPOINTS, watched.as_bytes(), true)
             .override_global(aya_log::LEVEL, &log_level, false)

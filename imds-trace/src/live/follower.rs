@@ -35,6 +35,8 @@ pub(super) struct Follower<'a> {
     told: Option<Said>,
     /// What was told last of forwarding.
     forwarding: Option<Forwarding>,
+    /// Which interfaces forward, of those that were asked.
+    forwards: BTreeMap<Ifindex, bool>,
     /// Interfaces that cannot be listened on, each told once.
     failed: BTreeMap<String, Missing>,
     config: &'a Tracing,
@@ -52,6 +54,7 @@ impl<'a> Follower<'a> {
             networks: BTreeSet::new(),
             told: None,
             forwarding: None,
+            forwards: BTreeMap::new(),
             failed: BTreeMap::new(),
             config,
         }
@@ -142,14 +145,25 @@ impl<'a> Follower<'a> {
             "0" => Some(false),
             _ => Some(true),
         };
+        let (v4, v6) = (on("ipv4/ip_forward"), on("ipv6/conf/all/forwarding"));
+        if self.forwarding.as_ref().is_some_and(|told| told.v4 != v4) {
+            // It sets all of them.
+            self.forwards.clear();
+        }
         let asked = &self.ways.uplinks(&self.links) | &self.ways.inward(&self.links);
-        let names = asked.iter().filter_map(|index| self.links.get(index)).map(|link| &link.name);
-        let is_off = |name: &&String| on(&format!("ipv4/conf/{name}/forwarding")) == Some(false);
-        let forwarding = Forwarding {
-            v4: on("ipv4/ip_forward"),
-            v6: on("ipv6/conf/all/forwarding"),
-            off: names.filter(is_off).cloned().collect(),
-        };
+        let mut off = Vec::new();
+        for link in asked.iter().filter_map(|index| self.links.get(index)) {
+            // Once an interface: where hundreds come one after the other, each change would ask for all of them.
+            let forwards = self
+                .forwards
+                .entry(link.index)
+                .or_insert_with(|| on(&format!("ipv4/conf/{}/forwarding", link.name)) != Some(false));
+            if !*forwards {
+                off.push(link.name.clone());
+            }
+        }
+        self.forwards.retain(|index, _| asked.contains(index));
+        let forwarding = Forwarding { v4, v6, off };
         (self.forwarding.as_ref() != Some(&forwarding)).then(|| {
             self.forwarding = Some(forwarding.clone());
             Said::Forwarding(forwarding)
@@ -176,6 +190,8 @@ impl<'a> Follower<'a> {
 
     /// Looks at everything anew: on a busy host a message about a change can be lost.
     pub(super) async fn look_again(&mut self, tracer: &mut Tracer, names: &mut MachineNames) {
+        // Nobody tells when a setting changes.
+        self.forwards.clear();
         if let Ok(links) = self.interfaces.list().await {
             self.links = links.into_iter().map(|link| (link.index, link)).collect();
             // What was there at the last look, and still is, has had time to become some bridge's port.
@@ -194,8 +210,14 @@ impl<'a> Follower<'a> {
         let mut next = Some(change);
         while let Some(change) = next {
             match change {
-                Change::Link(link) => drop(self.links.insert(link.index, link)),
-                Change::Gone(index) => drop(self.links.remove(&index)),
+                Change::Link(link) => {
+                    self.forwards.remove(&link.index);
+                    self.links.insert(link.index, link);
+                }
+                Change::Gone(index) => {
+                    self.forwards.remove(&index);
+                    self.links.remove(&index);
+                }
                 Change::Routes => routes_changed = true,
                 Change::Addresses => addresses_changed = true,
             }
