@@ -101,7 +101,7 @@ pub struct GenerateArgs {
 struct TellingArgs {
     #[command(flatten)]
     saying: SayingArgs,
-    /// Show only this container, by name or id (repeatable)
+    /// Show only this container, by name (POD/NAME in a pod) or id (repeatable)
     #[arg(long = "container", value_name = "NAME-OR-ID")]
     containers: Vec<String>,
     /// Show only this process (repeatable)
@@ -113,6 +113,12 @@ struct TellingArgs {
     /// Show only processes of this user (repeatable)
     #[arg(long = "uid", value_name = "N")]
     uids: Vec<u32>,
+    /// Show only pods of this name (repeatable, * stands for any characters)
+    #[arg(long = "pod", value_name = "GLOB")]
+    pods: Vec<String>,
+    /// Show only pods of this Kubernetes namespace (repeatable, * stands for any characters)
+    #[arg(long = "namespace", value_name = "GLOB")]
+    namespaces: Vec<String>,
     /// Show only containers of this image (repeatable, * stands for any characters)
     #[arg(long = "image", value_name = "GLOB")]
     images: Vec<String>,
@@ -122,7 +128,7 @@ struct TellingArgs {
     /// Show only requests without a token (v1), with one (v2), or for one (token) (repeatable)
     #[arg(long = "imds", value_name = "v1|v2|token")]
     imds: Vec<String>,
-    /// Also count exchanges and credentials taken by container, process, image, job (of CI) or path
+    /// Also count exchanges and credentials taken by container, pod, namespace, workload (what made the pod), process, image, job (of CI) or path
     #[arg(long, value_name = "WHAT")]
     group_by: Option<String>,
     /// Find whoever takes a token or credentials, or tries to, and is not on this list (TOML): unexpected-client
@@ -179,6 +185,8 @@ impl TellingArgs {
     fn mean(self) -> Result<Telling, config::Error> {
         for (option, values) in [
             ("--container", &self.containers),
+            ("--pod", &self.pods),
+            ("--namespace", &self.namespaces),
             ("--image", &self.images),
             ("--comm", &self.comms),
             ("--path", &self.paths),
@@ -187,6 +195,8 @@ impl TellingArgs {
         }
         let filter = Filter {
             containers: self.containers,
+            pods: self.pods,
+            namespaces: self.namespaces,
             images: self.images,
             pids: self.pids,
             uids: self.uids,

@@ -35,8 +35,10 @@ pub struct Tracing {
     pub endpoints: Vec<IpAddr>,
     /// Made once everything is attached.
     pub ready_file: Option<PathBuf>,
-    /// URL of the engine.
-    pub docker_host: Option<String>,
+    /// URLs of engines; empty: all that are found.
+    pub docker_hosts: Vec<String>,
+    /// The root directory of the host, where we run in a container.
+    pub host_root: PathBuf,
     /// 1: more on stderr; 2: the probes' own log.
     pub verbosity: u8,
 }
@@ -88,8 +90,10 @@ pub struct Doctor {
     pub outputs: Vec<OutputSpec>,
     /// Addresses of IMDS.
     pub endpoints: Vec<IpAddr>,
-    /// URL of the engine.
-    pub docker_host: Option<String>,
+    /// URLs of engines; empty: all that are found.
+    pub docker_hosts: Vec<String>,
+    /// The root directory of the host, where we run in a container.
+    pub host_root: PathBuf,
     /// Is something broken a failure?
     pub exit_code: bool,
     /// Remove what was left behind, and look at nothing.
@@ -163,7 +167,8 @@ pub fn target(text: &str) -> Result<Target, Error> {
     }
     match text {
         "" => Err(wrong()),
-        path if path.contains('/') => Ok(Target::Path(PathBuf::from(path))),
+        // A slash elsewhere stands between the names of a pod and a container.
+        path if path.starts_with(['/', '.']) => Ok(Target::Path(PathBuf::from(path))),
         name => Ok(Target::Container(name.to_owned())),
     }
 }
@@ -262,7 +267,10 @@ mod tests {
     fn a_target_is_a_container_a_process_or_a_path() {
         assert_eq!(target("web"), Ok(Target::Container("web".into())));
         assert_eq!(target("pid:17"), Ok(Target::Pid(17)));
-        assert_eq!(target("/run/netns/x"), Ok(Target::Path("/run/netns/x".into())));
+        for path in ["/run/netns/x", "./x", "../x"] {
+            assert_eq!(target(path), Ok(Target::Path(path.into())));
+        }
+        assert_eq!(target("shop/web-0/app"), Ok(Target::Container("shop/web-0/app".into())));
         for wrong in ["", "pid:", "pid:0", "pid:-1", "pid:x", "pid:4294967295"] {
             assert_eq!(target(wrong), Err(Error::Target(wrong.into())), "{wrong}");
         }

@@ -32,6 +32,7 @@ use crate::memory;
 use crate::privileges::{self, Tasks};
 use crate::sources::docker::{self, News};
 use crate::sources::procfs;
+use crate::sources::runtime::Runtimes;
 use diagnosis::identity::fact::Said;
 use diagnosis::net::{BootTime, Timestamp};
 use diagnosis::output;
@@ -58,6 +59,8 @@ const SETTLE: Duration = Duration::from_millis(1500);
 const BATCH: usize = 4096;
 /// Facts of the engine that wait to be taken at most.
 const BACKLOG: usize = 1024;
+/// Engines followed at most.
+const MAX_ENGINES: usize = 32;
 /// Bytes of a message on stderr.
 const MAX_SHOWN: usize = 2048;
 
@@ -94,7 +97,7 @@ pub fn run(config: Run) -> anyhow::Result<u8> {
 pub fn probe(config: Probe) -> anyhow::Result<u8> {
     start("probe", &config.tracing, async {
         let mut signals = Signals::listen()?;
-        let mut probe = probe::Errand::enter(&config, &engine(&config.tracing)).await?;
+        let mut probe = probe::Errand::enter(&config, &engines(&config.tracing)).await?;
         let judged = trace(&config.tracing, &mut probe, &mut signals).await;
         if !probe.is_answered() {
             judged?;
@@ -159,8 +162,11 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     follower.begin(&mut tracer, &mut names).await?;
 
     let (news_sender, mut news) = mpsc::channel(BACKLOG);
-    tokio::spawn(docker::follow(engine(config), news_sender));
-    let introduced = introductions(&mut news).await;
+    let mut engines = engines(config);
+    for host in &engines {
+        tokio::spawn(docker::follow(host.clone(), news_sender.clone()));
+    }
+    let introduced = introductions(&mut news, &engines).await;
 
     let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand)?;
     session.header_errors(errors_before)?;
@@ -215,6 +221,14 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             () = read_probe_log(&mut probe_log), if probe_log.is_some() => {}
             _ = look_again.tick() => {
                 follower.look_again(&mut tracer, &mut session.names).await;
+                session.departed()?;
+                // An engine that was started since, or that of a user who has logged in.
+                for host in docker::hosts(&config.docker_hosts, &config.host_root) {
+                    if engines.len() < MAX_ENGINES && !engines.contains(&host) {
+                        tokio::spawn(docker::follow(host.clone(), news_sender.clone()));
+                        engines.push(host);
+                    }
+                }
                 session.surroundings(follower.surroundings(&tracer))?;
                 session.surroundings(follower.forwarding())?;
                 session.exceeded(follower.exceeded())?;
@@ -254,9 +268,11 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     session.finish(lost, errand.answers())
 }
 
-/// Where the engine listens.
-fn engine(config: &Tracing) -> String {
-    docker::host(config.docker_host.as_deref())
+/// Where the engines listen.
+fn engines(config: &Tracing) -> Vec<String> {
+    let mut hosts = docker::hosts(&config.docker_hosts, &config.host_root);
+    hosts.truncate(MAX_ENGINES);
+    hosts
 }
 
 /// What is still to be done when everything is attached and the errand has begun.
@@ -266,8 +282,12 @@ fn tasks(config: &Tracing, errand: &impl Errand) -> Tasks {
         Some(folder) if folder != Path::new("") => folder.to_owned(),
         _ => PathBuf::from("."),
     });
-    let engine = engine(config).strip_prefix("unix://").map(PathBuf::from);
-    Tasks { signals: errand.passes_signals_on(), writes: folder.into_iter().chain(engine).collect() }
+    let engines = engines(config).into_iter().filter_map(|host| host.strip_prefix("unix://").map(PathBuf::from));
+    Tasks {
+        signals: errand.passes_signals_on(),
+        writes: folder.into_iter().chain(engines).collect(),
+        reads: Runtimes::of_host(&config.host_root).folders(),
+    }
 }
 
 /// Lets the runtime watch a file descriptor of the kernel room.
@@ -294,18 +314,22 @@ async fn read_probe_log(log: &mut Option<AsyncFd<ProbeLog>>) {
     }
 }
 
-/// What the engine tells before it says that this was all.
-async fn introductions(news: &mut mpsc::Receiver<News>) -> Vec<Said> {
+/// What the engines tell before each says that this was all.
+async fn introductions(news: &mut mpsc::Receiver<News>, engines: &[String]) -> Vec<Said> {
     let mut said = Vec::new();
+    let mut left = engines.len();
     let listing = async {
-        while let Some(told) = news.recv().await {
-            match told {
-                News::Said(fact) => said.push(fact),
-                News::Listed => break,
-                News::Unreachable(why) => {
-                    eprintln!("imds-trace: warning: {why}: containers are known by id and address only");
-                    break;
+        while left > 0 {
+            match news.recv().await {
+                Some(News::Said(fact)) => said.push(fact),
+                Some(News::Listed(_)) => left -= 1,
+                Some(News::Unreachable(why)) => {
+                    eprintln!(
+                        "imds-trace: warning: {why}: its containers are known by their runtime's files, id and address only"
+                    );
+                    left -= 1;
                 }
+                None => break,
             }
         }
     };

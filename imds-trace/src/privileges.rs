@@ -34,6 +34,8 @@ pub struct Tasks {
     pub signals: bool,
     /// It writes there: folders in which files come and go, sockets to connect to.
     pub writes: Vec<PathBuf>,
+    /// It reads there: folders of container runtimes, users' among them.
+    pub reads: Vec<PathBuf>,
 }
 
 /// No core of this process, and nobody of the same user looks into its memory. Programs that it starts are as others.
@@ -64,6 +66,13 @@ pub fn keep_for(tasks: &Tasks) -> Result<(), Error> {
     };
     if has.contains(&Capability::CAP_DAC_OVERRIDE) && tasks.writes.iter().any(needs) {
         kept.insert(Capability::CAP_DAC_OVERRIDE);
+    }
+    let hides = |path: &PathBuf| {
+        let may = faccessat(AT_FDCWD, path, AccessFlags::R_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS);
+        matches!(may, Err(Errno::EACCES))
+    };
+    if has.contains(&Capability::CAP_DAC_READ_SEARCH) && tasks.reads.iter().any(hides) {
+        kept.insert(Capability::CAP_DAC_READ_SEARCH);
     }
     caps::set(None, CapSet::Effective, &before)?;
     keep(&kept)

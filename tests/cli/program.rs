@@ -209,7 +209,7 @@ pub fn unsealed(bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes).context("a recording is text")?;
     let is_seal = |line: &&str| line.starts_with("{\"seal\"") || line.starts_with("{\"end\"");
     let lines: String = text.split_inclusive('\n').filter(|line| !is_seal(line)).collect();
-    Ok(lines.replacen("{\"recording\":2,", "{\"recording\":1,", 1))
+    Ok(lines.replacen("{\"recording\":3,", "{\"recording\":1,", 1))
 }
 
 /// The scenario called `name` as a recording.

@@ -34,6 +34,7 @@ mod trace_names;
 mod trace_network;
 mod trace_page;
 mod trace_pcap;
+mod trace_pods;
 mod trace_probe;
 mod trace_programs;
 mod trace_record;
@@ -131,6 +132,7 @@ fn main() -> ExitCode {
         ("trace_identity", trace_identity::TESTS),
         ("trace_kernel", trace_kernel::TESTS),
         ("trace_names", trace_names::TESTS),
+        ("trace_pods", trace_pods::TESTS),
         ("trace_forensics", trace_forensics::TESTS),
         ("trace_ground_truth", trace_ground_truth::TESTS),
         ("trace_network", trace_network::TESTS),

@@ -301,7 +301,7 @@ fn rotated_and_empty() -> Result<()> {
     let whole = frames(&story.tell(), &[0, 1], at);
     let told = Told::of(&[pcap(&whole), Vec::new()])?;
     expect_equal("failures", told.failures, vec!["file-1: it is empty".to_owned()])?;
-    match Told::of(&[pcap(&whole), b"{\"recording\":2}".to_vec()]) {
+    match Told::of(&[pcap(&whole), b"{\"recording\":3}".to_vec()]) {
         Err(error) if error.to_string() == "file-1: it is neither pcap nor pcapng" => Ok(()),
         other => bail!("{other:?}"),
     }

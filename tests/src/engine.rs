@@ -26,7 +26,7 @@ const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(20);
 
 /// Where dockerd and containerd keep what is to outlive them, in the lab's folder.
-const DATA: &str = "data";
+pub(crate) const DATA: &str = "data";
 const CONTAINERD: &str = "containerd";
 
 /// The private engine; dropping it stops it with all its containers.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::AccessFlags;
+use sha2::{Digest, Sha256};
 
 use crate::children;
 use crate::real;
@@ -39,6 +40,32 @@ pub(crate) fn archive() -> Result<Vec<u8>> {
     }
     for applet in APPLETS {
         link(&mut tar, &format!("bin/{applet}"), "busybox")?;
+    }
+    Ok(tar.into_inner()?)
+}
+
+/// The image as `docker save` writes it, for every other runtime: one layer, a configuration, and the list of both.
+pub(crate) fn docker_archive(name: &str) -> Result<Vec<u8>> {
+    let layer = archive()?;
+    let digest = Sha256::digest(&layer).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = serde_json::json!({
+        "architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+        // Also what holds a pod's network: it must not end by itself.
+        "config": {"Entrypoint": ["/bin/busybox", "sleep", "1000000"], "Env": ["PATH=/bin"]},
+    });
+    let list = serde_json::json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
+    let mut tar = tar::Builder::new(Vec::new());
+    let parts = [
+        ("config.json", config.to_string().into_bytes()),
+        ("layer.tar", layer),
+        ("manifest.json", list.to_string().into_bytes()),
+    ];
+    for (name, bytes) in parts {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(bytes.len() as u64);
+        tar.append_data(&mut header, name, bytes.as_slice())?;
     }
     Ok(tar.into_inner()?)
 }

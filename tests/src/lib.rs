@@ -36,6 +36,7 @@ pub mod pieces;
 mod plain;
 pub mod real;
 pub mod record;
+pub mod runtimes;
 pub mod service;
 pub mod spec;
 pub mod topology;

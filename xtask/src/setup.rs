@@ -33,6 +33,11 @@ const LAB_PROGRAMS: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/boto3/__init__.py", "python3-boto3"),
     ("/usr/bin/aws", "awscli"),
     ("/usr/bin/curl", "curl"),
+    // Other runtimes than Docker: pods, with the client that speaks to them, and podman with its network.
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
+    ("podman", "podman"),
+    ("/usr/lib/podman/netavark", "netavark"),
     // In which `--output html` is looked at.
     ("chromium", "chromium"),
     // The service manager that the unit is tried with.

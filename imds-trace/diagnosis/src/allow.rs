@@ -218,11 +218,21 @@ impl Entry {
             named.unwrap_or(Fits::No),
             fit(&self.images, container.image.as_deref(), "its image"),
             fit(&self.jobs, container.job_id(), "its CI job"),
-            fit(&self.pods, container.pod.as_deref(), "its pod"),
+            self.fits_pod(container),
         ]
         .into_iter()
         .min()
         .unwrap_or(Fits::No)
+    }
+
+    /// A pod is meant by its name, NAMESPACE/NAME or its uid.
+    fn fits_pod(&self, container: &Container) -> Fits {
+        let pod = container.pod.as_deref();
+        let name = pod.and_then(|pod| pod.name.as_deref());
+        let full = pod.and_then(|pod| Some(format!("{}/{}", pod.namespace.as_deref()?, name?)));
+        let names = [name, full.as_deref(), pod.and_then(|pod| pod.uid.as_deref())];
+        let fits = names.into_iter().map(|name| fit(&self.pods, name, "its pod")).max();
+        fits.unwrap_or(Fits::No)
     }
 }
 

@@ -61,6 +61,10 @@ pub const HOST: &str = "host";
 pub struct Filter {
     /// Names, ids, or beginnings of ids.
     pub containers: Vec<String>,
+    /// Patterns of pods' names.
+    pub pods: Vec<String>,
+    /// Patterns of their namespaces.
+    pub namespaces: Vec<String>,
     /// Patterns of images.
     pub images: Vec<String>,
     /// Process ids.
@@ -150,7 +154,7 @@ pub enum Error {
     #[error("{0} {1:?}: not tokens=required, hop-limit=N (1 to 64), or both with a comma between them")]
     Settings(&'static str, String),
     /// Not something to count by.
-    #[error("--group-by {0}: not container, process, image, job or path")]
+    #[error("--group-by {0}: not container, pod, namespace, workload, process, image, job or path")]
     GroupBy(String),
 }
 

@@ -34,7 +34,7 @@ pub struct Answers {
 pub struct Own {
     pid: u32,
     target: String,
-    container: Option<String>,
+    container: Option<ContainerDetail>,
     exchanges: Vec<ExchangeEvent>,
     findings: Vec<(Timestamp, Finding)>,
     losses: Vec<Event>,
@@ -44,8 +44,9 @@ pub struct Own {
 }
 
 impl Own {
-    /// Requests of this process, which we are, from the network of `target` as it was typed; of a container, with this id.
-    pub fn new(pid: u32, target: String, container: Option<String>) -> Self {
+    /// Requests of this process, which we are, from the network of `target` as it was typed; of a container, as it
+    /// is known.
+    pub fn new(pid: u32, target: String, container: Option<ContainerDetail>) -> Self {
         Self {
             pid,
             target,
@@ -66,14 +67,14 @@ impl Own {
 
     /// The container that we ask for.
     pub fn container(&self) -> Option<&str> {
-        self.container.as_deref()
+        self.container.as_ref().map(|container| container.id.as_str())
     }
 
     /// That what this process asks is to be counted for the container. Its namespace would not say so where several containers share
     /// it, or where it is the host's.
     pub fn introduction(&self) -> Option<Said> {
-        let id = self.container.clone()?;
-        Some(Said::Container(ContainerDetail { id, pid: Some(self.pid), ..ContainerDetail::default() }))
+        let container = self.container.clone()?;
+        Some(Said::Container(ContainerDetail { pid: Some(self.pid), ..container }))
     }
 
     /// Hears of an event; remembers it if it may be about our requests.
@@ -247,7 +248,8 @@ mod tests {
     #[test]
     fn only_for_a_container_something_is_said_of_us() {
         assert_eq!(Own::new(7, "pid:9".into(), None).introduction(), None);
-        let said = Own::new(7, "web".into(), Some("ab".into())).introduction();
+        let said = Own::new(7, "web".into(), Some(ContainerDetail { id: "ab".into(), ..ContainerDetail::default() }))
+            .introduction();
         assert!(matches!(said, Some(Said::Container(ContainerDetail { pid: Some(7), .. }))), "{said:?}");
     }
 

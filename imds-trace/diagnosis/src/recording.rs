@@ -3,7 +3,7 @@
 //! JSON Lines; `host.jsonl.zst` is the same, compressed with Zstandard. `docs/recording.md` is the description for others; this is
 //! what this program does.
 //!
-//! * The first line is the header: `{"recording":2,…}`, where 2 is the version of the format. `chain` in it ties files together:
+//! * The first line is the header: `{"recording":3,…}`, where 3 is the version of the format. `chain` in it ties files together:
 //!   the boot and the run it is of, its number, and name and SHA-256 of the file before it.
 //! * Every further line is one input, `{"observation":…}`, `{"fact":…}`, `{"tick":…}` or `{"lost":…}`, in the order in which the
 //!   pipeline took them. Times are nanoseconds since boot; the header's `boot_time` (nanoseconds from the Unix epoch to boot) makes
@@ -15,7 +15,7 @@
 //! * `{"end":{"at":…,"inputs":N,"lost":N,"rotated":…},"digest":"…"}` is a seal too, and the last line of a file that was closed in
 //!   order.
 //!
-//! Version 1 has neither seals nor an end: it is read, and cannot be verified. Fields may be added within a version; a reader ignores
+//! Version 3 adds the pod that a container is in. Version 1 has neither seals nor an end: it is read, and cannot be verified. Fields may be added within a version; a reader ignores
 //! those it does not know.
 //!
 //! Secrets never reach this file: what can be an input is an allow-list (`observation::redact`).
@@ -39,7 +39,7 @@ pub use read::Reader;
 pub use write::Writer;
 
 /// Version of the format that this program writes, and the highest it reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The first version whose files are sealed.
 const SEALED_SINCE: u32 = 2;
 /// A line longer than this is no recording; the longest input, a container with many labels, has some kilobytes.

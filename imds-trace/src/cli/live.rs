@@ -43,7 +43,7 @@ pub struct ProbeArgs {
     /// Wait so long for each of the two answers
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     timeout: String,
-    /// Name or id of a container, pid:N, or the path of a network namespace
+    /// Name or id of a container (in a pod: POD/NAME, NAMESPACE/POD/NAME, or the pod), pid:N, or the path of a network namespace
     #[arg(value_name = "CONTAINER")]
     target: String,
 }
@@ -79,9 +79,13 @@ struct ListeningArgs {
     /// leave this host, every container bridge, and the links of pods that have none
     #[arg(long = "interface", value_name = "NAME")]
     interfaces: Vec<String>,
-    /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is a warning, not an error
-    #[arg(long, value_name = "URL")]
-    docker_host: Option<String>,
+    /// Engine (repeatable), Docker or podman [default: $DOCKER_HOST, else all sockets of both that are found, users' too]; no engine is
+    /// a warning, not an error
+    #[arg(long = "docker-host", value_name = "URL")]
+    docker_hosts: Vec<String>,
+    /// Where the root directory of the host is, for the files and sockets of its container runtimes; to run in a container
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    host_root: PathBuf,
     /// More on stderr; twice: the probes' own log
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
@@ -100,11 +104,15 @@ pub struct DoctorArgs {
     #[arg(long)]
     exit_code: bool,
     /// Look at nothing, but remove what runs that were killed left on interfaces (kernels before 6.6; needs root), and say what
-    #[arg(long, conflicts_with_all = ["outputs", "endpoints", "exit_code", "docker_host"])]
+    #[arg(long, conflicts_with_all = ["outputs", "endpoints", "exit_code", "docker_hosts"])]
     clean: bool,
-    /// Docker engine [default: $DOCKER_HOST, else unix:///var/run/docker.sock]; no engine is an answer, not an error
-    #[arg(long, value_name = "URL")]
-    docker_host: Option<String>,
+    /// Engine (repeatable), Docker or podman [default: $DOCKER_HOST, else all sockets of both that are found, users' too]; no engine is
+    /// an answer, not an error
+    #[arg(long = "docker-host", value_name = "URL")]
+    docker_hosts: Vec<String>,
+    /// Where the root directory of the host is, for the files and sockets of its container runtimes; to run in a container
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    host_root: PathBuf,
     /// More on stderr
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
@@ -118,7 +126,8 @@ impl ListeningArgs {
             interfaces: self.interfaces.iter().map(|name| config::interface(name)).collect::<Result<_, _>>()?,
             endpoints: config::endpoints(endpoints)?,
             ready_file: None,
-            docker_host: self.docker_host,
+            docker_hosts: self.docker_hosts,
+            host_root: self.host_root,
             verbosity: self.verbose,
         })
     }
@@ -164,7 +173,8 @@ impl DoctorArgs {
         Ok(Doctor {
             outputs: outputs(&self.outputs, KINDS)?,
             endpoints: config::endpoints(&self.endpoints)?,
-            docker_host: self.docker_host,
+            docker_hosts: self.docker_hosts,
+            host_root: self.host_root,
             exit_code: self.exit_code,
             clean: self.clean,
             verbosity: self.verbose,

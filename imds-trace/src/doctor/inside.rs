@@ -17,6 +17,7 @@ use crate::interfaces::nsid;
 use crate::interfaces::snapshot::{self, Snapshot, Way};
 use crate::kernel::programs::{self, Program};
 use crate::sources::listing::Running;
+use crate::sources::runtime::Runtimes;
 use diagnosis::identity::cgroup;
 use diagnosis::net::{Ifindex, bounded};
 use diagnosis::way::network::Kind;
@@ -110,14 +111,14 @@ struct Found {
 }
 
 /// Looks into each namespace that is not the host's and has clients of this host, once. `host` is the host's network.
-pub fn look(containers: &[Running], endpoints: &[IpAddr], host: Option<&Snapshot>) -> Vec<Inside> {
+pub fn look(containers: &[Running], runtimes: &Runtimes, endpoints: &[IpAddr], host: Option<&Snapshot>) -> Vec<Inside> {
     let own = File::open("/proc/thread-self/ns/net").ok();
     let inode = |file: &File| file.metadata().map(|data| data.ino()).ok();
     let own_inode = own.as_ref().and_then(inode);
     let found = std::thread::scope(|scope| {
         let finding = scope.spawn(|| {
             see_all_cgroups();
-            find(containers, own_inode)
+            find(containers, runtimes, own_inode)
         });
         finding.join().unwrap_or_default()
     });
@@ -189,7 +190,7 @@ fn see_all_cgroups() {
 }
 
 /// Namespaces of the engine's containers, of processes, and those with names.
-fn find(containers: &[Running], own: Option<u64>) -> Vec<Found> {
+fn find(containers: &[Running], runtimes: &Runtimes, own: Option<u64>) -> Vec<Found> {
     let mut found: Vec<Found> = Vec::new();
     for container in containers.iter().filter(|container| container.mode != "host") {
         let name = bounded(&container.name, MAX_NAME).to_owned();
@@ -247,7 +248,10 @@ fn find(containers: &[Running], own: Option<u64>) -> Vec<Found> {
             continue;
         }
         if let Some(named) = cgroup::read(&cgroups) {
-            let name = name_of(&named, containers);
+            let is_listed = containers.iter().any(|container| container.id == named.outer.id);
+            let told = runtimes.network_of(&cgroups).filter(|_| !is_listed);
+            let name =
+                told.map(|name| bounded(&name, MAX_NAME).to_owned()).unwrap_or_else(|| name_of(&named, containers));
             one.named = true;
             if !one.containers.contains(&name) {
                 one.containers.push(name);

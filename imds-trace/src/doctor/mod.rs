@@ -152,7 +152,7 @@ pub fn doctor(config: Doctor) -> anyhow::Result<u8> {
         return clean();
     }
     let mut teller = tell::Teller::open(&config.outputs)?;
-    let sight = Sight::gather(&config.endpoints, config.docker_host.as_deref());
+    let sight = Sight::gather(&config.endpoints, &config.docker_hosts, &config.host_root);
     #[expect(clippy::disallowed_methods, reason = "its answers are about now")]
     let at = jiff::Timestamp::now();
     let mut broken = false;

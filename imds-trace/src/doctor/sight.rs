@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 
 use super::firewall::fate::{Client, fate};
 use super::firewall::{self};
@@ -9,6 +10,7 @@ use super::inside::{self, Inside, View};
 use super::listeners;
 use crate::interfaces::snapshot::{self, Asked, Snapshot, Way};
 use crate::sources::listing::{self, Listing, Running};
+use crate::sources::runtime::Runtimes;
 use diagnosis::net::Ifindex;
 use diagnosis::way::hops::below;
 use diagnosis::way::network::Kind;
@@ -99,11 +101,11 @@ pub struct Sight {
 
 impl Sight {
     /// Gathers everything. What cannot be known is kept as such.
-    pub fn gather(endpoints: &[IpAddr], docker_host: Option<&str>) -> Self {
-        let engine = listing::ask(docker_host);
+    pub fn gather(endpoints: &[IpAddr], docker_hosts: &[String], host_root: &Path) -> Self {
+        let engine = listing::ask(docker_hosts, host_root);
         let network = snapshot::look(endpoints).map_err(|error| error.to_string());
         let containers = engine.as_ref().map(|listing| listing.containers.as_slice()).unwrap_or_default();
-        let inside = inside::look(containers, endpoints, network.as_ref().ok());
+        let inside = inside::look(containers, &Runtimes::of_host(host_root), endpoints, network.as_ref().ok());
         let legs = legs(&inside, endpoints, network.as_ref().ok());
         let bridges = bridges(network.as_ref().ok(), engine.as_ref().ok());
         let programs = inside::on_links(&network);

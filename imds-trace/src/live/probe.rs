@@ -19,12 +19,12 @@ use super::errand;
 use crate::config::{Probe, Target};
 use crate::privileges;
 use crate::sources::docker;
-use crate::sources::procfs::{Procfs, Several};
-use diagnosis::net;
+use crate::sources::procfs::{Found, Procfs, Several};
+use crate::sources::runtime::Runtimes;
+use diagnosis::identity::cgroup;
+use diagnosis::identity::fact::ContainerDetail;
 use diagnosis::probe::{Answer, Answers, Own, waited};
 
-/// Characters of a container's id that are shown.
-const SHOWN: usize = 12;
 /// IMDS listens on the port of HTTP.
 const PORT: u16 = 80;
 /// A token answer has about 300 bytes, an instance's id fewer.
@@ -47,8 +47,9 @@ pub(super) struct Errand {
 
 impl Errand {
     /// Finds whom to ask for and enters its network; nothing is sent yet. An error if it is not there, or may not be entered.
-    pub(super) async fn enter(config: &Probe, engine: &str) -> anyhow::Result<Self> {
-        let Place { name, container, netns } = find(&config.target, engine).await?;
+    pub(super) async fn enter(config: &Probe, engines: &[String]) -> anyhow::Result<Self> {
+        let runtimes = Runtimes::of_host(&config.tracing.host_root);
+        let Place { name, container, netns } = find(&config.target, engines, &runtimes).await?;
         let (go, begin) = mpsc::channel();
         let (entered, enter) = oneshot::channel();
         let (sender, coming) = oneshot::channel();
@@ -127,34 +128,37 @@ impl errand::Errand for Errand {
 struct Place {
     /// As reports name it.
     name: String,
-    /// The container's id, if it is one's.
-    container: Option<String>,
+    /// The container, if it is one's.
+    container: Option<ContainerDetail>,
     netns: File,
 }
 
-async fn find(target: &Target, engine: &str) -> anyhow::Result<Place> {
+async fn find(target: &Target, engines: &[String], runtimes: &Runtimes) -> anyhow::Result<Place> {
     match target {
         Target::Container(wanted) => {
-            let found = match docker::find(engine, wanted).await {
-                Ok(found) => found,
-                // Containers of other engines, by the cgroup of their processes.
-                Err(why) => match Procfs::default().of_container(wanted) {
-                    Ok(Some((id, pid))) => {
-                        docker::Found { name: net::bounded(&id, SHOWN).to_owned(), id, pid: Some(pid) }
-                    }
-                    Ok(None) => {
-                        bail!("probe {wanted}: {why}; and no process is in a container with an id that begins so")
-                    }
-                    Err(Several) => bail!("probe {wanted}: {why}; and several containers have an id that begins so"),
-                },
+            // By the cgroups of processes, with what the runtimes' files say of them; then what only an engine knows.
+            let found = match Procfs::default().of_container(wanted, runtimes) {
+                Ok(Some(found)) if found.detail.name.is_some() => found,
+                // Its runtime's files are elsewhere: an engine may know its name.
+                Ok(Some(found)) => introduced(engines, &found.detail.id).await.unwrap_or(found),
+                Ok(None) => introduced(engines, wanted).await?,
+                Err(Several(names)) => {
+                    bail!("probe {wanted}: several containers are called so, or have an id that begins so: {names}")
+                }
             };
             let pid = found.pid.with_context(|| format!("probe {wanted}: the container is not running"))?;
             let netns = open_of(pid).with_context(|| format!("probe {wanted}"))?;
-            Ok(Place { name: found.name, container: Some(found.id), netns })
+            Ok(Place { name: found.name, container: Some(found.detail), netns })
         }
         Target::Pid(pid) => {
             let netns = open_of(*pid).with_context(|| format!("probe pid:{pid}"))?;
-            let container = Procfs::default().describe(*pid).and_then(|detail| detail.container);
+            let process = Procfs::default().describe(*pid);
+            let container = process.and_then(|process| {
+                let (id, path) = (process.container?, process.cgroup?);
+                let within = cgroup::read_path(&path).filter(|within| within.outer.id == id);
+                let said = within.and_then(|within| runtimes.describe(&within, &path)).unwrap_or_default();
+                Some(ContainerDetail { id, ..said })
+            });
             Ok(Place { name: format!("pid:{pid}"), container, netns })
         }
         Target::Path(path) => {
@@ -163,6 +167,22 @@ async fn find(target: &Target, engine: &str) -> anyhow::Result<Place> {
             Ok(Place { name, container: None, netns })
         }
     }
+}
+
+/// The container that an engine knows by this name.
+async fn introduced(engines: &[String], wanted: &str) -> anyhow::Result<Found> {
+    let mut refused = Vec::new();
+    for engine in engines {
+        match docker::find(engine, wanted).await {
+            Ok(found) => return Ok(found),
+            Err(why) => refused.push(why),
+        }
+    }
+    refused.dedup();
+    bail!(
+        "probe {wanted}: {}; and no process is in a container or pod of that name or with an id that begins so",
+        refused.join("; ")
+    )
 }
 
 fn open_of(pid: u32) -> anyhow::Result<File> {

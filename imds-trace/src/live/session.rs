@@ -13,8 +13,9 @@ use crate::kernel::decode::{self, Record, Tasks};
 use crate::kernel::ring::{self, MachineNames, Records};
 use crate::sources::docker::News;
 use crate::sources::procfs::Procfs;
+use crate::sources::runtime::Runtimes;
 use diagnosis::event::{Attached, Event, Missing, Ready};
-use diagnosis::identity::fact::{Fact, ProcessDetail, Said};
+use diagnosis::identity::fact::{CUT, Fact, ProcessDetail, Said};
 use diagnosis::input::Input;
 use diagnosis::net::Timestamp;
 use diagnosis::observation::Streams;
@@ -42,6 +43,7 @@ pub(super) struct Session {
     own: Option<Own>,
     recording: Option<Files>,
     procfs: Procfs,
+    runtimes: Runtimes,
     streams: Streams,
     tasks: Tasks,
     /// The last of each driver.
@@ -94,6 +96,7 @@ impl Session {
             own: errand.asks_for(),
             recording,
             procfs: Procfs::default(),
+            runtimes: Runtimes::of_host(&config.host_root),
             streams: Streams::default(),
             tasks: Tasks::default(),
             readings: Vec::new(),
@@ -145,15 +148,23 @@ impl Session {
     pub(super) fn news(&mut self, told: News) -> anyhow::Result<()> {
         match told {
             News::Said(said) => self.fact(said),
-            News::Listed => {
-                log::info!("the Docker engine has listed its containers");
+            News::Listed(host) => {
+                log::info!("the Docker engine at {host} has listed its containers");
                 Ok(())
             }
             News::Unreachable(why) => {
-                log::info!("{why}");
+                eprintln!("imds-trace: warning: {}; it is asked again until it answers", printable(&why, MAX_SHOWN));
                 Ok(())
             }
         }
+    }
+
+    /// Tells which containers have ended that no engine may tell of.
+    pub(super) fn departed(&mut self) -> anyhow::Result<()> {
+        for id in self.runtimes.departed() {
+            self.fact(Said::ContainerGone { id })?;
+        }
+        Ok(())
     }
 
     /// Takes at most `limit` records from the ring buffer, and none behind the first that is later than `until`: in a storm the
@@ -177,10 +188,17 @@ impl Session {
             self.disown(&mut input);
             let connecting = if is_told { self.whom_to_ask(&input) } else { None };
             let at = input.at();
+            let told = cgroup_told(&input);
             self.push(input)?;
-            // At once: the process may not live long.
-            if let Some(detail) = connecting.and_then(|pid| self.describe(pid)) {
+            // At once: the process may not live long, nor its container.
+            let detail = connecting.and_then(|pid| self.describe(pid));
+            let read = detail.as_ref().and_then(|detail| detail.cgroup.clone());
+            if let Some(detail) = detail {
                 self.push(Input::Fact(Fact { at, said: Said::Process(detail) }))?;
+            }
+            // /proc knows every hierarchy, the kernel half told of one.
+            if let Some(introduced) = read.or(told).and_then(|path| self.runtimes.introduce(at, &path)) {
+                self.push(Input::Fact(Fact { at, said: Said::Container(introduced) }))?;
             }
             if at > until {
                 break;
@@ -297,6 +315,12 @@ impl Session {
             None => Ok(judged),
         }
     }
+}
+
+/// The cgroup path of a task that connects, as the kernel half told it, if it told all of it.
+fn cgroup_told(input: &Input) -> Option<String> {
+    let Input::Fact(Fact { said: Said::Attempting(task) | Said::Connecting(task), .. }) = input else { return None };
+    task.told.cgroup.clone().filter(|path| !path.starts_with(CUT))
 }
 
 /// When a file of it is put away.

@@ -1,7 +1,8 @@
-//! What does the Docker engine say of its containers? Listed once, then followed by its events.
+//! What do the engines say of their containers? Docker and podman: listed once, then followed by their events.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::Docker;
@@ -10,27 +11,55 @@ use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListCont
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::procfs::Procfs;
+use super::labels::labels;
+use super::procfs::{Found, Procfs};
 use diagnosis::identity::cgroup::Runtime;
 use diagnosis::identity::fact::{ContainerDetail, Said};
-use diagnosis::identity::job;
 use diagnosis::net::bounded;
 use diagnosis::printable::causes;
 use diagnosis::secret;
 
-/// Where the engine listens if nobody says otherwise.
+/// Where an engine listens if nobody says otherwise.
 const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+/// Where engines of root listen, and below a user's folder in `/run/user` those of users.
+const OF_ROOT: [&str; 2] = ["run/docker.sock", "run/podman/podman.sock"];
+const OF_USER: [&str; 2] = ["docker.sock", "podman/podman.sock"];
+/// Users whose engines are looked for at most.
+const MAX_USERS: usize = 64;
 
-/// Where the engine listens: as asked, else `$DOCKER_HOST`, else the default; an empty word is none, as the docker command has it.
-pub fn host(asked: Option<&str>) -> String {
-    let host = asked.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
-    host.filter(|host| !host.is_empty()).unwrap_or_else(|| DEFAULT_HOST.to_owned())
+/// Where the engines listen: as asked, else `$DOCKER_HOST`, else every socket that is found below the host's root, else the default.
+/// An empty word is none, as the docker command has it.
+pub fn hosts(asked: &[String], root: &Path) -> Vec<String> {
+    let mut asked: Vec<String> = asked.iter().filter(|host| !host.is_empty()).cloned().collect();
+    if asked.is_empty() {
+        asked.extend(std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty()));
+    }
+    if asked.is_empty() {
+        asked = found(root);
+    }
+    if asked.is_empty() {
+        asked.push(DEFAULT_HOST.to_owned());
+    }
+    asked
+}
+
+/// The sockets of engines that are there.
+fn found(root: &Path) -> Vec<String> {
+    let users = std::fs::read_dir(root.join("run/user")).into_iter().flatten().flatten().take(MAX_USERS);
+    let of_users = users.flat_map(|user| OF_USER.map(|socket| user.path().join(socket)));
+    let all = OF_ROOT.iter().map(|socket| root.join(socket)).chain(of_users);
+    let is_socket = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket());
+    let named = |path: PathBuf| match path.to_str() {
+        // What people call it, so that it is not taken for another one.
+        Some("/run/docker.sock") => DEFAULT_HOST.to_owned(),
+        _ => format!("unix://{}", path.display()),
+    };
+    let mut found: Vec<_> = all.filter(is_socket).map(named).collect();
+    found.sort();
+    found
 }
 /// An engine that went away is tried again this often.
 const RETRY: Duration = Duration::from_secs(2);
-/// Labels kept of one container, and bytes of each; whoever starts a container chooses them.
-const MAX_LABELS: usize = 64;
-const MAX_LABEL: usize = 512;
 /// Networks kept of one container, and bytes of each name.
 const MAX_NETWORKS: usize = 32;
 const MAX_NETWORK: usize = 128;
@@ -40,21 +69,10 @@ const MAX_NETWORK: usize = 128;
 pub enum News {
     /// A fact.
     Said(Said),
-    /// All containers that were there have been told.
-    Listed,
-    /// The engine cannot be asked; it will be tried again.
+    /// All containers of the engine there have been told.
+    Listed(String),
+    /// The engine cannot be asked; it will be tried again. Told once until it can.
     Unreachable(String),
-}
-
-/// A container that was asked for by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Full id.
-    pub id: String,
-    /// Name, or what was asked for.
-    pub name: String,
-    /// Its first process; `None` if it is not running.
-    pub pid: Option<u32>,
 }
 
 /// Asks the engine at `host` for a container by name, id or the beginning of an id. An error is a sentence.
@@ -66,7 +84,7 @@ pub async fn find(host: &str, wanted: &str) -> Result<Found, String> {
         Ok(container) => {
             let id = container.id.clone().unwrap_or_else(|| wanted.to_owned());
             let detail = inspected(&id, container);
-            Ok(Found { name: detail.name.unwrap_or_else(|| wanted.to_owned()), id, pid: detail.pid })
+            Ok(Found { name: detail.name.clone().unwrap_or_else(|| wanted.to_owned()), pid: detail.pid, detail })
         }
         Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
             Err("no such container".to_owned())
@@ -77,10 +95,16 @@ pub async fn find(host: &str, wanted: &str) -> Result<Found, String> {
 
 /// Follows the engine at `host` until the receiver goes away.
 pub async fn follow(host: String, news: mpsc::Sender<News>) {
+    let mut running = HashSet::new();
+    let mut is_told = false;
     loop {
-        if let Err(error) = session(&host, &news).await {
-            let sentence = format!("Docker engine at {host}: {}", causes(&error));
-            if news.send(News::Unreachable(sentence)).await.is_err() {
+        let mut listed = false;
+        let ended = session(&host, &news, &mut running, &mut listed).await;
+        is_told &= !listed;
+        if !is_told {
+            is_told = true;
+            let why = ended.err().map_or_else(|| "it ended the connection".to_owned(), |error| causes(&error));
+            if news.send(News::Unreachable(format!("Docker engine at {host}: {why}"))).await.is_err() {
                 return;
             }
         }
@@ -97,7 +121,14 @@ struct Engine {
     runtime: Runtime,
 }
 
-async fn session(host: &str, news: &mpsc::Sender<News>) -> Result<(), bollard::errors::Error> {
+/// Follows the engine as long as it is there. `running`: its containers, as told so far; those that ended while it was away have
+/// ended when it is back. `listed`: has it answered?
+async fn session(
+    host: &str,
+    news: &mpsc::Sender<News>,
+    running: &mut HashSet<String>,
+    listed: &mut bool,
+) -> Result<(), bollard::errors::Error> {
     let docker = Docker::connect_with_host(host)?.negotiate_version().await?;
     // podman answers the same questions, and names itself among its components.
     let components = docker.version().await?.components.unwrap_or_default();
@@ -108,15 +139,23 @@ async fn session(host: &str, news: &mpsc::Sender<News>) -> Result<(), bollard::e
     // Events first, or a container that starts during the listing would be missed.
     let mut events =
         std::pin::pin!(docker.events(Some(EventsOptions { filters: Some(filters), ..Default::default() })));
-    let running = docker.list_containers(None::<ListContainersOptions>).await?;
-    for id in running.into_iter().filter_map(|container| container.id) {
-        inspect(&engine, &id, news).await;
+    let there = docker.list_containers(None::<ListContainersOptions>).await?;
+    let there: HashSet<String> = there.into_iter().filter_map(|container| container.id).collect();
+    for id in running.difference(&there) {
+        if news.send(News::Said(Said::ContainerGone { id: id.clone() })).await.is_err() {
+            return Ok(());
+        }
     }
-    if news.send(News::Listed).await.is_err() {
+    *running = there;
+    *listed = true;
+    for id in running.iter() {
+        inspect(&engine, id, news).await;
+    }
+    if news.send(News::Listed(host.to_owned())).await.is_err() {
         return Ok(());
     }
     while let Some(event) = events.next().await {
-        if !handle(&engine, event?, news).await {
+        if !handle(&engine, event?, news, running).await {
             return Ok(());
         }
     }
@@ -124,7 +163,12 @@ async fn session(host: &str, news: &mpsc::Sender<News>) -> Result<(), bollard::e
 }
 
 /// Says what an event means; `false` if nobody listens any more.
-async fn handle(engine: &Engine, event: EventMessage, news: &mpsc::Sender<News>) -> bool {
+async fn handle(
+    engine: &Engine,
+    event: EventMessage,
+    news: &mpsc::Sender<News>,
+    running: &mut HashSet<String>,
+) -> bool {
     let Some(actor) = event.actor else { return true };
     let attributes = actor.attributes.unwrap_or_default();
     let action = event.action.unwrap_or_default();
@@ -136,12 +180,16 @@ async fn handle(engine: &Engine, event: EventMessage, news: &mpsc::Sender<News>)
                 return false;
             }
             if action == "start" {
+                running.insert(id.clone());
                 inspect(engine, &id, news).await;
             }
             true
         }
         (Some(EventMessageTypeEnum::CONTAINER), "die" | "destroy") => match actor.id {
-            Some(id) => news.send(News::Said(Said::ContainerGone { id })).await.is_ok(),
+            Some(id) => {
+                running.remove(&id);
+                news.send(News::Said(Said::ContainerGone { id })).await.is_ok()
+            }
             None => true,
         },
         (Some(EventMessageTypeEnum::NETWORK), "connect") => {
@@ -206,34 +254,6 @@ fn inspected(id: &str, container: ContainerInspectResponse) -> ContainerDetail {
         pid,
         addresses,
         networks: names,
-        runtime: None,
-    }
-}
-
-/// Labels as they are kept: bounded in number and length, secrets masked. Those that tell of a job stay when there are too many.
-fn labels(labels: HashMap<String, String>) -> Arc<BTreeMap<String, String>> {
-    let mut named: Vec<_> = labels.into_iter().collect();
-    named.sort_by_cached_key(|(name, _)| (!job::reads(name), name.clone()));
-    named.truncate(MAX_LABELS);
-    let kept = |text: &str| bounded(text, MAX_LABEL).to_owned();
-    let pairs = named.iter().map(|(name, value)| (kept(&secret::mask(name)), kept(&secret::mask_value(name, value))));
-    Arc::new(pairs.collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn labels_are_bounded_masked_and_those_of_a_job_stay() {
-        let mut many: HashMap<_, _> = (0..1_000).map(|n| (format!("a{n}"), "x".repeat(100_000))).collect();
-        many.insert("com.gitlab.gitlab-runner.job.id".into(), "4711".into());
-        many.insert("com.example.registry-password".into(), "hunter2".into());
-        let few = HashMap::from([("registry-password".to_owned(), "hunter2".to_owned())]);
-        let kept = labels(many);
-        assert_eq!(kept.len(), MAX_LABELS);
-        assert_eq!(kept.get("com.gitlab.gitlab-runner.job.id").map(String::as_str), Some("4711"));
-        assert!(kept.values().all(|value| value.len() <= MAX_LABEL));
-        assert_eq!(labels(few).get("registry-password").map(String::as_str), Some("***"));
+        ..ContainerDetail::default()
     }
 }

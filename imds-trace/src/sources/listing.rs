@@ -4,6 +4,7 @@
 //! never.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
@@ -75,14 +76,36 @@ pub struct Network {
     pub internal: bool,
 }
 
-/// Asks the engine at `host` (else `$DOCKER_HOST`, else the usual socket). The error is a sentence.
-pub fn ask(host: Option<&str>) -> Result<Listing, String> {
-    let host = docker::host(host);
+/// Asks the engines (else that of `$DOCKER_HOST`, else all that are found). The error is a sentence: none of them can be asked.
+pub fn ask(asked: &[String], root: &Path) -> Result<Listing, String> {
+    let mut all: Option<Listing> = None;
+    let mut failed = Vec::new();
+    for host in docker::hosts(asked, root) {
+        match (ask_one(&host), &mut all) {
+            (Ok(listing), Some(all)) => all.add(listing),
+            (Ok(listing), None) => all = Some(listing),
+            (Err(why), _) => failed.push(why),
+        }
+    }
+    all.ok_or_else(|| failed.join("; "))
+}
+
+impl Listing {
+    /// What runs without root is told of all only where all engines do: its containers need less than they would otherwise.
+    fn add(&mut self, other: Self) {
+        let Self { containers, networks, rootless } = other;
+        self.containers.extend(containers);
+        self.networks.extend(networks);
+        self.rootless &= rootless;
+    }
+}
+
+fn ask_one(host: &str) -> Result<Listing, String> {
     let failed = |why: String| format!("Docker engine at {host}: {why}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(error.to_string()))?;
     runtime.block_on(async {
-        match tokio::time::timeout(PATIENCE, list(&host)).await {
+        match tokio::time::timeout(PATIENCE, list(host)).await {
             Ok(listing) => listing.map_err(|error| failed(causes(&error))),
             Err(_) => Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))),
         }

@@ -4,10 +4,14 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use diagnosis::identity::cgroup;
-use diagnosis::identity::fact::{self, Ancestor, CUT, Connecting, ProcessDetail, TICK, Told};
+use super::runtime::Runtimes;
+use diagnosis::identity::Container;
+use diagnosis::identity::cgroup::{self, Cgroup};
+use diagnosis::identity::fact::{self, Ancestor, CUT, Connecting, ContainerDetail, ProcessDetail, TICK, Told};
+use diagnosis::identity::pod::Pod;
 use diagnosis::net::{Netns, Timestamp, bounded};
 use diagnosis::secret;
 
@@ -21,17 +25,28 @@ const MAX_CGROUP: usize = 1024;
 const MAX_EXE: usize = 1024;
 /// Bytes read of any other file: cgroup paths of nested containers have some hundred bytes a line.
 const MAX_FILE: u64 = 16 * 1024;
-/// Characters of an id that name a container at least, as engines show it.
-const LEAST_ID: usize = 12;
+/// Containers named at most where several have a name.
+const MAX_NAMES: usize = 5;
 /// Processes remembered at most, to say only what is new.
 const MAX_KNOWN: usize = 4096;
 /// A process of which the kernel half says the same again is not looked at again so soon: only its cgroups of version 1 can have
 /// changed since.
 const SO_SOON: Duration = Duration::from_secs(1);
 
-/// Several containers have an id that begins so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Several;
+/// Several containers are called so; some of their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Several(pub String);
+
+/// A container that was asked for by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// As it is to be called.
+    pub name: String,
+    /// A process of it; `None` if it is not running.
+    pub pid: Option<u32>,
+    /// What is known of it.
+    pub detail: ContainerDetail,
+}
 
 /// Reads /proc and remembers what it said.
 #[derive(Debug)]
@@ -109,27 +124,52 @@ impl Procfs {
         Some(detail)
     }
 
-    /// A process of the container with this id, or with an id that begins so, and the whole id. An error if there are several such
-    /// containers. The process with the lowest number: mostly the one that the container began with.
-    pub fn of_container(&self, wanted: &str) -> Result<Option<(String, u32)>, Several> {
-        let mut found: Option<(String, u32)> = None;
+    /// The container that is called so: by its name, with those of its pod and namespace before it, by that of its pod, or by its id or
+    /// the beginning of that. An error if there are several. Of its processes the one with the lowest number: mostly the one that the
+    /// container began with.
+    pub fn of_container(&self, wanted: &str, runtimes: &Runtimes) -> Result<Option<Found>, Several> {
+        let mut running: HashMap<String, (u32, String, Cgroup)> = HashMap::new();
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let Some(named) = read(&entry.path().join("cgroup"), MAX_FILE).and_then(|text| cgroup::read(&text)) else {
-                continue;
+            let Some(text) = read(&entry.path().join("cgroup"), MAX_FILE) else { continue };
+            let (Some(within), Some(path)) = (cgroup::read(&text), cgroup_path(&text)) else { continue };
+            let id = within.inner.as_ref().map_or(&within.outer.id, |inner| &inner.id).clone();
+            running.entry(id).and_modify(|(lowest, ..)| *lowest = pid.min(*lowest)).or_insert((pid, path, within));
+        }
+        let mut found: Vec<(bool, Found)> = Vec::new();
+        for (id, (pid, path, within)) in running {
+            let said = runtimes.describe(&within, &path).filter(|_| within.inner.is_none()).unwrap_or_default();
+            let pod = within.pod.as_deref().map(|uid| Pod::of_uid(uid).with(said.pod.as_ref())).or(said.pod);
+            let container = Container {
+                id: id.clone(),
+                name: said.name.clone(),
+                pod: pod.clone().map(Arc::new),
+                ..Container::default()
             };
-            for id in named.inner.into_iter().chain([named.outer]).map(|container| container.id) {
-                if id != wanted && (wanted.len() < LEAST_ID || !id.starts_with(wanted)) {
-                    continue;
-                }
-                match &mut found {
-                    None => found = Some((id, pid)),
-                    Some((known, lowest)) if *known == id => *lowest = pid.min(*lowest),
-                    Some(_) => return Err(Several),
-                }
+            let is_pod = pod.as_ref().is_some_and(|pod| pod.is_called(wanted));
+            // By a name, or by the whole id.
+            let is_exact = is_pod || id == wanted || container.name.as_deref() == Some(wanted) || wanted.contains('/');
+            if is_pod || container.is_called(wanted) {
+                let name = container.handle();
+                let detail = ContainerDetail { id, pod, ..said };
+                found.push((is_exact, Found { name, pid: Some(pid), detail }));
             }
         }
-        Ok(found)
+        if found.iter().any(|(is_exact, _)| *is_exact) {
+            found.retain(|(is_exact, _)| *is_exact);
+        }
+        let mut found: Vec<Found> = found.into_iter().map(|(_, found)| found).collect();
+        // The sandbox, which has no name, last: any container of a pod stands for its network.
+        found.sort_by_key(|found| (found.detail.name.is_none(), found.name.clone()));
+        let of_pod = |found: &Found| {
+            found.detail.pod.as_ref().filter(|pod| pod.is_called(wanted)).and_then(|pod| pod.uid.clone())
+        };
+        let first = found.first().and_then(of_pod);
+        if found.len() > 1 && (first.is_none() || found.iter().any(|found| of_pod(found) != first)) {
+            let names: Vec<String> = found.iter().take(MAX_NAMES).map(|found| found.name.clone()).collect();
+            return Err(Several(names.join(", ")));
+        }
+        Ok(found.into_iter().next())
     }
 
     /// The network namespace that a process is in.

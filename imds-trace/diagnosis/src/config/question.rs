@@ -20,6 +20,12 @@ pub enum Asked {
 pub enum GroupBy {
     /// Container, or the host.
     Container,
+    /// Pod; a container that is in none counts by itself.
+    Pod,
+    /// Kubernetes namespace.
+    Namespace,
+    /// What made the pod, by its name, with its namespace.
+    Workload,
     /// Process.
     Process,
     /// Image of the container.
@@ -32,8 +38,11 @@ pub enum GroupBy {
 
 impl GroupBy {
     /// All of them, by what they are called.
-    pub const ALL: [(&'static str, Self); 5] = [
+    pub const ALL: [(&'static str, Self); 8] = [
         ("container", Self::Container),
+        ("pod", Self::Pod),
+        ("namespace", Self::Namespace),
+        ("workload", Self::Workload),
         ("process", Self::Process),
         ("image", Self::Image),
         ("job", Self::Job),

@@ -13,8 +13,6 @@ use crate::words::{counted, times};
 const MAX_NAMED: usize = 3;
 /// Bytes of a name in a sentence; Docker allows any length.
 const MAX_NAME: usize = 64;
-/// Digits of a container's id in a sentence, as Docker shows.
-const SHORT_ID: usize = 12;
 
 /// Who is meant by an expectation.
 pub(super) struct Scope<'a> {
@@ -238,10 +236,7 @@ fn no_errors(scope: &Scope<'_>, lost: u64) -> Verdict {
 
 fn name(who: &Attribution) -> String {
     match (&who.container, who.subject()) {
-        (Some(container), _) => match &container.name {
-            Some(name) => format!("container {}", bounded(name, MAX_NAME)),
-            None => format!("container {}", bounded(&container.id, SHORT_ID)),
-        },
+        (Some(container), _) => container.phrase(MAX_NAME),
         (None, Subject::Host) => "this host".to_owned(),
         (None, _) => format!("the client at {}", who.address),
     }

@@ -277,8 +277,7 @@ impl<'a> Case<'a> {
     /// The command that asks IMDS from inside the client's container, if it is one.
     fn probe(&self) -> Option<String> {
         let container = self.who.container.as_ref()?;
-        let name = container.name.as_deref().unwrap_or(crate::net::bounded(&container.id, 12));
-        Some(format!("imds-trace probe {}", shell_word(name)))
+        Some(format!("imds-trace probe {}", shell_word(&container.handle())))
     }
 
     /// What the client asked, e.g. `PUT /latest/api/token`.
@@ -316,19 +315,11 @@ impl<'a> Case<'a> {
 
     /// The subject in a sentence, e.g. `container job-17`.
     fn subject(&self) -> String {
-        use crate::identity::cgroup::Runtime;
         use crate::identity::{Key, Process};
         let process = self.who.process.as_ref();
         let named = |Process { comm, pid, .. }: &Process| format!("{comm} (pid {pid})");
         match (&self.who.container, self.who.by) {
-            (Some(container), _) => match &container.name {
-                Some(name) => format!("container {}", crate::net::bounded(name, MAX_NAME)),
-                None => match container.runtime {
-                    Some(Runtime::Buildkit) => format!("the BuildKit step {}", container.short_id()),
-                    Some(runtime) => format!("container {} ({})", container.short_id(), runtime.noun()),
-                    None => format!("container {}", container.short_id()),
-                },
-            },
+            (Some(container), _) => container.phrase(MAX_NAME),
             (None, Key::Cgroup) => process.map_or("a process of this host".to_owned(), named),
             (None, _) => match process {
                 Some(process) => format!("{} at {}", named(process), self.who.address),

@@ -109,7 +109,7 @@ pub fn read_path(path: &str) -> Option<Cgroup> {
     Some(Cgroup {
         outer,
         inner,
-        pod: segments.iter().rev().find_map(|segment| pod(segment)),
+        pod: (0..segments.len()).rev().find_map(|at| pod_at(&segments, at)),
         task: below_ecs.copied().chain(task).find(|segment| is_task(segment)).map(str::to_owned),
     })
 }
@@ -192,7 +192,17 @@ fn bare(segment: &str, before: &[&str]) -> Option<Named> {
         Some("default" | "k8s.io") if before.len() == 1 => Some(Runtime::Containerd),
         _ => None,
     };
-    is_id(segment).then(|| named(segment, runtime)).flatten()
+    // podman's pods where no systemd makes the cgroups: `/libpod_parent/<pod>/libpod-<id>`.
+    (is_id(segment) && parent != Some(LIBPOD_PARENT)).then(|| named(segment, runtime)).flatten()
+}
+
+/// Where podman puts its containers and pods by itself.
+const LIBPOD_PARENT: &str = "libpod_parent";
+
+/// The pod that one segment of a path begins.
+fn pod_at(segments: &[&str], at: usize) -> Option<String> {
+    let is_libpod = at > 0 && segments[at - 1] == LIBPOD_PARENT && is_id(segments[at]);
+    if is_libpod { Some(segments[at].to_owned()) } else { pod(segments[at]) }
 }
 
 /// `pod<uid>`, `kubepods-…-pod<uid, its dashes written as _>.slice`, or podman's `…-libpod_pod_<id>.slice`.
@@ -327,6 +337,7 @@ mod tests {
             (format!("/machine.slice/libpod-{A}.scope"), "A podman"),
             (format!("/machine.slice/libpod-{A}.scope/container"), "A podman"),
             (format!("/libpod_parent/libpod-{A}"), "A podman"),
+            (format!("/libpod_parent/{B}/libpod-{A}"), "A podman"),
             (format!("{user}/libpod-{A}.scope/container"), "A podman"),
             (format!("{user}/user-libpod_pod_{B}.slice/libpod-{A}.scope"), "A podman"),
             (format!("/system.slice/web.service/libpod-payload-{A}"), "A podman"),
@@ -409,6 +420,7 @@ mod tests {
         assert_eq!(pod(&format!("/kubepods/pod{TASK}/{A}")).as_deref(), Some(TASK), "a static pod");
         assert_eq!(pod(&format!("/x/kubepods-pod{dashes}.slice:cri-containerd:{A}")).as_deref(), Some(UID));
         assert_eq!(pod(&format!("/user.slice/user-libpod_pod_{B}.slice/libpod-{A}.scope")).as_deref(), Some(B));
+        assert_eq!(pod(&format!("/libpod_parent/{B}/libpod-{A}")).as_deref(), Some(B));
         assert_eq!(pod(&format!("/kubepods/podesta/{A}")), None);
         assert_eq!(pod(&format!("/docker/{A}")), None);
         let task = |path: &str| read(&format!("0::{path}")).and_then(|cgroup| cgroup.task);

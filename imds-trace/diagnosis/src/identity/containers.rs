@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::cgroup::Cgroup;
 use super::job::{self, Compose, Job};
+use super::pod::Pod;
 use super::{Container, ContainerDetail};
 use crate::net::{Netns, Timestamp};
 
@@ -34,7 +35,7 @@ struct Tenure {
 struct Known {
     detail: ContainerDetail,
     networks: Arc<[String]>,
-    pod: Option<String>,
+    pod: Option<Arc<Pod>>,
     task: Option<String>,
     compose: Option<Arc<Compose>>,
     job: Option<Arc<Job>>,
@@ -42,6 +43,18 @@ struct Known {
     addresses: Vec<IpAddr>,
     cgroups: Vec<u64>,
     pids: Vec<u32>,
+}
+
+impl Known {
+    /// Its pod; labels add to it what they say beside the same uid.
+    fn pod_with_labels(&self) -> Option<Arc<Pod>> {
+        let pod = self.pod.as_ref()?;
+        let said = Pod::of_labels(&self.detail.labels).filter(|said| said.uid == pod.uid);
+        match said {
+            Some(said) if pod.name.is_none() => Some(Arc::new(Pod::clone(pod).with(Some(&said)))),
+            _ => Some(Arc::clone(pod)),
+        }
+    }
 }
 
 /// Everything known of containers.
@@ -71,8 +84,18 @@ impl Containers {
         }
         // podman's engine speaks like Docker's: the cgroup knows better.
         known.detail.runtime = known.detail.runtime.or(detail.runtime);
+        if let Some(pod) = &detail.pod {
+            let known_pod = known.pod.take();
+            known.pod = Some(Arc::new(match known_pod {
+                // The cgroup path came first, and its word on the uid stands.
+                Some(before) => Pod::clone(&before).with(Some(pod)),
+                None => pod.clone(),
+            }));
+        }
         let name = known.detail.name.as_deref();
-        known.job = job::of(&known.detail.labels, name, &known.networks).map(Arc::new);
+        known.job = job::of(&known.detail.labels, name, &known.networks)
+            .or_else(|| job::of_pod(known.pod.as_deref()?, name))
+            .map(Arc::new);
         if let Some(netns) = detail.netns {
             hold(&mut self.by_netns, &mut known.netns, netns, &detail.id, at);
         }
@@ -91,7 +114,12 @@ impl Containers {
         let Some(known) = self.known.get_mut(id) else { return };
         if let Some(within) = within {
             known.detail.runtime = within.outer.runtime.or(known.detail.runtime);
-            known.pod = known.pod.take().or_else(|| within.pod.clone());
+            // That of a container in it is not its own.
+            if let Some(uid) = within.pod.as_deref().filter(|_| within.inner.is_none())
+                && known.pod.as_ref().is_none_or(|pod| pod.uid.as_deref() != Some(uid))
+            {
+                known.pod = Some(Arc::new(Pod::of_uid(uid).with(known.pod.as_deref())));
+            }
             known.task = known.task.take().or_else(|| within.task.clone());
         }
         if let Some(netns) = netns {
@@ -122,7 +150,7 @@ impl Containers {
                 labels: known.detail.labels.clone(),
                 runtime: known.detail.runtime,
                 inner: None,
-                pod: known.pod.clone(),
+                pod: known.pod_with_labels(),
                 task: known.task.clone(),
                 compose: known.compose.clone(),
                 networks: known.networks.clone(),
@@ -163,6 +191,12 @@ impl Containers {
     pub fn at_address(&self, address: IpAddr, at: Timestamp, begins: bool) -> Option<Container> {
         let late = if begins { LATE } else { Duration::ZERO };
         sole(self.by_address.get(&address)?, at, late).map(|id| self.named(id))
+    }
+
+    /// Is a container known to be in network namespaces, and not in this one?
+    pub fn is_elsewhere(&self, id: &str, netns: Option<Netns>) -> bool {
+        let Some((known, netns)) = self.known.get(id).zip(netns) else { return false };
+        !known.netns.is_empty() && !known.netns.contains(&netns)
     }
 
     fn enter(&mut self, id: &str) -> u64 {

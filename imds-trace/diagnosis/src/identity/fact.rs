@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Runtime;
+use super::pod::Pod;
 use crate::net::{Endpoint, Ifindex, Netns, Timestamp, Ttl};
 use crate::secret;
 pub use socket::{Connected, Counted, Outcome, Socket, TcpState};
@@ -38,7 +39,7 @@ pub enum Said {
     Counted(Counted),
     /// /proc: more about a process that connects.
     Process(ProcessDetail),
-    /// The engine: a container is there.
+    /// The engine, or a runtime's files: a container is there.
     Container(ContainerDetail),
     /// The engine: a container has ended.
     ContainerGone {
@@ -259,7 +260,7 @@ impl ProcessDetail {
     }
 }
 
-/// What the engine says of a container. A field that is not known yet is `None`; a later fact adds it.
+/// What an engine or a runtime's files say of a container. A field that is not known yet is `None`; a later fact adds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerDetail {
     /// Full id, 64 hexadecimal digits with Docker.
@@ -283,6 +284,9 @@ pub struct ContainerDetail {
     /// What the engine is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<Runtime>,
+    /// The pod that it is in. Absent in recordings before version 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::pod::Pod;
 use crate::net::bounded;
 use crate::secret::mask;
 
@@ -25,6 +26,8 @@ const ECS: &str = "com.amazonaws.ecs.";
 const KUBERNETES: &str = "io.kubernetes.";
 /// Labels that Compose sets.
 const COMPOSE: &str = "com.docker.compose.";
+/// In labels and annotations that runners on Kubernetes set on their pods.
+const POD_MARKS: [&str; 2] = ["runner.gitlab.com/", "actions.github.com/"];
 /// How the GitHub Actions runner names the network of a job with containers; 32 hexadecimal digits follow.
 const GITHUB_NETWORK: &str = "github_network_";
 
@@ -78,15 +81,38 @@ pub struct Compose {
 /// Is a label one of those that are read here?
 pub fn reads(label: &str) -> bool {
     [GITLAB, BUILDKITE, ECS, KUBERNETES, COMPOSE].iter().any(|prefix| label.starts_with(prefix))
+        || POD_MARKS.iter().any(|mark| label.contains(mark))
 }
 
 /// The job of a container with these labels, this name and these networks.
 pub fn of(labels: &Labels, name: Option<&str>, networks: &[String]) -> Option<Job> {
     gitlab(labels)
+        .or_else(|| gitlab_pod(labels))
+        .or_else(|| arc_pod(labels))
         .or_else(|| buildkite(labels))
         .or_else(|| ecs(labels))
         .or_else(|| kubernetes(labels))
         .or_else(|| github(labels, name, networks))
+}
+
+/// The job of a container in a pod that a CI system named. Of what runs there the containers' files tell no labels.
+pub fn of_pod(pod: &Pod, container: Option<&str>) -> Option<Job> {
+    let name = pod.name.as_deref()?;
+    // `runner-<token>-project-<id>-concurrent-<n>-<random>`: executors/kubernetes of gitlab-org/gitlab-runner.
+    if let Some((_, behind)) = name.strip_prefix("runner-").and_then(|name| name.split_once("-project-")) {
+        let (project, concurrent) = behind.split_once("-concurrent-")?;
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let slot = concurrent.split('-').next().unwrap_or_default();
+        return (is_number(project) && is_number(slot)).then(|| Job {
+            project: Some(bounded(project, MAX_WORD).to_owned()),
+            part: container.map(|part| bounded(&mask(part), MAX_WORD).to_owned()),
+            ..Job::new("gitlab", Evidence::Names)
+        });
+    }
+    // `<scale set>-<random>-runner-<random>` with a container `runner`: actions/actions-runner-controller.
+    let (_, end) = name.rsplit_once("-runner-")?;
+    let is_random = end.len() == 5 && end.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    (is_random && container == Some("runner")).then(|| Job::new("github", Evidence::Names))
 }
 
 /// The Compose service of a container with these labels.
@@ -125,6 +151,28 @@ fn gitlab(labels: &Labels) -> Option<Job> {
         part: said("type"),
         ..Job::new("gitlab", Evidence::Labels)
     })
+}
+
+/// What GitLab's runner writes on its pods: labels and annotations, `executors/kubernetes` of gitlab-org/gitlab-runner.
+fn gitlab_pod(labels: &Labels) -> Option<Job> {
+    let said = |name: &str| word(labels, "", name);
+    Some(Job {
+        id: Some(said("job.runner.gitlab.com/id")?),
+        url: labels.get("job.runner.gitlab.com/url").and_then(|url| address(url)),
+        project: said("project.runner.gitlab.com/id"),
+        pipeline: said("pipeline.runner.gitlab.com/id").or_else(|| said("job.runner.gitlab.com/pipeline-id")),
+        reference: said("job.runner.gitlab.com/ref"),
+        sha: said("job.runner.gitlab.com/sha"),
+        runner: said("manager.runner.gitlab.com/id-short"),
+        ..Job::new("gitlab", Evidence::Labels)
+    })
+}
+
+/// What ARC writes on its pods: labels of actions/actions-runner-controller.
+fn arc_pod(labels: &Labels) -> Option<Job> {
+    let project = word(labels, "", "actions.github.com/repository");
+    let runner = word(labels, "", "actions.github.com/scale-set-name")?;
+    Some(Job { project, runner: Some(runner), ..Job::new("github", Evidence::Labels) })
 }
 
 fn buildkite(labels: &Labels) -> Option<Job> {
@@ -272,6 +320,32 @@ mod tests {
         assert!(of(&bare, Some("ghcrioactionx_1a2b3c"), &[]).is_some());
         assert_eq!(of(&bare, Some("ghcrioactionx"), &[]), None);
         assert_eq!(of(&Labels::new(), Some("web_1a2b3c"), &["github_network_mine".into()]), None);
+    }
+
+    #[test]
+    fn a_job_on_kubernetes_is_told_by_its_pod() {
+        let of_name =
+            |name: &str, container: &str| of_pod(&Pod { name: Some(name.into()), ..Pod::default() }, Some(container));
+        let job = of_name("runner-x7yz12ab-project-17-concurrent-0-1h2j3k4l", "build").unwrap();
+        assert_eq!(
+            (job.system, job.project.as_deref(), job.part.as_deref(), job.by),
+            ("gitlab", Some("17"), Some("build"), Evidence::Names)
+        );
+        assert_eq!(of_name("arc-set-x2k4p-runner-7h2kq", "runner").map(|job| job.system), Some("github"));
+        for (name, container) in [
+            ("arc-set-x2k4p-runner-7h2kq", "istio-proxy"),
+            ("runner-x-project-me-concurrent-0", "build"),
+            ("runner-x-project-17", "build"),
+            ("task-runner-service", "runner"),
+            ("web-7d4b9c6f5d-x2k4p", "app"),
+        ] {
+            assert_eq!(of_name(name, container), None, "{name}");
+        }
+        let said = [("job.runner.gitlab.com/id", "4711"), ("job.runner.gitlab.com/url", "https://u:p@h/j/4711?t=1")];
+        let job = of(&labels(&said), None, &[]).unwrap();
+        assert_eq!((job.id.as_deref(), job.url.as_deref()), (Some("4711"), Some("https://***@h/j/4711")));
+        let job = of(&labels(&[("actions.github.com/scale-set-name", "arc-set")]), None, &[]).unwrap();
+        assert_eq!((job.system, job.runner.as_deref(), job.by), ("github", Some("arc-set"), Evidence::Labels));
     }
 
     #[test]

@@ -15,30 +15,33 @@
 pub mod cgroup;
 pub mod fact;
 pub mod job;
+pub mod pod;
 
 mod containers;
 mod sockets;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::net::{Endpoint, Netns, Timestamp, Ttl, bounded};
 use cgroup::Runtime;
 use containers::Containers;
 pub use fact::{Ancestor, ContainerDetail, Fact, Said};
 use job::{Compose, Job};
+use pod::Pod;
 use sockets::Sockets;
 
 /// A container, as reports name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Container {
-    /// Full id.
+    /// Full id; empty, and written as `null`, of what no source can name.
+    #[serde(serialize_with = "null_if_empty")]
     pub id: String,
-    /// Name; `None` if no engine introduced it.
+    /// Name, in a pod that within it; `None` if no source told.
     pub name: Option<String>,
-    /// Image; `None` if no engine introduced it.
+    /// Image; `None` if no source told.
     pub image: Option<String>,
     /// Labels; empty if it has none or no engine introduced it.
     pub labels: Arc<std::collections::BTreeMap<String, String>>,
@@ -46,8 +49,8 @@ pub struct Container {
     pub runtime: Option<Runtime>,
     /// The id of the innermost container, if the process is in one inside this one.
     pub inner: Option<String>,
-    /// The pod it is in: Kubernetes' uid, podman's id.
-    pub pod: Option<String>,
+    /// The pod it is in.
+    pub pod: Option<Arc<Pod>>,
     /// The id of its ECS task.
     pub task: Option<String>,
     /// The Compose service it belongs to.
@@ -58,6 +61,15 @@ pub struct Container {
     pub job: Option<Arc<Job>>,
 }
 
+/// Stands for whoever is no process of the host, and whom no source can name.
+static NOBODY: LazyLock<Container> = LazyLock::new(Container::default);
+
+fn null_if_empty<S: Serializer>(id: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    if id.is_empty() { serializer.serialize_none() } else { serializer.serialize_some(id) }
+}
+
+/// Bytes of each name in a pod's title.
+const MAX_POD: usize = 63;
 /// Digits of a long id that are shown, as Docker does.
 const SHORT_ID: usize = 12;
 
@@ -78,12 +90,45 @@ impl Container {
         short(&self.id)
     }
 
-    /// Its name; where no engine introduced it, what made it and its id.
+    /// Its name; where no source told, what made it and its id.
     pub fn title(&self) -> String {
-        match (&self.name, self.runtime) {
-            (Some(name), _) => name.clone(),
-            (None, Some(runtime)) => format!("{} {}", runtime.noun(), self.short_id()),
-            (None, None) => format!("container {}", self.short_id()),
+        match (self.pod_title(), &self.name, self.runtime) {
+            (Some(pod), ..) => pod,
+            (None, Some(name), _) => name.clone(),
+            (None, None, Some(runtime)) => format!("{} {}", runtime.noun(), self.short_id()),
+            (None, None, None) => format!("container {}", self.short_id()),
+        }
+    }
+
+    /// The same in the middle of a sentence: `container job-17`, `pod web-7d4b9/app (namespace shop)`. Names cut to `most` bytes.
+    pub fn phrase(&self, most: usize) -> String {
+        match (self.pod_title(), &self.name, self.runtime) {
+            (Some(pod), ..) => pod,
+            (None, Some(name), _) => format!("container {}", bounded(name, most)),
+            (None, None, Some(Runtime::Buildkit)) => format!("the BuildKit step {}", self.short_id()),
+            (None, None, Some(runtime)) => format!("container {} ({})", self.short_id(), runtime.noun()),
+            (None, None, None) => format!("container {}", self.short_id()),
+        }
+    }
+
+    /// `pod web-7d4b9/app (namespace shop)`, if the pod's name is known.
+    fn pod_title(&self) -> Option<String> {
+        let pod = self.pod.as_ref()?;
+        let name = bounded(pod.name.as_deref()?, MAX_POD);
+        let own = bounded(self.name.as_deref().unwrap_or_else(|| self.short_id()), MAX_POD);
+        let namespace =
+            pod.namespace.as_deref().map(|namespace| format!(" (namespace {})", bounded(namespace, MAX_POD)));
+        Some(format!("pod {name}/{own}{}", namespace.unwrap_or_default()))
+    }
+
+    /// What `probe` finds it by: its name, with that of its pod and namespace before it; else the beginning of its id.
+    pub fn handle(&self) -> String {
+        let own = self.name.as_deref().unwrap_or_else(|| self.short_id());
+        let pod = self.pod.as_ref().and_then(|pod| Some((pod.name.as_deref()?, pod.namespace.as_deref())));
+        match pod {
+            Some((pod, Some(namespace))) => format!("{namespace}/{pod}/{own}"),
+            Some((pod, None)) => format!("{pod}/{own}"),
+            None => own.to_owned(),
         }
     }
 
@@ -97,11 +142,25 @@ impl Container {
 const MIN_ID: usize = 4;
 
 impl Container {
-    /// Is this its name, its id or the beginning of its id?
+    /// Is this its name, with or without those of its pod and namespace before it, its id or the beginning of its id?
     pub fn is_called(&self, wanted: &str) -> bool {
-        let is_id = |id: &String| id == wanted || (wanted.len() >= MIN_ID && id.starts_with(wanted));
-        self.name.as_deref() == Some(wanted) || is_id(&self.id) || self.inner.as_ref().is_some_and(is_id)
+        let is_id = |id: &String| is_id_of(id, wanted);
+        let in_pod = || {
+            let (pod, own) = (self.pod.as_ref()?, wanted.rsplit_once('/')?);
+            let of_pod = own.0.strip_suffix(pod.name.as_deref()?)?;
+            let of_namespace = of_pod.strip_suffix('/').map(Some).or_else(|| of_pod.is_empty().then_some(None))?;
+            let is_it = self.name.as_deref() == Some(own.1) || is_id_of(&self.id, own.1);
+            Some(is_it && (of_namespace.is_none() || of_namespace == pod.namespace.as_deref()))
+        };
+        self.name.as_deref() == Some(wanted)
+            || is_id(&self.id)
+            || self.inner.as_ref().is_some_and(is_id)
+            || in_pod().unwrap_or(false)
     }
+}
+
+fn is_id_of(id: &str, wanted: &str) -> bool {
+    id == wanted || (wanted.len() >= MIN_ID && id.starts_with(wanted))
 }
 
 /// A process, as reports name it.
@@ -192,7 +251,27 @@ impl Attribution {
             (None, _) => Subject::Address(self.address),
         }
     }
+
+    /// The container for programs: `None` for the host's own processes only; one without an id where nobody can be named.
+    pub fn told(&self) -> Option<&Container> {
+        match (&self.container, self.by) {
+            (Some(container), _) => Some(container),
+            (None, Key::Cgroup) => None,
+            (None, _) => Some(&NOBODY),
+        }
+    }
+
+    /// Where whoever cannot be named is: `a process in network namespace 4026532201, cgroup /garden/x`. `None` if that was not seen.
+    pub fn place(&self) -> Option<String> {
+        let netns = self.netns?;
+        let cgroup = self.process.as_ref().and_then(|process| process.cgroup.as_deref());
+        let cgroup = cgroup.map(|path| format!(", cgroup {}", bounded(path, MAX_CGROUP)));
+        Some(format!("a process in network namespace {}{}", netns.0, cgroup.unwrap_or_default()))
+    }
 }
+
+/// Bytes of a cgroup path in a sentence.
+const MAX_CGROUP: usize = 160;
 
 /// What is asked of the directory.
 #[derive(Clone, Copy, Debug)]
@@ -226,8 +305,14 @@ impl Directory {
     /// Takes in a fact. Gives how many old entries had to go for it.
     pub fn learn(&mut self, fact: &Fact) -> u64 {
         match &fact.said {
-            Said::Attempting(attempt) => self.sockets.attempting(fact.at, attempt),
-            Said::Connecting(connecting) => self.sockets.connecting(fact.at, connecting),
+            Said::Attempting(attempt) => {
+                self.met(fact.at, attempt);
+                self.sockets.attempting(fact.at, attempt)
+            }
+            Said::Connecting(connecting) => {
+                self.met(fact.at, connecting);
+                self.sockets.connecting(fact.at, connecting)
+            }
             Said::Sending(socket) => {
                 self.sockets.sending(socket);
                 0
@@ -262,6 +347,15 @@ impl Directory {
             | Said::InHdrErrors { .. }
             | Said::LinkLocalExceeded { .. } => 0,
         }
+    }
+
+    /// The kernel told of a task whose cgroup path may name a container: its namespace and cgroup are that container's.
+    fn met(&mut self, at: Timestamp, task: &fact::Connecting) {
+        let path = task.told.cgroup.as_deref().filter(|path| !path.starts_with(fact::CUT));
+        let Some(within) = path.and_then(cgroup::read_path) else { return };
+        let netns = (task.netns != self.host_netns).then_some(task.netns);
+        let id = within.outer.id.clone();
+        self.containers.met(at, &id, netns, task.cgroup, Some(&within));
     }
 
     /// A process by which a network namespace can be entered: the first one of a container in it.
@@ -312,6 +406,12 @@ impl Directory {
         let mut container = self.containers.named(id);
         if let Some(within) = path.and_then(cgroup::read_path).filter(|within| within.outer.id == id) {
             container.runtime = container.runtime.or(within.outer.runtime);
+            // The path names the innermost pod: of a container in a container no source here knows more.
+            if let Some(uid) = within.pod {
+                let known = container.pod.take().filter(|_| within.inner.is_none());
+                container.pod = Some(Arc::new(Pod::of_uid(&uid).with(known.as_deref())));
+            }
+            container.task = container.task.or(within.task);
             container.inner = within.inner.map(|inner| inner.id);
         }
         container
@@ -357,7 +457,11 @@ impl Directory {
                 return attribution;
             }
         }
-        if let Some(container) = self.containers.at_address(query.client.address, at, query.isn.is_some()) {
+        // A container that is known to be in other namespaces has only the same address.
+        let elsewhere = attribution.netns.filter(|netns| *netns != self.host_netns);
+        let at_address = self.containers.at_address(query.client.address, at, query.isn.is_some());
+        if let Some(container) = at_address.filter(|container| !self.containers.is_elsewhere(&container.id, elsewhere))
+        {
             attribution.container = Some(container);
             attribution.by = Key::Address;
         }

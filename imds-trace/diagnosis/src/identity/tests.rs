@@ -354,3 +354,78 @@ fn an_attempts_word_holds_for_the_connect_that_follows() {
         assert_eq!(process.and_then(|process| process.argv), argv(&["curl"]), "{destination}");
     }
 }
+
+const UID: &str = "1c0d7e2a-5a5f-4d8b-9c55-0a1b2c3d4e5f";
+const ONE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const TWO: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
+
+/// The kernel told of a connect from this cgroup path.
+fn connect_from(directory: &mut Directory, pid: u32, netns: u32, source: &str, isn: u32, path: &str) {
+    let told = Told { cgroup: Some(path.into()), ..Told::default() };
+    let said = Said::Connecting(Connecting { told, ..task(u64::from(isn), pid, netns) });
+    directory.learn(&Fact { at: at(1100), said });
+    connected(directory, 1100, netns, source, isn);
+}
+
+fn in_pod(id: &str, uid: Option<&str>, name: &str) -> Fact {
+    let pod =
+        Some(Pod { uid: uid.map(Into::into), name: Some(name.into()), namespace: Some("shop".into()), sandbox: None });
+    let detail = ContainerDetail { id: id.into(), name: Some("app".into()), pod, ..ContainerDetail::default() };
+    Fact { at: at(1101), said: Said::Container(detail) }
+}
+
+#[test]
+fn a_pod_is_told_by_the_path_alone_and_named_by_its_runtime() {
+    let mut directory = Directory::new(HOST);
+    connect_from(&mut directory, 77, 20, "10.0.0.7:40000", 9, &format!("/kubepods/pod{UID}/{ONE}"));
+    let who = directory.who(query("10.0.0.7:40000", 9), at(1102)).container.expect("a container");
+    assert_eq!(who.pod.as_deref(), Some(&Pod::of_uid(UID)));
+    assert_eq!(who.handle(), "0123456789ab");
+    directory.learn(&in_pod(ONE, Some(UID), "web-7d4b9"));
+    let who = directory.who(query("10.0.0.7:40000", 9), at(1102)).container.expect("a container");
+    assert_eq!(who.title(), "pod web-7d4b9/app (namespace shop)");
+    assert_eq!((who.phrase(64), who.handle()), (who.title(), "shop/web-7d4b9/app".into()));
+    for wanted in ["app", "web-7d4b9/app", "shop/web-7d4b9/app", "0123456789ab", ONE, "web-7d4b9/0123456789ab"] {
+        assert!(who.is_called(wanted), "{wanted}");
+    }
+    for wanted in ["ci/web-7d4b9/app", "9/app", "b9/app", "web-7d4b9", "/app", "shop//app", "web-7d4b9/", "app2"] {
+        assert!(!who.is_called(wanted), "{wanted}");
+    }
+}
+
+#[test]
+fn a_name_of_another_pod_is_not_believed() {
+    let mut directory = Directory::new(HOST);
+    directory.learn(&in_pod(ONE, Some("00000000-0000-0000-0000-000000000000"), "kube-system"));
+    connect_from(&mut directory, 77, 20, "10.0.0.7:40000", 9, &format!("/kubepods/pod{UID}/{ONE}"));
+    let who = directory.who(query("10.0.0.7:40000", 9), at(1102)).container.expect("a container");
+    assert_eq!(who.pod.as_deref(), Some(&Pod::of_uid(UID)));
+}
+
+#[test]
+fn pods_inside_one_container_are_not_taken_for_each_other() {
+    let mut directory = Directory::new(HOST);
+    let other = UID.replace('1', "2");
+    for (pid, isn, uid) in [(77, 9_u32, UID), (78, 10, other.as_str())] {
+        let path = format!("/docker/{ONE}/kubelet/kubepods/pod{uid}/{TWO}");
+        connect_from(&mut directory, pid, 20 + isn, "10.244.0.7:40000", isn, &path);
+    }
+    for (isn, uid) in [(9, UID), (10, other.as_str())] {
+        let who = directory.who(query("10.244.0.7:40000", isn), at(1102)).container.expect("a container");
+        assert_eq!((who.id.as_str(), who.pod.as_deref()), (ONE, Some(&Pod::of_uid(uid))));
+    }
+    assert_eq!(directory.containers.named(ONE).pod, None, "the outer one is in no pod");
+}
+
+#[test]
+fn whoever_is_elsewhere_is_not_named_by_an_address_of_the_same_name() {
+    let mut directory = Directory::new(HOST);
+    container(&mut directory, 1000, "a", Some(20), Some("10.88.0.2"));
+    connect_from(&mut directory, 77, 30, "10.88.0.2:40000", 9, "/garden/5f3c");
+    let who = directory.who(query("10.88.0.2:40000", 9), at(1102));
+    assert_eq!((id(&who), who.by), (None, Key::Unknown));
+    assert_eq!(who.place().as_deref(), Some("a process in network namespace 30, cgroup /garden/5f3c"));
+    let unnamed = serde_json::to_value(who.told()).expect("it can be written");
+    assert_eq!((&unnamed["id"], &unnamed["runtime"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    assert!(unnamed.is_object(), "it is not the host");
+}

@@ -14,6 +14,7 @@ use crate::event::{Asserted, Credentials, Group, Report};
 use crate::event::{Event, ExchangeEvent, Lost, Ready};
 use crate::exchange::{Delivery, Imds, Refusal, Refused, Software, Travel};
 use crate::finding::{Confidence, Finding, HopLimit, Severity, TokenUse};
+use crate::identity::pod::Pod;
 use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
@@ -57,7 +58,7 @@ impl Output for Json {
                 at: at(when),
                 established: at(&unseen.established),
                 endpoint: &unseen.endpoint,
-                container: &unseen.who.container,
+                container: unseen.who.told(),
                 process: process(&unseen.who.process, boot_time),
                 received: unseen.counted.map(|(received, _)| received),
                 acked: unseen.counted.map(|(_, acked)| acked),
@@ -136,7 +137,7 @@ enum Line<'a> {
         at: String,
         established: String,
         endpoint: &'a Endpoint,
-        container: &'a Option<Container>,
+        container: Option<&'a Container>,
         process: Option<ProcessLine<'a>>,
         received: Option<u64>,
         acked: Option<u64>,
@@ -180,7 +181,7 @@ struct ExchangeLine<'a> {
     refused: Option<RefusalLine>,
     client: Option<&'a Endpoint>,
     endpoint: &'a Endpoint,
-    container: &'a Option<Container>,
+    container: Option<&'a Container>,
     process: Option<ProcessLine<'a>>,
     attributed_by: Key,
     request: Option<TravelLine<'a>>,
@@ -259,7 +260,7 @@ struct FindingLine<'a> {
     rule: &'static str,
     severity: Severity,
     confidence: Confidence,
-    container: &'a Option<Container>,
+    container: Option<&'a Container>,
     process: Option<ProcessLine<'a>>,
     address: std::net::IpAddr,
     attributed_by: Key,
@@ -300,6 +301,9 @@ struct GroupLine<'a> {
     at: String,
     by: &'static str,
     container: Option<&'a Container>,
+    pod: Option<&'a Pod>,
+    namespace: Option<&'a str>,
+    workload: Option<&'a str>,
     process: Option<ProcessLine<'a>>,
     image: Option<&'a str>,
     job: Option<&'a str>,
@@ -329,7 +333,7 @@ struct CredentialsLine<'a> {
 
 #[derive(Serialize)]
 struct TallyLine<'a> {
-    container: &'a Option<Container>,
+    container: Option<&'a Container>,
     address: std::net::IpAddr,
     exchanges: u64,
     unanswered: u64,
@@ -375,7 +379,7 @@ fn exchange(at: String, event: &ExchangeEvent) -> ExchangeLine<'_> {
         // Of a connect that failed before its SYN no address is known.
         client: exchange.attempt.is_none().then_some(&exchange.connection.client),
         endpoint: &exchange.connection.endpoint,
-        container: &event.who.container,
+        container: event.who.told(),
         process: None,
         attributed_by: event.who.by,
         request: exchange.outward.as_ref().map(|way| travel(way, exchange.request_delivery())),
@@ -481,7 +485,7 @@ fn finding_line(at: String, finding: &Finding) -> FindingLine<'_> {
         rule: finding.rule,
         severity: finding.severity,
         confidence: finding.says.confidence,
-        container: &finding.who.container,
+        container: finding.who.told(),
         process: None,
         address: finding.who.address,
         attributed_by: finding.who.by,
@@ -501,13 +505,18 @@ fn finding_line(at: String, finding: &Finding) -> FindingLine<'_> {
 
 fn group_line(by: GroupBy, group: &Group, [first, last]: [Option<String>; 2]) -> GroupLine<'_> {
     let container = group.who.container.as_ref();
+    let pod = container.and_then(|container| container.pod.as_deref());
     let is_one = matches!(by, GroupBy::Container | GroupBy::Process);
+    let in_kubernetes = matches!(by, GroupBy::Pod | GroupBy::Namespace | GroupBy::Workload);
     let [token, v2, v1, other] = group.asked;
     let Credentials { asked, taken, over_v1, roles, .. } = &group.credentials;
     GroupLine {
         at: String::new(),
         by: by.name(),
-        container: container.filter(|_| is_one),
+        container: group.who.told().filter(|_| is_one),
+        pod: pod.filter(|_| by == GroupBy::Pod),
+        namespace: pod.and_then(|pod| pod.namespace.as_deref()).filter(|_| in_kubernetes),
+        workload: pod.and_then(|pod| pod.workload()).filter(|_| by == GroupBy::Workload),
         process: None,
         image: container.and_then(|container| container.image.as_deref()).filter(|_| is_one || by == GroupBy::Image),
         job: container.and_then(|container| container.job_id()).filter(|_| is_one || by == GroupBy::Job),
@@ -532,7 +541,7 @@ fn report_line(at: String, report: &Report) -> ReportLine<'_> {
             .subjects
             .iter()
             .map(|tally| TallyLine {
-                container: &tally.who.container,
+                container: tally.who.told(),
                 address: tally.who.address,
                 exchanges: tally.exchanges,
                 unanswered: tally.unanswered,

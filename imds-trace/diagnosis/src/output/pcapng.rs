@@ -44,6 +44,8 @@ const MAX_WAITING: usize = 65_536;
 const MAX_INTERFACES: usize = 4_096;
 /// Bytes of a name in a comment.
 const MAX_NAME: usize = 64;
+/// Bytes of a container's title, in a pod with three names.
+const MAX_TITLE: usize = 256;
 
 /// What an interface of the file stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -226,12 +228,7 @@ fn in_netns(netns: Netns) -> String {
 /// Whose packet it was: `container job-17, python3[4711]`.
 fn whose(who: &Attribution) -> String {
     let whose = match (&who.container, who.by) {
-        (Some(container), _) => {
-            format!(
-                "container {}",
-                printable(container.name.as_deref().unwrap_or(bounded(&container.id, 12)), MAX_NAME)
-            )
-        }
+        (Some(container), _) => printable(&container.phrase(MAX_NAME), MAX_TITLE),
         (None, Key::Cgroup) => "host".to_owned(),
         (None, _) => format!("client {}", who.address),
     };

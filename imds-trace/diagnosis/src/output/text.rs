@@ -40,6 +40,8 @@ const BOLD: Style = Style::new().bold();
 
 /// Bytes of a name that are shown.
 const MAX_NAME: usize = 64;
+/// Bytes of a container's title, in a pod with three names, or of what stands for one.
+const MAX_TITLE: usize = 256;
 /// Bytes of a path or User-Agent that are shown.
 const MAX_PATH: usize = 100;
 /// Columns of a paragraph.
@@ -390,11 +392,13 @@ pub(super) fn subject(who: &Attribution) -> String {
                 None => String::new(),
             };
             let unsure = if by == Key::Address { ", by its address" } else { "" };
-            format!("{BOLD}{}{BOLD:#} ({}{inner}{unsure})", printable(&container.title(), MAX_NAME), who.address)
+            format!("{BOLD}{}{BOLD:#} ({}{inner}{unsure})", printable(&container.title(), MAX_TITLE), who.address)
         }
         (None, Key::Cgroup) => format!("{BOLD}host{BOLD:#} ({})", who.address),
-        (None, _) if who.process.is_some() => format!("{BOLD}unknown container{BOLD:#} ({})", who.address),
-        (None, _) => format!("{BOLD}unknown{BOLD:#} ({})", who.address),
+        (None, _) => match who.place() {
+            Some(place) => format!("{BOLD}{}{BOLD:#} ({})", printable(&place, MAX_TITLE), who.address),
+            None => format!("{BOLD}unknown{BOLD:#} ({})", who.address),
+        },
     }
 }
 

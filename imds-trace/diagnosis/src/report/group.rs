@@ -1,4 +1,4 @@
-//! Who asked for what, counted together by container, process, image, CI job or path?
+//! Who asked for what, counted together by container, pod, namespace, workload, process, image, CI job or path?
 
 use std::collections::HashMap;
 
@@ -103,8 +103,15 @@ fn note(credentials: &mut Credentials, role: &str, taken: bool, without_token: b
 /// What is the same for all exchanges of a group.
 fn key(by: GroupBy, who: &Attribution, path: Option<&str>) -> String {
     let container = who.container.as_ref();
+    let pod = container.and_then(|container| container.pod.as_deref());
     match by {
         GroupBy::Container => format!("{:?}", who.subject()),
+        GroupBy::Pod => match pod.filter(|pod| pod.uid.is_some() || pod.name.is_some()) {
+            Some(pod) => format!("{:?} {:?}", pod.uid, pod.name.as_ref().filter(|_| pod.uid.is_none())),
+            None => format!("{:?}", who.subject()),
+        },
+        GroupBy::Namespace => format!("{:?}", pod.map(|pod| &pod.namespace)),
+        GroupBy::Workload => format!("{:?}", pod.map(|pod| (&pod.namespace, pod.workload()))),
         GroupBy::Process => match &who.process {
             // A number is used again; a program's name and words are seldom the same then.
             Some(process) => {

@@ -126,11 +126,14 @@ impl Sieve {
 
     /// Is anything of this one shown?
     pub fn shows_one(&self, who: &Attribution) -> bool {
-        let Filter { containers, images, pids, uids, comms, .. } = &self.filter;
+        let Filter { containers, pods, namespaces, images, pids, uids, comms, .. } = &self.filter;
         let process = who.process.as_ref();
         let container = who.container.as_ref();
+        let pod = container.and_then(|container| container.pod.as_deref());
         (containers.is_empty()
             || container.is_some_and(|container| containers.iter().any(|wanted| container.is_called(wanted))))
+            && matches(pods, pod.and_then(|pod| pod.name.as_deref()))
+            && matches(namespaces, pod.and_then(|pod| pod.namespace.as_deref()))
             && matches(images, container.and_then(|container| container.image.as_deref()))
             && (pids.is_empty() || process.is_some_and(|process| pids.contains(&process.pid)))
             && (uids.is_empty() || process.is_some_and(|process| uids.contains(&process.uid)))

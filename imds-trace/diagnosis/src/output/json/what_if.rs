@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::ProcessLine;
 use crate::config::Settings;
 use crate::event::{ClientOutlook, Needed, Outlook, WhatIf};
-use crate::identity::{Container, Key};
+use crate::identity::{Attribution, Container, Key};
 
 /// What would come of one client.
 #[derive(Serialize)]
@@ -14,7 +14,7 @@ pub struct WhatIfLine<'a> {
     settings: SettingsLine,
     outlook: &'static str,
     reasons: Vec<ReasonLine<'a>>,
-    container: &'a Option<Container>,
+    container: Option<&'a Container>,
     process: Option<ProcessLine<'a>>,
     address: std::net::IpAddr,
     attributed_by: Key,
@@ -38,7 +38,7 @@ pub struct WhatIfSum<'a> {
     /// With which hop limit all work that were seen asking for tokens.
     hop_limit: NeededLine,
     /// Who needs it.
-    hop_limit_for: &'a Option<Container>,
+    hop_limit_for: Option<&'a Container>,
     traced_ms: f64,
     lost: u64,
     unseen: u64,
@@ -79,7 +79,7 @@ pub fn line<'a>(
         settings: settings(what_if.settings),
         outlook: client.outlook.name(),
         reasons: client.reasons.iter().map(|reason| ReasonLine { why: &reason.text, count: reason.count }).collect(),
-        container: &client.who.container,
+        container: client.who.told(),
         process,
         address: client.who.address,
         attributed_by: client.who.by,
@@ -103,7 +103,7 @@ pub fn sum(at: String, what_if: &WhatIf) -> WhatIfSum<'_> {
         cannot_be_told: those(Outlook::CannotBeTold),
         works: those(Outlook::Works),
         hop_limit: needed(what_if.least),
-        hop_limit_for: what_if.least_for.as_ref().map_or(&None, |who| &who.container),
+        hop_limit_for: what_if.least_for.as_ref().and_then(Attribution::told),
         traced_ms: super::milliseconds(what_if.basis.traced),
         lost: what_if.basis.lost.sum(),
         unseen: what_if.basis.unseen,

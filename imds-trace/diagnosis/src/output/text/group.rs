@@ -29,12 +29,23 @@ pub fn tell(out: &mut String, groups: &Groups, boot_time: BootTime) {
 
 fn title(by: GroupBy, group: &Group) -> String {
     let container = group.who.container.as_ref();
+    let pod = container.and_then(|container| container.pod.as_deref());
+    let in_namespace = || match pod.and_then(|pod| pod.namespace.as_deref()) {
+        Some(namespace) => format!(" (namespace {})", printable(namespace, MAX_NAME)),
+        None => String::new(),
+    };
     let named = |text: Option<&str>, none: &str| match text {
         Some(text) => format!("{BOLD}{}{BOLD:#}", printable(text, MAX_PATH)),
         None => none.to_owned(),
     };
     match by {
         GroupBy::Container => subject(&group.who),
+        GroupBy::Pod => match pod.and_then(|pod| pod.name.as_deref()) {
+            Some(_) => named(pod.and_then(|pod| pod.name.as_deref()), "") + &in_namespace(),
+            None => subject(&group.who),
+        },
+        GroupBy::Namespace => named(pod.and_then(|pod| pod.namespace.as_deref()), "no namespace known"),
+        GroupBy::Workload => named(pod.and_then(|pod| pod.workload()), "no pod known") + &in_namespace(),
         GroupBy::Process => match &group.who.process {
             Some(process) => {
                 let comm = printable(&process.comm, MAX_NAME);
