@@ -10,6 +10,7 @@ mod evidence;
 mod expecting;
 mod foreign;
 mod hostile;
+mod own_network;
 mod program;
 mod readying;
 mod replaying;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         ("expecting", expecting::TESTS, false),
         ("readying", readying::TESTS, false),
         ("hostile", hostile::TESTS, false),
+        ("own_network", own_network::TESTS, false),
         ("terminal", terminal::TESTS, false),
         ("doctoring", doctoring::TESTS, false),
         ("watching", watching::TESTS, false),

@@ -19,6 +19,7 @@ mod kit_programs;
 mod kit_wire;
 mod samples;
 mod trace;
+mod trace_answers;
 mod trace_capture;
 mod trace_causes;
 mod trace_drops;
@@ -38,6 +39,7 @@ mod trace_pods;
 mod trace_probe;
 mod trace_programs;
 mod trace_record;
+mod trace_remedies;
 mod trace_run;
 mod trace_service;
 mod trace_start;
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
         ("trace_ground_truth", trace_ground_truth::TESTS),
         ("trace_network", trace_network::TESTS),
         ("trace_drops", trace_drops::TESTS),
+        ("trace_answers", trace_answers::TESTS),
         ("trace_causes", trace_causes::TESTS),
         ("trace_programs", trace_programs::TESTS),
         ("trace_frames", trace_frames::TESTS),
@@ -145,6 +148,7 @@ fn main() -> ExitCode {
         ("trace_page", trace_page::TESTS),
         ("trace_pcap", trace_pcap::TESTS),
         ("trace_capture", trace_capture::TESTS),
+        ("trace_remedies", trace_remedies::TESTS),
         ("trace_run", trace_run::TESTS),
         ("trace_probe", trace_probe::TESTS),
         ("trace_record", trace_record::TESTS),

@@ -8,6 +8,7 @@ mod captures;
 mod evidence;
 mod foreign;
 mod handed_over;
+mod model;
 mod recordings;
 mod scenarios;
 mod sweep;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         trials.extend(variants::trials());
         trials.extend(sweep::trials());
         trials.extend(foreign::trials());
+        trials.extend(model::trials());
         Ok(trials)
     });
     match trials {

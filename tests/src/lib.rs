@@ -32,6 +32,7 @@ pub mod junit;
 pub mod machine;
 pub mod netns;
 pub mod obstacle;
+pub mod own_network;
 pub mod pieces;
 mod plain;
 pub mod real;

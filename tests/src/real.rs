@@ -29,6 +29,9 @@ pub(crate) const LINKS: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 /// Where the Rust program is in a container.
 pub(crate) const SDK_CLIENT: &str = "/lab/sdk-client";
 
+/// Not from the machine's own network: see `own_network`.
+const NOT_THERE: &str =
+    "[ \"$(readlink /proc/self/ns/net)\" != 'net:[4026531833]' ] || { echo 'not in the own network' >&2; exit 2; }\n";
 /// Scripts are run as `sh -c SCRIPT NAME --wait-file FILE` if they are to wait, else without the last two.
 const WAIT: &str = "[ \"$1\" != --wait-file ] || while [ ! -e \"$2\" ]; do sleep 0.01; done\n";
 
@@ -94,7 +97,7 @@ impl ContainerSpec {
 }
 
 fn userland(name: &str, script: &str) -> ContainerSpec {
-    let mut spec = ContainerSpec::new(name, &["sh", "-c", &format!("{WAIT}{script}"), name]);
+    let mut spec = ContainerSpec::new(name, &["sh", "-c", &format!("{NOT_THERE}{WAIT}{script}"), name]);
     spec.userland = true;
     // No search for a region, and the programs of /usr even where nobody runs them from an image.
     spec.env = [

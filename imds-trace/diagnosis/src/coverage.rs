@@ -51,6 +51,8 @@ pub struct Coverage {
     open: bool,
     /// Since when there are hooks on every interface towards IMDS; `None` while there are not.
     watched_since: Option<Timestamp>,
+    /// When there were, and are no more; the latest.
+    watched: VecDeque<Span>,
 }
 
 impl Coverage {
@@ -88,13 +90,25 @@ impl Coverage {
         self.watched_since = match (everywhere, self.watched_since) {
             (true, Some(since)) => Some(since),
             (true, None) => Some(at),
-            (false, _) => None,
+            (false, since) => {
+                self.watched.extend(since.map(|from| Span { from, to: at }));
+                if self.watched.len() > MAX_WINDOWS {
+                    self.watched.pop_front();
+                }
+                None
+            }
         };
     }
 
     /// When records were lost.
     pub fn losses(&self) -> impl Iterator<Item = Span> {
         self.losses.iter().copied()
+    }
+
+    /// When there were hooks on every interface towards IMDS, up to `end`.
+    pub fn watched_until(&self, end: Timestamp) -> impl Iterator<Item = Span> {
+        let open = self.watched_since.map(|from| Span { from, to: end.max(from) });
+        self.watched.iter().copied().chain(open)
     }
 
     /// May it be concluded that what was not seen at the places that saw the rest was not there?

@@ -5,12 +5,13 @@ mod what_if;
 
 use serde::{Deserialize, Serialize};
 
+use crate::coverage::Span;
 use crate::exchange::{Exchange, ExchangeId};
 use crate::finding::{Finding, HopLimit, Path, TokenUse};
 use crate::identity::Attribution;
 use crate::journey::{Journey, OtherPackets};
 use crate::net::{Endpoint, Timestamp, Ttl};
-pub use report::{Asserted, Credentials, Group, Groups, Reconciled, Report, Tally};
+pub use report::{Asserted, Covered, Credentials, Group, Groups, Listened, Reconciled, Report, Tally, Unwatched};
 pub use what_if::{Basis, ClientOutlook, Needed, Outlook, Reason, WhatIf};
 
 /// One thing that is said.
@@ -43,6 +44,10 @@ pub struct End {
     pub spent: Reconciled,
     /// Packets to IMDS that are no TCP.
     pub other: Vec<OtherPackets>,
+    /// When there were hooks on every interface towards IMDS.
+    pub watched: Vec<Span>,
+    /// When records were lost.
+    pub losses: Vec<Span>,
 }
 
 /// A connection that its socket told of, and no hook.

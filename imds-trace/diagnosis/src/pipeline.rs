@@ -8,7 +8,7 @@ use crate::event::Reconciled;
 use crate::event::{End, Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
 use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Refused, Spent, Surroundings, spent};
-use crate::identity::fact::{Connected, Outcome, TcpState};
+use crate::identity::fact::{Connected, Outcome, Socket, TcpState};
 use crate::identity::{Attribution, Directory, Fact, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Evidence, Joiner, Journey, Others};
@@ -121,10 +121,9 @@ impl Pipeline {
                     _ => {}
                 }
                 self.interpreter.note(fact.at, &fact.said);
-                if let Said::Connected(Connected { socket, outcome: Outcome::Failed(_) }) = &fact.said
-                    && self.interpreter.surroundings.watched
-                    && !self.joiner.has_seen(socket.isn)
-                    && !self.joiner.has_seen_between(socket.source, socket.destination)
+                if let Said::Connected(connected) = &fact.said
+                    && let Connected { socket, outcome: Outcome::Failed(_) } = connected
+                    && (connected.has_no_port() || self.is_unseen(socket))
                 {
                     self.interpreter.directory.unseen(fact.at, socket);
                 }
@@ -170,7 +169,9 @@ impl Pipeline {
         let interpreter = &mut self.interpreter;
         interpreter.ledger.finish(&mut |finding| tell_finding(finding, end, sink));
         let (lost, spent, other) = (self.lost, interpreter.spent, self.others.take());
-        sink(&Event::End(end, End { lost, spent, other }));
+        let coverage = &self.interpreter.coverage;
+        let (watched, losses) = (coverage.watched_until(end).collect(), coverage.losses().collect());
+        sink(&Event::End(end, End { lost, spent, other, watched, losses }));
     }
 
     fn advance(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
@@ -209,6 +210,13 @@ impl Pipeline {
         for (isn, endpoint) in self.assembler.take_forgotten() {
             self.interpreter.directory.over(isn, endpoint);
         }
+    }
+
+    /// Did a socket give up of which no packet was seen, though it would have been?
+    fn is_unseen(&self, socket: &Socket) -> bool {
+        self.interpreter.surroundings.watched
+            && !self.joiner.has_seen(socket.isn)
+            && !self.joiner.has_seen_between(socket.source, socket.destination)
     }
 
     /// Takes in what a client's socket said of itself.
@@ -340,11 +348,17 @@ impl Interpreter {
             }
         };
         self.ledger.examine(&case, when, &mut |finding| tell_finding(finding, now, sink));
+        let contradicted = self.ledger.contradict(&case, when, &mut |finding| tell_finding(finding, now, sink));
         let stands_in = case.is_answered_in_place();
         if let Some(address) = case.source_of_answered() {
             self.surroundings.was_answered(address);
         }
         self.history.note(exchange, moment, &who, stands_in);
+        if contradicted {
+            for refused in self.aftermath.again(exchange.connection.endpoint.address, when) {
+                self.judge(refused, now, sink);
+            }
+        }
     }
 
     /// Looks again at what was refused, up to those that are `due`.

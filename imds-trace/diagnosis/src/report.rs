@@ -5,7 +5,7 @@ mod last_words;
 
 use std::collections::HashMap;
 
-use crate::event::{End, Event, Report, Tally};
+use crate::event::{End, Event, Listened, Report, Tally, UnseenConnection, Unwatched};
 use crate::finding::HopLimit;
 use crate::identity::{Attribution, Subject};
 pub use group::Grouping;
@@ -13,6 +13,11 @@ pub use last_words::LastWords;
 
 /// Subjects counted apart at most; the rest is counted as lost.
 const MAX_SUBJECTS: usize = 8_192;
+
+/// Runs of which it is told what they listened on at most.
+const MAX_RUNS: usize = 16;
+/// Subjects told at most whose connections no hook saw.
+const MAX_UNWATCHED: usize = 256;
 
 /// Makes the report of events. Each exchange and each finding is counted once, by the last word on it (see [`LastWords`]).
 #[derive(Debug, Default)]
@@ -51,21 +56,39 @@ impl Tallies {
                     self.over += 1;
                 }
             }
+            Event::Ready(from, ready) => {
+                let listened = &mut self.report.coverage.listened;
+                if listened.len() < MAX_RUNS {
+                    listened.push(Listened { from: *from, ready: ready.clone() });
+                }
+            }
+            Event::Unseen(_, unseen) => self.count_unseen(unseen),
             // What was lost is given to `finish`, whole.
-            Event::Ready(..)
-            | Event::Packet(_)
-            | Event::Unseen(..)
-            | Event::Loss(..)
-            | Event::Probed(..)
-            | Event::End(..) => {}
+            Event::Packet(_) | Event::Loss(..) | Event::Probed(..) | Event::End(..) => {}
+        }
+    }
+
+    fn count_unseen(&mut self, unseen: &UnseenConnection) {
+        let UnseenConnection { who, endpoint, counted, .. } = unseen;
+        let received = counted.map(|(received, _)| received);
+        let all = &mut self.report.coverage.unseen;
+        let (subject, room) = (who.subject(), all.len() < MAX_UNWATCHED);
+        match all.iter_mut().find(|known| known.who.subject() == subject && known.endpoint == *endpoint) {
+            Some(known) => {
+                known.connections += 1;
+                known.received = known.received.zip(received).map(|(known, more)| known + more);
+            }
+            None if room => all.push(Unwatched { who: who.clone(), endpoint: *endpoint, connections: 1, received }),
+            None => self.over += 1,
         }
     }
 
     /// The report.
     pub fn finish(&mut self, end: End) -> Report {
         let mut report = std::mem::take(&mut self.report);
-        let End { lost, spent, other } = end;
+        let End { lost, spent, other, watched, losses } = end;
         (report.lost, report.spent, report.other) = (lost, spent, other);
+        (report.coverage.watched, report.coverage.losses) = (watched, losses);
         report.lost.state_evicted += self.over;
         report.findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first.cmp(&b.first)));
         report

@@ -170,6 +170,8 @@ impl Reporter {
         };
         *last = at.max(*last);
         known.lost.add(end.lost);
+        known.watched.extend(&end.watched);
+        known.losses.extend(&end.losses);
         known.spent = end.spent.and(known.spent);
         let room = MAX_OTHER.saturating_sub(known.other.len());
         known.other.extend(end.other.iter().take(room).cloned());
@@ -186,8 +188,13 @@ impl Reporter {
     }
 
     fn show(&mut self, event: &Event) -> Result<(), Error> {
-        if let Some(settled) = self.shown.hear(event) {
-            self.count_shown(&settled);
+        match event {
+            Event::Exchange(_) | Event::Finding(..) => {
+                if let Some(settled) = self.shown.hear(event) {
+                    self.count_shown(&settled);
+                }
+            }
+            event => self.tallies.count(event),
         }
         self.outputs.tell(event)
     }

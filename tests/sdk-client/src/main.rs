@@ -11,7 +11,14 @@ use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::provider::ProvideCredentials;
 
+#[path = "../../src/own_network.rs"]
+mod own_network;
+
 fn main() -> ExitCode {
+    if let Some(why) = own_network::refusal() {
+        eprintln!("sdk-client: {why}");
+        return ExitCode::from(2);
+    }
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
         (None, _) => {}

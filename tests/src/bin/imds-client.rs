@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
+#[path = "../own_network.rs"]
+mod own_network;
 #[path = "../pieces.rs"]
 mod pieces;
 
@@ -98,6 +100,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(why) = own_network::refusal().filter(|_| options.what != "linger") {
+        eprintln!("imds-client: {why}");
+        return ExitCode::from(2);
+    }
     if let Some(name) = &options.comm {
         // The same as prctl(PR_SET_NAME); threads inherit it.
         let _ = std::fs::write("/proc/self/comm", name);

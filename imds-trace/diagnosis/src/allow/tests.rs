@@ -27,6 +27,7 @@ fn process(exe: Option<&str>, uid: u32) -> Option<Process> {
 
 fn host(exe: &str) -> Attribution {
     Attribution {
+        has_no_port: false,
         container: None,
         process: process(Some(exe), 0),
         by: Key::Cgroup,

@@ -2,12 +2,13 @@
 
 use serde::Serialize;
 
-use super::{Lost, WhatIf};
+use super::{Lost, Ready, WhatIf};
 use crate::config::GroupBy;
+use crate::coverage::Span;
 use crate::finding::{Finding, HopLimit};
 use crate::identity::Attribution;
 use crate::journey::OtherPackets;
-use crate::net::Timestamp;
+use crate::net::{Endpoint, Timestamp};
 
 /// What came of a run.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct Report {
     pub spent: Reconciled,
     /// Packets to IMDS that are no TCP: nothing else is said of them.
     pub other: Vec<OtherPackets>,
+    /// What was listened to, and what was missed.
+    pub coverage: Covered,
     /// Exchanges that are not shown, as was asked for.
     pub hidden: u64,
     /// What was asserted, and whether it held.
@@ -32,6 +35,41 @@ pub struct Report {
     pub what_if: Vec<WhatIf>,
     /// What is wrong with the recording that this was concluded from, a sentence each; empty if nothing is, and of a live run.
     pub broken: Vec<String>,
+}
+
+/// What was listened to, and what was missed.
+#[derive(Clone, Debug, Default)]
+pub struct Covered {
+    /// What was attached, run by run; the first 16 of several.
+    pub listened: Vec<Listened>,
+    /// When there were hooks on every interface towards IMDS.
+    pub watched: Vec<Span>,
+    /// When records were lost.
+    pub losses: Vec<Span>,
+    /// Whose connections no hook saw.
+    pub unseen: Vec<Unwatched>,
+}
+
+/// What was attached when a run began.
+#[derive(Clone, Debug)]
+pub struct Listened {
+    /// When everything was.
+    pub from: Timestamp,
+    /// What, and what not.
+    pub ready: Ready,
+}
+
+/// One subject's connections to an endpoint that no hook saw.
+#[derive(Clone, Debug)]
+pub struct Unwatched {
+    /// Whose.
+    pub who: Attribution,
+    /// Where to.
+    pub endpoint: Endpoint,
+    /// How many.
+    pub connections: u64,
+    /// Payload bytes that their sockets received in all; `None` if one of them did not say.
+    pub received: Option<u64>,
 }
 
 /// Something that was asserted.

@@ -123,6 +123,12 @@ impl Entry {
         if journey.icmp.is_some() {
             return;
         }
+        if journey.heading == Heading::ToImds && flags.has(TcpFlags::RST) {
+            // Known before what it acknowledges proves that the answer arrived: it did, and nobody was there any more.
+            for live in self.live.iter_mut().filter(|live| live.exchange.responded) {
+                live.exchange.discarded = true;
+            }
+        }
         match journey.heading {
             Heading::ToImds if flags.has(TcpFlags::ACK) => {
                 let is_first = self.live.len() == 1 && self.live.iter().all(|live| !live.exchange.responded);
@@ -187,7 +193,6 @@ impl Entry {
                     sink(exchange, Moment::Left);
                 }
             }
-            exchange.discarded |= flags.has(TcpFlags::RST) && exchange.responded;
         }
     }
 

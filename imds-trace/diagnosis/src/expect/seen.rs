@@ -124,7 +124,9 @@ impl Seen {
         } else {
             self.refused.note(|| happened(exchange));
         }
-        if !exchange.is_answered_for_sure() {
+        // What was refused, nobody knows why.
+        let unexplained = exchange.request.is_none() && status.is_some_and(|status| status >= 400);
+        if !exchange.is_answered_for_sure() || exchange.is_late() || unexplained {
             self.unanswered.note(|| happened(exchange));
         }
         // A response that may have arrived, or may not, may have been any.
@@ -157,7 +159,8 @@ impl Seen {
             self.v1.note(|| happened(exchange));
         }
         let unread = exchange.request.as_ref().is_some_and(|request| request.cut && !request.token);
-        if (asks == Asks::Unseen || unread) && answered || elsewhere {
+        let came = answered || exchange.responded;
+        if (asks == Asks::Unseen || unread) && came || elsewhere {
             self.unread.note(|| happened(exchange));
         }
     }

@@ -34,6 +34,7 @@ fn container(name: &str) -> Attribution {
         initial_ttl: None,
         error: None,
         failed_after: None,
+        has_no_port: false,
         netns: None,
     }
 }

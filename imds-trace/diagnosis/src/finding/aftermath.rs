@@ -2,8 +2,10 @@
 //! wrong. So a refusal is looked at again a little later, when what followed is known.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use super::contradiction::WITHIN;
 use crate::exchange::{Exchange, ExchangeId};
 use crate::identity::Attribution;
 use crate::net::Timestamp;
@@ -12,6 +14,9 @@ use crate::net::Timestamp;
 const WAIT: Duration = Duration::from_secs(5);
 /// Refusals that wait at most; beyond that the oldest is judged by what is known then.
 const MAX_WAITING: usize = 4_096;
+
+/// Refusals that can be judged again at most.
+const MAX_JUDGED: usize = 256;
 
 /// A refusal, and whose it was when it was over: by the time it is judged its socket may be forgotten.
 pub type Refused = (Exchange, Attribution);
@@ -22,6 +27,8 @@ pub struct Aftermath {
     waiting: HashMap<ExchangeId, Refused>,
     /// In the order of their time.
     due: VecDeque<(Timestamp, ExchangeId)>,
+    /// Those with 403 that were judged shortly before: what they came of may be contradicted.
+    judged: VecDeque<Refused>,
 }
 
 impl Aftermath {
@@ -46,7 +53,24 @@ impl Aftermath {
     /// The next one that is to be judged by `now`.
     pub fn next(&mut self, now: Timestamp) -> Option<Refused> {
         self.due().filter(|due| *due <= now)?;
-        self.pop()
+        let refused = self.pop()?;
+        if refused.0.status() == Some(403) {
+            self.judged.push_back(refused.clone());
+            if self.judged.len() > MAX_JUDGED {
+                self.judged.pop_front();
+            }
+        }
+        Some(refused)
+    }
+
+    /// What was judged and is contradicted by an answer of `endpoint`, given at this moment: to be judged again.
+    pub fn again(&mut self, endpoint: IpAddr, at: Timestamp) -> VecDeque<Refused> {
+        let all = std::mem::take(&mut self.judged);
+        let is_recent = |(exchange, _): &Refused| at.since(exchange.opened) < WITHIN;
+        let recent = all.into_iter().filter(is_recent);
+        let (again, others) = recent.partition(|(exchange, _)| exchange.connection.endpoint.address == endpoint);
+        self.judged = others;
+        again
     }
 
     fn pop(&mut self) -> Option<Refused> {

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::client::{Key, Made, Maker, Tie, goes_on, keys, sought};
+use super::contradiction::WITHIN;
+use super::{imds_disabled, no_role};
 use crate::exchange::imds::is_success;
 use crate::exchange::{Exchange, ExchangeId, Imds, Moment, TokenMark};
 use crate::identity::Attribution;
@@ -20,6 +22,8 @@ const MAX_REQUESTS: usize = 16;
 const MAX_TOKEN_REQUESTS: usize = 28_000;
 /// Tokens remembered at most.
 const MAX_TOKENS: usize = 57_000;
+/// Roles remembered at most: an instance has one.
+const MAX_ROLES: usize = 64;
 /// An answer other than 403 shows so long that the endpoint is not switched off.
 const OPEN_FOR: Duration = Duration::from_secs(10);
 /// What a client does later than so long after a request was over, it was not kept waiting for by that.
@@ -130,6 +134,8 @@ pub struct History {
     token_order: VecDeque<TokenMark>,
     /// When a request was last made after which it is of interest whether its client is let in.
     expected: Option<Timestamp>,
+    /// Where a role was listed (an empty name) or its credentials were given, and when last; the latest ones.
+    roles: VecDeque<(IpAddr, String, Timestamp)>,
     /// By endpoint: when the instance last answered with anything but 403.
     opened: HashMap<IpAddr, Timestamp>,
 }
@@ -140,11 +146,14 @@ impl History {
         let endpoint = exchange.connection.endpoint.address;
         let status = exchange.status();
         if let (Some(at), Some(status)) = (exchange.answered, status)
-            && status != 403
+            && imds_disabled::shows_open(status)
             && !stands_in
         {
             let opened = self.opened.entry(endpoint).or_insert(at);
             *opened = at.max(*opened);
+        }
+        if matches!(moment, Moment::Closed) && !stands_in {
+            self.note_role(exchange);
         }
         match (exchange.imds(), moment) {
             (Some(Imds::Token), Moment::Asked | Moment::Left | Moment::Answered | Moment::Closed) => {
@@ -157,6 +166,24 @@ impl History {
             (Some(Imds::V2), Moment::Closed) if status.is_some() => self.note_let_in(exchange, who),
             _ => {}
         }
+    }
+
+    fn note_role(&mut self, exchange: &Exchange) {
+        let Some(role) = no_role::role(exchange).filter(|_| exchange.brought()) else { return };
+        let (endpoint, at) = (exchange.connection.endpoint.address, exchange.asked.unwrap_or(exchange.opened));
+        self.roles.retain(|(known, name, _)| (*known, name.as_str()) != (endpoint, role));
+        self.roles.push_back((endpoint, role.to_owned(), at));
+        if self.roles.len() > MAX_ROLES {
+            self.roles.pop_front();
+        }
+    }
+
+    /// Did the instance show shortly before, at this exchange's endpoint, that it has this role, or any if the name is empty?
+    pub fn had_role(&self, exchange: &Exchange, role: &str) -> bool {
+        let (endpoint, asked) = (exchange.connection.endpoint.address, exchange.asked.unwrap_or(exchange.opened));
+        self.roles.iter().any(|(known, name, at)| {
+            *known == endpoint && (role.is_empty() || name == role) && asked.since(*at) < WITHIN
+        })
     }
 
     fn note_request(&mut self, exchange: &Exchange, who: &Attribution) {

@@ -11,6 +11,14 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
+/// There is one.
+pub(super) const CAUSE: &str = "403";
+
+/// Does an answer with this status show that the endpoint is not switched off? One that asks to come back later does not.
+pub(super) fn shows_open(status: u16) -> bool {
+    !matches!(status, 403 | 429 | 500..)
+}
+
 /// Does this exchange's request explain a 403 to it?
 pub(super) fn has_reason(exchange: &Exchange) -> bool {
     let Some(request) = &exchange.request else { return true };
@@ -33,7 +41,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let subject = case.subject();
     let instance = case.instance();
     let mut verdict = Verdict::certain(
-        "403",
+        CAUSE,
         capitalised(format!(
             "{subject}{} asked {} and got 403, and nothing else was let in: this instance's metadata endpoint is disabled \
              (HttpEndpoint=disabled).",

@@ -1,8 +1,10 @@
 //! How often was it found? One entry per rule, subject and cause. What an exchange added is taken back when its outcome changes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use super::contradiction::{Contradicted, WITHIN, contradicted};
 use super::{Case, Confidence, Finding, FindingId, HopLimit, RULES, Rule, Verdict, vantage};
 use crate::exchange::{ExchangeId, Moment};
 use crate::identity::{Key, Subject};
@@ -14,6 +16,8 @@ pub const MAX_EVIDENCE: usize = 16;
 const MAX_FINDINGS: usize = 8_192;
 /// Exchanges whose findings can be taken back at most, the latest: most exchanges have none.
 const MAX_REVISABLE: usize = 14_000;
+/// Behind the cause of what is known by an address only.
+const BY_ADDRESS: &str = " by address";
 /// Subjects whose hop limit is remembered at most.
 const MAX_SUBJECTS: usize = 8_192;
 
@@ -27,6 +31,8 @@ struct FindingKey {
 #[derive(Debug)]
 struct Entry {
     number: u64,
+    /// What it says of the instance, that says of IMDS at this address.
+    endpoint: IpAddr,
     finding: Finding,
     told: u64,
 }
@@ -80,7 +86,7 @@ impl Ledger {
                 if case.who.by == Key::Address {
                     // Anybody on the bridge can send packets with another's address: a finding of its own, and no certainty.
                     verdict.confidence = Confidence::Likely;
-                    verdict.cause.push_str(" by address");
+                    verdict.cause.push_str(BY_ADDRESS);
                     verdict.summary.push_str(" (Known by its address only: no socket of it was seen.)");
                 }
                 if case.rests_on_capture() {
@@ -100,6 +106,29 @@ impl Ledger {
                 told(&entry.finding);
             }
         }
+    }
+
+    /// Takes back what was said of the instance shortly before, of whomever, and what the case's answer contradicts.
+    /// Gives whether there was something.
+    pub fn contradict(&mut self, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) -> bool {
+        let mut any = false;
+        let all = contradicted(case);
+        let endpoint = case.exchange.connection.endpoint.address;
+        for key in self.order.values().filter(|_| !all.is_empty()) {
+            let cause_of = key.cause.strip_suffix(BY_ADDRESS).unwrap_or(&key.cause);
+            let is_meant = |(rule, cause): &Contradicted| key.rule == *rule && cause_of == cause;
+            let Some(entry) = self.entries.get_mut(key).filter(|_| all.iter().any(is_meant)) else { continue };
+            if entry.endpoint == endpoint && entry.finding.count > 0 && at.since(entry.finding.last) < WITHIN {
+                any = true;
+                (entry.finding.count, entry.finding.says.waited) = (0, None);
+                entry.finding.evidence.clear();
+                if entry.told > 0 {
+                    entry.told = 0;
+                    told(&entry.finding);
+                }
+            }
+        }
+        any
     }
 
     /// Takes back what an exchange added when it was over. Gives the numbers of the findings.
@@ -161,7 +190,7 @@ impl Ledger {
         let (weight, waited) = (verdict.weight, verdict.waited);
         let key = FindingKey { rule: rule.id, subject: case.who.subject(), cause: verdict.cause.clone() };
         let last = verdict.last.unwrap_or(at).max(at);
-        if let Some(Entry { number, finding, told: said }) = self.entries.get_mut(&key) {
+        if let Some(Entry { number, finding, told: said, .. }) = self.entries.get_mut(&key) {
             finding.count += weight;
             finding.last = finding.last.max(last);
             finding.hop_limit = finding.hop_limit.and(case.hop_limit);
@@ -198,7 +227,8 @@ impl Ledger {
         };
         told(&finding);
         self.order.insert(number, key.clone());
-        self.entries.insert(key, Entry { number, told: finding.count, finding });
+        let endpoint = case.exchange.connection.endpoint.address;
+        self.entries.insert(key, Entry { number, endpoint, told: finding.count, finding });
         while self.entries.len() > MAX_FINDINGS {
             let Some((_, oldest)) = self.order.pop_first() else { break };
             self.evicted += u64::from(self.entries.remove(&oldest).is_some());

@@ -6,6 +6,7 @@ mod aftermath;
 mod answered_locally;
 mod answerer;
 mod client;
+mod contradiction;
 mod drops;
 mod firewall_drop;
 mod forged_request;
@@ -20,6 +21,7 @@ mod kernel_drop;
 mod ledger;
 mod misrouted_answer;
 mod netfilter;
+mod no_port;
 mod no_role;
 mod no_route;
 mod not_forwarding;
@@ -454,6 +456,7 @@ pub const RULES: &[Rule] = &[
     answered_locally::RULE,
     not_forwarding::RULE,
     not_masqueraded::RULE,
+    no_port::RULE,
     no_route::RULE,
     reverse_path::RULE,
     misrouted_answer::RULE,

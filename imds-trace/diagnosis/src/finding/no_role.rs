@@ -3,6 +3,7 @@
 //! SDKs use the same words for this as for a lost token response.
 
 use super::{Case, Rule, Severity, Verdict, capitalised};
+use crate::exchange::Exchange;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -16,17 +17,28 @@ pub const RULE: Rule = Rule {
 /// 404 where IMDS does not know it, which is no error.
 const ROLES: &str = "/meta-data/iam/security-credentials";
 
+/// The cause where no role at all was asked for by name.
+pub(super) const ANY: &str = "none";
+
+/// The role that is asked for: empty where it is the list of them, `None` where it is something else.
+pub(super) fn role(exchange: &Exchange) -> Option<&str> {
+    let (_, role) = exchange.request.as_ref()?.path.split_once(ROLES)?;
+    match role {
+        "" => Some(""),
+        role => Some(role.strip_prefix('/')?.trim_end_matches('/')),
+    }
+}
+
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|exchange| exchange.status() == Some(404))?;
-    let (_, role) = exchange.request.as_ref()?.path.split_once(ROLES)?;
-    let role = match role {
-        "" => "",
-        role => role.strip_prefix('/')?.trim_end_matches('/'),
-    };
+    let role = role(exchange)?;
+    if case.history.had_role(exchange, role) {
+        return None;
+    }
     let voice = case.speaks_for_instance()?;
     let subject = case.subject();
     let (cause, why) = match role {
-        "" => ("none".to_owned(), "this instance has no instance profile, or its role is gone".to_owned()),
+        "" => (ANY.to_owned(), "this instance has no instance profile, or its role is gone".to_owned()),
         role => (role.to_owned(), format!("this instance has no role {role}")),
     };
     let mut verdict = Verdict::certain(

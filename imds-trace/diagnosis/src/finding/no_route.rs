@@ -26,7 +26,7 @@ fn never_left(case: &Case<'_>) -> Option<Verdict> {
     // That nothing came of it is inferred from not seeing it: where records were lost, nothing follows from that.
     let exchange = case.closed()?;
     let absent = case.absent().ok()?;
-    if case.who.error.is_some() && is_refused(case) {
+    if case.who.has_no_port || case.who.error.is_some() && is_refused(case) {
         return None;
     }
     let endpoint = exchange.connection.endpoint;

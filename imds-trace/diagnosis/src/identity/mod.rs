@@ -229,6 +229,8 @@ pub struct Attribution {
     pub error: Option<u16>,
     /// How long its connect took to fail, if it did.
     pub failed_after: Option<std::time::Duration>,
+    /// Its connect failed before its socket had a local port.
+    pub has_no_port: bool,
 }
 
 /// For whom things are counted together.
@@ -427,6 +429,7 @@ impl Directory {
             netns: None,
             error: None,
             failed_after: None,
+            has_no_port: false,
         };
         let socket = self.sockets.find(query);
         if let Some(socket) = socket {
@@ -435,6 +438,7 @@ impl Directory {
             attribution.netns = Some(socket.netns());
             attribution.error = socket.error();
             attribution.failed_after = socket.failed_after();
+            attribution.has_no_port = socket.has_no_port();
             let own = socket.container();
             let id = own
                 .as_deref()

@@ -37,6 +37,7 @@ pub struct Socket {
     error: Option<u16>,
     /// How long the connect took to fail.
     failed_after: Option<Duration>,
+    has_no_port: bool,
     /// Its SYN was about to be sent: the kernel had a route for it.
     went_on: bool,
     /// Under which first sequence number and addresses it is entered.
@@ -111,6 +112,11 @@ impl Socket {
     /// How long its connect took to fail; `None` if it did not, or has not yet.
     pub fn failed_after(&self) -> Option<Duration> {
         self.failed_after
+    }
+
+    /// Did its connect fail before it had a local port?
+    pub fn has_no_port(&self) -> bool {
+        self.has_no_port
     }
 
     /// TTL its packets start with.
@@ -236,6 +242,7 @@ impl Sockets {
             detail,
             error: None,
             failed_after: None,
+            has_no_port: false,
             went_on: false,
             keys: None,
             closed_unseen: None,
@@ -360,6 +367,7 @@ impl Sockets {
         self.sending(socket);
         let number = self.connecting.remove(&socket.socket);
         if let Some(known) = number.and_then(|number| self.all.get_mut(&number)) {
+            known.has_no_port = connected.has_no_port();
             known.error = outcome.error();
             known.failed_after = matches!(outcome, Outcome::Failed(_)).then(|| at.since(known.at));
         }

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use super::coverage::{self, CoverageLine};
 use super::{Kind, Output};
 use crate::config::GroupBy;
 use crate::event::{Asserted, Credentials, Group, Report};
@@ -98,7 +99,8 @@ impl Output for Json {
             }
             self.write(&Line::WhatIfSum(what_if::sum(at(&when), what_if)))?;
         }
-        self.write(&Line::Report(report_line(at(&when), report)))
+        let coverage = coverage::line(&report.coverage, when, boot_time);
+        self.write(&Line::Report(report_line(at(&when), report, coverage)))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -281,6 +283,7 @@ struct FindingLine<'a> {
 struct ReportLine<'a> {
     at: String,
     containers: Vec<TallyLine<'a>>,
+    coverage: CoverageLine<'a>,
     lost: u64,
     spent: SpentLine,
     other_packets: Vec<OtherLine>,
@@ -534,7 +537,7 @@ fn group_line(by: GroupBy, group: &Group, [first, last]: [Option<String>; 2]) ->
     }
 }
 
-fn report_line(at: String, report: &Report) -> ReportLine<'_> {
+fn report_line<'a>(at: String, report: &'a Report, coverage: CoverageLine<'a>) -> ReportLine<'a> {
     ReportLine {
         at,
         containers: report
@@ -549,6 +552,7 @@ fn report_line(at: String, report: &Report) -> ReportLine<'_> {
                 findings: &tally.findings,
             })
             .collect(),
+        coverage,
         lost: report.lost.sum(),
         spent: SpentLine {
             seen: report.spent.seen,

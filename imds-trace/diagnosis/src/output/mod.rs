@@ -1,6 +1,7 @@
 //! How is it told? One file and one line in [`OUTPUTS`] for each way.
 
 mod allow;
+mod coverage;
 mod html;
 mod json;
 mod junit;

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
+use super::coverage;
 use super::json::rfc3339;
 use super::{Kind, Output};
 use crate::event::{Asserted, Report, Tally};
@@ -164,6 +165,9 @@ impl Text {
                 let _ = writeln!(out, "{verdict}");
             }
         }
+        for sentence in coverage::sentences(report, self.boot_time) {
+            let _ = writeln!(out, "{}", paragraph("", "  ", &sentence));
+        }
         for other in &report.other {
             let _ = writeln!(out, "\nNote: {}.", other_packets(other));
         }
@@ -187,7 +191,7 @@ impl Text {
 }
 
 /// Wall-clock time of day to the millisecond, UTC.
-fn time(at: Timestamp, boot_time: BootTime) -> String {
+pub(super) fn time(at: Timestamp, boot_time: BootTime) -> String {
     // 2026-01-31T12:34:56.123456789Z
     rfc3339(at, boot_time).get(11..23).unwrap_or("--:--:--.---").to_owned()
 }
@@ -350,10 +354,19 @@ pub(super) fn outcome(exchange: &Exchange) -> String {
     match (exchange.response_drop(), exchange.request_drop(), &exchange.inward) {
         (Some(drop), _, inward) => lost("response", drop, inward.as_ref().map_or(1, |travel| travel.copies)),
         (None, Some(drop), _) => lost("request", drop, exchange.outward.as_ref().map_or(1, |travel| travel.copies)),
+        (None, None, Some(travel)) if !exchange.responded && travel.fate == Fate::Unresolved && travel.copies > 0 => {
+            format!(
+                "{RED}not connected{RED:#}: the answer to its SYN was not seen again after it came in (gave up after {took})"
+            )
+        }
         (None, None, Some(travel)) if exchange.responded && travel.fate == Fate::Unresolved => {
             format!("{RED}response not seen again{RED:#} after it came in (gave up after {took})")
         }
         _ if exchange.refusal.is_some() => format!("{RED}refused{RED:#} after {took}"),
+        // Its begin was not seen: nobody knows what it had asked, and got, before.
+        (None, None, _) if exchange.asked.is_none() && exchange.connection.isn.is_none() => {
+            "part of a connection whose begin was not seen".to_owned()
+        }
         (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
         _ => format!("{RED}no answer{RED:#} in {took}"),
     }

@@ -150,7 +150,7 @@ impl Scenario {
             told: Told::default(),
         });
         let outcome = match connect.error {
-            None => Outcome::Established { counts: false },
+            None if !connect.no_port => Outcome::Established { counts: false },
             error => Outcome::Failed(error),
         };
         let socket = Socket { socket, source, destination, isn, netns };

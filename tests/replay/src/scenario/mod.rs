@@ -20,7 +20,7 @@ use diagnosis::identity::fact::Forwarding;
 use serde::Deserialize;
 
 pub use inputs::{END, INSTANCE, header, id_of};
-pub use judge::{conclude, conclude_telling, judge, show_exchange, show_path};
+pub use judge::{conclude, conclude_telling, judge, show, show_exchange, show_path};
 pub use place::{HOST_NETNS, Place};
 
 /// A situation and what must be concluded from it.
@@ -149,6 +149,9 @@ pub struct Connect {
     pub sending_ms: Option<i64>,
     /// The error with which it fails, a number of `errno.h`.
     pub error: Option<u16>,
+    /// It fails for want of a local port.
+    #[serde(default)]
+    pub no_port: bool,
     /// When the port is told; absent: a millisecond later. The kernel tells it when the connection is made or given up.
     pub known_ms: Option<i64>,
 }

@@ -85,6 +85,7 @@ fn changes(scenario: &Scenario) -> Vec<Scenario> {
         for known in [Some(connect.ms + 3_000), None] {
             with(&|changed| changed.connects[number].known_ms = known);
         }
+        with(&|changed| changed.connects[number].no_port = !connect.no_port);
         for error in [99, 101, 110, 111] {
             with(&|changed| changed.connects[number].error = Some(error));
         }

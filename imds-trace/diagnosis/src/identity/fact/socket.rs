@@ -30,6 +30,20 @@ pub struct Connected {
     pub outcome: Outcome,
 }
 
+/// "Cannot assign requested address" (`errno.h`).
+const EADDRNOTAVAIL: u16 = 99;
+
+impl Connected {
+    /// Did it give up before it had a local port? The kernel chooses one before it makes the SYN, and returns the error without leaving it
+    /// in the socket.
+    pub fn has_no_port(&self) -> bool {
+        match self.outcome {
+            Outcome::Established { .. } => false,
+            Outcome::Failed(error) => self.socket.source.port == 0 || error == Some(EADDRNOTAVAIL),
+        }
+    }
+}
+
 /// What became of a connect().
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
