@@ -321,7 +321,7 @@ async fn introductions(news: &mut mpsc::Receiver<News>, engines: &[String]) -> V
     let listing = async {
         while left > 0 {
             match news.recv().await {
-                Some(News::Said(fact)) => said.push(fact),
+                Some(News::Said(fact)) => said.push(*fact),
                 Some(News::Listed(_)) => left -= 1,
                 Some(News::Unreachable(why)) => {
                     eprintln!(

@@ -33,10 +33,13 @@ impl<A: InTheWay + ?Sized, B: InTheWay + ?Sized> InTheWay for (Box<A>, Box<B>) {
 
 type Held<'a> = Box<dyn InTheWay + 'a>;
 
+/// Puts it up at a host, which holds until what it gives is dropped.
+type PutUp<'a> = Box<dyn FnOnce(&Namespace) -> Result<Held<'a>> + 'a>;
+
 /// A client, and what is put in its way, given its namespace.
 struct Turn<'a> {
     spec: ContainerSpec,
-    put_up: Box<dyn FnOnce(&Namespace) -> Result<Held<'a>> + 'a>,
+    put_up: PutUp<'a>,
 }
 
 fn turn<'a>(name: &str, put_up: impl FnOnce(&Namespace) -> Result<Held<'a>> + 'a) -> Turn<'a> {

@@ -436,7 +436,7 @@ fn said(inputs: &[Input], truths: &[Truth], lossless: bool, silent: bool) -> Res
         // Who got no token and asks without one has fallen back.
         let got_none = |truth: &&&Truth| truth.what == What::Token && truth.status != Some(200);
         let asks_v1 = |truth: &&Truth| truth.what == What::V1 && truth.status.is_some();
-        if theirs.iter().any(|truth| got_none(&truth)) && theirs.iter().any(|truth| asks_v1(truth)) {
+        if theirs.iter().any(|truth| got_none(&truth)) && theirs.iter().any(asks_v1) {
             allowed.insert("imdsv1-fallback");
         }
         if !allowed.contains(finding.rule) && (!silent || finding.says.confidence == Confidence::Certain) {

@@ -96,11 +96,11 @@ impl Names for Anywhere {
     }
 
     fn interface(&self, index: Ifindex) -> Option<String> {
-        (index.0 % 3 != 0).then(|| format!("eth{}", index.0))
+        (!index.0.is_multiple_of(3)).then(|| format!("eth{}", index.0))
     }
 
     fn symbol(&self, address: u64) -> Option<String> {
-        (address % 5 != 0).then(|| format!("function_{}", address % 16))
+        (!address.is_multiple_of(5)).then(|| format!("function_{}", address % 16))
     }
 
     fn reason(&self, number: u32) -> Option<String> {

@@ -1,6 +1,15 @@
-//! In which words do several outputs say the same? Counts, and what was lost.
+//! In which words do several outputs say the same? Times, counts, and what was lost.
 
 use crate::event::Lost;
+use crate::net::{BootTime, Timestamp};
+
+/// Wall-clock time of a timestamp, as RFC 3339 has it, with nanoseconds; empty for one that no calendar holds.
+pub fn rfc3339(at: Timestamp, boot_time: BootTime) -> String {
+    match jiff::Timestamp::from_nanosecond(i128::from(boot_time.0) + i128::from(at.0)) {
+        Ok(time) => format!("{time:.9}"),
+        Err(_) => String::new(),
+    }
+}
 
 /// `1 packet`, `2 packets`.
 pub fn counted(count: u64, what: &str) -> String {

@@ -160,7 +160,7 @@ pub fn further(
     let passage = leg.source.and_then(|source| sight.passage(source, by, endpoint));
     if passage.is_some_and(|passage| !passage.sure) {
         let summary = format!(
-            "{begins}. How the host sends it on, or answers back, hangs on marks that its rules set, which are not known here."
+            "{begins}. How the host sends it on, or answers back, depends on marks that its rules set, which are not known here."
         );
         return answer(Status::Unknown, summary).look(host("ip rule"));
     }

@@ -104,7 +104,7 @@ fn examine(sight: &Sight) -> Vec<Answer> {
         Answer::new(Subject::Host, Status::Unknown, summary).look("bpftool net show; bpftool cgroup tree")
     }));
     if answers.is_empty() {
-        let summary = "No BPF program or tc filter of others hangs on the interfaces and cgroups on the way.";
+        let summary = "No BPF program or tc filter of others is attached to the interfaces and cgroups on the way.";
         answers.push(Answer::new(Subject::Host, Status::Ok, summary).look("bpftool net show; bpftool cgroup tree"));
     }
     answers

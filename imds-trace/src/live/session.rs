@@ -147,7 +147,7 @@ impl Session {
 
     pub(super) fn news(&mut self, told: News) -> anyhow::Result<()> {
         match told {
-            News::Said(said) => self.fact(said),
+            News::Said(said) => self.fact(*said),
             News::Listed(host) => {
                 log::info!("the Docker engine at {host} has listed its containers");
                 Ok(())

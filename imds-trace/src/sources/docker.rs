@@ -68,7 +68,7 @@ const MAX_NETWORK: usize = 128;
 #[derive(Debug)]
 pub enum News {
     /// A fact.
-    Said(Said),
+    Said(Box<Said>),
     /// All containers of the engine there have been told.
     Listed(String),
     /// The engine cannot be asked; it will be tried again. Told once until it can.
@@ -142,7 +142,7 @@ async fn session(
     let there = docker.list_containers(None::<ListContainersOptions>).await?;
     let there: HashSet<String> = there.into_iter().filter_map(|container| container.id).collect();
     for id in running.difference(&there) {
-        if news.send(News::Said(Said::ContainerGone { id: id.clone() })).await.is_err() {
+        if news.send(News::Said(Box::new(Said::ContainerGone { id: id.clone() }))).await.is_err() {
             return Ok(());
         }
     }
@@ -176,7 +176,7 @@ async fn handle(
         (Some(EventMessageTypeEnum::CONTAINER), "create" | "start" | "rename") => {
             let Some(id) = actor.id else { return true };
             // The event itself introduces the container: one that lives 300 ms may be gone before it can be inspected.
-            if news.send(News::Said(Said::Container(introduced(engine, &id, attributes)))).await.is_err() {
+            if news.send(News::Said(Box::new(Said::Container(introduced(engine, &id, attributes))))).await.is_err() {
                 return false;
             }
             if action == "start" {
@@ -188,7 +188,7 @@ async fn handle(
         (Some(EventMessageTypeEnum::CONTAINER), "die" | "destroy") => match actor.id {
             Some(id) => {
                 running.remove(&id);
-                news.send(News::Said(Said::ContainerGone { id })).await.is_ok()
+                news.send(News::Said(Box::new(Said::ContainerGone { id }))).await.is_ok()
             }
             None => true,
         },
@@ -223,7 +223,7 @@ async fn inspect(engine: &Engine, id: &str, news: &mpsc::Sender<News>) {
     // Gone since: its event said what there is to say.
     let Ok(container) = engine.docker.inspect_container(id, None::<InspectContainerOptions>).await else { return };
     let detail = ContainerDetail { runtime: Some(engine.runtime), ..inspected(id, container) };
-    let _ = news.send(News::Said(Said::Container(detail))).await;
+    let _ = news.send(News::Said(Box::new(Said::Container(detail)))).await;
 }
 
 /// The same from the engine's JSON; `None` if it is none.

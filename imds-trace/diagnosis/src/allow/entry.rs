@@ -20,7 +20,7 @@ pub fn entry(who: &Attribution, roles: &[String]) -> Result<String, String> {
             (None, None) => keys.push(("container", &container.id)),
         },
         (None, Key::Cgroup) => {}
-        (None, _) => return Err("nobody could name it".to_owned()),
+        (None, _) => return Err("it could not be identified".to_owned()),
     }
     let exe = process.and_then(|process| process.exe.as_deref());
     match exe {

@@ -46,7 +46,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let process = case.who.process.as_ref();
     let program = process.map(program).unwrap_or_default();
-    let unnamed = if case.who.by == Key::Unknown { ", whom nobody could name," } else { "" };
+    let unnamed = if case.who.by == Key::Unknown { ", which could not be identified," } else { "" };
     let not_known = match fits {
         Fits::NotKnown(what) => format!(" Whether an entry fits is not certain: {what} is not known."),
         Fits::No | Fits::Yes => String::new(),

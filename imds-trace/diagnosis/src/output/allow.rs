@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use super::{Kind, Output, json::rfc3339};
+use super::{Kind, Output};
 use crate::allow::entry;
 use crate::event::{Event, Report};
 use crate::exchange::{Imds, imds::role};
 use crate::identity::Attribution;
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
+use crate::words::rfc3339;
 
 /// The kind.
 pub const KIND: Kind = Kind {

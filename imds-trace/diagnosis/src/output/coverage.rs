@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::json::rfc3339;
 use super::text;
 use crate::coverage::Span;
 use crate::event::{Attached, Covered, Listened, Missing, Report, Unwatched};
 use crate::identity::Container;
 use crate::net::{BootTime, Endpoint, Timestamp};
 use crate::printable::printable;
+use crate::words::rfc3339;
 
 /// Names that one sentence gives at most, and bytes of each.
 const MAX_NAMED: usize = 8;
@@ -69,13 +69,7 @@ pub(super) fn line(covered: &Covered, end: Timestamp, boot_time: BootTime) -> Co
 
 fn unseen(unseen: &Unwatched) -> UnseenLine<'_> {
     let Unwatched { who, endpoint, connections, received } = unseen;
-    UnseenLine {
-        container: who.told(),
-        address: who.address,
-        endpoint,
-        connections: *connections,
-        received: *received,
-    }
+    UnseenLine { container: who.told(), address: who.address, endpoint, connections: *connections, received: *received }
 }
 
 /// The same in sentences.

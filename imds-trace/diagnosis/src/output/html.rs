@@ -9,13 +9,12 @@ use std::io::{self, Write};
 use anstream::adapter::strip_str;
 use sha2::{Digest, Sha256};
 
-use super::json::rfc3339;
 use super::{Kind, Output, text};
 use crate::event::{Event, ExchangeEvent, Outlook, Report, WhatIf};
 use crate::finding::{Finding, HopLimit, Severity};
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
-use crate::words;
+use crate::words::{self, rfc3339};
 
 /// The kind.
 pub const KIND: Kind = Kind {

@@ -20,6 +20,7 @@ use crate::identity::{Ancestor, Container, Key, Process};
 use crate::journey::{Dropped, Fate, Hop, Join, OtherPackets};
 use crate::net::{BootTime, Endpoint, Netns, Timestamp, Ttl};
 use crate::printable::json_safe;
+use crate::words::rfc3339;
 use what_if::{WhatIfLine, WhatIfSum};
 
 /// The kind.
@@ -114,14 +115,6 @@ impl Json {
         self.line.extend(json_safe(&serde_json::to_string(&line)?).as_bytes());
         self.line.push(b'\n');
         self.stream.write_all(&self.line)
-    }
-}
-
-/// Wall-clock time of a timestamp.
-pub fn rfc3339(at: Timestamp, boot_time: BootTime) -> String {
-    match jiff::Timestamp::from_nanosecond(i128::from(boot_time.0) + i128::from(at.0)) {
-        Ok(time) => format!("{time:.9}"),
-        Err(_) => String::new(),
     }
 }
 

@@ -10,7 +10,6 @@ use std::io::{self, Write};
 use anstyle::{AnsiColor, Style};
 
 use super::coverage;
-use super::json::rfc3339;
 use super::{Kind, Output};
 use crate::event::{Asserted, Report, Tally};
 use crate::event::{Event, ExchangeEvent, Probed, UnseenConnection};
@@ -21,7 +20,7 @@ use crate::identity::{Attribution, Key};
 use crate::journey::{Fate, OtherPackets};
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
-use crate::words::{self, counted, times};
+use crate::words::{self, counted, rfc3339, times};
 
 /// The kind.
 pub const KIND: Kind = Kind {

@@ -31,7 +31,7 @@ const MAX_REPEATED: u64 = 4 << 20;
 /// Time between two flushes of a compressed file: each costs some compression.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
 /// Characters that a name gets when its file is put away: `.20261122T083400Z-000001`.
-const PUT_AWAY: usize = 24;
+const ROTATED: usize = 24;
 /// Bytes at the end of a file in which its closing line is looked for.
 const TAIL: u64 = 4096;
 
@@ -322,7 +322,7 @@ impl Place {
     fn try_longest(&self) -> io::Result<()> {
         let because = |error: io::Error, why: String| io::Error::new(error.kind(), format!("{why}: {error}"));
         // A dot in front: it is not taken for one of them.
-        let name = format!(".{}.{}{}", self.stem, "0".repeat(PUT_AWAY - 2), self.ending);
+        let name = format!(".{}.{}{}", self.stem, "0".repeat(ROTATED - 2), self.ending);
         let path = self.folder.join(&name);
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         match made {
@@ -338,7 +338,7 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Err(because(
                 error,
                 format!(
-                    "its name is too long: files that are rotated get {PUT_AWAY} more characters (.20261122T083400Z-000001)"
+                    "its name is too long: files that are rotated get {ROTATED} more characters (.20261122T083400Z-000001)"
                 ),
             )),
             Err(error) => Err(because(error, format!("no file can be made in its folder {}", self.folder.display()))),

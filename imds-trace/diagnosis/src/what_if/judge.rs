@@ -242,7 +242,7 @@ fn title(who: &Attribution) -> String {
             format!("{word}{}", bounded(&title, MAX_NAME))
         }
         (None, Subject::Host) => "this host".to_owned(),
-        (None, _) => format!("the client at {}, whom nobody could name", who.address),
+        (None, _) => format!("the client at {}, which could not be identified", who.address),
     };
     format!("{title}{behind}")
 }

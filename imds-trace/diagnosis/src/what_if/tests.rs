@@ -291,7 +291,7 @@ fn somebody_unknown_counts_as_the_one_who_is_asked_about() {
     let is_web = |who: &Attribution| who.container.as_ref().is_some_and(|container| container.id == "web");
     let what_if = needs.judge(both(2), END, Lost::default(), &is_web);
     assert_eq!(what_if.outlook, Outlook::Breaks);
-    assert!(what_if.why.contains("whom nobody could name"), "{}", what_if.why);
+    assert!(what_if.why.contains("which could not be identified"), "{}", what_if.why);
     let is_other = |who: &Attribution| who.container.as_ref().is_some_and(|container| container.id == "other");
     let nobody = needs.judge(limit(2), END, Lost::default(), &is_other);
     assert_eq!(nobody.outlook, Outlook::CannotBeTold, "silence about one shows nothing");

@@ -1,7 +1,6 @@
 //! Is everybody named by his runtime's own file, and by nothing else that lies there?
 
 use std::fs;
-use std::time::Instant;
 
 use super::*;
 
@@ -158,7 +157,6 @@ fn what_is_no_file_too_large_somebody_elses_or_behind_the_root_is_not_read() {
         let _ = fs::remove_file(&path);
         make();
     };
-    let began = Instant::now();
     anew(&|| nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).expect("a FIFO"));
     assert_eq!(told(), None, "a FIFO");
     anew(&|| std::os::unix::fs::symlink(&secret, &path).expect("a link"));
@@ -173,7 +171,6 @@ fn what_is_no_file_too_large_somebody_elses_or_behind_the_root_is_not_read() {
     assert!(told().is_some(), "as it should be");
     std::os::unix::fs::chown(&path, Some(12_345), None).expect("another owner");
     assert_eq!(told(), None, "somebody else's");
-    assert!(began.elapsed() < Duration::from_secs(5), "nothing is waited for");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use super::{BOLD, MAX_NAME, MAX_PATH, RED, counted, paragraph, subject};
 use crate::config::GroupBy;
 use crate::event::{Credentials, Group, Groups};
 use crate::net::{BootTime, Timestamp};
-use crate::output::json::rfc3339;
 use crate::printable::printable;
+use crate::words::rfc3339;
 
 /// Bytes of a command line that are shown.
 const MAX_ARGV: usize = 400;
