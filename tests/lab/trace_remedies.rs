@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::obstacle::{self, Family, Traffic, Verdict};
-use imds_trace_tests::{Container, ContainerSpec, NetworkSpec, Obstacle};
+use imds_trace_tests::{Container, ContainerSpec, NetworkSpec, Obstacle, Tokens};
 use serde_json::{Value, json};
 
 use crate::Lab;
@@ -62,6 +62,7 @@ fn is_answered(container: &Container, words: &str) -> Result<()> {
 fn a_namespace_without_a_free_port_is_named_and_mended(lab: &Lab) -> Result<()> {
     lab.host.imds().set(|behaviour| {
         (behaviour.hop_limit, behaviour.delay_get) = (3, std::time::Duration::from_millis(400));
+        behaviour.tokens = Tokens::Optional;
     });
     let container = living(lab, "portless", None)?;
     container.namespace()?.sysctl("net/ipv4/ip_local_port_range", "40000 40000")?;

@@ -192,7 +192,11 @@ pub fn no_route(namespace: &Namespace, family: Family) -> Result<Obstacle> {
 /// Requests for IMDS that come in by this bridge are sent to `to` (an address, perhaps with a port).
 pub fn redirect(namespace: &Namespace, bridge: &str, to: &str) -> Result<Obstacle> {
     let what = format!("-i {bridge} -d {} -p tcp --dport 80", Family::V4.endpoint());
-    iptables_rule(namespace, Family::V4, "nat", &format!("PREROUTING {what} -j DNAT --to-destination {to}"))
+    let mut obstacle =
+        iptables_rule(namespace, Family::V4, "nat", &format!("PREROUTING {what} -j DNAT --to-destination {to}"))?;
+    // Connection tracking sends what has the same ports the same way for two minutes: the next test's connections, too.
+    obstacle.with_sysctl(namespace, "net/netfilter/nf_conntrack_tcp_timeout_syn_sent", "1")?;
+    Ok(obstacle)
 }
 
 /// The namespace forwards nothing over IPv4.

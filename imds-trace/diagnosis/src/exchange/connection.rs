@@ -91,7 +91,8 @@ impl Entry {
 
     pub(super) fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
         self.closed = Some(at);
-        self.notice_unseen(at, sink);
+        let received = self.received;
+        self.notice_unseen(&received, at, sink);
         for live in &mut self.live {
             live.close(at, sink);
         }
@@ -99,10 +100,10 @@ impl Entry {
 
     /// The client has bytes from IMDS that were seen nowhere: they are the answer to the first request that has none. Looked at when no
     /// sighting of them will come any more.
-    fn notice_unseen(&mut self, at: Timestamp, sink: &mut Sink<'_>) -> bool {
+    fn notice_unseen(&mut self, received: &Received, at: Timestamp, sink: &mut Sink<'_>) -> bool {
         let waits = self.live.iter().position(|live| !live.has_answer());
         let Some(live) = waits.and_then(|index| self.live.get_mut(index)) else { return false };
-        live.notice_unseen(&self.received, at, sink)
+        live.notice_unseen(received, at, sink)
     }
 
     /// Takes in what the client's socket said.
@@ -158,7 +159,8 @@ impl Entry {
             }
         }
         // Its socket's last word may come after its end.
-        if self.closed.is_some() && self.notice_unseen(at, sink) {
+        let received = self.received;
+        if self.closed.is_some() && self.notice_unseen(&received, at, sink) {
             self.live.iter_mut().for_each(|live| live.revise(sink));
         }
     }
@@ -212,8 +214,11 @@ impl Entry {
             return again;
         }
         let at = journey.hops.first().map_or(journey.at, |hop| hop.at);
-        // A client that asks again acknowledges what it has of the answer before.
-        self.notice_unseen(journey.at, sink);
+        // A client that asks again acknowledges what it has of the answer before. Its socket's count may be of answers whose journeys are
+        // not over yet.
+        let mut acknowledged = Received::default();
+        acknowledged.by_client(journey.tcp.ack);
+        self.notice_unseen(&acknowledged, journey.at, sink);
         let needs_another = self.live.back().is_none_or(|last| last.exchange.asked.is_some());
         if needs_another && let Some(last) = self.live.back_mut() {
             if last.exchange.answered.is_some() {
