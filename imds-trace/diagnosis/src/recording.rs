@@ -15,8 +15,8 @@
 //! * `{"end":{"at":…,"inputs":N,"lost":N,"rotated":…},"digest":"…"}` is a seal too, and the last line of a file that was closed in
 //!   order.
 //!
-//! Version 3 adds the pod that a container is in. Version 1 has neither seals nor an end: it is read, and cannot be verified. Fields may be added within a version; a reader ignores
-//! those it does not know.
+//! Version 3 has the pod that a container is in as an object; version 1 has neither seals nor an end: it is read, and cannot be
+//! verified. Fields may be added within a version; a reader ignores those it does not know.
 //!
 //! Secrets never reach this file: what can be an input is an allow-list (`observation::redact`).
 
