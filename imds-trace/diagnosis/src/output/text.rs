@@ -1,5 +1,6 @@
 //! How is it told to a tired person? A line per exchange and finding as they come; at the end, what is wrong, shown hop by hop.
 
+mod coverage;
 mod group;
 mod ladder;
 mod what_if;
@@ -9,7 +10,6 @@ use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
-use super::coverage;
 use super::{Kind, Output};
 use crate::event::{Asserted, Report, Tally};
 use crate::event::{Event, ExchangeEvent, Probed, UnseenConnection};
