@@ -5,7 +5,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::connection::{Entry, Witness};
-use super::progress::{Live, new};
+use super::progress::Live;
 use super::{Exchange, ExchangeId, Moment, Sink};
 use crate::journey::{Connection, ConnectionId, END, Journey};
 use crate::net::{Endpoint, Heading, Timestamp};
@@ -84,7 +84,7 @@ impl Assembler {
         };
         let client = Endpoint { address: nowhere, port: 0 };
         let connection = Connection { id: ConnectionId(0), client, endpoint, isn: None, since: at };
-        let mut exchange = new(ExchangeId(self.next), connection, at);
+        let mut exchange = Exchange::new(ExchangeId(self.next), connection, at);
         exchange.attempt = Some(attempt);
         exchange.closed = Some(at);
         sink(&exchange, Moment::Closed);
@@ -229,7 +229,7 @@ impl Assembler {
         let id = journey.connection.id;
         self.next += 1;
         let opened = journey.hops.first().map_or(journey.at, |hop| hop.at);
-        let exchange = new(ExchangeId(self.next), journey.connection.clone(), opened);
+        let exchange = Exchange::new(ExchangeId(self.next), journey.connection.clone(), opened);
         let entry = Entry::new(Live::new(exchange), journey.at);
         self.entries.insert(id, entry);
         if let Some(isn) = journey.connection.isn {

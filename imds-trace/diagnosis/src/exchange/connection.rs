@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::delivery::Received;
-use super::progress::{Live, Position, new};
-use super::{ExchangeId, Moment, Refusal, Refused, Sink};
+use super::delivery::{Received, raise};
+use super::progress::{Live, Position};
+use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
 use crate::journey::{END, Journey};
 use crate::net::{Direction, Heading, Timestamp};
 use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
@@ -37,6 +37,8 @@ pub(super) struct Entry {
     pub(super) closed: Option<Timestamp>,
     /// What both ends are known to have received.
     received: Received,
+    /// The sequence number behind the last byte from IMDS that was seen, wherever that was.
+    seen_to: Option<u32>,
     /// Is the client's socket known to be open? Then nothing of it is over.
     socket_open: bool,
     /// When it is looked at next, at the latest.
@@ -63,6 +65,7 @@ impl Entry {
             ending: None,
             closed: None,
             received: Received::default(),
+            seen_to: None,
             socket_open: false,
             scheduled: END,
             forsaken: false,
@@ -103,7 +106,7 @@ impl Entry {
     fn notice_unseen(&mut self, received: &Received, at: Timestamp, sink: &mut Sink<'_>) -> bool {
         let waits = self.live.iter().position(|live| !live.has_answer());
         let Some(live) = waits.and_then(|index| self.live.get_mut(index)) else { return false };
-        live.notice_unseen(received, at, sink)
+        live.notice_unseen(received, self.seen_to, at, sink)
     }
 
     /// Takes in what the client's socket said.
@@ -141,6 +144,9 @@ impl Entry {
             Heading::FromImds => {
                 if flags.has(TcpFlags::SYN) {
                     self.received.answered_from(journey.tcp.seq);
+                }
+                if journey.tcp.len > 0 {
+                    raise(&mut self.seen_to, journey.tcp.end());
                 }
                 // A reset acknowledges what a firewall wants it to.
                 if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
@@ -227,7 +233,7 @@ impl Entry {
                 last.settle(sink);
             }
             *next += 1;
-            let mut exchange = new(ExchangeId(*next), journey.connection.clone(), at);
+            let mut exchange = Exchange::new(ExchangeId(*next), journey.connection.clone(), at);
             exchange.handshake = last.exchange.handshake;
             exchange.decrements = last.exchange.decrements;
             self.live.push_back(Live::new(exchange));

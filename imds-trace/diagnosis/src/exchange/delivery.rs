@@ -136,7 +136,8 @@ impl Received {
     }
 }
 
-fn raise(known: &mut Option<u32>, ack: u32) {
+/// Remembers the later one of two sequence numbers.
+pub(super) fn raise(known: &mut Option<u32>, ack: u32) {
     if known.is_none_or(|known| is_before(known, ack)) {
         *known = Some(ack);
     }

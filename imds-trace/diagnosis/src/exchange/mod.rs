@@ -137,6 +137,38 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    /// An exchange of which nothing is known but its connection.
+    pub(crate) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> Self {
+        Self {
+            id,
+            connection,
+            opened,
+            asked: None,
+            answered: None,
+            response_proof: None,
+            response_refuted: false,
+            request_proof: None,
+            closed: None,
+            request: None,
+            response: None,
+            outward: None,
+            inward: None,
+            handshake: false,
+            responded: false,
+            came: None,
+            refusal: None,
+            redirected: None,
+            left: None,
+            acknowledges: false,
+            last_leaving: None,
+            discarded: false,
+            issued: None,
+            attempt: None,
+            hop_limit: None,
+            decrements: Decrements::default(),
+        }
+    }
+
     /// What was asked for; `None` if the request was not seen.
     pub fn imds(&self) -> Option<Imds> {
         self.request.as_ref().map(|request| imds::classify(request, self.connection.endpoint.address))

@@ -2,9 +2,9 @@
 
 use super::delivery::Received;
 use super::imds::is_success;
-use super::{Decrements, Exchange, ExchangeId, Imds, Moment, Sink, Travel};
-use crate::journey::{Connection, Fate, Hop, Journey};
-use crate::net::{Direction, Timestamp, Ttl};
+use super::{Decrements, Exchange, Imds, Moment, Sink, Travel};
+use crate::journey::{Fate, Hop, Journey};
+use crate::net::{Direction, Timestamp, Ttl, is_before};
 use crate::observation::{ResponseHead, TcpFlags};
 
 /// Where a head was: sequence number of the segment, and its place among the heads there.
@@ -24,38 +24,6 @@ pub(super) struct Live {
     pub(super) settled: bool,
     /// Worth telling: something besides the end of an older connection was seen.
     pub(super) told: bool,
-}
-
-/// An exchange of which nothing is known but its connection.
-pub(super) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> Exchange {
-    Exchange {
-        id,
-        connection,
-        opened,
-        asked: None,
-        answered: None,
-        response_proof: None,
-        response_refuted: false,
-        request_proof: None,
-        closed: None,
-        request: None,
-        response: None,
-        outward: None,
-        inward: None,
-        handshake: false,
-        responded: false,
-        came: None,
-        refusal: None,
-        redirected: None,
-        left: None,
-        acknowledges: false,
-        last_leaving: None,
-        discarded: false,
-        issued: None,
-        attempt: None,
-        hop_limit: None,
-        decrements: Decrements::default(),
-    }
 }
 
 impl Live {
@@ -216,10 +184,18 @@ impl Live {
         self.response_at.is_some() || self.response_end.is_some() || self.exchange.answered.is_some()
     }
 
-    /// Looks whether the client has an answer of which nothing was seen. Gives whether that changes what came of the exchange.
-    pub(super) fn notice_unseen(&mut self, received: &Received, at: Timestamp, sink: &mut Sink<'_>) -> bool {
+    /// Looks whether the client has an answer of which nothing was seen. Gives whether that changes what came of the exchange. What was
+    /// seen, up to `seen_to`, is the end of the answer to another request.
+    pub(super) fn notice_unseen(
+        &mut self,
+        received: &Received,
+        seen_to: Option<u32>,
+        at: Timestamp,
+        sink: &mut Sink<'_>,
+    ) -> bool {
         let exchange = &mut self.exchange;
         let Some(begins) = self.answer_begins.filter(|_| exchange.asked.is_some()) else { return false };
+        let begins = seen_to.filter(|seen| is_before(begins, *seen)).unwrap_or(begins);
         // One more may be the end that the other side said.
         let Some(proof) = received.proves_response(begins.wrapping_add(2)) else { return false };
         // What is seen later is the answer to another request.

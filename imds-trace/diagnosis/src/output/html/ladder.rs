@@ -55,10 +55,10 @@ pub fn draw(out: &mut String, path: &Path, client: &str) {
     let end = if leaves && !matches!(path.outward.fate, Fate::Dropped(_)) { last } else { 0 };
     way(out, "request", &path.outward, REQUEST, (0, end), column, true);
     let comes = path.inward.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Ingress);
-    let arrives = path.inward.fate == Fate::Delivered;
     if !path.inward.hops.is_empty() || matches!(path.inward.fate, Fate::Dropped(_)) {
         let begin = if comes { last } else { path.inward.hops.first().map_or(last, column) };
-        let end = if arrives { 0 } else { path.inward.hops.last().map_or(begin, column) };
+        // Not to the client: it left the last place, which is no proof that it arrived.
+        let end = path.inward.hops.last().map_or(begin, column);
         way(out, "response", &path.inward, RESPONSE, (begin, end), column, false);
     }
     out.push_str("</svg></div>");
