@@ -36,6 +36,7 @@ use crate::sources::runtime::Runtimes;
 use diagnosis::identity::fact::Said;
 use diagnosis::net::{BootTime, Timestamp};
 use diagnosis::output;
+use diagnosis::printable::printable;
 use diagnosis::recording;
 use diagnosis::reporter::Judged;
 use errand::{Errand, Signals, Watching};
@@ -222,7 +223,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             _ = look_again.tick() => {
                 follower.look_again(&mut tracer, &mut session.names).await;
                 session.departed()?;
-                // An engine that was started since, or that of a user who has logged in.
+                // An engine that was started since.
                 for host in docker::hosts(&config.docker_hosts, &config.host_root) {
                     if engines.len() < MAX_ENGINES && !engines.contains(&host) {
                         tokio::spawn(docker::follow(host.clone(), news_sender.clone()));
@@ -325,7 +326,8 @@ async fn introductions(news: &mut mpsc::Receiver<News>, engines: &[String]) -> V
                 Some(News::Listed(_)) => left -= 1,
                 Some(News::Unreachable(why)) => {
                     eprintln!(
-                        "imds-trace: warning: {why}: its containers are known by their runtime's files, id and address only"
+                        "imds-trace: warning: {}: its containers are known by their runtime's files, id and address only",
+                        printable(&why, MAX_SHOWN)
                     );
                     left -= 1;
                 }

@@ -79,7 +79,7 @@ struct ListeningArgs {
     /// leave this host, every container bridge, and the links of pods that have none
     #[arg(long = "interface", value_name = "NAME")]
     interfaces: Vec<String>,
-    /// Engine (repeatable), Docker or podman [default: $DOCKER_HOST, else all sockets of both that are found, users' too]; no engine is
+    /// Engine (repeatable), Docker or podman [default: $DOCKER_HOST, else every socket of root's that is found]; no engine is
     /// a warning, not an error
     #[arg(long = "docker-host", value_name = "URL")]
     docker_hosts: Vec<String>,
@@ -106,7 +106,7 @@ pub struct DoctorArgs {
     /// Look at nothing, but remove what runs that were killed left on interfaces (kernels before 6.6; needs root), and say what
     #[arg(long, conflicts_with_all = ["outputs", "endpoints", "exit_code", "docker_hosts"])]
     clean: bool,
-    /// Engine (repeatable), Docker or podman [default: $DOCKER_HOST, else all sockets of both that are found, users' too]; no engine is
+    /// Engine (repeatable), Docker or podman [default: $DOCKER_HOST, else every socket of root's that is found]; no engine is
     /// an answer, not an error
     #[arg(long = "docker-host", value_name = "URL")]
     docker_hosts: Vec<String>,

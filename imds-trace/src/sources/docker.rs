@@ -1,8 +1,8 @@
 //! What do the engines say of their containers? Docker and podman: listed once, then followed by their events.
 
 use std::collections::{HashMap, HashSet};
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
@@ -21,13 +21,11 @@ use diagnosis::secret;
 
 /// Where an engine listens if nobody says otherwise.
 const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
-/// Where engines of root listen, and below a user's folder in `/run/user` those of users.
+/// Where engines of root listen. A user's engine is not believed unasked: whoever listens on its socket could name the containers of
+/// others. Its containers are named by their files, which are believed of that user's own cgroups only.
 const OF_ROOT: [&str; 2] = ["run/docker.sock", "run/podman/podman.sock"];
-const OF_USER: [&str; 2] = ["docker.sock", "podman/podman.sock"];
-/// Users whose engines are looked for at most.
-const MAX_USERS: usize = 64;
 
-/// Where the engines listen: as asked, else `$DOCKER_HOST`, else every socket that is found below the host's root, else the default.
+/// Where the engines listen: as asked, else `$DOCKER_HOST`, else every socket of root's that is found below the host's root, else the default.
 /// An empty word is none, as the docker command has it.
 pub fn hosts(asked: &[String], root: &Path) -> Vec<String> {
     let mut asked: Vec<String> = asked.iter().filter(|host| !host.is_empty()).cloned().collect();
@@ -45,19 +43,18 @@ pub fn hosts(asked: &[String], root: &Path) -> Vec<String> {
 
 /// The sockets of engines that are there.
 fn found(root: &Path) -> Vec<String> {
-    let users = std::fs::read_dir(root.join("run/user")).into_iter().flatten().flatten().take(MAX_USERS);
-    let of_users = users.flat_map(|user| OF_USER.map(|socket| user.path().join(socket)));
-    let all = OF_ROOT.iter().map(|socket| root.join(socket)).chain(of_users);
-    let is_socket = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket());
-    let named = |path: PathBuf| match path.to_str() {
+    let all = OF_ROOT.iter().map(|socket| root.join(socket));
+    let is_roots = |path: &Path| {
+        std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket() && about.uid() == 0)
+    };
+    let named = |path: &Path| match path.to_str() {
         // What people call it, so that it is not taken for another one.
         Some("/run/docker.sock") => DEFAULT_HOST.to_owned(),
         _ => format!("unix://{}", path.display()),
     };
-    let mut found: Vec<_> = all.filter(is_socket).map(named).collect();
-    found.sort();
-    found
+    all.filter(|path| is_roots(path)).map(|path| named(&path)).collect()
 }
+
 /// An engine that went away is tried again this often.
 const RETRY: Duration = Duration::from_secs(2);
 /// Networks kept of one container, and bytes of each name.
