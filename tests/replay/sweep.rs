@@ -22,6 +22,7 @@ use diagnosis::pipeline::{Host, Pipeline};
 use diagnosis::recording::Writer;
 use diagnosis::secret;
 use imds_trace_replay_tests::load;
+use imds_trace_replay_tests::random::Random;
 use imds_trace_replay_tests::scenario::{END, HOST_NETNS, header, id_of};
 use libtest_mimic::Trial;
 
@@ -194,15 +195,15 @@ fn secrets(random: &mut Random) -> Vec<Secret> {
         for _ in 0..ROUNDS {
             let (before, length) = (before.parse().unwrap_or(0), length.parse().unwrap_or(0));
             secrets.push(Secret {
-                before: random.word(&letters, before),
+                before: word(random, &letters, before),
                 mark: mark.to_owned(),
-                behind: random.word(&letters, length),
+                behind: word(random, &letters, length),
             });
         }
     }
     for length in UNMARKED {
         for _ in 0..40 * ROUNDS {
-            let behind = random.word(BASE64, length);
+            let behind = word(random, BASE64, length);
             secrets.push(Secret { before: String::new(), mark: String::new(), behind });
         }
     }
@@ -375,18 +376,6 @@ fn letters(class: &str) -> Vec<u8> {
     set
 }
 
-/// A generator of our own, so that the same secrets come again: xorshift, Marsaglia 2003.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).unwrap_or(0) % limit.max(1)
-    }
-
-    fn word(&mut self, letters: &[u8], length: usize) -> String {
-        (0..length).map(|_| char::from(letters[self.below(letters.len())])).collect()
-    }
+fn word(random: &mut Random, letters: &[u8], length: usize) -> String {
+    (0..length).map(|_| char::from(letters[random.below(letters.len())])).collect()
 }

@@ -16,6 +16,11 @@ pub fn counted(count: u64, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
+/// `1 packet was`, `2 packets were`.
+pub fn counted_were(count: u64, what: &str) -> String {
+    format!("{} {}", counted(count, what), if count == 1 { "was" } else { "were" })
+}
+
 /// ` (3 times)` behind a sentence; nothing for once.
 pub fn times(count: u64) -> String {
     if count > 1 { format!(" ({count} times)") } else { String::new() }

@@ -20,6 +20,8 @@ use diagnosis::observation::{Hook, Streams, Tcp, TcpFlags};
 use diagnosis::pipeline::{Host, Pipeline};
 use diagnosis::recording;
 
+use crate::random::Random;
+
 /// A parser with what must hold of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Property {
@@ -202,17 +204,5 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random, seeds: &[Vec<u8>]) {
             bytes.splice(at..end, other[from..other.len().min(from + 64)].iter().copied());
         }
         _ => bytes.truncate(at),
-    }
-}
-
-/// A generator of our own, so that the same bytes come again: xorshift, Marsaglia 2003.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).unwrap_or(0) % limit.max(1)
     }
 }

@@ -5,6 +5,7 @@
 pub mod foreign;
 pub mod kept;
 pub mod load;
+pub mod random;
 pub mod scenario;
 pub mod wire;
 

@@ -7,7 +7,7 @@ use crate::event::Asserted;
 use crate::event::{Outlook, Probed, WhatIf};
 use crate::identity::{Attribution, Key, Subject};
 use crate::net::bounded;
-use crate::words::{counted, times};
+use crate::words::{counted, counted_were, times};
 
 /// Clients or reasons that one sentence names at most.
 const MAX_NAMED: usize = 3;
@@ -248,10 +248,6 @@ fn names(those: &[&Seen]) -> String {
         0 => named.join(", "),
         further => format!("{} and {}", named.join(", "), counted(further as u64, "other")),
     }
-}
-
-fn counted_were(count: u64, what: &str) -> String {
-    format!("{} {}", counted(count, what), if count == 1 { "was" } else { "were" })
 }
 
 /// Begins with a capital letter and ends with a full stop.

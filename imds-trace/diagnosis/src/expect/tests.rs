@@ -6,7 +6,7 @@ use super::*;
 use crate::config::expectation;
 use crate::event::{ExchangeEvent, Ready};
 use crate::exchange::{Exchange, ExchangeId, Proof, Travel};
-use crate::finding::{Confidence, Finding, HopLimit, Verdict};
+use crate::finding::{Finding, HopLimit, Verdict};
 use crate::identity::Container;
 use crate::journey::{Connection, ConnectionId, Dropped, Fate, Join};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
@@ -63,39 +63,24 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
             ..Default::default()
         }
     });
+    let connection = Connection {
+        id: ConnectionId(1),
+        client: endpoint(who.address, 40_000),
+        endpoint: endpoint(IpAddr::from([169, 254, 169, 254]), 80),
+        isn: Some(7),
+        since: Timestamp(1),
+    };
     let exchange = Exchange {
-        id: ExchangeId(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
-        connection: Connection {
-            id: ConnectionId(1),
-            client: endpoint(who.address, 40_000),
-            endpoint: endpoint(IpAddr::from([169, 254, 169, 254]), 80),
-            isn: Some(7),
-            since: Timestamp(1),
-        },
-        opened: Timestamp(1),
         asked: request.is_some().then_some(Timestamp(1)),
         answered: status.map(|_| Timestamp(2)),
         response_proof: status.map(|_| Proof::Ack),
         request_proof: status.map(|_| Proof::Ack),
-        response_refuted: false,
         closed: Some(Timestamp(3)),
         request,
         response: status.map(|status| ResponseHead { status, ..Default::default() }),
-        outward: None,
-        inward: None,
         handshake: true,
         responded: status.is_some(),
-        came: None,
-        refusal: None,
-        redirected: None,
-        left: None,
-        acknowledges: false,
-        last_leaving: None,
-        discarded: false,
-        issued: None,
-        attempt: None,
-        hop_limit: None,
-        decrements: Default::default(),
+        ..Exchange::new(ExchangeId(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)), connection, Timestamp(1))
     };
     Event::Exchange(Box::new(ExchangeEvent {
         exchange,
@@ -134,19 +119,7 @@ fn error(who: &Attribution, summary: &str) -> Event {
         last: Timestamp(1),
         hop_limit: HopLimit::default(),
         evidence: Vec::new(),
-        says: Verdict {
-            cause: String::new(),
-            confidence: Confidence::Certain,
-            weight: 1,
-            last: None,
-            drop: None,
-            waited: None,
-            path: None,
-            summary: summary.into(),
-            remedy: Vec::new(),
-            lasting: None,
-            caution: None,
-        },
+        says: Verdict::certain("", summary.into()),
     };
     Event::Finding(Timestamp(1), Box::new(finding))
 }

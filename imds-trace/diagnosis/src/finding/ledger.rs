@@ -111,10 +111,12 @@ impl Ledger {
     /// Takes back what was said of the instance shortly before, of whomever, and what the case's answer contradicts.
     /// Gives whether there was something.
     pub fn contradict(&mut self, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) -> bool {
-        let mut any = false;
         let all = contradicted(case);
-        let endpoint = case.exchange.connection.endpoint.address;
-        for key in self.order.values().filter(|_| !all.is_empty()) {
+        if all.is_empty() {
+            return false;
+        }
+        let (endpoint, mut any) = (case.exchange.connection.endpoint.address, false);
+        for key in self.order.values() {
             let cause_of = key.cause.strip_suffix(BY_ADDRESS).unwrap_or(&key.cause);
             let is_meant = |(rule, cause): &Contradicted| key.rule == *rule && cause_of == cause;
             let Some(entry) = self.entries.get_mut(key).filter(|_| all.iter().any(is_meant)) else { continue };

@@ -410,7 +410,7 @@ impl Verdict {
     }
 
     /// One exchange, seen in the kernel, nothing to run.
-    fn certain(cause: impl Into<String>, summary: String) -> Self {
+    pub(crate) fn certain(cause: impl Into<String>, summary: String) -> Self {
         Self {
             cause: cause.into(),
             confidence: Confidence::Certain,

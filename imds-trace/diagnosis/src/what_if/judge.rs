@@ -6,6 +6,7 @@ use crate::config::Settings;
 use crate::event::{Basis, ClientOutlook, Lost, Needed, Outlook, Reason, WhatIf};
 use crate::identity::{Attribution, Key, Subject};
 use crate::net::{Timestamp, bounded};
+use crate::words::{counted, counted_were};
 
 /// Clients that one sentence names at most.
 const MAX_NAMED: usize = 3;
@@ -68,7 +69,7 @@ impl Needs {
             gaps.push("a capture shows only what passed where it was taken".to_owned());
         }
         if lost.sum() > 0 {
-            gaps.push(format!("{} lost", were(lost.sum(), "record")));
+            gaps.push(format!("{} lost", counted_were(lost.sum(), "record")));
         }
         gaps.extend(self.listened.missing.clone());
         if self.over > 0 {
@@ -249,12 +250,4 @@ fn title(who: &Attribution) -> String {
 
 fn reason(text: &str, count: Count) -> Reason {
     Reason { text: text.to_owned(), count: count.count, last: count.last }
-}
-
-fn counted(count: u64, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
-}
-
-fn were(count: u64, what: &str) -> String {
-    format!("{} {}", counted(count, what), if count == 1 { "was" } else { "were" })
 }

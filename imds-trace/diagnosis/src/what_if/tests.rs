@@ -90,21 +90,17 @@ impl Seen {
         });
         let endpoint = |address: [u8; 4], port| Endpoint { address: IpAddr::from(address), port };
         let first = Ttl(64 - if initial.is_some() { 0 } else { 1 });
+        let connection = Connection {
+            id: ConnectionId(1),
+            client: endpoint([172, 17, 0, 2], 40_000),
+            endpoint: endpoint([169, 254, 169, 254], 80),
+            isn: Some(7),
+            since: Timestamp(1),
+        };
         let exchange = Exchange {
-            id: ExchangeId(1),
-            connection: Connection {
-                id: ConnectionId(1),
-                client: endpoint([172, 17, 0, 2], 40_000),
-                endpoint: endpoint([169, 254, 169, 254], 80),
-                isn: Some(7),
-                since: Timestamp(1),
-            },
-            opened: Timestamp(1),
             asked: request.is_some().then_some(Timestamp(1)),
             answered: status.map(|_| Timestamp(2)),
             response_proof: status.map(|_| Proof::Ack),
-            request_proof: None,
-            response_refuted: false,
             closed: Some(Timestamp(3)),
             request,
             response: status.map(|status| ResponseHead { status, ..ResponseHead::default() }),
@@ -115,17 +111,8 @@ impl Seen {
             }),
             handshake: true,
             responded: status.is_some(),
-            came: None,
-            refusal: None,
-            redirected: None,
-            left: None,
-            acknowledges: false,
-            last_leaving: None,
-            discarded: false,
-            issued: None,
-            attempt: None,
-            hop_limit: None,
             decrements: Decrements { seen: Some(falls), first: Some((first, Direction::Ingress)), hops: 2 },
+            ..Exchange::new(ExchangeId(1), connection, Timestamp(1))
         };
         let hop_limit = HopLimit { observed: at.map(Ttl), needed: Some(Ttl(falls + 1)) };
         let who = Attribution { initial_ttl: initial.map(Ttl), ..who(name) };
