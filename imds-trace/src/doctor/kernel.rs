@@ -4,8 +4,8 @@ use std::fs;
 
 use super::{Answer, Check, Status, Subject};
 use crate::kernel::btf::Layout;
-use crate::kernel::features::{Feature, Features};
-use crate::kernel::plan::{Consequence, Weight, consequence};
+use crate::kernel::features::Features;
+use crate::kernel::hooks::{About, Feature, Weight};
 use diagnosis::event::Has;
 
 /// The check.
@@ -29,30 +29,13 @@ fn release() -> Answer {
 }
 
 fn answer(feature: Feature, has: &Has) -> Answer {
-    let Consequence { weight, with, without } = consequence(feature);
+    let About { name, weight, with, without, look, .. } = feature.about();
     let (status, summary) = match (has, weight) {
-        (Has::Yes, _) => (Status::Ok, with.to_owned()),
+        (Has::Yes, _) => (Status::Ok, (*with).to_owned()),
         (Has::No { needs }, Weight::Needed) => (Status::Broken, format!("{without} Tracing needs {needs}.")),
         (Has::No { needs }, Weight::Costs) => (Status::Warning, format!("{without} That needs {needs}.")),
         (Has::No { needs }, Weight::Replaced) => (Status::Ok, format!("{without} Links need {needs}.")),
         (Has::Unknown { why }, _) => (Status::Unknown, format!("It is not known whether this is there: {why}.")),
     };
-    Answer::new(Subject::Kernel(feature.name().into()), status, summary).look(look(feature))
-}
-
-/// A command that shows it.
-fn look(feature: Feature) -> &'static str {
-    match feature {
-        Feature::Btf | Feature::DropReasons | Feature::SocketCounters => "ls -l /sys/kernel/btf/vmlinux",
-        Feature::Lockdown => "cat /sys/kernel/security/lockdown",
-        Feature::Tcx | Feature::Clsact => "tc qdisc show",
-        Feature::KfreeSkb => "ls /sys/kernel/tracing/events/skb/kfree_skb",
-        Feature::SetState => "ls /sys/kernel/tracing/events/sock/inet_sock_set_state",
-        Feature::FunctionNames => "grep ' ip_forward$' /proc/kallsyms; cat /proc/sys/kernel/kptr_restrict",
-        Feature::Connect => "grep cgroup2 /proc/self/mountinfo",
-        Feature::CgroupPaths => "readlink /proc/self/ns/cgroup",
-        Feature::RingBuffer | Feature::PacketPrograms | Feature::RawTracepoints | Feature::Capabilities => {
-            "grep CapEff /proc/self/status"
-        }
-    }
+    Answer::new(Subject::Kernel((*name).into()), status, summary).look(*look)
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::sight::{Arrival, Leg, Sight};
 use super::{Answer, Check, Status, Subject, some_of};
 use crate::interfaces::snapshot::Way;
+use crate::kernel::hooks::is_ours;
 use crate::kernel::programs::{self, Program};
 use diagnosis::net::Ifindex;
 use diagnosis::way::hops::{below, hops};
@@ -143,7 +144,7 @@ fn group(seen: Vec<(Program, String, String)>) -> BTreeMap<Key, Found> {
         let known = program.id.and_then(|id| names.get(&id)).filter(|name| !name.is_empty());
         let name = known.or(program.filter.as_ref()).cloned().unwrap_or_default();
         let is_bpf = program.id.is_some();
-        if is_bpf && (programs::is_ours(&name) || program.filter.as_deref().is_some_and(programs::is_ours)) {
+        if is_bpf && (is_ours(&name) || program.filter.as_deref().is_some_and(is_ours)) {
             continue;
         }
         let one = found.entry((name, is_bpf, program.how)).or_default();

@@ -17,8 +17,9 @@ use zerocopy::IntoBytes;
 use super::Error;
 use super::btf::Layout;
 use super::clsact::{self, Run, Turn};
-use super::features::{self, Feature, Features};
-use super::plan::{self, Family, Hook, Tracepoint};
+use super::features::{self, Features};
+use super::hooks::{Feature, Hook, ON_INTERFACES, Place};
+use super::plan;
 use super::ring::Records;
 use diagnosis::event::{Attached, Missing, Via};
 use diagnosis::net::{Direction, Ifindex};
@@ -30,12 +31,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/im
 
 /// Bytes of a name that are shown.
 const MAX_SHOWN: usize = 256;
-
-/// Both directions of an interface, and the programs on them.
-const DIRECTIONS: [(Direction, TcAttachType, &str); 2] = [
-    (Direction::Ingress, TcAttachType::Ingress, name::TC_INGRESS),
-    (Direction::Egress, TcAttachType::Egress, name::TC_EGRESS),
-];
 
 /// By what programs hang on interfaces.
 #[derive(Debug)]
@@ -90,19 +85,18 @@ impl Tracer {
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)
             .map_err(|error| Error::Load { what: "the kernel half".into(), why: causes(&error) })?;
-        for (_, _, program) in DIRECTIONS {
+        for (_, program) in ON_INTERFACES {
             classifier(&mut ebpf, program)?.load().map_err(|error| load_error(program, &error))?;
         }
         let mut others = Vec::new();
         for hook in hooks {
-            let (attached, program) = carried_out(hook);
-            let what = label(&attached);
-            log::debug!("{what}: {}", plan::consequence(hook.feature()).with);
-            match attach(&mut ebpf, hook, program) {
-                Ok(()) => others.push(attached),
+            let feature = hook.features[0];
+            log::debug!("{}: {}", label(hook.place), feature.about().with);
+            match attach(&mut ebpf, hook) {
+                Ok(()) => others.push(told(hook.place)),
                 Err(error) => {
-                    let why = plan::explain(&features, hook.feature(), &error.to_string());
-                    missing.push(Missing { hook: what, why });
+                    let why = plan::explain(&features, feature, &error.to_string());
+                    missing.push(Missing { hook: label(hook.place), why });
                 }
             }
         }
@@ -219,7 +213,11 @@ impl Tracer {
             }
         };
         let mut links = Vec::new();
-        let result = DIRECTIONS.iter().try_for_each(|(direction, kind, program)| {
+        let result = ON_INTERFACES.into_iter().try_for_each(|(direction, program)| {
+            let kind = match direction {
+                Direction::Ingress => TcAttachType::Ingress,
+                Direction::Egress => TcAttachType::Egress,
+            };
             let options = match (feature, direction) {
                 // Before others can change or drop what comes in; after them, what really goes out.
                 (Feature::Tcx, Direction::Ingress) => TcAttachOptions::TcxOrder(LinkOrder::first()),
@@ -227,9 +225,9 @@ impl Tracer {
                 _ => TcAttachOptions::Netlink(NlOptions { handle, ..NlOptions::default() }),
             };
             let link = classifier(&mut self.ebpf, program)?
-                .attach_with_options(&wanted.name, *kind, options)
+                .attach_with_options(&wanted.name, kind, options)
                 .map_err(|error| fail(&error))?;
-            links.push((*direction, link));
+            links.push((direction, link));
             Ok(())
         });
         drop(turn);
@@ -244,7 +242,7 @@ impl Tracer {
         let Some((_, links)) = self.links.remove(&index) else { return };
         let turn = matches!(self.means, Means::Clsact(_)).then(Turn::take).and_then(Result::ok);
         for (direction, link) in links {
-            let program = DIRECTIONS.iter().find(|(known, _, _)| *known == direction).map(|(_, _, program)| *program);
+            let program = ON_INTERFACES.into_iter().find(|(known, _)| *known == direction).map(|(_, program)| program);
             if let Some(Ok(classifier)) = program.map(|program| classifier(&mut self.ebpf, program)) {
                 // Fails where the interface is gone, and the program with it.
                 let _ = classifier.detach(link);
@@ -289,58 +287,56 @@ impl AsRawFd for ProbeLog {
     }
 }
 
-/// What it is when it is attached, and the program for it.
-fn carried_out(hook: Hook) -> (Attached, &'static str) {
-    let tracepoint = |name: &str| Attached::Tracepoint { name: name.to_owned() };
-    let cgroup = |name: &str| Attached::Cgroup { name: name.to_owned() };
-    match hook {
-        Hook::Tracepoint(Tracepoint::KfreeSkb) => (tracepoint("skb:kfree_skb"), name::KFREE_SKB),
-        Hook::Tracepoint(Tracepoint::SetState) => (tracepoint("sock:inet_sock_set_state"), name::SET_STATE),
-        Hook::Connect(Family::V4) => (cgroup("connect4"), name::CONNECT4),
-        Hook::Connect(Family::V6) => (cgroup("connect6"), name::CONNECT6),
-        Hook::SockOps => (cgroup("sock_ops"), name::SOCK_OPS),
+/// How it is told when it is attached.
+fn told(place: Place) -> Attached {
+    match place {
+        Place::Tracepoint(name) => Attached::Tracepoint { name: name.to_owned() },
+        Place::Connect(name) => Attached::Cgroup { name: name.to_owned() },
+        Place::SockOps => Attached::Cgroup { name: "sock_ops".to_owned() },
     }
 }
 
 /// How it is called in messages.
-fn label(attached: &Attached) -> String {
-    match attached {
-        Attached::Cgroup { name } => format!("cgroup {name}"),
-        Attached::Tracepoint { name } | Attached::Tc { interface: name, .. } => name.clone(),
-        Attached::Capture { .. } => String::new(),
+fn label(place: Place) -> String {
+    match place {
+        Place::Tracepoint(name) => name.to_owned(),
+        Place::Connect(name) => format!("cgroup {name}"),
+        Place::SockOps => "cgroup sock_ops".to_owned(),
     }
 }
 
-fn attach(ebpf: &mut Ebpf, hook: Hook, program: &str) -> Result<(), Error> {
+fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), Error> {
+    let program = hook.program;
     let found = ebpf
         .program_mut(program)
         .ok_or_else(|| Error::Load { what: program.into(), why: "not in the object".into() })?;
     let load_error = |error: ProgramError| load_error(program, &error);
     let fail = |what: &str, why: String| Error::Attach { what: what.to_owned(), why };
-    match hook {
-        Hook::Tracepoint(tracepoint) => {
-            let tracepoint = match tracepoint {
-                Tracepoint::KfreeSkb => "kfree_skb",
-                Tracepoint::SetState => "inet_sock_set_state",
-            };
+    // The root of the version 2 hierarchy: every process stands in it, whatever controllers are mounted where.
+    let root = || {
+        let fail = |why: String| fail("to the root cgroup", why);
+        let root = features::cgroup2_root().ok_or_else(|| fail("no version 2 hierarchy is mounted".into()))?;
+        std::fs::File::open(&root).map_err(|error| fail(format!("{}: {error}", root.display())))
+    };
+    match hook.place {
+        Place::Tracepoint(name) => {
+            // The kernel knows a raw tracepoint without its group.
+            let tracepoint = name.split_once(':').map_or(name, |(_, name)| name);
             let found: &mut RawTracePoint = found.try_into().map_err(load_error)?;
             found.load().map_err(load_error)?;
             found.attach(tracepoint).map_err(|error| fail("to the tracepoint", causes(&error)))?;
         }
-        // On the root of the version 2 hierarchy: every process stands in it, whatever controllers are mounted where.
-        Hook::Connect(_) | Hook::SockOps => {
-            let fail = |why: String| fail("to the root cgroup", why);
-            let root = features::cgroup2_root().ok_or_else(|| fail("no version 2 hierarchy is mounted".into()))?;
-            let root = std::fs::File::open(&root).map_err(|error| fail(format!("{}: {error}", root.display())))?;
-            if hook == Hook::SockOps {
-                let found: &mut SockOps = found.try_into().map_err(load_error)?;
-                found.load().map_err(load_error)?;
-                found.attach(root, CgroupAttachMode::Single).map_err(|error| fail(causes(&error)))?;
-            } else {
-                let found: &mut CgroupSockAddr = found.try_into().map_err(load_error)?;
-                found.load().map_err(load_error)?;
-                found.attach(root, CgroupAttachMode::Single).map_err(|error| fail(causes(&error)))?;
-            }
+        Place::Connect(_) => {
+            let found: &mut CgroupSockAddr = found.try_into().map_err(load_error)?;
+            found.load().map_err(load_error)?;
+            let attached = found.attach(root()?, CgroupAttachMode::Single);
+            attached.map_err(|error| fail("to the root cgroup", causes(&error)))?;
+        }
+        Place::SockOps => {
+            let found: &mut SockOps = found.try_into().map_err(load_error)?;
+            found.load().map_err(load_error)?;
+            let attached = found.attach(root()?, CgroupAttachMode::Single);
+            attached.map_err(|error| fail("to the root cgroup", causes(&error)))?;
         }
     }
     Ok(())

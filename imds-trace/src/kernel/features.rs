@@ -11,66 +11,9 @@ use aya::sys::{is_map_supported, is_program_supported};
 
 use super::Error;
 use super::btf::Layout;
+use super::hooks::Feature;
 use super::symbols::{self, KALLSYMS};
 use diagnosis::event::{Has, KernelFeature};
-
-/// Something that tracing needs, or could use. What follows from each is `plan`'s to say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Feature {
-    /// The kernel describes its types.
-    Btf,
-    /// Programs may read its memory.
-    Lockdown,
-    /// Records reach user space by a ring buffer.
-    RingBuffer,
-    /// Programs that see packets.
-    PacketPrograms,
-    /// Links on interfaces.
-    Tcx,
-    /// Filters on interfaces; asked for only without [`Self::Tcx`].
-    Clsact,
-    /// Programs on tracepoints.
-    RawTracepoints,
-    /// The tracepoint that tells of drops.
-    KfreeSkb,
-    /// It gives a reason.
-    DropReasons,
-    /// /proc/kallsyms tells addresses.
-    FunctionNames,
-    /// The tracepoint that tells of connections.
-    SetState,
-    /// A TCP socket counts the bytes it received, and those acknowledged.
-    SocketCounters,
-    /// Programs in connect().
-    Connect,
-    /// Cgroup paths as the kernel knows them are those that we know.
-    CgroupPaths,
-    /// What this process may do.
-    Capabilities,
-}
-
-impl Feature {
-    /// Its name outside.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Btf => "BTF",
-            Self::Lockdown => "lockdown",
-            Self::RingBuffer => "ring buffer",
-            Self::PacketPrograms => "packet programs",
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-            Self::RawTracepoints => "raw tracepoints",
-            Self::KfreeSkb => "skb:kfree_skb",
-            Self::DropReasons => "drop reasons",
-            Self::FunctionNames => "function names",
-            Self::SetState => "sock:inet_sock_set_state",
-            Self::SocketCounters => "socket counters",
-            Self::Connect => "cgroup connect",
-            Self::CgroupPaths => "cgroup paths",
-            Self::Capabilities => "capabilities",
-        }
-    }
-}
 
 /// The answers.
 #[derive(Clone, Debug, Default)]
@@ -85,33 +28,29 @@ impl Features {
         found.put(Feature::Btf, btf_present(layout));
         found.put(Feature::Lockdown, lockdown());
         let ring_buffer = is_map_supported(MapType::RingBuf).ok().or_else(|| described("bpf_ringbuf"));
-        found.put(Feature::RingBuffer, known(ring_buffer, "Linux 5.8", "needs CAP_BPF or BTF: run as root"));
+        found.know(Feature::RingBuffer, ring_buffer, "needs CAP_BPF or BTF: run as root");
         let packets = tried(ProgramType::SchedClassifier);
-        let bpf = "needs CAP_BPF to try: run as root";
-        found.put(Feature::PacketPrograms, known(packets, "CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF", bpf));
+        found.know(Feature::PacketPrograms, packets, "needs CAP_BPF to try: run as root");
         let tcx = if has_tcx() { Some(true) } else { described("tcx_entry") };
-        found.put(Feature::Tcx, known(tcx, "Linux 6.6", "needs CAP_NET_ADMIN or BTF: run as root"));
+        found.know(Feature::Tcx, tcx, "needs CAP_NET_ADMIN or BTF: run as root");
         if tcx != Some(true) {
             let unlisted = "the kernel's list of modules is not there, so it is found by trying";
-            found.put(Feature::Clsact, known(sch_ingress_exists(), "the module sch_ingress", unlisted));
+            found.know(Feature::Clsact, sch_ingress_exists(), unlisted);
         }
         let raw = tried(ProgramType::RawTracePoint).or_else(|| described("bpf_raw_tp_link").filter(|has| *has));
-        let perfmon = "needs CAP_BPF and CAP_PERFMON to try: run as root";
-        found.put(Feature::RawTracepoints, known(raw, "CONFIG_BPF_EVENTS", perfmon));
-        let drops = described("btf_trace_kfree_skb");
-        found.put(Feature::KfreeSkb, known(drops, "a kernel with tracepoints", "needs BTF"));
-        let reasons = btf.map(Layout::kfree_skb_has_reason);
-        found.put(Feature::DropReasons, known(reasons, "Linux 5.17", "needs BTF"));
+        found.know(Feature::RawTracepoints, raw, "needs CAP_BPF and CAP_PERFMON to try: run as root");
+        found.know(Feature::KfreeSkb, described("btf_trace_kfree_skb"), "needs BTF");
+        found.know(Feature::DropReasons, btf.map(Layout::kfree_skb_has_reason), "needs BTF");
         found.put(Feature::FunctionNames, function_names());
-        let states = described("btf_trace_inet_sock_set_state");
-        found.put(Feature::SetState, known(states, "a kernel with tracepoints", "needs BTF"));
-        let counters = btf.map(Layout::counts_bytes);
-        found.put(Feature::SocketCounters, known(counters, "tcp_sock.bytes_received and bytes_acked", "needs BTF"));
-        found.put(Feature::Connect, connect());
-        found.put(
-            Feature::CgroupPaths,
-            known(in_first_cgroup_namespace(), "the host's cgroup namespace", "needs /proc"),
-        );
+        found.know(Feature::SetState, described("btf_trace_inet_sock_set_state"), "needs BTF");
+        found.know(Feature::SocketCounters, btf.map(Layout::counts_bytes), "needs BTF");
+        if cgroup2_root().is_none() {
+            found.put(Feature::Connect, Has::No { needs: "a mounted version 2 cgroup hierarchy".to_owned() });
+        } else {
+            let connect = tried(ProgramType::CgroupSockAddr);
+            found.know(Feature::Connect, connect, "needs CAP_BPF and CAP_NET_ADMIN to try: run as root");
+        }
+        found.know(Feature::CgroupPaths, in_first_cgroup_namespace(), "needs /proc");
         let missing = missing_capabilities();
         let lacking = (!missing.is_empty()).then(|| Has::No { needs: missing.join(", ") });
         found.put(Feature::Capabilities, lacking.unwrap_or(Has::Yes));
@@ -120,6 +59,11 @@ impl Features {
 
     fn put(&mut self, feature: Feature, has: Has) {
         self.0.insert(feature, has);
+    }
+
+    /// Puts what an answer says; `unknown`: why there may be none.
+    fn know(&mut self, feature: Feature, answer: Option<bool>, unknown: &str) {
+        self.put(feature, known(answer, feature.about().needs, unknown));
     }
 
     /// The answers, in the order asked.
@@ -161,7 +105,7 @@ fn btf_present(layout: Result<&Layout, &Error>) -> Has {
     match layout.map(Layout::offsets) {
         Ok(Ok(_)) => Has::Yes,
         Ok(Err(error)) => Has::No { needs: format!("another kernel: {error}") },
-        Err(Error::NoBtf(_)) => Has::No { needs: "CONFIG_DEBUG_INFO_BTF".to_owned() },
+        Err(Error::NoBtf(_)) => Has::No { needs: Feature::Btf.about().needs.to_owned() },
         Err(error) => Has::No { needs: format!("another kernel: {error}") },
     }
 }
@@ -195,7 +139,7 @@ fn sch_ingress_exists() -> Option<bool> {
 /// `confidentiality` forbids programs to read kernel memory, and ours read packets there.
 fn lockdown() -> Has {
     match fs::read_to_string("/sys/kernel/security/lockdown") {
-        Ok(text) if text.contains("[confidentiality]") => Has::No { needs: "another lockdown mode".to_owned() },
+        Ok(text) if text.contains("[confidentiality]") => Has::No { needs: Feature::Lockdown.about().needs.to_owned() },
         Ok(_) => Has::Yes,
         Err(error) if error.kind() == ErrorKind::NotFound => Has::Yes,
         Err(_) => Has::Unknown { why: "needs root to read".to_owned() },
@@ -216,17 +160,6 @@ fn function_names() -> Has {
     let restrict = fs::read_to_string("/proc/sys/kernel/kptr_restrict").unwrap_or_default();
     let needs = if restrict.trim() == "2" { "kernel.kptr_restrict below 2, and CAP_SYSLOG" } else { "CAP_SYSLOG" };
     known(Some(shown == Some(true)), needs, "")
-}
-
-fn connect() -> Has {
-    if cgroup2_root().is_none() {
-        return Has::No { needs: "a mounted version 2 cgroup hierarchy".to_owned() };
-    }
-    known(
-        tried(ProgramType::CgroupSockAddr),
-        "CONFIG_CGROUP_BPF",
-        "needs CAP_BPF and CAP_NET_ADMIN to try: run as root",
-    )
 }
 
 /// Capabilities without which nothing can be traced, with their numbers (`include/uapi/linux/capability.h`).

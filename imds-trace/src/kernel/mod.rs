@@ -5,6 +5,7 @@ pub mod btf;
 pub mod clsact;
 pub mod decode;
 pub mod features;
+pub mod hooks;
 mod netlink;
 pub mod plan;
 pub mod programs;

@@ -2,175 +2,22 @@
 //! is decided in `diagnosis::way::listen`.
 
 use super::Error;
-use super::features::{Feature, Features};
+use super::features::Features;
+use super::hooks::{About, Feature, HOOKS, Hook, Weight};
 use diagnosis::event::{Has, Missing, Via};
-
-/// How much hangs on a feature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weight {
-    /// Without it nothing is traced.
-    Needed,
-    /// Without it less is seen, or known.
-    Costs,
-    /// Something else does its work.
-    Replaced,
-}
-
-/// What follows from a feature, a sentence each.
-#[derive(Clone, Copy, Debug)]
-pub struct Consequence {
-    /// How much hangs on it.
-    pub weight: Weight,
-    /// What is, where it is there.
-    pub with: &'static str,
-    /// What is, where it is not.
-    pub without: &'static str,
-}
-
-/// What follows from a feature.
-pub fn consequence(feature: Feature) -> Consequence {
-    use Weight::{Costs, Needed, Replaced};
-    let (weight, with, without) = match feature {
-        Feature::Btf => (
-            Needed,
-            "The kernel describes its types (BTF), and has all that tracing reads.",
-            "Where the kernel keeps what tracing reads is not known.",
-        ),
-        Feature::Lockdown => (
-            Needed,
-            "Lockdown does not keep programs from reading packets.",
-            "The kernel is locked down to confidentiality: programs may not read packets.",
-        ),
-        Feature::RingBuffer => (
-            Needed,
-            "There are ring buffers, by which records reach this program.",
-            "There are no ring buffers, by which records reach this program.",
-        ),
-        Feature::PacketPrograms => (
-            Needed,
-            "Programs that see packets on interfaces can be loaded.",
-            "Programs that see packets on interfaces cannot be loaded.",
-        ),
-        Feature::Tcx => (
-            Replaced,
-            "Interfaces have tcx links, which go with the process that holds them, however it ends.",
-            "Interfaces have no tcx links, so clsact filters are used: a run that is killed leaves them, until the next one \
-             begins or `imds-trace doctor --clean` removes them.",
-        ),
-        Feature::Clsact => (
-            Needed,
-            "Interfaces take filters by clsact.",
-            "Interfaces have neither tcx nor clsact to attach programs to.",
-        ),
-        Feature::RawTracepoints => (
-            Costs,
-            "Programs can be put on raw tracepoints.",
-            "Programs cannot be put on raw tracepoints: neither drops nor connecting processes are seen.",
-        ),
-        Feature::KfreeSkb => {
-            (Costs, "skb:kfree_skb tells of drops.", "No drop is seen: what is lost shows as not seen again.")
-        }
-        Feature::DropReasons => (
-            Costs,
-            "skb:kfree_skb gives a reason for each drop.",
-            "Drops come without reasons: the function that dropped, and the TTL, must do.",
-        ),
-        Feature::FunctionNames => (
-            Costs,
-            "/proc/kallsyms names the functions that drop.",
-            "Functions that drop are not named: a used-up TTL is `likely`, by the reason alone, and \
-             without reasons it is not told from other drops.",
-        ),
-        Feature::SetState => (
-            Costs,
-            "sock:inet_sock_set_state tells which process connects.",
-            "Which socket is whose is not seen: containers are named by address only.",
-        ),
-        Feature::SocketCounters => (
-            Costs,
-            "A client's own TCP tells how many bytes it received, and how many were acknowledged.",
-            "What reached a client's own TCP is not told: that an answer was delivered rests on the packets that were seen.",
-        ),
-        Feature::Connect => (
-            Costs,
-            "Programs of the root cgroup see every connect(), attempts that never become a packet among them.",
-            "A connect() that never sends a SYN is missed, processes are described a moment later, and since Linux 7.0, where a \
-             task can be preempted in a tracepoint, some connections of a busy host have no process.",
-        ),
-        Feature::CgroupPaths => (
-            Costs,
-            "Cgroup paths are read in the kernel.",
-            "Cgroup paths are read from /proc only: the container of a process that lives a moment may not be known.",
-        ),
-        Feature::Capabilities => (
-            Costs,
-            "This process has the capabilities that tracing needs.",
-            "This process can inspect the host, but lacks the capabilities that tracing needs.",
-        ),
-    };
-    Consequence { weight, with, without }
-}
-
-/// Where a program is to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// On a tracepoint.
-    Tracepoint(Tracepoint),
-    /// On the root cgroup, in connect().
-    Connect(Family),
-    /// On the root cgroup, where a SYN is about to be sent.
-    SockOps,
-}
-
-/// A tracepoint with a program for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tracepoint {
-    /// `skb:kfree_skb`.
-    KfreeSkb,
-    /// `sock:inet_sock_set_state`.
-    SetState,
-}
-
-/// A family of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Hook {
-    /// The feature by which it is there, which also says what it is for.
-    pub fn feature(self) -> Feature {
-        match self {
-            Self::Tracepoint(Tracepoint::KfreeSkb) => Feature::KfreeSkb,
-            Self::Tracepoint(Tracepoint::SetState) => Feature::SetState,
-            Self::Connect(_) | Self::SockOps => Feature::Connect,
-        }
-    }
-}
 
 /// What is attached how, and what is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hooks {
     /// How programs hang on interfaces.
     pub via: Via,
-    /// The other places, in this order. Why: [`consequence`] of [`Hook::feature`].
-    pub others: Vec<Hook>,
+    /// Those that hang on no interface, in this order.
+    pub others: Vec<&'static Hook>,
     /// Are cgroup paths read in the kernel?
     pub cgroup_paths: bool,
     /// What is not there, and what that costs.
     pub missing: Vec<Missing>,
 }
-
-const OTHERS: [Hook; 5] = [
-    Hook::Tracepoint(Tracepoint::KfreeSkb),
-    Hook::Tracepoint(Tracepoint::SetState),
-    Hook::Connect(Family::V4),
-    Hook::Connect(Family::V6),
-    Hook::SockOps,
-];
 
 /// What can be attached with these features. What is not known is tried. An error if one is lacking that is needed.
 pub fn hooks(features: &Features) -> Result<Hooks, Error> {
@@ -178,7 +25,7 @@ pub fn hooks(features: &Features) -> Result<Hooks, Error> {
     let mut missing = Vec::new();
     for (feature, has) in features.iter() {
         let Has::No { needs } = has else { continue };
-        let Consequence { weight, without, .. } = consequence(feature);
+        let About { weight, without, .. } = feature.about();
         let why = format!("not there (needs {needs}). {without}");
         match weight {
             Weight::Needed => return Err(Error::Lacking { what: feature.name(), why }),
@@ -186,13 +33,10 @@ pub fn hooks(features: &Features) -> Result<Hooks, Error> {
             Weight::Replaced => {}
         }
     }
-    let possible = |hook: &Hook| match hook {
-        Hook::Tracepoint(_) => ![hook.feature(), Feature::RawTracepoints].into_iter().any(lacks),
-        Hook::Connect(_) | Hook::SockOps => !lacks(hook.feature()),
-    };
+    let possible = |hook: &&Hook| !hook.features.iter().any(|feature| lacks(*feature));
     Ok(Hooks {
         via: if features.has(Feature::Tcx) { Via::Tcx } else { Via::Clsact },
-        others: OTHERS.into_iter().filter(possible).collect(),
+        others: HOOKS.iter().filter(possible).collect(),
         cgroup_paths: !lacks(Feature::CgroupPaths),
         missing,
     })
@@ -214,29 +58,16 @@ pub fn explain(features: &Features, feature: Feature, said: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hooks::FEATURES;
     use super::*;
 
-    const ALL: [Feature; 15] = [
-        Feature::Btf,
-        Feature::Lockdown,
-        Feature::RingBuffer,
-        Feature::PacketPrograms,
-        Feature::Tcx,
-        Feature::Clsact,
-        Feature::RawTracepoints,
-        Feature::KfreeSkb,
-        Feature::DropReasons,
-        Feature::FunctionNames,
-        Feature::SetState,
-        Feature::SocketCounters,
-        Feature::Connect,
-        Feature::CgroupPaths,
-        Feature::Capabilities,
-    ];
+    fn all() -> impl Iterator<Item = Feature> {
+        FEATURES.iter().map(|about| about.feature)
+    }
 
     fn without(lacking: &[Feature]) -> Features {
         let no = || Has::No { needs: "more".to_owned() };
-        ALL.into_iter().map(|feature| (feature, if lacking.contains(&feature) { no() } else { Has::Yes })).collect()
+        all().map(|feature| (feature, if lacking.contains(&feature) { no() } else { Has::Yes })).collect()
     }
 
     fn missing(hooks: &Hooks) -> Vec<&str> {
@@ -260,12 +91,15 @@ mod tests {
 
     #[test]
     fn what_is_lacking_takes_its_hooks_with_it_and_says_so() {
-        let others = |lacking: &[Feature]| hooks(&without(lacking)).unwrap().others;
-        assert_eq!(others(&[Feature::KfreeSkb]), OTHERS[1..]);
-        assert_eq!(others(&[Feature::SetState]), [OTHERS[0], OTHERS[2], OTHERS[3], OTHERS[4]]);
-        assert_eq!(others(&[Feature::RawTracepoints]), OTHERS[2..]);
-        assert_eq!(others(&[Feature::Connect]), OTHERS[..2]);
-        assert_eq!(others(&[Feature::FunctionNames]), OTHERS);
+        let others = |lacking: &[Feature]| {
+            let others = hooks(&without(lacking)).unwrap().others.into_iter();
+            others.map(|hook| hook.program.trim_start_matches("imds_")).collect::<Vec<_>>()
+        };
+        assert_eq!(others(&[Feature::KfreeSkb]), ["set_state", "connect4", "connect6", "sock_ops"]);
+        assert_eq!(others(&[Feature::SetState]), ["kfree_skb", "connect4", "connect6", "sock_ops"]);
+        assert_eq!(others(&[Feature::RawTracepoints]), ["connect4", "connect6", "sock_ops"]);
+        assert_eq!(others(&[Feature::Connect]), ["kfree_skb", "set_state"]);
+        assert_eq!(others(&[Feature::FunctionNames]).len(), 5);
         let away = [Feature::Connect, Feature::CgroupPaths, Feature::FunctionNames];
         let hooks = hooks(&without(&away)).unwrap();
         assert_eq!(missing(&hooks), ["function names", "cgroup connect", "cgroup paths"]);
@@ -274,8 +108,7 @@ mod tests {
 
     #[test]
     fn without_what_is_needed_nothing_is_attached() {
-        let needed = |feature: &Feature| consequence(*feature).weight == Weight::Needed;
-        for feature in ALL.into_iter().filter(needed) {
+        for feature in all().filter(|feature| feature.about().weight == Weight::Needed) {
             let sentence = hooks(&without(&[feature])).unwrap_err().to_string();
             assert!(sentence.contains(feature.name()) && sentence.contains("needs more"), "{sentence}");
         }
@@ -284,8 +117,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_tried() {
         let unknown = Has::Unknown { why: "no list of modules".to_owned() };
-        let features: Features = ALL
-            .into_iter()
+        let features: Features = all()
             .map(|feature| (feature, unknown.clone()))
             .chain([(Feature::Tcx, Has::No { needs: "Linux 6.6".to_owned() })])
             .collect();
@@ -298,13 +130,5 @@ mod tests {
         );
         assert_eq!(explain(&features, Feature::Tcx, "Invalid argument"), "tcx: not supported (needs Linux 6.6)");
         assert_eq!(explain(&without(&[]), Feature::KfreeSkb, "Operation not permitted"), "Operation not permitted");
-    }
-
-    #[test]
-    fn every_consequence_is_two_sentences() {
-        for feature in ALL {
-            let Consequence { with, without, .. } = consequence(feature);
-            assert!(with.ends_with('.') && without.ends_with('.') && with != without, "{feature:?}");
-        }
     }
 }

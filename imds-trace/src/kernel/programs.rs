@@ -9,7 +9,6 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use aya::programs::loaded_programs;
-use imds_trace_ebpf::record::name;
 use nix::libc;
 
 use super::features::cgroup2_root;
@@ -23,8 +22,6 @@ const PROG_QUERY: libc::c_long = 16;
 const EFFECTIVE: u32 = 1;
 /// Programs that one place can have: `BPF_MPROG_MAX` and `BPF_CGROUP_MAX_PROGS` are 64, the latter for each cgroup on the way.
 const MAX_PROGRAMS: usize = 256;
-/// Bytes of a program's name that the kernel keeps (`BPF_OBJ_NAME_LEN`, with the NUL).
-const NAME_LENGTH: usize = 15;
 
 /// Kinds of attachment to an interface (`enum bpf_attach_type`), by their names, and those that a pair of netkit devices has besides.
 const ON_LINK: [(u32, &str); 2] = [(46, "tcx ingress"), (47, "tcx egress")];
@@ -36,17 +33,6 @@ const ON_CGROUP: [(u32, &str); 5] = [
     (2, "cgroup sock_create"),
     (10, "cgroup connect4"),
     (11, "cgroup connect6"),
-];
-
-/// Our own.
-const OURS: [&str; 7] = [
-    name::TC_INGRESS,
-    name::TC_EGRESS,
-    name::KFREE_SKB,
-    name::SET_STATE,
-    name::CONNECT4,
-    name::CONNECT6,
-    name::SOCK_OPS,
 ];
 
 /// Something that may decide.
@@ -141,11 +127,6 @@ pub fn names(ids: &BTreeSet<u32>) -> BTreeMap<u32, String> {
     names
 }
 
-/// Is it one of ours?
-pub fn is_ours(name: &str) -> bool {
-    OURS.iter().any(|ours| name == &ours[..ours.len().min(NAME_LENGTH)] || name == *ours)
-}
-
 fn denied(error: io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "needs CAP_NET_ADMIN and CAP_BPF: run it as root".to_owned(),
@@ -187,16 +168,5 @@ fn query(target: u32, attach_type: u32, query_flags: u32) -> io::Result<Vec<u32>
             Ok(Vec::new())
         }
         _ => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn our_own_are_known_by_the_names_that_the_kernel_keeps() {
-        assert!(is_ours("imds_egress") && is_ours("imds_kfree_skb"));
-        assert!(!is_ours("cil_from_contai") && !is_ours(""));
     }
 }
