@@ -50,6 +50,7 @@ struct Outcome {
     /// How many tests ran: fewer than the tally has where the part itself counts as the failure.
     ran: usize,
     tally: Tally,
+    took: Duration,
     /// Why it failed or did not run, where the counts alone do not say it.
     why: Option<String>,
 }
@@ -76,7 +77,7 @@ fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<E
             _ => drop(ahead.take()),
         }
         let deadline = deadline.map(|all| all.min(Instant::now() + PART_LIMIT));
-        let mut tally = Tally::default();
+        let (mut tally, begun) = (Tally::default(), Instant::now());
         let mut why = part.run(filter, deadline, &mut tally).unwrap_or_else(|error| Some(format!("{error:#}")));
         if tally.ran() == 0 && why.is_none() {
             why = Some("ran no test".to_owned());
@@ -89,7 +90,7 @@ fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<E
         if let Some(why) = &why {
             println!("{}: {why}", part.name());
         }
-        outcomes.push(Outcome { part, ran, tally, why });
+        outcomes.push(Outcome { part, ran, tally, took: begun.elapsed(), why });
     }
     let sum = show(&outcomes);
     Ok(ExitCode::from(u8::from(sum.failed > 0)))
@@ -98,11 +99,12 @@ fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<E
 /// The table and, last, the sum.
 fn show(outcomes: &[Outcome]) -> Tally {
     let mut sum = Tally::default();
-    println!("\n{:<8}{:>7}{:>8}{:>8}{:>9}", "part", "ran", "passed", "failed", "not run");
-    for Outcome { part, ran, tally, why } in outcomes {
+    println!("\n{:<8}{:>7}{:>8}{:>8}{:>9}{:>9}", "part", "ran", "passed", "failed", "not run", "seconds");
+    for Outcome { part, ran, tally, took, why } in outcomes {
         sum += *tally;
         let why = why.as_deref().map(|why| format!("  {why}")).unwrap_or_default();
-        println!("{:<8}{:>7}{:>8}{:>8}{:>9}{why}", part.name(), ran, tally.passed, tally.failed, tally.ignored);
+        let (Tally { passed, failed, ignored }, seconds) = (tally, took.as_secs());
+        println!("{:<8}{ran:>7}{passed:>8}{failed:>8}{ignored:>9}{seconds:>9}{why}", part.name());
     }
     println!("{} passed, {} failed", sum.passed, sum.failed);
     sum
