@@ -206,7 +206,9 @@ fn a_container_inside_a_container_is_named_beside_it(lab: &Lab) -> Outcome {
     let inner = format!("{:064x}", std::process::id());
     lab.host.imds().set(|behaviour| behaviour.hop_limit = 2);
     let (seen, (containers, _cgroup)) = watched(lab, &[], |_| {
-        let container = lab.host.run(client("dind", "v2"))?;
+        // Where version 1 hierarchies are mounted it is moved in one of them alone, and only /proc tells of that one: it must be there
+        // when it is read.
+        let container = lab.host.run(client("dind", "v2 --linger-after 1"))?;
         let cgroup = Cgroup::make(&format!("/docker/{}/docker/{inner}", container.id()))?;
         std::fs::write(cgroup.procs(), container.pid()?.to_string()).context("move the process")?;
         let containers = vec![container];
