@@ -9,7 +9,7 @@ use crate::event::{End, Event, ExchangeEvent, Lost, PacketEvent, UnseenConnectio
 use crate::exchange::{Assembler, Exchange, Moment};
 use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Refused, Spent, Surroundings, spent};
 use crate::identity::fact::{Connected, Outcome, Socket, TcpState};
-use crate::identity::{Attribution, Directory, Fact, Query, Said};
+use crate::identity::{Attribution, Directory, Fact, Failed, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Evidence, Joiner, Journey, Others};
 use crate::net::{Heading, Netns, Timestamp, Ttl};
@@ -392,8 +392,8 @@ impl Interpreter {
 
     /// Tells of connects that failed before a packet was made.
     fn tell_failed(&mut self, assembler: &mut Assembler, due: Timestamp, now: Timestamp, sink: &mut Sink<'_>) {
-        while let Some((attempt, at, endpoint)) = self.directory.failed(due) {
-            assembler.failed(attempt, at, endpoint, &mut |exchange, moment| {
+        while let Some(Failed { attempt, began, at, endpoint }) = self.directory.failed(due) {
+            assembler.failed(attempt, (began, at), endpoint, &mut |exchange, moment| {
                 self.interpret(exchange, moment, now, sink);
             });
         }

@@ -75,15 +75,21 @@ impl Assembler {
         self.entries.get(&connection)?.live.back().map(|live| &live.exchange)
     }
 
-    /// A connect that failed before a packet was made: an exchange of which there is nothing but that.
-    pub fn failed(&mut self, attempt: u64, at: Timestamp, endpoint: Endpoint, sink: &mut Sink<'_>) {
+    /// A connect that `began` and failed `at` a moment before a packet was made: an exchange of which there is nothing but that.
+    pub fn failed(
+        &mut self,
+        attempt: u64,
+        (began, at): (Timestamp, Timestamp),
+        endpoint: Endpoint,
+        sink: &mut Sink<'_>,
+    ) {
         self.next += 1;
         let nowhere = match endpoint.address {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         let client = Endpoint { address: nowhere, port: 0 };
-        let connection = Connection { id: ConnectionId(0), client, endpoint, isn: None, since: at };
+        let connection = Connection { id: ConnectionId(0), client, endpoint, isn: None, since: began };
         let mut exchange = Exchange::new(ExchangeId(self.next), connection, at);
         exchange.attempt = Some(attempt);
         exchange.closed = Some(at);

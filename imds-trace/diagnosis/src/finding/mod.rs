@@ -323,9 +323,10 @@ impl<'a> Case<'a> {
         match (&self.who.container, self.who.by) {
             (Some(container), _) => container.phrase(MAX_NAME),
             (None, Key::Cgroup) => process.map_or("a process of this host".to_owned(), named),
-            (None, _) => match process {
-                Some(process) => format!("{} at {}", named(process), self.who.address),
-                None => format!("the client at {}", self.who.address),
+            (None, _) => match (process, self.who.known_address()) {
+                (Some(process), Some(address)) => format!("{} at {address}", named(process)),
+                (Some(process), None) => named(process),
+                (None, _) => format!("the client at {}", self.who.address),
             },
         }
     }

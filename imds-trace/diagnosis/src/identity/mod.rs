@@ -31,7 +31,8 @@ use containers::Containers;
 pub use fact::{Ancestor, ContainerDetail, Fact, Said};
 use job::{Compose, Job};
 use pod::Pod;
-use sockets::Sockets;
+pub use sockets::Failed;
+use sockets::{Socket, Sockets};
 
 /// A container, as reports name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -219,7 +220,7 @@ pub struct Attribution {
     pub process: Option<Process>,
     /// What `container` rests on.
     pub by: Key,
-    /// The client's address as it stood in its packets nearest to it.
+    /// The client's address as it stood in its packets nearest to it; the unspecified one where there was none and nobody told it.
     pub address: IpAddr,
     /// The TTL its packets started with, from its socket.
     pub initial_ttl: Option<Ttl>,
@@ -245,6 +246,11 @@ pub enum Subject {
 }
 
 impl Attribution {
+    /// The client's address, if it is known.
+    pub fn known_address(&self) -> Option<IpAddr> {
+        Some(self.address).filter(|address| !address.is_unspecified())
+    }
+
     /// For whom this is counted.
     pub fn subject(&self) -> Subject {
         match (&self.container, self.by) {
@@ -385,19 +391,20 @@ impl Directory {
         self.sockets.due()
     }
 
-    /// The next connect that has failed by `now` without a SYN: its number, when it was made, and where to.
-    pub fn failed(&mut self, now: Timestamp) -> Option<(u64, Timestamp, Endpoint)> {
+    /// The next connect that has failed by `now` without a packet.
+    pub fn failed(&mut self, now: Timestamp) -> Option<Failed> {
         self.sockets.failed(now)
     }
 
     /// To whom a connection belonged at a moment.
     pub fn who(&self, query: Query, at: Timestamp) -> Attribution {
         let mut attribution = self.attribute(query, at);
-        if query.attempt.is_some()
-            && let Some(container) = &attribution.container
-        {
-            // Nothing of it was seen that bears an address: the container's own, if it has one.
-            let address = self.containers.address_of(&container.id, query.endpoint.address.is_ipv4());
+        if query.attempt.is_some() {
+            // No packet of it was seen: its socket's address, if it got so far, or the container's own, if it has one.
+            let by_socket = self.sockets.find(query).and_then(Socket::source);
+            let is_v4 = query.endpoint.address.is_ipv4();
+            let by_container = |container: &Container| self.containers.address_of(&container.id, is_v4);
+            let address = by_socket.or_else(|| attribution.container.as_ref().and_then(by_container));
             attribution.address = address.unwrap_or(attribution.address);
         }
         attribution

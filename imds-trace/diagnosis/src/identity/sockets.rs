@@ -1,6 +1,7 @@
 //! Which task opened this connection? Sockets by their first sequence number and by their addresses.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -114,6 +115,11 @@ impl Socket {
         self.failed_after
     }
 
+    /// Its own address, if it was told.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.keys.map(|(_, (source, _))| source.address).filter(|address| !address.is_unspecified())
+    }
+
     /// Did its connect fail before it had a local port?
     pub fn has_no_port(&self) -> bool {
         self.has_no_port
@@ -152,6 +158,19 @@ struct Attempt {
     number: u64,
     /// It gave up, and no packet was seen; else it is not known yet whether it went on.
     gave_up: bool,
+}
+
+/// A connect that failed before a packet of it was made, or seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Its number.
+    pub attempt: u64,
+    /// When connect() was called.
+    pub began: Timestamp,
+    /// When it gave up; without that, when it was called.
+    pub at: Timestamp,
+    /// Where to.
+    pub endpoint: Endpoint,
 }
 
 /// All sockets that connect or connected to a watched endpoint, the latest [`MAX_SOCKETS`].
@@ -332,8 +351,8 @@ impl Sockets {
         self.attempts.front().map(|attempt| attempt.at.after(FAILED))
     }
 
-    /// The next attempt that has failed by `now`: its number, when it was made, and where to.
-    pub fn failed(&mut self, now: Timestamp) -> Option<(u64, Timestamp, Endpoint)> {
+    /// The next attempt that has failed by `now`.
+    pub fn failed(&mut self, now: Timestamp) -> Option<Failed> {
         while self.due().is_some_and(|due| due <= now) {
             let Attempt { at, tid, number, gave_up } = self.attempts.pop_front()?;
             if self.attempting.get(&tid) == Some(&number) {
@@ -342,9 +361,9 @@ impl Sockets {
             let Some(socket) = self.all.get(&number).filter(|socket| gave_up || !socket.went_on) else {
                 continue;
             };
-            let destination = socket.task.destination;
+            let failed = Failed { attempt: number, began: socket.at, at, endpoint: socket.task.destination };
             self.close_unseen(now, number);
-            return Some((number, at, destination));
+            return Some(failed);
         }
         None
     }

@@ -397,6 +397,7 @@ fn who(who: &Attribution) -> String {
 }
 
 pub(super) fn subject(who: &Attribution) -> String {
+    let address = who.known_address().map_or_else(|| "address not known".to_owned(), |address| address.to_string());
     match (&who.container, who.by) {
         (Some(container), by) => {
             let inner = match container.short_inner() {
@@ -404,12 +405,12 @@ pub(super) fn subject(who: &Attribution) -> String {
                 None => String::new(),
             };
             let unsure = if by == Key::Address { ", by its address" } else { "" };
-            format!("{BOLD}{}{BOLD:#} ({}{inner}{unsure})", printable(&container.title(), MAX_TITLE), who.address)
+            format!("{BOLD}{}{BOLD:#} ({address}{inner}{unsure})", printable(&container.title(), MAX_TITLE))
         }
-        (None, Key::Cgroup) => format!("{BOLD}host{BOLD:#} ({})", who.address),
+        (None, Key::Cgroup) => format!("{BOLD}host{BOLD:#} ({address})"),
         (None, _) => match who.place() {
-            Some(place) => format!("{BOLD}{}{BOLD:#} ({})", printable(&place, MAX_TITLE), who.address),
-            None => format!("{BOLD}unknown{BOLD:#} ({})", who.address),
+            Some(place) => format!("{BOLD}{}{BOLD:#} ({address})", printable(&place, MAX_TITLE)),
+            None => format!("{BOLD}unknown{BOLD:#} ({address})"),
         },
     }
 }
