@@ -51,13 +51,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             case.absent_everywhere().ok()?,
         ),
     };
-    let iptables = case.iptables();
-    verdict.remedy = vec![
-        format!("{iptables} -t nat -vnL PREROUTING --line-numbers"),
-        "nft -a list ruleset".to_owned(),
-        format!("ip route get {}", exchange.connection.endpoint.address),
-        "ss -ltnp".to_owned(),
-    ];
+    verdict.remedy = case.redirects();
+    verdict.remedy.push(format!("ip route get {}", exchange.connection.endpoint.address));
+    verdict.remedy.push("ss -ltnp".to_owned());
     verdict.caution = Some(
         "A metadata proxy (kube2iam, kiam, an ECS or test stand-in) does this on purpose; then the hop limit does not \
                        matter for its clients, and the credentials are those that it chooses to give."

@@ -267,6 +267,13 @@ impl<'a> Case<'a> {
         if self.exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" }
     }
 
+    /// The commands that show what redirects the client's packets on this host: a process of the host's own namespace meets OUTPUT,
+    /// whatever is forwarded PREROUTING.
+    fn redirects(&self) -> Vec<String> {
+        let chain = if self.who.netns == Some(self.host.netns) { "OUTPUT" } else { "PREROUTING" };
+        vec![format!("{} -t nat -vnL {chain} --line-numbers", self.iptables()), "nft -a list ruleset".to_owned()]
+    }
+
     /// Whose namespace it is, in a sentence about the client.
     fn whose(&self, netns: Netns) -> &'static str {
         match netns {

@@ -57,6 +57,9 @@ fn never_left(case: &Case<'_>) -> Option<Verdict> {
         None => format!("{enter}ip {family}route show table all"),
         Some(_) => format!("{enter}ip {family}neigh show"),
     });
+    if case.who.failed_after.is_some() {
+        verdict.remedy.extend(case.redirects());
+    }
     Some(verdict)
 }
 

@@ -68,7 +68,7 @@ fn elsewhere(case: &Case<'_>, exchange: &Exchange, to: Endpoint) -> Option<Verdi
         verdict.weight = travel.copies.max(1);
         verdict.last = travel.last_lost;
     }
-    verdict.remedy = look(case);
+    verdict.remedy = case.redirects();
     if to.address.is_loopback()
         && let Some(first) = travel.hops.first()
     {
@@ -98,7 +98,7 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
         "nowhere",
         format!(
             "The connection attempt of {} came in by {} {} times and was seen nowhere behind it, neither leaving nor dropped: something \
-             on this host sends it elsewhere (a redirect, DNAT, a program).",
+             on this host sends it elsewhere (a route, a redirect, DNAT, a program).",
             case.subject(),
             last.hook.interface.name,
             travel.copies,
@@ -106,15 +106,12 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
         absent,
     );
     verdict.path = case.path(None);
-    verdict.remedy = look(case);
-    verdict.remedy.push(format!("bpftool net show dev {}", crate::printable::shell_word(&last.hook.interface.name)));
+    verdict.remedy = case.redirects();
+    let name = crate::printable::shell_word(&last.hook.interface.name);
+    let (to, from) = (exchange.connection.endpoint.address, last.client.address);
+    verdict.remedy.push(format!("ip route get {to} from {from} iif {name}"));
+    verdict.remedy.push(format!("bpftool net show dev {name}"));
     Some(verdict)
-}
-
-/// The commands that show redirects.
-fn look(case: &Case<'_>) -> Vec<String> {
-    let iptables = case.iptables();
-    vec![format!("{iptables} -t nat -vnL PREROUTING --line-numbers"), "nft -a list ruleset".to_owned()]
 }
 
 /// The command that shows who listens at a port.

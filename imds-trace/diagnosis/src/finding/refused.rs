@@ -91,9 +91,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                 .to_owned(),
         );
         if !from_outside {
-            let iptables = case.iptables();
-            verdict.remedy.push(format!("{iptables} -t nat -vnL PREROUTING --line-numbers"));
-            verdict.remedy.push("nft -a list ruleset".to_owned());
+            verdict.remedy.extend(case.redirects());
             verdict.remedy.extend(exchange.redirected.map(super::redirected_away::listeners));
         }
         return Some(verdict);

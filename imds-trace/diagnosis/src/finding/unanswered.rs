@@ -2,6 +2,8 @@
 //!
 //! Told apart from drops on this host: there something came in, or nothing went out.
 
+use std::net::IpAddr;
+
 use super::silence::{Source, Unanswered, source, unanswered};
 use super::{Case, Rule, Severity, Verdict};
 use crate::printable::shell_word;
@@ -35,13 +37,23 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         ),
         None => "The answer was lost before it reached this host, or never sent.".into(),
     };
+    // That of IPv6 is asked for by some routes; that of IPv4 no interface of EC2 has.
+    let link_local = match last.client.address {
+        IpAddr::V4(address) if address.is_link_local() => Some(address),
+        _ => None,
+    };
     let mut verdict = Verdict::likely(
         if exchange.handshake { "request" } else { "connect" },
         format!("{what} was seen leaving by {interface} and nothing was seen coming back in {seconds:.1} s. {why}"),
         absent,
     );
     verdict.path = case.path(None);
-    if let Some(address) = elsewhere {
+    if let Some(source) = link_local {
+        verdict.summary.push_str(&format!(
+            " It left as {source}, a link-local address, as a DHCP client gives itself one: EC2 answers the addresses of the instance's \
+             network interface alone."
+        ));
+    } else if let Some(address) = elsewhere {
         verdict.summary.push_str(&format!(
             " It left as {address}, which no interface of this host has: EC2 answers it if it is an address of the instance's network \
              interface (pods of the VPC CNI, a delegated prefix, macvlan), and else never."
@@ -50,7 +62,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     // A capture may not know its interfaces' names.
     let named = if case.rests_on_capture() { "<interface>".to_owned() } else { shell_word(interface) };
     verdict.remedy = vec![format!("ethtool -S {named} | grep linklocal_allowance_exceeded"), case.describe_options()];
-    if let Some(address) = elsewhere {
+    if link_local.is_some() {
+        verdict.remedy.push(format!("ip route get {}", exchange.connection.endpoint.address));
+    } else if let Some(address) = elsewhere {
         let filter = if address.is_ipv4() { "addresses.private-ip-address" } else { "ipv6-addresses.ipv6-address" };
         verdict.remedy.push(format!("aws ec2 describe-network-interfaces --filters Name={filter},Values={address}"));
     }
