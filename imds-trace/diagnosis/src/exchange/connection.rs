@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::delivery::{Received, raise};
 use super::progress::{Live, Position};
 use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
-use crate::journey::{END, Journey};
+use crate::journey::{END, Fate, Journey};
 use crate::net::{Direction, Heading, Timestamp};
 use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
 
@@ -290,6 +290,11 @@ impl Entry {
             }
             let index = self.goes_on();
             self.live[index].inward(journey, None, sink);
+        }
+        if journey.tcp.flags.has(TcpFlags::FIN) && journey.fate == Fate::Delivered {
+            // `Connection: close`, or a connection kept alive for long enough: its client asks again on another one.
+            let later = self.live.iter_mut().skip(1).map(|live| &mut live.exchange);
+            later.filter(|later| later.answered.is_none() && !later.responded).for_each(|later| later.cut_off = true);
         }
     }
 

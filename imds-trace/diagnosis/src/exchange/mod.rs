@@ -124,6 +124,8 @@ pub struct Exchange {
     pub acknowledges: bool,
     /// When a packet of its client was last seen leaving this host: so long, at least, that place was listened at.
     pub last_leaving: Option<Timestamp>,
+    /// The answering side ended its side of the connection after its answer to an earlier request: this one was not to be answered on it.
+    pub cut_off: bool,
     /// The client's host reset the connection when the answer came: nobody was there any more.
     pub discarded: bool,
     /// The token in the response.
@@ -161,6 +163,7 @@ impl Exchange {
             left: None,
             acknowledges: false,
             last_leaving: None,
+            cut_off: false,
             discarded: false,
             issued: None,
             attempt: None,

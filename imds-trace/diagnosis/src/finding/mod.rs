@@ -143,6 +143,9 @@ pub struct Way {
     pub fate: Fate,
 }
 
+/// Where IMDS and its relatives (ECS tasks, EKS Pod Identity) listen.
+const IMDS_PORT: u16 = 80;
+
 /// Bytes of a container's name in a sentence; Docker allows any length.
 const MAX_NAME: usize = 64;
 
@@ -265,6 +268,15 @@ impl<'a> Case<'a> {
     /// The tool for firewall rules of the endpoint's address family.
     fn iptables(&self) -> &'static str {
         if self.exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" }
+    }
+
+    /// `The connection attempt of container job-17`, with its port where that is none of IMDS's.
+    fn connection_attempt(&self) -> String {
+        let port = match self.exchange.connection.endpoint.port {
+            IMDS_PORT => String::new(),
+            port => format!(" to port {port}"),
+        };
+        format!("The connection attempt of {}{port}", self.subject())
     }
 
     /// The commands that show what redirects the client's packets on this host: a process of the host's own namespace meets OUTPUT,

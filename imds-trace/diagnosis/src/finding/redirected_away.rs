@@ -97,9 +97,9 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
     let mut verdict = Verdict::likely(
         "nowhere",
         format!(
-            "The connection attempt of {} came in by {} {} times and was seen nowhere behind it, neither leaving nor dropped: something \
+            "{} came in by {} {} times and was seen nowhere behind it, neither leaving nor dropped: something \
              on this host sends it elsewhere (a route, a redirect, DNAT, a program).",
-            case.subject(),
+            case.connection_attempt(),
             last.hook.interface.name,
             travel.copies,
         ),

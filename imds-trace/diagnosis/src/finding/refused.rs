@@ -6,7 +6,7 @@
 use super::drops::{Cause, cause};
 use super::netfilter::{commands, hook};
 use super::socket_error::error_of;
-use super::{Case, Confidence, Rule, Severity, Verdict};
+use super::{Case, Confidence, IMDS_PORT, Rule, Severity, Verdict};
 use crate::exchange::{Icmp, Refusal, Refused};
 use crate::net::Heading;
 
@@ -38,7 +38,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let what = match (&exchange.request, exchange.handshake) {
         (Some(request), _) => format!("The {} {} of {subject}", request.method, request.path),
         (None, true) => format!("The connection of {subject}"),
-        (None, false) => format!("The connection attempt of {subject}"),
+        (None, false) => case.connection_attempt(),
     };
     let form = match (refusal.map(|refusal| refusal.how), told) {
         (Some(Refused::Icmp(icmp)), _) => format!("ICMP {} sent by {}", meaning(&icmp), icmp.sender),
@@ -62,6 +62,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let redirected = match exchange.redirected {
         Some(to) => format!(" Something on this host had redirected it (DNAT) to {to}, and nobody listens there."),
+        None if from_outside && exchange.connection.endpoint.port != IMDS_PORT => {
+            format!(" IMDS listens at port {IMDS_PORT} alone.")
+        }
         None => String::new(),
     };
     let kind = match refusal.map(|refusal| refusal.how) {

@@ -34,7 +34,7 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     let exchange = case.settled()?;
     let absent = case.absent().ok()?;
     let outward = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
-    if exchange.answered.is_some() || exchange.responded || exchange.redirected.is_some() {
+    if exchange.answered.is_some() || exchange.responded || exchange.redirected.is_some() || exchange.cut_off {
         return None;
     }
     // Opened and closed without a question; or refused, which is an answer.
@@ -57,7 +57,7 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     let subject = case.subject();
     let what = match (exchange.handshake, &exchange.request) {
         (true, Some(request)) => format!("The {} {} of {subject}", request.method, request.path),
-        _ => format!("The connection attempt of {subject}"),
+        _ => case.connection_attempt(),
     };
     (waited >= LEAST_WAIT).then_some(Unanswered { exchange, last, waited, absent, what })
 }
