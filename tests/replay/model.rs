@@ -4,9 +4,9 @@
 //! the hooks would have seen is given to the pipeline, in any order that processors may tell it in, and with records lost. It may say less
 //! than the truth. `IMDS_TRACE_MODEL_RUNS` and `IMDS_TRACE_MODEL_SEED` choose how many hosts, and which.
 
+mod world;
+
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::ops::Range;
 
 use anyhow::{Context, Result};
 use diagnosis::config::{Claim, Expectation, Telling};
@@ -14,372 +14,18 @@ use diagnosis::finding::Confidence;
 use diagnosis::input::Input;
 use diagnosis::pipeline::Host;
 use imds_trace_replay_tests::scenario::harm::{is_of_kernel, shuffled, without};
-use imds_trace_replay_tests::scenario::{HOST_NETNS, INSTANCE, Scenario, conclude_telling, show};
+use imds_trace_replay_tests::scenario::{HOST_NETNS, INSTANCE, conclude_telling, show};
 use libtest_mimic::{Failed, Trial};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use world::{Truth, What, World, address, world};
 
 /// Hosts that are tried where nobody says how many.
 const RUNS: u32 = 1_000;
-/// Fewer records than this are lost.
-const MOST_LOST: usize = 12;
-/// A client waits so long for an answer, ms.
-const PATIENCE: u32 = 1_000;
-/// Where the first client connects from; each further connection has the next port.
-const FIRST_PORT: u16 = 40_000;
 
 /// The tests of this file.
 pub fn trials() -> Vec<Trial> {
     vec![Trial::test("no_host_makes_the_pipeline_say_what_is_not_true", nothing_false_is_said)]
-}
-
-/// A host and what happens on it.
-#[derive(Clone, Debug)]
-struct World {
-    /// With what TTL token responses come.
-    hop_limit: u8,
-    tokens_required: bool,
-    has_role: bool,
-    /// IMDS is switched off.
-    disabled: bool,
-    /// Does anybody say which interfaces lead to IMDS?
-    uplinks_known: bool,
-    asks: Vec<Ask>,
-    order: u64,
-    /// Which of the kernel's records are lost, of a thousand, and is each told?
-    lost: Vec<(u16, bool)>,
-}
-
-/// A client makes a connection and asks something.
-#[derive(Clone, Debug)]
-struct Ask {
-    /// 0 is a process of the host; the others are containers.
-    client: u8,
-    what: What,
-    fate: Fate,
-    /// Since the one before began, ms.
-    after: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    Token,
-    V1,
-    V2,
-    Role,
-}
-
-/// What becomes of it on its way. Where the TTL of an answer is used up, that comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Answered,
-    /// After its client had gone.
-    AnsweredLate,
-    Throttled,
-    FirewallOnConnect,
-    FirewallOnAnswer,
-    Rejected,
-    RefusedBeyond,
-    UnansweredConnect,
-    UnansweredRequest,
-    ReversePath,
-    NoRoute,
-}
-
-/// What is true of one connection.
-#[derive(Clone, Debug)]
-struct Truth {
-    client: u8,
-    what: What,
-    port: u16,
-    /// What the client got.
-    status: Option<u16>,
-    /// What came after it had gone.
-    late: Option<u16>,
-    /// Was the request itself sent?
-    asked: bool,
-    /// Rules that may speak of it.
-    rules: Vec<&'static str>,
-}
-
-fn world() -> impl Strategy<Value = World> {
-    let what = prop_oneof![Just(What::Token), Just(What::V1), Just(What::V2), Just(What::Role)];
-    let fate = prop_oneof![
-        6 => Just(Fate::Answered),
-        1 => Just(Fate::AnsweredLate),
-        1 => Just(Fate::Throttled),
-        1 => Just(Fate::FirewallOnConnect),
-        1 => Just(Fate::FirewallOnAnswer),
-        1 => Just(Fate::Rejected),
-        1 => Just(Fate::RefusedBeyond),
-        1 => Just(Fate::UnansweredConnect),
-        1 => Just(Fate::UnansweredRequest),
-        1 => Just(Fate::ReversePath),
-        1 => Just(Fate::NoRoute),
-    ];
-    let after = prop_oneof![Just(40u32), Just(400), Just(1_300), Just(8_000), Just(70_000)];
-    let ask = (0..4u8, what, fate, after).prop_map(|(client, what, fate, after)| Ask { client, what, fate, after });
-    let lost = |how_many: Range<usize>| proptest::collection::vec((0..1_000u16, any::<bool>()), how_many);
-    let lost = prop_oneof![2 => lost(0..1), 1 => lost(1..2), 1 => lost(2..MOST_LOST)];
-    let settings = (1..4u8, any::<bool>(), any::<bool>(), proptest::bool::weighted(0.1), proptest::bool::weighted(0.8));
-    (settings, proptest::collection::vec(ask, 1..6), any::<u64>(), lost).prop_map(
-        |((hop_limit, tokens_required, has_role, disabled, uplinks_known), asks, order, lost)| World {
-            hop_limit,
-            tokens_required,
-            has_role,
-            disabled,
-            uplinks_known,
-            asks,
-            order,
-            lost,
-        },
-    )
-}
-
-/// What one connection's packets are written with.
-struct Writer {
-    text: String,
-    name: String,
-    /// Where a packet to IMDS is seen, and one from it with this TTL at the uplink.
-    is_host: bool,
-}
-
-impl Writer {
-    fn to(&mut self, ms: u32, words: &str, more: &str) {
-        let at = if self.is_host { "\"ens5 egress 64\"" } else { "\"docker0 ingress 64\", \"ens5 egress 63\"" };
-        self.packet(ms, &format!("to = \"{words}\""), at, more);
-    }
-
-    fn from(&mut self, ms: u32, words: &str, ttl: u8, more: &str) {
-        let at = match self.is_host {
-            true => format!("\"ens5 ingress {ttl}\""),
-            false => format!("\"ens5 ingress {ttl}\", \"docker0 egress {}\"", ttl - 1),
-        };
-        self.packet(ms, &format!("from = \"{words}\""), &at, more);
-    }
-
-    fn packet(&mut self, ms: u32, what: &str, at: &str, more: &str) {
-        let name = &self.name;
-        let _ = writeln!(self.text, "    {{ ms = {ms}, client = \"{name}\", {what}, at = [{at}]{more} }},");
-    }
-}
-
-impl World {
-    /// What IMDS would answer.
-    fn status(&self, what: What) -> u16 {
-        match what {
-            _ if self.disabled => 403,
-            What::Token => 200,
-            What::V1 if self.tokens_required => 401,
-            What::V1 | What::V2 => 200,
-            What::Role if self.has_role => 200,
-            What::Role => 404,
-        }
-    }
-
-    /// The scenario, and what is true of each of its connections.
-    fn told(&self) -> Result<(Scenario, Vec<Truth>)> {
-        let (mut clients, mut connects, mut packets) = (String::new(), String::new(), String::new());
-        let (mut truths, mut at) = (Vec::new(), 0);
-        for (ask, number) in self.asks.iter().zip(0u16..) {
-            at += ask.after;
-            let port = FIRST_PORT + number;
-            let name = format!("c{number}");
-            let is_host = ask.client == 0;
-            let inside = if is_host { "10.0.0.10".to_owned() } else { format!("172.17.0.{}", 1 + ask.client) };
-            let outside = if is_host { String::new() } else { format!(", outside = \"10.0.0.10:{port}\"") };
-            let _ = writeln!(clients, "    {{ name = \"{name}\", inside = \"{inside}:{port}\"{outside} }},");
-            let mut writer = Writer { text: String::new(), name: name.clone(), is_host };
-            let (truth, error, known) = self.connection(ask, at, port, &mut writer);
-            packets += &writer.text;
-            let pid = 4_000 + u32::from(ask.client);
-            let netns = if is_host { String::new() } else { format!(", netns = {}", 20 + ask.client) };
-            let error = error.map(|error| format!(", error = {error}")).unwrap_or_default();
-            let _ = writeln!(
-                connects,
-                "    {{ ms = {at}, client = \"{name}\", pid = {pid}, comm = \"c{}\"{netns}{error}, known_ms = {known} }},",
-                ask.client
-            );
-            truths.push(truth);
-        }
-        let uplinks = match self.uplinks_known {
-            true => {
-                "uplinks = { interfaces = [\"ens5\"], inward = [\"docker0\"], addresses = [\"10.0.0.10\", \"172.17.0.1\"], networks = \
-                 [\"ens5 10.0.0.10/24\", \"docker0 172.17.0.1/16\"] }\n"
-            }
-            false => "",
-        };
-        let (mut containers, mut processes) = (String::new(), String::new());
-        for client in 1..4 {
-            let address = 1 + client;
-            let _ = writeln!(
-                containers,
-                "    {{ name = \"job-{client}\", netns = {}, addresses = [\"172.17.0.{address}\"] }},",
-                20 + client
-            );
-            let _ = writeln!(processes, "    {{ ms = -900, pid = {}, container = \"job-{client}\" }},", 4_000 + client);
-        }
-        let text = format!(
-            "about = \"a model\"\nexchanges = []\n{uplinks}clients = [\n{clients}]\ncontainers = [\n{containers}]\nprocesses = [\n\
-             {processes}]\nconnects = [\n{connects}]\npackets = [\n{packets}]\n"
-        );
-        Ok((Scenario::parse(&text).with_context(|| text.clone())?, truths))
-    }
-
-    /// The packets of one connection; with what error its connect fails, and when that is known.
-    fn connection(&self, ask: &Ask, at: u32, port: u16, writer: &mut Writer) -> (Truth, Option<u16>, u32) {
-        let mut truth = Truth {
-            client: ask.client,
-            what: ask.what,
-            port,
-            status: None,
-            late: None,
-            asked: false,
-            rules: Vec::new(),
-        };
-        let is_host = writer.is_host;
-        let (first, hook) = if is_host { ("", "OUTPUT") } else { ("\"docker0 ingress 64\", ", "FORWARD") };
-        let by = if hook == "FORWARD" { "ip_forward" } else { "ip_local_out" };
-        let dropped =
-            |what: &str, interface: &str, ttl: u8| format!("{first}\"drop {what} {interface} {ttl} by {by}\"");
-        let firewall = dropped(
-            "nf_hook_slow NETFILTER_DROP",
-            if is_host { "-" } else { "docker0" },
-            if is_host { 64 } else { 63 },
-        );
-        let repeats = [0, 1_000];
-        let gives_up = (Some(110), at + 2_000);
-        match ask.fate {
-            Fate::FirewallOnConnect => {
-                for (again, later) in repeats.iter().enumerate() {
-                    writer.packet(at + later, "to = \"syn\"", &firewall, if again > 0 { ", again = true" } else { "" });
-                }
-                truth.rules = vec!["firewall-drop"];
-                return (truth, gives_up.0, gives_up.1);
-            }
-            Fate::Rejected => {
-                writer.packet(at, "to = \"syn\"", &firewall, "");
-                if !is_host {
-                    writer.packet(at, "from = \"rst\"", "\"docker0 egress 64\"", "");
-                }
-                truth.rules = vec!["refused", "firewall-drop"];
-                return (truth, Some(111), at + 1);
-            }
-            Fate::NoRoute if !is_host => {
-                writer.packet(at, "to = \"syn\"", &dropped("ip_error IP_INNOROUTES", "docker0", 64), "");
-                writer.packet(at, "from = \"icmp 3 0 172.17.0.1\"", "\"docker0 egress 64\"", "");
-                truth.rules = vec!["no-route", "refused"];
-                return (truth, Some(101), at + 1);
-            }
-            Fate::RefusedBeyond => {
-                writer.to(at, "syn", "");
-                writer.from(at + 1, "rst", 64, "");
-                truth.rules = vec!["refused"];
-                return (truth, Some(111), at + 1);
-            }
-            Fate::UnansweredConnect => {
-                for (again, later) in repeats.iter().enumerate() {
-                    writer.to(at + later, "syn", if again > 0 { ", again = true" } else { "" });
-                }
-                truth.rules = vec!["unanswered"];
-                return (truth, gives_up.0, gives_up.1);
-            }
-            Fate::ReversePath => {
-                for (again, later) in repeats.iter().enumerate() {
-                    let again = if again > 0 { ", again = true" } else { "" };
-                    writer.to(at + later, "syn", again);
-                    let at_uplink = "\"ens5 ingress 64\", \"drop ip_rcv_finish_core IP_RPFILTER ens5 64\"";
-                    writer.packet(at + later + 1, "from = \"syn-ack\"", at_uplink, again);
-                }
-                truth.rules = vec!["reverse-path"];
-                return (truth, gives_up.0, gives_up.1);
-            }
-            _ => {}
-        }
-        writer.to(at, "syn", "");
-        writer.from(at + 1, "syn-ack", 64, "");
-        writer.to(at + 2, "ack", "");
-        let (words, more) = match ask.what {
-            What::Token => ("PUT /latest/api/token", ""),
-            What::V1 => ("GET /latest/meta-data/", ""),
-            What::V2 => ("GET /latest/meta-data/", ", token = true"),
-            What::Role => ("GET /latest/meta-data/iam/security-credentials/ci", ", token = true"),
-        };
-        writer.to(at + 3, words, more);
-        truth.asked = true;
-        let status = if ask.fate == Fate::Throttled { 503 } else { self.status(ask.what) };
-        let ttl = if ask.what == What::Token && status == 200 { self.hop_limit } else { 64 };
-        let left = at + 3 + PATIENCE;
-        let known = (None, at + 2);
-        let answer = format!("from = \"{status}\"");
-        let spent = !is_host && ttl == 1;
-        let copies = [(at + 5, ""), (at + 205, ", again = true"), (at + 605, ", again = true")];
-        match ask.fate {
-            Fate::UnansweredRequest => {
-                writer.to(at + 203, words, &format!("{more}, again = true"));
-                writer.to(left, "fin", "");
-                truth.rules = vec!["unanswered"];
-            }
-            _ if spent && ask.fate != Fate::AnsweredLate => {
-                for (ms, again) in copies {
-                    writer.packet(ms, &answer, "\"ens5 ingress 1\", \"drop ip_forward IP_INHDR ens5 1\"", again);
-                }
-                writer.to(left, "fin", "");
-                truth.rules = vec!["hop-limit-too-low"];
-            }
-            Fate::FirewallOnAnswer => {
-                let way =
-                    format!("\"ens5 ingress {ttl}\", \"drop nf_hook_slow NETFILTER_DROP ens5 {}\"", ttl.max(2) - 1);
-                for (ms, again) in copies {
-                    writer.packet(ms, &answer, &way, again);
-                }
-                writer.to(left, "fin", "");
-                truth.rules = vec!["firewall-drop"];
-                if ttl <= 2 {
-                    // It would not have come far anyway: both are true.
-                    truth.rules.push("hop-limit-too-low");
-                }
-            }
-            Fate::AnsweredLate => {
-                writer.to(left, "fin", "");
-                writer.from(left + 300, &status.to_string(), ttl.max(3), "");
-                writer.packet(
-                    left + 301,
-                    "to = \"rst\"",
-                    if is_host { "\"ens5 egress 64\"" } else { "\"docker0 ingress 64\", \"ens5 egress 63\"" },
-                    // Without ACK, as a host without the socket sends it.
-                    ", flags = 4",
-                );
-                (truth.late, truth.rules) = (Some(status), self.rules(ask.what, status, 64, is_host));
-                truth.rules.push("slow-answer");
-            }
-            _ => {
-                writer.from(at + 5, &status.to_string(), ttl, "");
-                writer.to(at + 6, "ack", "");
-                writer.to(at + 7, "fin", "");
-                truth.status = Some(status);
-                truth.rules = self.rules(ask.what, status, ttl, is_host);
-            }
-        }
-        (truth, known.0, known.1)
-    }
-
-    /// Rules that may speak of an answer that arrived.
-    fn rules(&self, what: What, status: u16, ttl: u8, is_host: bool) -> Vec<&'static str> {
-        let mut rules = match (what, status) {
-            (_, 503) => vec!["throttled"],
-            (What::Token, 403) => vec!["imds-disabled", "token-request-refused"],
-            (_, 403) => vec!["imds-disabled"],
-            (What::V1, 401) => vec!["imdsv1-refused"],
-            (What::V1, 200) => vec!["imdsv1-used"],
-            (What::Role, 404) => vec!["no-role"],
-            _ => Vec::new(),
-        };
-        if ttl == if is_host { 1 } else { 2 } {
-            rules.push("hop-budget-spent");
-        }
-        rules
-    }
 }
 
 /// What is false of what is said of a world.
@@ -393,10 +39,10 @@ fn falsehoods(world: &World) -> Result<Vec<String>> {
         inputs = without(&inputs, *index, told);
         (lossless, silent) = (false, silent + usize::from(!told));
     }
-    said(&inputs, &truths, lossless, silent)
+    said(&inputs, &truths, world.v6, lossless, silent)
 }
 
-fn said(inputs: &[Input], truths: &[Truth], lossless: bool, silent: usize) -> Result<Vec<String>> {
+fn said(inputs: &[Input], truths: &[Truth], v6: bool, lossless: bool, silent: usize) -> Result<Vec<String>> {
     let claims = [("blocked", Claim::Blocked), ("v2-only", Claim::V2Only), ("no-errors", Claim::NoErrors)];
     let asked = claims.map(|(text, claim)| Expectation { text: text.to_owned(), claim, who: None });
     let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
@@ -429,11 +75,9 @@ fn said(inputs: &[Input], truths: &[Truth], lossless: bool, silent: usize) -> Re
         let whose = show(&finding.who);
         let is_theirs = |truth: &&Truth| match truth.client {
             // Whose no packet was seen, and no container is known.
-            _ if whose == "0.0.0.0" => true,
-            0 => whose == "host" || whose == "10.0.0.10",
-            client => {
-                whose == format!("job-{client}") || whose == format!("172.17.0.{}", 1 + client) || whose == "10.0.0.10"
-            }
+            _ if whose == "0.0.0.0" || whose == "::" => true,
+            0 => whose == "host" || whose == address(v6, 0),
+            client => [format!("job-{client}"), address(v6, client), address(v6, 0)].contains(&whose),
         };
         let theirs: Vec<&Truth> = truths.iter().filter(is_theirs).collect();
         let mut allowed: BTreeSet<&str> = theirs.iter().flat_map(|truth| truth.rules.iter().copied()).collect();

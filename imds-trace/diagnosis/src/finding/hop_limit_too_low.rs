@@ -38,11 +38,19 @@ fn by_program<'a>(case: &Case<'_>, journey: &'a Journey) -> Option<Lost<'a>> {
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Moment::Lost(journey) = case.moment else { return None };
     let spent = spent(journey).map(Lost::Kernel).or_else(|| by_program(case, journey))?;
-    // What left by an interface towards IMDS was sent elsewhere, with the TTL that it had.
-    let left = |last: &Hop| !case.rests_on_capture() && case.host.is_uplink(last, Direction::Egress);
-    if matches!(spent, Lost::Kernel(Spent::Vanished)) && journey.hops.last().is_some_and(left) {
-        return None;
+    let needed = case.hop_limit.needed.filter(|needed| needed.0 <= MAX_HOP_LIMIT);
+    // Numbers by which it would have arrived: they are not those of this way.
+    let is_enough = matches!((case.hop_limit.observed, needed), (Some(observed), Some(needed)) if observed >= needed);
+    if matches!(spent, Lost::Kernel(Spent::Vanished)) {
+        // That it went no further is inferred from not seeing it.
+        case.absent().ok()?;
+        // What left by an interface towards IMDS was sent elsewhere, with the TTL that it had.
+        let left = |last: &Hop| !case.rests_on_capture() && case.host.is_uplink(last, Direction::Egress);
+        if is_enough || journey.hops.last().is_some_and(left) {
+            return None;
+        }
     }
+    let needed = needed.filter(|_| !is_enough);
     // A capture may itself have missed a packet; it does not miss all copies of one.
     let copies = case.exchange.inward.as_ref().map_or(0, |travel| travel.copies);
     let weight = match copies {
@@ -52,7 +60,6 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         _ => 1,
     };
     let subject = case.subject();
-    let needed = case.hop_limit.needed.filter(|needed| needed.0 <= MAX_HOP_LIMIT);
     let limits = match (case.hop_limit.observed, needed) {
         (Some(Ttl(observed)), Some(Ttl(needed))) => {
             format!(": the instance's hop limit is {observed}, this client needs {needed}")
