@@ -9,6 +9,7 @@ mod evidence;
 mod foreign;
 mod handed_over;
 mod model;
+mod partial;
 mod recordings;
 mod scenarios;
 mod sweep;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         trials.extend(evidence::trials());
         trials.extend(handed_over::trials());
         trials.extend(variants::trials());
+        trials.extend(partial::trials());
         trials.extend(sweep::trials());
         trials.extend(foreign::trials());
         trials.extend(model::trials());

@@ -285,6 +285,9 @@ impl Pipeline {
 impl Interpreter {
     /// Takes in a journey that is over.
     fn follow(&mut self, journey: Journey, assembler: &mut Assembler, now: Timestamp, sink: &mut Sink<'_>) {
+        if journey.icmp.is_none() && journey.connection.isn.is_none() {
+            self.history.unheard.note_half_seen(journey.connection.since);
+        }
         assembler.push(&journey, &mut |exchange, moment| self.interpret(exchange, moment, now, sink));
         if !self.tells_packets {
             return;

@@ -259,7 +259,7 @@ impl Contents {
             PcapBlockOwned::Legacy(packet) => {
                 let unit: u64 = if self.is_nanoseconds { 1 } else { 1_000 };
                 let at = u64::from(packet.ts_sec) * 1_000_000_000 + u64::from(packet.ts_usec) * unit;
-                self.frame(0, Some(Timestamp(at)), None, packet.data).map(Some)
+                self.frame(0, (at > 0).then_some(Timestamp(at)), None, packet.data).map(Some)
             }
             PcapBlockOwned::NG(Block::SectionHeader(header)) => {
                 self.section = self.interfaces.len();
@@ -329,8 +329,12 @@ impl Contents {
         if self.is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
     }
 
+    /// `None` where it is 0: programs that have no times write that.
     fn at(&self, interface: usize, high: u32, low: u32) -> Option<Timestamp> {
         let raw = u64::from(high) << 32 | u64::from(low);
+        if raw == 0 {
+            return None;
+        }
         self.interfaces.get(interface).map(|interface| Timestamp(interface.nanoseconds(raw)))
     }
 

@@ -30,8 +30,10 @@ pub type Mac = [u8; 6];
 pub enum Linked<'a> {
     /// An IP packet.
     Ip(Ip<'a>),
-    /// Something else, or too little of it.
+    /// Something else.
     Other,
+    /// Too little was kept to see what it is.
+    Cut,
     /// Something that may hold an IP packet, by name.
     Unopened(&'static str),
     /// Nobody here reads such frames.
@@ -76,14 +78,14 @@ pub fn link(link: i32, frame: &[u8]) -> Linked<'_> {
                 macs = Some((mac(header, 6), mac(header, 0)));
                 (u16_at(header, 12), rest)
             }
-            None => return Linked::Other,
+            None => return Linked::Cut,
         },
         LINUX_SLL => match frame.split_at_checked(SLL_HEADER) {
             Some((header, rest)) => {
                 direction = Some(cooked(header[1]));
                 (u16_at(header, 14), rest)
             }
-            None => return Linked::Other,
+            None => return Linked::Cut,
         },
         LINUX_SLL2 => match frame.split_at_checked(SLL2_HEADER) {
             Some((header, rest)) => {
@@ -91,13 +93,14 @@ pub fn link(link: i32, frame: &[u8]) -> Linked<'_> {
                 index = Some(u32::from_be_bytes([header[4], header[5], header[6], header[7]]));
                 (u16_at(header, 0), rest)
             }
-            None => return Linked::Other,
+            None => return Linked::Cut,
         },
         _ => return Linked::Foreign,
     };
     for _ in 0..MAX_TAGS {
-        if VLAN_TAGS.contains(&ether_type) && bytes.len() >= VLAN_TAG {
-            (ether_type, bytes) = (u16_at(bytes, 2), &bytes[VLAN_TAG..]);
+        if VLAN_TAGS.contains(&ether_type) {
+            let Some((tag, rest)) = bytes.split_at_checked(VLAN_TAG) else { return Linked::Cut };
+            (ether_type, bytes) = (u16_at(tag, 2), rest);
         }
     }
     if ETH_P_MPLS.contains(&ether_type) {

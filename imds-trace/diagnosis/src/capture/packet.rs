@@ -27,6 +27,8 @@ pub enum Packet<'a> {
     Seen(Seen<'a>),
     /// Another.
     Other,
+    /// A part of one of those.
+    Fragment,
     /// One of those, of which too little was kept.
     Cut,
     /// Too little was kept to see whose it is.
@@ -101,7 +103,7 @@ pub fn packet(bytes: &[u8], is_endpoint: impl Fn(IpAddr) -> bool) -> Packet<'_> 
         return Packet::Other;
     };
     if network.is_fragment {
-        return Packet::Other;
+        return Packet::Fragment;
     }
     if network.protocol != IpNumber::TCP {
         return no_tcp(&network, heading, is_icmp);

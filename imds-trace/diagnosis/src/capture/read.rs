@@ -55,6 +55,8 @@ pub struct Counts {
     timeless: Kind,
     /// Too little was kept to see whose they are, or what.
     cut: Kind,
+    /// Parts of packets to and from IMDS.
+    fragments: Kind,
     /// Of link types that are not read.
     foreign: BTreeMap<i32, Kind>,
     /// In envelopes that are not opened.
@@ -77,6 +79,8 @@ enum Looked<'a> {
     Other,
     /// Too little of it was kept.
     Cut,
+    /// A part of a packet to or from IMDS.
+    Fragment,
     /// In an envelope of this name.
     Unopened(&'static str),
     /// Of a link type that is not read.
@@ -98,6 +102,11 @@ impl Counts {
             Looked::Other => return None,
             Looked::Cut => {
                 self.cut.add(file, frame);
+                self.unreadable += 1;
+                return None;
+            }
+            Looked::Fragment => {
+                self.fragments.add(file, frame);
                 self.unreadable += 1;
                 return None;
             }
@@ -146,6 +155,13 @@ impl Counts {
             let cut = self.cut.of(frames, "packets");
             notes.push(format!("{cut} are cut off before their addresses and ports end: {ENOUGH}"));
         }
+        if self.fragments.count > 0 {
+            let fragments = self.fragments.of(frames, "packets");
+            notes.push(format!(
+                "{fragments} are IP fragments to or from IMDS, which are not put together: what was asked and answered in them is not \
+                 known"
+            ));
+        }
         if self.bare.count > 0 {
             notes.push(format!(
                 "{} were kept without a byte of their HTTP (captured with a short -s): what was asked and answered in them is not \
@@ -155,7 +171,7 @@ impl Counts {
         }
         if self.timeless.count > 0 {
             notes.push(format!(
-                "{} have no time (simple packet blocks): how long anything took is not known",
+                "{} have no time (simple packet blocks, or 0): how long anything took is not known",
                 self.timeless.of(self.ours, "packets to and from IMDS")
             ));
         }
@@ -180,12 +196,14 @@ impl Counts {
             let ip = match linked {
                 Linked::Ip(ip) => ip,
                 Linked::Other => return Looked::Other,
+                Linked::Cut => return Looked::Cut,
                 Linked::Unopened(name) => return Looked::Unopened(name),
                 Linked::Foreign => return Looked::Foreign,
             };
             match packet::packet(ip.bytes, is_endpoint) {
                 Packet::Seen(seen) => return Looked::Seen(Around { ip, tunnel }, seen),
                 Packet::Cut | Packet::Nameless => return Looked::Cut,
+                Packet::Fragment => return Looked::Fragment,
                 Packet::Other => {}
             }
             (linked, tunnel) = match tunnel::open(ip.bytes) {

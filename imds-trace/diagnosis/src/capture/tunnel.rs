@@ -9,6 +9,9 @@ use super::frame::{ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, u16_at};
 const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 const GENEVE_PORT: u16 = 6081;
 const UDP_HEADER: usize = 8;
+/// Ports of tunnels that are not opened.
+const UNOPENED: [(u16, &str); 5] =
+    [(1_701, "L2TP"), (2_152, "GTP"), (4_500, "IPsec (ESP in UDP)"), (6_635, "MPLS in UDP"), (51_820, "WireGuard")];
 /// RFC 7348, section 5: a flag says that there is a network's number. All else but the number is zero, so that it is known at other
 /// ports, too (`docker swarm init --data-path-port`).
 const VXLAN_HEADER: usize = 8;
@@ -87,6 +90,7 @@ fn udp(bytes: &[u8]) -> Option<Inside<'_>> {
             let (kind, tunnel) = (u16_at(header, 2), format!("geneve {}", number(header)));
             inside(kind, tunnel, rest.get(options..).filter(|_| version == 0)?)
         }
+        port if let Some((_, name)) = UNOPENED.iter().find(|(known, _)| *known == port) => Some(Inside::Unopened(name)),
         _ => {
             let (header, behind) = rest.split_at_checked(VXLAN_HEADER)?;
             if header[0] == VXLAN_HAS_NUMBER && VXLAN_ZEROS.iter().all(|at| header[*at] == 0) {

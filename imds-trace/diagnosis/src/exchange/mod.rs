@@ -122,6 +122,8 @@ pub struct Exchange {
     pub left: Option<Timestamp>,
     /// Did its client acknowledge anything? Then it has heard from the other end, whether that was seen or not.
     pub acknowledges: bool,
+    /// Did its client send bytes before its request, or without one, that were not seen?
+    pub unheard: bool,
     /// When a packet of its client was last seen leaving this host: so long, at least, that place was listened at.
     pub last_leaving: Option<Timestamp>,
     /// The answering side ended its side of the connection after its answer to an earlier request: this one was not to be answered on it.
@@ -162,6 +164,7 @@ impl Exchange {
             redirected: None,
             left: None,
             acknowledges: false,
+            unheard: false,
             last_leaving: None,
             cut_off: false,
             discarded: false,
@@ -175,6 +178,12 @@ impl Exchange {
     /// What was asked for; `None` if the request was not seen.
     pub fn imds(&self) -> Option<Imds> {
         self.request.as_ref().map(|request| imds::classify(request, self.connection.endpoint.address))
+    }
+
+    /// Did it ask something that was not seen? Where the connection's begin was not seen either, it may have.
+    pub fn is_unheard(&self) -> bool {
+        let may_have_asked = self.responded || self.unheard || self.connection.isn.is_none();
+        self.request.is_none() && self.attempt.is_none() && may_have_asked
     }
 
     /// The status that the client got: of a head of which it is proved that the client has it, or that came too late for it.

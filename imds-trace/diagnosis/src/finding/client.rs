@@ -35,7 +35,7 @@ const STARTERS: [&str; 17] = [
 /// Those of them that put a process into a container: two that they put there may be two steps of a script outside it.
 const RUNTIMES: [&str; 6] = ["containerd", "docker", "runc", "crun", "conmon", "podman"];
 /// Steps of a script follow each other within this time.
-const NEXT_STEP: Duration = Duration::from_secs(60);
+pub(super) const NEXT_STEP: Duration = Duration::from_secs(60);
 /// Where only the container is known, a request follows a token request within the time that that one took, or this.
 const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::client::{Key, Made, Maker, Tie, goes_on, keys, sought};
 use super::contradiction::WITHIN;
+use super::unheard::Unheard;
 use super::{imds_disabled, no_role};
 use crate::exchange::imds::is_success;
 use crate::exchange::{Exchange, ExchangeId, Imds, Moment, TokenMark};
-use crate::identity::Attribution;
+use crate::identity::{Attribution, Subject};
 use crate::net::Timestamp;
 
 // Tables that are never more than half full (of 28,672 and 114,688) tidy themselves up in place, and never double.
@@ -48,6 +49,8 @@ enum Came {
 struct TokenRequest {
     made: Made,
     came: Came,
+    /// Is it proved that its client has the answer?
+    proved: bool,
     /// The first exchange that went on without it: its time counts there.
     charged: Option<ExchangeId>,
 }
@@ -138,6 +141,8 @@ pub struct History {
     roles: VecDeque<(IpAddr, String, Timestamp)>,
     /// By endpoint: when the instance last answered with anything but 403.
     opened: HashMap<IpAddr, Timestamp>,
+    /// What was asked unseen.
+    pub unheard: Unheard,
 }
 
 impl History {
@@ -154,6 +159,9 @@ impl History {
         }
         if matches!(moment, Moment::Closed) && !stands_in {
             self.note_role(exchange);
+        }
+        if exchange.is_unheard() {
+            self.unheard.note(exchange, who);
         }
         match (exchange.imds(), moment) {
             (Some(Imds::Token), Moment::Asked | Moment::Left | Moment::Answered | Moment::Closed) => {
@@ -202,7 +210,11 @@ impl History {
         };
         let made = Made { maker: Maker::of(who), asked, over, closed: exchange.closed };
         let charged = self.requests.get(&exchange.id).and_then(|request| request.charged);
-        if self.requests.insert(exchange.id, TokenRequest { made, came, charged }).is_none() {
+        if self
+            .requests
+            .insert(exchange.id, TokenRequest { made, came, proved: exchange.response_proof.is_some(), charged })
+            .is_none()
+        {
             self.request_order.push_back(exchange.id);
             if self.request_order.len() > MAX_TOKEN_REQUESTS
                 && let Some(oldest) = self.request_order.pop_front()
@@ -367,6 +379,20 @@ impl History {
             refused,
             came,
             sure,
+        })
+    }
+
+    /// Did somebody there ask for a token shortly before, and was not seen to have it by then? Or, `whatever_came` of it. Where nobody
+    /// knows processes it may have been the client of this exchange.
+    pub fn somebody_asked(&self, exchange: &Exchange, place: Subject, whatever_came: bool) -> bool {
+        let Some(asked) = exchange.asked else { return false };
+        let place = Key::Place(place);
+        let mut requests = self.under(&place).filter_map(|(id, _)| self.requests.get(id));
+        requests.any(|TokenRequest { made, came, proved, .. }| {
+            let is_recent = made.asked <= asked && asked.since(made.asked) < SAME_GROUP;
+            let may_have_it = matches!(came, Came::Unknown | Came::Granted) && !proved;
+            let waits = may_have_it || made.over.is_none_or(|over| over >= asked);
+            made.maker.is_nobody() && is_recent && (waits || whatever_came)
         })
     }
 

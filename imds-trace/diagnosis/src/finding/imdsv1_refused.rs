@@ -1,10 +1,12 @@
 //! Was a client refused because it never asked for a token?
 //!
 //! Told apart from a fallback, where it did ask and got none, and from detection: a client that asks for a token after it is refused.
+//! Where it may have asked unseen, nothing is said.
 
 use super::history::Had;
 use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
-use crate::exchange::Imds;
+use crate::exchange::{Exchange, Imds};
+use crate::identity::Subject;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -26,6 +28,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let voice = case.speaks_for_instance()?;
     let (cause, habit, confidence) = match case.history.had(exchange, case.who) {
         Had::Nothing(_) => return None,
+        Had::NotAsked if may_have_asked(case, exchange) => return None,
+        // A part of what happened, in which it fell back.
+        Had::Unclear if case.rests_on_capture() => return None,
         Had::NotAsked => ("never asked", "No token request of this client was seen.", Confidence::Certain),
         Had::NotSure => (
             "not sure",
@@ -58,4 +63,16 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
          and container of the instance: the hop limit does not protect IMDSv1."
     ));
     Some(voice.temper(case.unless_it_went_on(verdict)).resting_on(case.absent_before()))
+}
+
+/// May its client have asked for a token before, though that was not seen? Or under another address, where its packets were seen with
+/// several, and those of that request were not.
+fn may_have_asked(case: &Case<'_>, exchange: &Exchange) -> bool {
+    let Case { history, who, .. } = case;
+    let hops = exchange.outward.iter().flat_map(|travel| &travel.hops);
+    let mut others = hops.map(|hop| hop.client.address).filter(|address| *address != who.address);
+    let is_capture = case.rests_on_capture();
+    history.unheard.is_possible(exchange, who, is_capture)
+        || (who.process.is_none() && history.somebody_asked(exchange, who.subject(), false))
+        || (is_capture && others.any(|other| history.somebody_asked(exchange, Subject::Address(other), true)))
 }

@@ -39,6 +39,7 @@ mod token_refused;
 mod token_request_refused;
 mod unanswered;
 mod unexpected_client;
+mod unheard;
 mod vantage;
 
 use std::time::Duration;

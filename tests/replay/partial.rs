@@ -1,0 +1,168 @@
+//! Is a part of what happened told as a part? Captures that begin late, miss packets, have them in pieces, cut short or without times:
+//! they may say less, and accuse nobody of what he did not do.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+use imds_trace_replay_tests::wire::around::{ether_type, ethernet, in_udp, tagged};
+use imds_trace_replay_tests::wire::file::{Pcapng, Timed, pcap, pcap_of};
+use imds_trace_replay_tests::wire::{Sent, Story};
+use libtest_mimic::Trial;
+
+use crate::handed_over::{Told, all, at, frames, stories};
+
+/// All of them.
+pub fn trials() -> Vec<Trial> {
+    type Test = fn() -> Result<()>;
+    let tests: [(&str, Test); 6] = [
+        ("begun_late_it_accuses_nobody_of_not_asking", begun_late),
+        ("any_packet_may_be_missing", one_missing),
+        ("pieces_of_packets_are_counted", in_pieces),
+        ("without_times_it_says_so", no_times),
+        ("cut_in_the_link_layer_it_says_so", cut_early),
+        ("tunnels_over_udp_are_named", tunnels),
+    ];
+    tests.into_iter().map(|(name, test)| Trial::test(format!("partial::{name}"), move || Ok(test()?))).collect()
+}
+
+/// Those in which the token is lost, and its client goes on without it.
+fn lost() -> Vec<(String, Story)> {
+    let is_lost = |story: &Story| story.hop_limit < u8::try_from(story.links.len()).ok();
+    stories().into_iter().filter(|(_, story)| is_lost(story)).collect()
+}
+
+/// No other rule than that of the hop limit accuses anybody.
+fn expect_no_other(what: &str, told: &Told) -> Result<()> {
+    let others: BTreeSet<_> = told.errors().into_iter().filter(|(rule, _)| *rule != "hop-limit-too-low").collect();
+    if others.is_empty() { Ok(()) } else { bail!("{what}: {others:?}") }
+}
+
+/// All links together, and each alone.
+fn places(story: &Story) -> Vec<Vec<usize>> {
+    let alone = all(story).into_iter().map(|link| vec![link]);
+    std::iter::once(all(story)).chain(alone).collect()
+}
+
+/// Is it of the connection over which the token was asked for?
+fn asks_for_token(sent: &Sent, story: &Story) -> bool {
+    let header = if sent.ip[0] >> 4 == 6 { 40 } else { 20 };
+    let port = header + if sent.to_imds { 0 } else { 2 };
+    sent.ip[port..port + 2] == (story.port + 1).to_be_bytes()
+}
+
+fn begun_late() -> Result<()> {
+    for (what, story) in lost() {
+        let sent = story.tell();
+        for links in places(&story) {
+            for from in 0..sent.len() {
+                let rest = &sent[from..];
+                // Where nothing of that connection is left, nobody can know that there was one.
+                if !rest.iter().any(|sent| links.contains(&sent.link) && asks_for_token(sent, &story)) {
+                    break;
+                }
+                let told = Told::of(&[pcap(&frames(rest, &links, at))])?;
+                expect_no_other(&format!("{what}, links {links:?}, from {from}"), &told)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one_missing() -> Result<()> {
+    for (what, story) in lost() {
+        let sent = story.tell();
+        for links in places(&story) {
+            for missing in 0..sent.len() {
+                let rest: Vec<Sent> = sent
+                    .iter()
+                    .enumerate()
+                    .filter(|(number, _)| *number != missing)
+                    .map(|(_, sent)| sent.clone())
+                    .collect();
+                let told = Told::of(&[pcap(&frames(&rest, &links, at))])?;
+                expect_no_other(&format!("{what}, links {links:?}, without {missing}"), &told)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An IPv4 packet in pieces of 64 bytes.
+fn pieces(sent: &Sent) -> Vec<Sent> {
+    const HEADER: usize = 20;
+    const PIECE: usize = 64;
+    let (header, payload) = sent.ip.split_at(HEADER);
+    let count = payload.len().div_ceil(PIECE);
+    let piece = |(number, bytes): (usize, &[u8])| {
+        let mut ip = [header, bytes].concat();
+        ip[2..4].copy_from_slice(&((HEADER + bytes.len()) as u16).to_be_bytes());
+        let more = if number + 1 < count { 0x2000 } else { 0 };
+        ip[6..8].copy_from_slice(&(more | (number * PIECE / 8) as u16).to_be_bytes());
+        Sent { ip, ..sent.clone() }
+    };
+    payload.chunks(PIECE).enumerate().map(piece).collect()
+}
+
+fn in_pieces() -> Result<()> {
+    for (what, story) in stories().into_iter().filter(|(_, story)| story.links[0].client.is_ipv4()) {
+        let whole = |sent: &Sent| sent.to_imds || sent.ip.len() <= 84;
+        let sent: Vec<Sent> =
+            story.tell().iter().flat_map(|sent| if whole(sent) { vec![sent.clone()] } else { pieces(sent) }).collect();
+        let told = Told::of(&[pcap(&frames(&sent, &all(&story), at))])?;
+        expect_no_other(&what, &told)?;
+        if told.report.lost.unreadable == 0 || !told.notes.iter().any(|note| note.contains("IP fragments")) {
+            bail!("{what}: not told: {told:?}");
+        }
+    }
+    Ok(())
+}
+
+fn no_times() -> Result<()> {
+    for (what, story) in stories() {
+        let timeless: Vec<Timed> =
+            frames(&story.tell(), &all(&story), at).into_iter().map(|(_, frame)| (0, frame)).collect();
+        let mut other = Pcapng::default().section(true).interface(1, &[]);
+        for (_, frame) in &timeless {
+            other = other.enhanced(0, 0, frame, &[]);
+        }
+        for file in [pcap(&timeless), other.bytes] {
+            let told = Told::of(&[file])?;
+            expect_no_other(&what, &told)?;
+            if told.report.lost.unreadable == 0 || !told.notes.iter().any(|note| note.contains("have no time")) {
+                bail!("{what}: not told: {told:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cut_early() -> Result<()> {
+    for (what, story) in stories() {
+        let sent = story.tell();
+        let tag = |sent: &Sent| tagged(sent, &[&[0x81, 0, 0, 7], &ether_type(sent)[..]].concat());
+        let tags: Vec<Timed> = sent.iter().map(|sent| (sent.at, tag(sent))).collect();
+        for kept in 1..34 {
+            for frames in [frames(&sent, &all(&story), at), tags.clone()] {
+                let told = Told::of(&[pcap_of(1, kept, &frames)])?;
+                expect_no_other(&what, &told)?;
+                if told.report.lost.unreadable == 0 || !told.notes.iter().any(|note| note.contains("-s 128")) {
+                    bail!("{what}, -s {kept}: not told: {told:?}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tunnels() -> Result<()> {
+    let sent = Story::masqueraded(Some(2)).tell();
+    for (port, name) in [(1_701, "L2TP"), (2_152, "GTP"), (4_500, "IPsec"), (51_820, "WireGuard")] {
+        let wrapped: Vec<Timed> =
+            sent.iter().map(|sent| (sent.at, in_udp(&ethernet(sent), port, &[4, 0, 0, 0]))).collect();
+        let told = Told::of(&[pcap(&wrapped)])?;
+        if !told.notes.iter().any(|note| note.contains(name) && note.contains("tcpdump -i any -w")) {
+            bail!("{name}: {:?}", told.notes);
+        }
+    }
+    Ok(())
+}
