@@ -8,6 +8,8 @@
 mod sweep;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod well_known;
 
 mod formats;
 mod shape;
@@ -38,6 +40,14 @@ const ANNOUNCE: &[&str] = &[
     "accesskeyid",
     "apikey",
     "privatekey",
+    "accountkey",
+    "authkey",
+    "encryptionkey",
+    "fastlykey",
+    "licensekey",
+    "masterkey",
+    "signingkey",
+    "subscriptionkey",
     "oauth2bearer",
     // Where the credentials of an ECS task are: whoever knows it may have them.
     "credentialsrelativeuri",

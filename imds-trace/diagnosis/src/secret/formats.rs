@@ -22,7 +22,8 @@ pub(super) struct Format {
 }
 
 /// Behind these marks nothing but a secret stands: ten characters are enough. Sources: docs.gitlab.com "Token overview",
-/// docs.github.com "token formats", api.slack.com "token types".
+/// docs.github.com "token formats", api.slack.com "token types"; and the pages about tokens of Doppler, New Relic, Heroku, Netlify, Square,
+/// Stripe, Cloudflare, Fly.io, Google, Anthropic, Atlassian, Linear, and of the webhooks of Slack, Discord and Teams, whose URL is the secret.
 const PLAIN: &[(&str, usize)] = &[
     ("glpat-", 20),
     ("glrt-", 20),
@@ -52,7 +53,40 @@ const PLAIN: &[(&str, usize)] = &[
     ("xoxr-", 24),
     ("xoxs-", 24),
     ("xapp-", 24),
+    ("dp.st.", 40),
+    ("dp.ct.", 40),
+    ("dp.sa.", 40),
+    ("dp.scim.", 40),
+    ("dp.audit.", 40),
+    ("NRAK-", 27),
+    ("NRII-", 32),
+    ("NRJS-", 19),
+    ("HRKU-", 36),
+    ("nfp_", 36),
+    ("sq0csp-", 43),
+    ("whsec_", 32),
+    ("sntrys_", 80),
+    ("glc_eyJ", 40),
+    ("cfut_", 40),
+    ("cfat_", 40),
+    ("fm2_", 100),
+    ("fo1_", 43),
+    ("ya29.", 40),
+    ("GOCSPX-", 28),
+    ("sk-ant-", 80),
+    ("ATCTT3", 80),
+    ("lin_oauth_", 40),
+    ("hooks.slack.com/services/", 44),
+    ("discord.com/api/webhooks/", 80),
+    ("discordapp.com/api/webhooks/", 80),
+    ("webhook.office.com/webhookb2/", 80),
 ];
+/// Those that stand behind others of their characters: Telegram's bots have a number of eight to ten digits and a colon before theirs.
+/// Source: core.telegram.org/bots/api.
+const BEHIND: &[(usize, &str, usize)] = &[(8, ":AA", 33), (9, ":AA", 33), (10, ":AA", 33)];
+/// Those that are random behind a mark that is a word elsewhere. Sources: pypi.org/help, developers.notion.com, documentation.mailgun.com,
+/// developers.cloudflare.com (Origin CA keys).
+const RANDOM: &[(&str, usize)] = &[("pypi-", 150), ("secret_", 43), ("key-", 32), ("v1.0-", 171)];
 const LEAST_BEHIND_PLAIN: usize = 10;
 /// An access key's id: sixteen, of which twelve are enough. Source: IAM "unique identifiers".
 const ACCESS_KEYS: &[&str] = &["AKIA", "ASIA"];
@@ -71,6 +105,21 @@ static FORMATS: LazyLock<Formats> = LazyLock::new(|| {
         length: *length,
         least: Some(LEAST_BEHIND_PLAIN),
     });
+    let tokens = || letters("A-Za-z0-9_-");
+    let behind = BEHIND.iter().map(move |(before, mark, length)| Format {
+        before: *before,
+        mark,
+        letters: tokens(),
+        length: *length,
+        least: None,
+    });
+    let random = RANDOM.iter().map(move |(mark, length)| Format {
+        before: 0,
+        mark,
+        letters: tokens(),
+        length: *length,
+        least: None,
+    });
     let keys = ACCESS_KEYS.iter().map(|mark| Format {
         before: 0,
         mark,
@@ -78,7 +127,7 @@ static FORMATS: LazyLock<Formats> = LazyLock::new(|| {
         length: 16,
         least: Some(12),
     });
-    let formats: Vec<Format> = plain.chain(keys).chain(table()).collect();
+    let formats: Vec<Format> = plain.chain(keys).chain(behind).chain(random).chain(table()).collect();
     let marks = AhoCorasick::new(formats.iter().map(|format| format.mark)).expect("a few hundred short marks");
     Formats { formats, marks }
 });

@@ -7,6 +7,10 @@ use crate::net::bounded;
 pub(super) const MIN_SECRET: usize = 40;
 /// Of a token that says what it is, and is cut short, this many characters must be there.
 const MIN_CUT: usize = 8;
+/// Behind a mark of so many characters so many others, of which so many without a break are random, are a token: formats change.
+const MIN_MARK: usize = 3;
+const MIN_BEHIND: usize = 16;
+const MIN_RANDOM: usize = 12;
 /// The same of the two parts of a JSON Web Token.
 const MIN_WEB_TOKEN: usize = 10;
 /// Bytes of a URL in which a user and password are looked for.
@@ -137,7 +141,8 @@ fn known(text: &str) -> Vec<Known> {
             let is_cut =
                 || fitting >= MIN_CUT && fitting == rest.len() && format.mark.len() >= 4 && !reads_as_words(rest);
             let kept = if format.before == 0 { format.mark } else { "" };
-            let is_token = fitting >= format.least.unwrap_or(format.length) || is_cut();
+            let is_random = || format.mark.len() >= MIN_MARK && has_random(&bytes[behind..end]);
+            let is_token = fitting >= format.least.unwrap_or(format.length) || is_cut() || is_random();
             is_token.then_some(Known { start, end, kept })
         })
         .collect();
@@ -169,6 +174,12 @@ impl Ends<'_> {
         }
         self.end
     }
+}
+
+/// Is there a run of letters and digits that does not read as words do?
+fn has_random(text: &[u8]) -> bool {
+    let mut runs = text.split(|byte| !byte.is_ascii_alphanumeric());
+    text.len() >= MIN_BEHIND && runs.any(|run| run.len() >= MIN_RANDOM && !reads_as_words(run))
 }
 
 fn begins(bytes: &[u8], at: usize) -> bool {
@@ -209,8 +220,16 @@ pub(super) fn looks_secret(run: &str) -> bool {
     let is_random = changes * 10 >= pairs * 3;
     let is_path = run.contains('/') && !is_random;
     let has_digit = bytes.iter().any(u8::is_ascii_digit);
-    // Base32 and the like: small letters and digits without a break, more of them than hex has.
-    let is_plain = bytes.iter().all(u8::is_ascii_alphanumeric)
-        && bytes.iter().any(|byte| matches!(byte, b'g'..=b'z' | b'G'..=b'Z'));
-    run.ends_with('=') || (mixed && has_digit && !is_path) || ((mixed || is_plain && has_digit) && is_random)
+    let mut words = run.split(|c: char| !c.is_ascii_alphanumeric());
+    run.ends_with('=') || (mixed && (has_digit && !is_path || is_random)) || words.any(is_base32)
+}
+
+/// Base32 and the like: small letters and digits without a break, more of them than hex has. Every third neighbour is of another kind;
+/// words have digits at their end.
+fn is_base32(part: &str) -> bool {
+    let bytes = part.as_bytes();
+    let (_, changes, pairs) = mixture(bytes);
+    let has_letters = bytes.iter().any(|byte| matches!(byte, b'g'..=b'z' | b'G'..=b'Z'));
+    let has_digits = bytes.iter().any(u8::is_ascii_digit);
+    part.len() >= MIN_SECRET && has_letters && has_digits && changes * 10 >= pairs
 }
