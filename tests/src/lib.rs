@@ -15,6 +15,7 @@
 //! It needs root, `ip`, `tc` and `iptables`; an engine is used where there is one.
 
 pub mod attached;
+pub mod bench;
 pub mod captured;
 pub mod capturer;
 pub mod children;

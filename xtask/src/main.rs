@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod arch;
+mod bench;
 mod cross;
 mod debian;
 mod demo;
@@ -53,6 +54,8 @@ enum Task {
     Record,
     /// Write what the program says now of each recording beside it; `git diff` shows what changed
     Bless,
+    /// Measure what tracing costs and what is lost, beside tcpdump, in the lab (root); be alone on the machine
+    Bench(bench::Asked),
     /// Make what others get, in target/dist: one static file, completions, manual pages, .deb, .rpm, sums and list of parts
     Dist {
         /// For another processor, e.g. arm64 (Graviton): in target/dist-arm64
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Task::Test { parts, filter } => test::test(&parts, &filter),
         Task::Record => record::record(),
         Task::Bless => record::bless(),
+        Task::Bench(asked) => bench::bench(&asked),
         Task::Dist { arch } => dist::dist(arch),
         Task::Vm(asked) => vm::vm(asked),
         Task::Ci => test::ci(),

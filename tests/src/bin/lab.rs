@@ -2,9 +2,10 @@
 //!
 //! `lab demo` shows it with the tracer; `lab shell` leaves the runner host up to try things by hand;
 //! `lab record` makes the recordings in tests/recordings and the captures in tests/captures anew, `lab capture` the captures alone,
-//! `lab bless` what is told of them.
+//! `lab bless` what is told of them; `lab bench` says what tracing costs.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use imds_trace_replay_tests::kept;
 use imds_trace_tests::children::{self, show};
 use imds_trace_tests::expect::wait_until;
-use imds_trace_tests::{ContainerSpec, HostOptions, RunnerHost, Tokens, captured, house, record};
+use imds_trace_tests::{ContainerSpec, HostOptions, RunnerHost, Tokens, bench, captured, house, record};
 use nix::sys::signal::Signal;
 
 /// Makes the captures anew, and what is told of everything.
@@ -30,7 +31,8 @@ fn main() -> ExitCode {
         Some("record") => record::record(&kept::recordings_folder()).and_then(|()| capture()),
         Some("capture") => capture(),
         Some("bless") => record::bless(),
-        _ => Err(anyhow::anyhow!("usage: lab demo | lab shell | lab record | lab capture | lab bless")),
+        Some("bench") => bench(),
+        _ => Err(anyhow::anyhow!("usage: lab demo | lab shell | lab record | lab capture | lab bless | lab bench")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,6 +41,21 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// `lab bench FOLDER ROUNDS [PART…]`: prints the table, and leaves it in the folder, beside the same as JSON.
+fn bench() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(2).collect();
+    let [folder, rounds, parts @ ..] = words.as_slice() else { bail!("usage: lab bench FOLDER ROUNDS [PART…]") };
+    let rounds = rounds.parse::<u32>().ok().filter(|rounds| *rounds > 0).context("ROUNDS is a number above 0")?;
+    let (table, json) = bench::run(parts, rounds)?;
+    let folder = Path::new(folder);
+    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    for (name, text) in [("bench.md", &table), ("bench.json", &json)] {
+        std::fs::write(folder.join(name), text).with_context(|| format!("write {}", folder.join(name).display()))?;
+    }
+    print!("{table}\n{json}");
+    Ok(())
 }
 
 fn start() -> Result<RunnerHost> {

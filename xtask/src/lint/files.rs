@@ -12,6 +12,9 @@ const FORBIDDEN_NAMES: &[&str] = &["utils", "util", "common", "helpers", "types"
 
 /// Where tests may sleep, and why. Everything else waits for a condition with a deadline.
 const MAY_SLEEP: &[(&str, &str)] = &[
+    ("tests/src/bench/load.rs", "asks at a pace"),
+    ("tests/src/bench/mod.rs", "watches an idle program for a time"),
+    ("tests/src/bench/process.rs", "measures how long a start takes, more finely than others wait"),
     ("tests/src/expect.rs", "the one place that polls a condition"),
     ("tests/src/bin/imds-client.rs", "a client that waits between requests is what it plays"),
     ("tests/src/children.rs", "polls for a program's end, which has no wait with a deadline"),
