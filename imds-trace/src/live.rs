@@ -17,16 +17,17 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
-use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::{Probe, Run, Tracing, Watch};
 use crate::interfaces;
 use crate::kernel::attach::{ProbeLog, Tracer};
+use crate::kernel::backlog::Backlog;
 use crate::kernel::btf::Layout;
 use crate::kernel::features::{self, Features};
-use crate::kernel::ring::{MachineNames, Records};
+use crate::kernel::ring::MachineNames;
 use crate::kernel::symbols::Symbols;
 use crate::memory;
 use crate::privileges::{self, Tasks};
@@ -49,14 +50,11 @@ const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(50);
 /// And while there is nothing.
 const IDLE: Duration = Duration::from_secs(1);
-/// How long the ring buffer is left alone when it was found empty: the kernel wakes its reader for the first record behind those that
-/// were read, and for no other, so one wake-up is for many. What comes first after a pause is read at once.
-const PACE: Duration = Duration::from_millis(10);
 /// How often all interfaces are looked at anew.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long what an errand left under way is waited for at most: an answer sent again comes after 0.2, 0.6 and 1.4 s.
 const SETTLE: Duration = Duration::from_millis(1500);
-/// Records taken from the ring buffer before anything else gets its turn.
+/// Records taken in before anything else gets its turn.
 const BATCH: usize = 4096;
 /// Facts of the engine that wait to be taken at most.
 const BACKLOG: usize = 1024;
@@ -186,10 +184,11 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     }
 
     let records = tracer.take_records().context("the ring buffer is there only once")?;
-    let mut records = readable(records).context("watch the ring buffer")?;
+    let mut records = Backlog::begin(records).context("watch the ring buffer")?;
     let mut probe_log = probe_log.map(readable).transpose().context("watch the probes' log")?;
     let mut tick = Instant::now();
-    let mut pause = Instant::now();
+    // The time up to which records are taken in before the tick, while there are more than a batch of them.
+    let mut until = None;
     let mut look_again = tokio::time::interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
     look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut supervisor = errand.supervisor();
@@ -237,21 +236,28 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
                 memory::give_back();
             }
             () = tokio::time::sleep_until(tick) => {
-                // The time first: what the ring buffer holds now is not later.
-                let at = now()?;
-                session.drain(records.get_mut(), usize::MAX, at)?;
-                session.tick(&tracer, at)?;
+                // The time first: what waits now is not later. And what was lost by then, because the window of a loss ends with it.
+                let at = match until {
+                    Some(at) => at,
+                    None => {
+                        let at = now()?;
+                        session.note_lost(tracer.lost(), at)?;
+                        at
+                    }
+                };
                 supervisor.alive(Instant::now());
+                if session.drain(&mut records, BATCH, at)? == BATCH {
+                    until = Some(at);
+                    continue;
+                }
+                until = None;
+                session.tick(at)?;
                 let rest = if settling.is_some() { TICK } else { session.rest(at).clamp(TICK, IDLE) };
                 tick = supervisor.next().map_or(Instant::now() + rest, |next| next.min(Instant::now() + rest));
                 going = settling.is_none_or(|end| Instant::now() < end && !session.is_at_rest(at));
             }
-            ready = when_readable(&mut records, pause) => {
-                let mut guard = ready.context("watch the ring buffer")?;
-                if session.drain(guard.get_inner_mut(), BATCH, Timestamp(u64::MAX))? < BATCH {
-                    guard.clear_ready();
-                    pause = Instant::now() + PACE;
-                }
+            () = records.ready() => {
+                session.drain(&mut records, BATCH, Timestamp(u64::MAX))?;
                 // What was read may fall due before the next tick of an idle time.
                 tick = tick.min(Instant::now() + TICK);
             }
@@ -263,7 +269,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     drop(tracer);
     // The kernel's counters are read before the hooks are there and after they are gone: they never show less than was seen.
     let errors_after = procfs::in_hdr_errors();
-    session.drain(records.get_mut(), usize::MAX, Timestamp(u64::MAX))?;
+    session.drain(&mut records, usize::MAX, Timestamp(u64::MAX))?;
     session.header_errors(errors_after)?;
     session.exceeded(follower.exceeded())?;
     session.finish(lost, errand.answers())
@@ -293,18 +299,9 @@ fn tasks(config: &Tracing, errand: &impl Errand) -> Tasks {
 
 /// Lets the runtime watch a file descriptor of the kernel room.
 fn readable<T: AsRawFd>(source: T) -> std::io::Result<AsyncFd<T>> {
-    // SAFETY: `Records` and `ProbeLog`, the only ones given here, own one file descriptor, give always the same one, and keep it
-    // open as long as they live, which the AsyncFd sees to.
+    // SAFETY: `ProbeLog`, the only one given here, owns one file descriptor, gives always the same one, and keeps it open as long as it
+    // lives, which the AsyncFd sees to.
     unsafe { Ok(AsyncFd::register_with_interest(source, Interest::READABLE)?) }
-}
-
-/// Waits until there is a record, and for the end of the pause before that.
-async fn when_readable(
-    records: &mut AsyncFd<Records>,
-    pause: Instant,
-) -> std::io::Result<AsyncFdReadyMutGuard<'_, Records>> {
-    tokio::time::sleep_until(pause).await;
-    records.readable_mut().await
 }
 
 async fn read_probe_log(log: &mut Option<AsyncFd<ProbeLog>>) {

@@ -53,7 +53,7 @@ fn chosen_by_a_container() -> Result<Vec<Input>> {
                     head.user_agent = Some(EVIL.into());
                 }
                 match &mut observation.place {
-                    Place::Hook(hook) => hook.interface.name = format!("{}{EVIL}", hook.interface.name),
+                    Place::Hook(hook) => hook.interface.name = format!("{}{EVIL}", hook.interface.name).into(),
                     Place::Drop(drop) => {
                         if let Some(interface) = &mut drop.interface {
                             interface.name = EVIL.into();

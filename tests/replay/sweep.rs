@@ -283,7 +283,7 @@ fn put(
     for input in inputs.iter_mut() {
         match input {
             Input::Fact(Fact { said: Said::Connecting(task), .. }) => {
-                (task.pid, task.tid, task.comm, task.told) = (pid, pid, comm.clone(), told.clone());
+                (task.pid, task.tid, task.comm, task.told) = (pid, pid, comm.clone(), Arc::new(told.clone()));
             }
             Input::Observation(Observation { heads, .. }) => {
                 for head in heads.iter_mut().filter(|head| matches!(head, Head::Request(_))) {

@@ -4,6 +4,7 @@
 //! Whoever owns a container chooses much of it: command lines, labels, names, the rules of its namespace.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -95,8 +96,8 @@ impl Names for Anywhere {
         Netns(1)
     }
 
-    fn interface(&self, index: Ifindex) -> Option<String> {
-        (!index.0.is_multiple_of(3)).then(|| format!("eth{}", index.0))
+    fn interface(&self, index: Ifindex) -> Option<Arc<str>> {
+        (!index.0.is_multiple_of(3)).then(|| format!("eth{}", index.0).into())
     }
 
     fn symbol(&self, address: u64) -> Option<String> {
@@ -167,7 +168,7 @@ fn fates(chains: &[Chain]) -> String {
 pub fn btf(bytes: &[u8]) {
     let started = Instant::now();
     same(|| {
-        let layout = Layout::new(bytes).ok()?;
+        let layout = Layout::new(bytes.to_vec()).ok()?;
         let mut reasons: Vec<_> = layout.drop_reasons().into_iter().collect();
         reasons.sort();
         let offsets = layout.offsets().map(|offsets| format!("{offsets:?}")).map_err(|error| error.to_string());

@@ -1,7 +1,9 @@
 //! Which nouns do all rooms share? Time, addresses, interfaces, TTLs.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -65,12 +67,27 @@ pub fn has_fallen(ttl: Ttl) -> bool {
 }
 
 /// An address and a TCP port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Endpoint {
     /// IP address.
     pub address: IpAddr,
     /// TCP or UDP port; 0 where the packet has none.
     pub port: u16,
+}
+
+/// In one piece: a keyed hash costs by the pieces it is given, and every packet is looked up by its ends.
+impl Hash for Endpoint {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (address, family) = match self.address {
+            IpAddr::V4(address) => (u128::from(address.to_bits()), 4),
+            IpAddr::V6(address) => (address.to_bits(), 6),
+        };
+        let mut bytes = [0; 19];
+        bytes[..16].copy_from_slice(&address.to_ne_bytes());
+        bytes[16..18].copy_from_slice(&self.port.to_ne_bytes());
+        bytes[18] = family;
+        state.write(&bytes);
+    }
 }
 
 impl fmt::Display for Endpoint {
@@ -125,7 +142,7 @@ pub struct Interface {
     /// Its index there.
     pub index: Ifindex,
     /// Its name at the time. Whoever owns the namespace chose it: escape it before a terminal sees it.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 /// An IP address from the 16 bytes of a record; IPv4 stands in the first four.

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use btf_rs::{Btf, BtfType, Type};
 use imds_trace_ebpf::record::{self, ABSENT, Offsets};
 
 use super::Error;
+use super::types::{Kind, Type, Types};
 
 /// Controllers that container engines use; on a version 1 host each may have a hierarchy of its own.
 const CONTROLLERS: [&str; record::CONTROLLERS] = ["pids_cgrp_id", "memory_cgrp_id", "cpu_cgrp_id", "freezer_cgrp_id"];
@@ -15,7 +15,7 @@ const MAX_DEPTH: u32 = 16;
 
 /// The kernel's type information.
 pub struct Layout {
-    btf: Btf,
+    types: Types,
 }
 
 impl std::fmt::Debug for Layout {
@@ -28,12 +28,12 @@ impl Layout {
     /// Reads the running kernel's.
     pub fn of_this_kernel() -> Result<Self, Error> {
         let bytes = std::fs::read("/sys/kernel/btf/vmlinux").map_err(Error::NoBtf)?;
-        Self::new(&bytes)
+        Self::new(bytes)
     }
 
     /// Reads `bytes`, raw BTF.
-    pub fn new(bytes: &[u8]) -> Result<Self, Error> {
-        Ok(Self { btf: Btf::from_bytes(bytes)? })
+    pub fn new(bytes: Vec<u8>) -> Result<Self, Error> {
+        Ok(Self { types: Types::new(bytes)? })
     }
 
     /// All offsets that the kernel half wants. Fails if one is missing that it cannot do without.
@@ -117,13 +117,11 @@ impl Layout {
     /// Names of `enum skb_drop_reason` without their prefix; empty on a kernel that gives no reasons.
     pub fn drop_reasons(&self) -> HashMap<u32, String> {
         let mut names = HashMap::new();
-        for found in self.btf.resolve_types_by_name("skb_drop_reason").unwrap_or_default() {
-            let Type::Enum(reasons) = found else { continue };
-            for member in &reasons.members {
-                if let Ok(name) = self.btf.resolve_name(member) {
-                    let name = name.strip_prefix("SKB_DROP_REASON_").unwrap_or(&name).to_owned();
-                    names.entry(member.val()).or_insert(name);
-                }
+        for reasons in self.types.named("skb_drop_reason") {
+            for (name, number) in self.types.constants(reasons) {
+                let name = String::from_utf8_lossy(name);
+                let name = name.strip_prefix("SKB_DROP_REASON_").unwrap_or(&name).to_owned();
+                names.entry(number).or_insert(name);
             }
         }
         names
@@ -138,9 +136,8 @@ impl Layout {
 
     /// The value of a constant of an enumeration.
     fn constant(&self, enumeration: &str, name: &str) -> Option<u32> {
-        let Type::Enum(all) = self.btf.resolve_types_by_name(enumeration).ok()?.pop()? else { return None };
-        let found = all.members.iter().find(|member| self.btf.resolve_name(*member).is_ok_and(|found| found == name));
-        Some(found?.val())
+        let all = self.types.named(enumeration).pop()?;
+        self.types.constants(all).find(|(found, _)| *found == name.as_bytes()).map(|(_, value)| value)
     }
 
     /// Does it keep all that must be read of a socket to tell how many bytes its TCP received, and how many were acknowledged?
@@ -151,20 +148,16 @@ impl Layout {
 
     /// Is there a type of this name? A structure is there where the code is that uses it.
     pub fn has_type(&self, name: &str) -> bool {
-        self.btf.resolve_types_by_name(name).is_ok_and(|found| !found.is_empty())
+        !self.types.named(name).is_empty()
     }
 
     /// Does the tracepoint hand a reason to its programs? (skb, location, reason) behind the context.
     pub fn kfree_skb_has_reason(&self) -> bool {
+        let leads_to = |from: Type, kind: Kind| self.types.get(from.size_or_type).filter(|found| found.kind == kind);
         let arguments = || {
-            let Type::Typedef(definition) = self.btf.resolve_types_by_name("btf_trace_kfree_skb").ok()?.pop()? else {
-                return None;
-            };
-            let Type::Ptr(pointer) = self.btf.resolve_chained_type(&definition).ok()? else { return None };
-            match self.btf.resolve_chained_type(&pointer).ok()? {
-                Type::FuncProto(prototype) => Some(prototype.parameters.len()),
-                _ => None,
-            }
+            let definition =
+                self.types.named("btf_trace_kfree_skb").pop().filter(|found| found.kind == Kind::Typedef)?;
+            Some(leads_to(leads_to(definition, Kind::Pointer)?, Kind::Prototype)?.count)
         };
         arguments().is_some_and(|count| count >= 4)
     }
@@ -180,10 +173,10 @@ impl Layout {
         let mut found = self.named(names.next()?)?;
         let mut bits = 0;
         while let Some(name) = names.next() {
-            let (at, kind) = self.member(&found, name, MAX_DEPTH)?;
+            let (at, kind) = self.member(found, name, MAX_DEPTH)?;
             bits = at.checked_add(bits)?;
             if names.peek().is_some() {
-                found = self.structure(kind?)?;
+                found = self.structure(kind)?;
             }
         }
         Some(bits)
@@ -191,49 +184,40 @@ impl Layout {
 
     /// Size in bytes of a structure.
     fn size(&self, structure: &str) -> Option<u32> {
-        u32::try_from(self.named(structure)?.size()).ok()
+        Some(self.named(structure)?.size_or_type)
     }
 
-    fn named(&self, structure: &str) -> Option<btf_rs::Struct> {
-        self.btf.resolve_types_by_name(structure).ok()?.into_iter().find_map(|found| match found {
-            Type::Struct(found) => Some(found),
-            _ => None,
-        })
+    fn named(&self, structure: &str) -> Option<Type> {
+        self.types.named(structure).into_iter().find(|found| found.kind == Kind::Struct)
     }
 
     /// Bit offset and type of a member, in `structure` or in an anonymous member of it.
-    fn member(&self, structure: &btf_rs::Struct, name: &str, depth: u32) -> Option<(u32, Option<Type>)> {
-        for member in &structure.members {
-            let member_name = self.btf.resolve_name(member).unwrap_or_default();
-            if member_name == name {
-                return Some((member.bit_offset(), self.btf.resolve_chained_type(member).ok()));
+    fn member(&self, structure: Type, name: &str, depth: u32) -> Option<(u32, u32)> {
+        for member in self.types.members(structure) {
+            if member.name == name.as_bytes() {
+                return Some((member.bits, member.kind));
             }
-            if member_name.is_empty()
+            if member.name.is_empty()
                 && depth > 0
-                && let Some(inner) = self.btf.resolve_chained_type(member).ok().and_then(|kind| self.structure(kind))
-                && let Some((at, kind)) = self.member(&inner, name, depth - 1)
+                && let Some(inner) = self.structure(member.kind)
+                && let Some((at, kind)) = self.member(inner, name, depth - 1)
             {
-                return Some((member.bit_offset().checked_add(at)?, kind));
+                return Some((member.bits.checked_add(at)?, kind));
             }
         }
         None
     }
 
     /// The structure or union behind typedefs and qualifiers.
-    fn structure(&self, mut kind: Type) -> Option<btf_rs::Struct> {
+    fn structure(&self, mut id: u32) -> Option<Type> {
         for _ in 0..MAX_DEPTH {
-            kind = match kind {
-                Type::Struct(found) | Type::Union(found) => return Some(found),
-                Type::Typedef(next) => self.next(&next)?,
-                Type::TypeTag(next) => self.next(&next)?,
-                Type::Const(next) | Type::Volatile(next) | Type::Restrict(next) => self.next(&next)?,
+            let found = self.types.get(id)?;
+            match found.kind {
+                Kind::Struct | Kind::Union => return Some(found),
+                Kind::Typedef | Kind::Qualifier => id = found.size_or_type,
                 _ => return None,
             }
         }
         None
-    }
-
-    fn next(&self, kind: &dyn BtfType) -> Option<Type> {
-        self.btf.resolve_chained_type(kind).ok()
     }
 }

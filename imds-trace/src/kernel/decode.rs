@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use diagnosis::identity::fact::{
     self, Ancestor, Connected, Connecting, Counted, Fact, Outcome, Said, Socket, TcpState, Told,
@@ -41,7 +42,7 @@ pub trait Names {
     /// The namespace in which the hooks are attached.
     fn host_netns(&self) -> Netns;
     /// The name of an interface in that namespace.
-    fn interface(&self, index: Ifindex) -> Option<String>;
+    fn interface(&self, index: Ifindex) -> Option<Arc<str>>;
     /// The function at an address in the kernel's text.
     fn symbol(&self, address: u64) -> Option<String>;
     /// A drop reason.
@@ -101,7 +102,7 @@ pub fn from_record(record: Record<'_>, names: &impl Names, streams: &mut Streams
             let interface = (drop.ifindex != 0).then(|| Interface {
                 netns,
                 index: Ifindex(drop.ifindex),
-                name: text(&drop.ifname),
+                name: text(&drop.ifname).into(),
             });
             Input::Observation(Observation {
                 at: Timestamp(drop.header.at),
@@ -178,7 +179,7 @@ fn said(at: u64, said: Said) -> Input {
 
 fn hook(index: u32, direction: u8, names: &impl Names) -> Hook {
     let index = Ifindex(index);
-    let name = names.interface(index).unwrap_or_else(|| format!("if{}", index.0));
+    let name = names.interface(index).unwrap_or_else(|| format!("if{}", index.0).into());
     let ingress = direction == record::direction::INGRESS;
     let direction = if ingress { Direction::Ingress } else { Direction::Egress };
     Hook { interface: Interface { netns: names.host_netns(), index, name }, direction }
@@ -215,23 +216,23 @@ fn connecting(connect: &record::Connect, task: Option<&record::Task>, tasks: &mu
 /// reading a record: what is said again word for word is masked once.
 #[derive(Debug, Default)]
 pub struct Tasks {
-    known: HashMap<u32, (Digest, Told)>,
+    known: HashMap<u32, (Digest, Arc<Told>)>,
     keys: (RandomState, RandomState),
 }
 
 impl Tasks {
-    fn told(&mut self, pid: u32, task: &record::Task) -> Told {
+    fn told(&mut self, pid: u32, task: &record::Task) -> Arc<Told> {
         let said = digest(task, &self.keys);
         if let Some((known, told)) = self.known.get(&pid)
             && *known == said
         {
-            return told.clone();
+            return Arc::clone(told);
         }
         if self.known.len() >= MAX_TASKS {
             self.known.clear();
         }
-        let told = told(task);
-        self.known.insert(pid, (said, told.clone()));
+        let told = Arc::new(told(task));
+        self.known.insert(pid, (said, Arc::clone(&told)));
         told
     }
 }
@@ -347,18 +348,18 @@ mod tests {
         let shell = task(&["sh", "-c", "curl"]);
         let first = tasks.told(7, &shell);
         assert_eq!(tasks.told(7, &shell), first);
-        assert_eq!(first, told(&shell));
+        assert_eq!(*first, told(&shell));
         // The same process after its exec, and in another cgroup.
         let curl = task(&["curl", TOKEN]);
-        assert_eq!(tasks.told(7, &curl), told(&curl));
+        assert_eq!(*tasks.told(7, &curl), told(&curl));
         let moved = Task { cgroup: names(b"b\0a\0", record::path::WHOLE), ..curl };
         assert_eq!(tasks.told(7, &moved).cgroup.as_deref(), Some("/a/b"));
         let cut = Task { argv_cut: 1, ..curl };
-        assert_eq!(tasks.told(7, &cut), told(&cut));
+        assert_eq!(*tasks.told(7, &cut), told(&cut));
         // What lies behind the bytes that count says nothing.
         let mut rest = cut;
         rest.argv[record::ARGV - 1] = b'?';
-        assert_eq!(tasks.told(7, &rest), told(&cut));
+        assert_eq!(*tasks.told(7, &rest), told(&cut));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! How do we get at the kernel? The only room that names aya.
 
 pub mod attach;
+pub mod backlog;
 pub mod btf;
 pub mod clsact;
 pub mod decode;
@@ -11,6 +12,7 @@ pub mod plan;
 pub mod programs;
 pub mod ring;
 pub mod symbols;
+pub mod types;
 
 use thiserror::Error;
 
@@ -22,7 +24,7 @@ pub enum Error {
     NoBtf(std::io::Error),
     /// Its description cannot be read.
     #[error("read the kernel's type information: {0}")]
-    Btf(#[from] btf_rs::Error),
+    Btf(#[from] types::Error),
     /// A structure without which nothing can be traced is not as expected.
     #[error("the kernel's type information has no {0}: this kernel cannot be traced")]
     NoField(String),

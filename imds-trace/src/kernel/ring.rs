@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use aya::maps::{MapData, RingBuf};
 use imds_trace_ebpf::record::{self, kind};
@@ -22,17 +23,17 @@ impl AsFd for Records {
     }
 }
 
-impl AsRawFd for Records {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 impl Records {
     /// Hands the bytes of the next record to `take`; `None` if there is none.
     pub fn next<T>(&mut self, take: impl FnOnce(&[u8]) -> T) -> Option<T> {
         self.0.next().map(|item| take(&item))
     }
+}
+
+/// How many of a record's bytes count: the ring buffer gives some more room than they take.
+pub fn counting(bytes: &[u8]) -> usize {
+    let said = record::Header::ref_from_prefix(bytes).map(|(header, _)| header.len as usize);
+    said.map_or(bytes.len(), |len| len.clamp(size_of::<record::Header>(), bytes.len()))
 }
 
 /// Reads one record; `None` if it is not one of ours or cut short.
@@ -67,7 +68,7 @@ pub struct MachineNames {
     /// Watched addresses.
     pub endpoints: Vec<IpAddr>,
     /// Names of interfaces in our namespace, those that are gone included: their packets may still be in the buffer.
-    pub interfaces: BTreeMap<Ifindex, String>,
+    pub interfaces: BTreeMap<Ifindex, Arc<str>>,
     /// Does a socket's TCP say what it counted?
     pub counts: bool,
     /// Drop reasons.
@@ -81,7 +82,7 @@ impl Names for MachineNames {
         self.netns
     }
 
-    fn interface(&self, index: Ifindex) -> Option<String> {
+    fn interface(&self, index: Ifindex) -> Option<Arc<str>> {
         self.interfaces.get(&index).cloned()
     }
 
@@ -126,6 +127,24 @@ mod tests {
         assert!(read(&aligned[..size_of::<record::Packet>() + 2]).is_none());
         assert!(read(&[]).is_none());
         assert!(read(align(&[0xff; 512])).is_none());
+    }
+
+    #[test]
+    fn of_a_record_with_payload_no_more_is_kept_than_what_was_read() {
+        let mut packet = record::Packet::default();
+        packet.header.kind = kind::PACKET_WITH_PAYLOAD;
+        packet.header.len = size_of::<record::Packet>() as u32 + 3;
+        packet.snapped = 3;
+        let bytes = [packet.as_bytes(), b"GET and what was there before"].concat();
+        let aligned = &align(&bytes)[..bytes.len()];
+        let kept = &aligned[..counting(aligned)];
+        assert!(matches!(read(kept), Some(Record::Packet(_, b"GET"))));
+        // A number that cannot be true.
+        packet.header.len = u32::MAX;
+        assert_eq!(counting(align(packet.as_bytes())), size_of::<record::Packet>());
+        packet.header.len = 0;
+        assert_eq!(counting(align(packet.as_bytes())), size_of::<record::Header>());
+        assert_eq!(counting(&[]), 0);
     }
 
     #[test]

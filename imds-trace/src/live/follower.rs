@@ -92,7 +92,7 @@ impl<'a> Follower<'a> {
     fn attach(&mut self, tracer: &mut Tracer, names: &mut MachineNames) {
         let wanted = listen::plan(&self.links, &self.ways, &self.config.interfaces);
         for wanted in &wanted {
-            names.interfaces.insert(wanted.index, wanted.name.clone());
+            names.interfaces.insert(wanted.index, wanted.name.as_str().into());
         }
         while names.interfaces.len() > MAX_NAMES {
             // The kernel counts indices up: the lowest is the longest gone.

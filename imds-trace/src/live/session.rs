@@ -1,6 +1,7 @@
 //! What becomes of a record, a fact and a moment of a live run?
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,8 +10,9 @@ use super::errand::Errand;
 use super::{MAX_SHOWN, boot_time, now};
 use crate::config::{self, Tracing};
 use crate::kernel::attach::Tracer;
+use crate::kernel::backlog::Backlog;
 use crate::kernel::decode::{self, Record, Tasks};
-use crate::kernel::ring::{self, MachineNames, Records};
+use crate::kernel::ring::{self, MachineNames};
 use crate::sources::docker::News;
 use crate::sources::procfs::Procfs;
 use crate::sources::runtime::Runtimes;
@@ -167,9 +169,9 @@ impl Session {
         Ok(())
     }
 
-    /// Takes at most `limit` records from the ring buffer, and none behind the first that is later than `until`: in a storm the
-    /// buffer is never empty. Gives how many.
-    pub(super) fn drain(&mut self, records: &mut Records, limit: usize, until: Timestamp) -> anyhow::Result<usize> {
+    /// Takes in at most `limit` of the records that wait, and none behind the first that is later than `until`: in a storm some always
+    /// wait. Gives how many.
+    pub(super) fn drain(&mut self, records: &mut Backlog, limit: usize, until: Timestamp) -> anyhow::Result<usize> {
         let mut taken = 0;
         while taken < limit {
             let (names, streams, tasks) = (&self.names, &mut self.streams, &mut self.tasks);
@@ -215,7 +217,7 @@ impl Session {
         if let Input::Fact(Fact { said: Said::Attempting(task) | Said::Connecting(task), .. }) = input
             && self.own.as_ref().is_some_and(|own| own.is_ours(task.pid))
         {
-            task.told.cgroup = None;
+            Arc::make_mut(&mut task.told).cgroup = None;
         }
     }
 
@@ -239,9 +241,8 @@ impl Session {
         }
     }
 
-    /// Lets time pass: closes what has gone quiet, says what was lost.
-    pub(super) fn tick(&mut self, tracer: &Tracer, at: Timestamp) -> anyhow::Result<()> {
-        self.note_lost(tracer.lost(), at)?;
+    /// Lets time pass: closes what has gone quiet.
+    pub(super) fn tick(&mut self, at: Timestamp) -> anyhow::Result<()> {
         // Only a tick that leads to something is an input: an idle host's recording does not grow.
         if self.pipeline.due().is_some_and(|due| due <= at) {
             self.push(Input::Tick { at })?;
@@ -274,7 +275,8 @@ impl Session {
         self.stopped.is_some()
     }
 
-    fn note_lost(&mut self, lost: u64, at: Timestamp) -> anyhow::Result<()> {
+    /// Says what was lost by `at`, before what came by then is told: whoever concludes from it is to know.
+    pub(super) fn note_lost(&mut self, lost: u64, at: Timestamp) -> anyhow::Result<()> {
         if lost == self.lost && self.unreadable == 0 {
             return Ok(());
         }

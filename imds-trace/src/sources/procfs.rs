@@ -60,7 +60,7 @@ pub struct Procfs {
 }
 
 /// All by which the kernel half tells one process, and one program in it, from another.
-type Asked = (Option<Timestamp>, u64, String, Told);
+type Asked = (Option<Timestamp>, u64, String, Arc<Told>);
 
 impl Default for Procfs {
     fn default() -> Self {
@@ -77,7 +77,7 @@ impl Procfs {
         if self.is_unified && !was_asked && task.started.is_some() && says_all(&task.told) {
             return false;
         }
-        let asked = (task.started, task.cgroup, task.comm.clone(), task.told.clone());
+        let asked = (task.started, task.cgroup, task.comm.clone(), Arc::clone(&task.told));
         if let Some((last, known)) = self.asked.get(&task.pid)
             && was_asked
             && *known == asked
@@ -296,7 +296,7 @@ mod tests {
             started: Some(Timestamp(1)),
             pid_namespace: None,
             inner_pid: None,
-            told,
+            told: Arc::new(told),
         }
     }
 
@@ -305,10 +305,10 @@ mod tests {
         let mut procfs = Procfs { is_unified: true, ..Procfs::default() };
         assert!(!procfs.is_needed(Timestamp(0), &task()));
         let mut cut = task();
-        cut.told.argv = Some(vec!["curl".into(), CUT.into()]);
+        Arc::make_mut(&mut cut.told).argv = Some(vec!["curl".into(), CUT.into()]);
         assert!(procfs.is_needed(Timestamp(0), &cut));
         let mut unknown = task();
-        unknown.told.exe = None;
+        Arc::make_mut(&mut unknown.told).exe = None;
         assert!(procfs.is_needed(Timestamp(0), &unknown));
         let mut hybrid = Procfs { is_unified: false, ..Procfs::default() };
         assert!(hybrid.is_needed(Timestamp(0), &task()), "its cgroups of version 1 are not known");
@@ -323,7 +323,7 @@ mod tests {
         procfs.describe(task.pid);
         assert!(!procfs.is_needed(Timestamp(2), &task));
         let mut anew = task.clone();
-        anew.told.argv = Some(vec!["wget".into()]);
+        Arc::make_mut(&mut anew.told).argv = Some(vec!["wget".into()]);
         assert!(procfs.is_needed(Timestamp(3), &anew), "it runs another program");
         assert!(procfs.is_needed(Timestamp(2_000_000_000), &anew), "it may have been moved since");
     }

@@ -60,7 +60,7 @@ pub fn http(bytes: &[u8]) {
     let step = 1 + usize::from(bytes.first().copied().unwrap_or(0));
     let end = |port: u16| Endpoint { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port };
     let flow = Flow { source: end(40_000), destination: end(80) };
-    let interface = Interface { netns: Netns(1), index: Ifindex(2), name: "ens5".to_owned() };
+    let interface = Interface { netns: Netns(1), index: Ifindex(2), name: "ens5".into() };
     let hook = Hook { interface, direction: Direction::Egress };
     let mut streams = Streams::default();
     let mut seq = u32::MAX - 100;

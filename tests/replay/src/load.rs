@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use diagnosis::identity::fact::{
-    Ancestor, Connected, Connecting, ContainerDetail, Fact, Outcome, ProcessDetail, Said, Socket, Told,
+    Ancestor, Connected, Connecting, ContainerDetail, Fact, Outcome, ProcessDetail, Said, Socket,
 };
 use diagnosis::input::Input;
 use diagnosis::net::{Direction, Endpoint, Flow, Heading, Ifindex, Interface, Timestamp, Ttl};
@@ -103,7 +103,7 @@ pub fn exchange_at(number: u64, begins: Timestamp) -> Vec<Input> {
         started: None,
         pid_namespace: None,
         inner_pid: None,
-        told: Told::default(),
+        told: Arc::default(),
     };
     let connected = Connected {
         socket: Socket { socket, source, destination: IMDS, isn, netns },
@@ -169,7 +169,7 @@ fn packet(at: u64, tcp: Tcp, ip_id: u16, head: Option<Head>, client: (Endpoint, 
     let (inside, outside) = client;
     let hop = |index: u32, direction: Direction, ttl: u8, client: Endpoint, later: u64| {
         let name = if index == 2 { "ens5" } else { "docker0" };
-        let interface = Interface { netns: HOST_NETNS, index: Ifindex(index), name: name.to_owned() };
+        let interface = Interface { netns: HOST_NETNS, index: Ifindex(index), name: name.into() };
         let (source, destination) = if out { (client, IMDS) } else { (IMDS, client) };
         Input::Observation(Observation {
             at: Timestamp(at + later),

@@ -23,7 +23,8 @@ const CLIENTS: u32 = 4;
 /// The answer to a request for a token; nobody issued this one.
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 21600\r\nContent-Type: text/plain\r\n\
 Content-Length: 56\r\nConnection: close\r\nServer: EC2ws\r\n\r\nAQAEAEXAMPLEtokenEXAMPLEtokenEXAMPLEtokenEXAMPLEtoken0==";
-const REQUEST: &[u8] = b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: Boto3/1.40.21 md/Botocore#1.40.21\r\n\
+const REQUEST: &[u8] =
+    b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: Boto3/1.40.21 md/Botocore#1.40.21\r\n\
 Accept: */*\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\nContent-Length: 0\r\n\r\n";
 const PATIENCE: Duration = Duration::from_secs(5);
 

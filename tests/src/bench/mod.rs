@@ -93,7 +93,10 @@ struct Lab {
 /// Runs the parts with these names, all if there are none, so many times, and gives a table and JSON.
 pub fn run(wanted: &[String], rounds: u32) -> Result<(String, String)> {
     if let Some(unknown) = wanted.iter().find(|name| !PARTS.iter().any(|part| part.name == **name)) {
-        bail!("bench: no part {unknown}; there are: {}", PARTS.iter().map(|part| part.name).collect::<Vec<_>>().join(", "));
+        bail!(
+            "bench: no part {unknown}; there are: {}",
+            PARTS.iter().map(|part| part.name).collect::<Vec<_>>().join(", ")
+        );
     }
     let host = RunnerHost::start(HostOptions { engine: Engine::Plain, ..HostOptions::default() })?;
     let container = host.run(ContainerSpec::new("bench", &["imds-client", "linger", "36000"]))?;
@@ -111,7 +114,8 @@ pub fn run(wanted: &[String], rounds: u32) -> Result<(String, String)> {
         let (least, median, most) = figure.spread();
         json!({"figure": figure.name, "unit": figure.unit, "median": median, "least": least, "most": most, "values": figure.values})
     };
-    let json = json!({"machine": machine(), "rounds": rounds, "figures": sheet.0.iter().map(values).collect::<Vec<_>>()});
+    let json =
+        json!({"machine": machine(), "rounds": rounds, "figures": sheet.0.iter().map(values).collect::<Vec<_>>()});
     Ok((table(&sheet, rounds), format!("{json:#}\n")))
 }
 
@@ -157,7 +161,11 @@ fn storm(lab: &Lab, sheet: &mut Sheet, record: bool) -> Result<()> {
     sheet.note(&format!("storm{with}: exchanges a second, alone"), "", rate(&alone));
     sheet.note(&format!("storm{with}: speed kept"), "", rate(&beside) / rate(&alone));
     sheet.note(&format!("storm{with}: records lost"), "", told.lost as f64);
-    sheet.note(&format!("storm{with}: answered, and not told so"), "", f64::from(beside.answered) - told.answered as f64);
+    sheet.note(
+        &format!("storm{with}: answered, and not told so"),
+        "",
+        f64::from(beside.answered) - told.answered as f64,
+    );
     sheet.note(&format!("storm{with}: findings, of which none is true"), "", told.findings as f64);
     sheet.note(&format!("storm{with}: processor time an exchange"), "us", microseconds(spent) / f64::from(STORM));
     sheet.note(&format!("storm{with}: resident at most"), "MB", most);
@@ -168,7 +176,11 @@ fn storm(lab: &Lab, sheet: &mut Sheet, record: bool) -> Result<()> {
         let before = peer.cpu()?;
         let beside = load::ask(&lab.client, STORM, None)?;
         sheet.note("storm: speed kept beside tcpdump -w", "", rate(&beside) / rate(&alone));
-        sheet.note("storm: processor time an exchange of tcpdump -w", "us", microseconds(peer.cpu()? - before) / f64::from(STORM));
+        sheet.note(
+            "storm: processor time an exchange of tcpdump -w",
+            "us",
+            microseconds(peer.cpu()? - before) / f64::from(STORM),
+        );
     }
     Ok(())
 }

@@ -8,7 +8,6 @@ use super::circles::Module;
 const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["kernel"]),
     ("aya_log", &["kernel"]),
-    ("btf_rs", &["kernel"]),
     ("caps", &["privileges"]),
     ("clap", &["cli", "main"]),
     ("clap_complete", &["cli"]),

@@ -119,7 +119,7 @@ impl Places {
         let own = (role.has_nearer && role.has_farther && place.spot.is_nameless()).then_some(seen.place.0);
         let key = (own.map_or(name.clone(), |own| format!("{name} {own}")), is_nearer);
         let index = self.index(key, self.places[seen.place.0].spot.index);
-        Hook { interface: Interface { netns: Netns::default(), index, name }, direction }
+        Hook { interface: Interface { netns: Netns::default(), index, name: name.into() }, direction }
     }
 
     /// An index that no other interface has: HTTP is read by it.

@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use rustc_hash::FxHashMap;
+
 use super::connection::{Entry, Witness};
 use super::progress::Live;
 use super::{Exchange, ExchangeId, Moment, Sink};
@@ -20,7 +22,7 @@ const MAX_EXCHANGES: usize = 256;
 /// Makes exchanges of journeys.
 #[derive(Debug, Default)]
 pub struct Assembler {
-    entries: HashMap<ConnectionId, Entry>,
+    entries: FxHashMap<ConnectionId, Entry>,
     due: BinaryHeap<Reverse<(Timestamp, ConnectionId)>>,
     order: VecDeque<ConnectionId>,
     by_isn: HashMap<u32, ConnectionId>,

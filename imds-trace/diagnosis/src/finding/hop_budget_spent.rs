@@ -19,7 +19,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let last = inward.hops.last().filter(|hop| hop.ttl.0 == 1)?;
     let subject = case.subject();
     let mut verdict = Verdict::certain(
-        last.hook.interface.name.clone(),
+        last.hook.interface.name.to_string(),
         format!(
             "The response to {subject} arrived at {} with TTL 1: it works, and one more hop (a nested bridge, docker-in-docker) \
              would lose it.",

@@ -91,7 +91,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             (Confidence::Likely, Some(dropped.clone()), dropped.drop.netns, how)
         }
         Lost::Program(program, dropped) => {
-            let interface = dropped.drop.interface.as_ref().or(last).map(|interface| interface.name.as_str());
+            let interface = dropped.drop.interface.as_ref().or(last).map(|interface| &*interface.name);
             let how = format!(
                 "was dropped in {} with TTL {} by {}, which left it none for the way ahead",
                 dropped.drop.function(),

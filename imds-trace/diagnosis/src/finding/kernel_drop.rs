@@ -56,7 +56,7 @@ fn by_program(case: &Case<'_>, failed: &Failed<'_>, program: Program) -> Option<
         return None;
     }
     let drop = &failed.dropped.drop;
-    let interface = drop.interface.as_ref().map(|interface| interface.name.as_str());
+    let interface = drop.interface.as_ref().map(|interface| &*interface.name);
     let reason = match program.named {
         true => drop.reason.as_deref().unwrap_or_default(),
         false => "this kernel gives no reason; it is known by the function",

@@ -19,7 +19,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let failed = failed(case).filter(|failed| failed.cause == Cause::NotForwarding)?;
     let drop = &failed.dropped.drop;
     let (enter, whose) = (case.enter(drop.netns), case.whose(drop.netns));
-    let interface = drop.interface.as_ref().map(|interface| interface.name.as_str());
+    let interface = drop.interface.as_ref().map(|interface| &*interface.name);
     let Settings { all, own } = settings(case, &failed, interface);
     let why = match (&all, &own) {
         (Some(all), None) => format!("{all} is 0"),

@@ -17,7 +17,7 @@ pub const RULE: Rule = Rule {
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let failed = failed(case).filter(|failed| failed.cause == Cause::ReversePath)?;
     let drop = &failed.dropped.drop;
-    let interface = drop.interface.as_ref().map_or("<interface>", |interface| interface.name.as_str());
+    let interface = drop.interface.as_ref().map_or("<interface>", |interface| &*interface.name);
     let subject = case.subject();
     let what = failed.packet(&subject);
     let (back, source) = match failed.heading {

@@ -47,5 +47,5 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
 /// The interface by which the request left, as far as it was seen.
 fn uplink<'a>(case: &Case<'a>) -> &'a str {
     let last = case.exchange.outward.as_ref().and_then(|travel| travel.hops.last());
-    last.map_or("<interface>", |hop| hop.hook.interface.name.as_str())
+    last.map_or("<interface>", |hop| &*hop.hook.interface.name)
 }

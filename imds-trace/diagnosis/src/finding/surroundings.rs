@@ -53,7 +53,7 @@ impl Surroundings {
     /// Is this on the way out to IMDS, or in from it?
     pub fn is_uplink(&self, hop: &Hop, direction: Direction) -> bool {
         let interface = &hop.hook.interface;
-        hop.hook.direction == direction && self.uplinks.contains(&interface.index) && interface.name != LOOPBACK
+        hop.hook.direction == direction && self.uplinks.contains(&interface.index) && *interface.name != *LOOPBACK
     }
 
     /// A request that left this host with this source address was answered: EC2 knows it.

@@ -157,7 +157,7 @@ pub struct Connecting {
     pub inner_pid: Option<u32>,
     /// What it runs and where it comes from.
     #[serde(flatten)]
-    pub told: Told,
+    pub told: Arc<Told>,
 }
 
 /// What the kernel told of a task at its connect(). Empty in the connect that follows an attempt: what was said then holds.
@@ -300,14 +300,14 @@ mod tests {
     fn a_connect_is_read_as_it_was_written_before_the_kernel_told_more_and_since() {
         let mut fact: Fact = serde_json::from_str(OLD).expect("a fact of an older recording");
         let Said::Connecting(task) = &mut fact.said else { panic!("another fact") };
-        assert_eq!((task.started, task.inner_pid, &task.told), (None, None, &Told::default()));
+        assert_eq!((task.started, task.inner_pid, &*task.told), (None, None, &Told::default()));
         task.started = Some(Timestamp(7));
-        task.told = Told {
+        task.told = Arc::new(Told {
             exe: Some("/usr/bin/curl".into()),
             argv: Some(vec!["curl".into()]),
             cgroup: Some("/".into()),
             ancestors: vec![Ancestor { pid: 1, comm: "init".into() }],
-        };
+        });
         let written = serde_json::to_string(&fact).expect("it can be written");
         assert_eq!(serde_json::from_str::<Fact>(&written).expect("and read"), fact);
     }

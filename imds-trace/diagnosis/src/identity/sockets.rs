@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::cgroup;
@@ -30,9 +31,9 @@ const FAILED: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Socket {
     at: Timestamp,
-    /// Without what it `told`.
+    /// As it was said last; what `told` is may be of its attempt.
     task: Connecting,
-    told: Rc<Told>,
+    told: Arc<Told>,
     detail: Option<Rc<ProcessDetail>>,
     /// What it was told when the connection failed.
     error: Option<u16>,
@@ -213,15 +214,15 @@ impl Sockets {
         let attempted = attempt.and_then(|number| Some((number, self.all.get(&number)?)));
         let attempted = attempted
             .filter(|(_, socket)| (socket.task.pid, socket.task.started) == (task.pid, task.started))
-            .map(|(number, socket)| (number, Rc::clone(&socket.told), socket.task.destination));
+            .map(|(number, socket)| (number, Arc::clone(&socket.told), socket.task.destination));
         let (number, evicted) = match attempted {
             Some((number, _, destination)) if destination == task.destination => {
                 self.attempting.remove(&task.tid);
                 if let Some(socket) = self.all.get_mut(&number) {
-                    if task.told != Told::default() {
-                        socket.told = Rc::new(task.told.clone());
+                    if *task.told != Told::default() {
+                        socket.told = Arc::clone(&task.told);
                     }
-                    socket.task = Connecting { told: Told::default(), ..task.clone() };
+                    socket.task = task.clone();
                 }
                 (number, 0)
             }
@@ -229,7 +230,7 @@ impl Sockets {
                 let (number, evicted) = self.enter(at, task);
                 // Somebody wrote another destination into the same call.
                 if let (Some((_, told, _)), Some(socket)) = (attempted, self.all.get_mut(&number))
-                    && task.told == Told::default()
+                    && *task.told == Told::default()
                 {
                     socket.told = told;
                 }
@@ -251,9 +252,9 @@ impl Sockets {
         let detail = known.map(|(_, detail)| Rc::clone(detail));
         // Of many connects of one process most tell the same.
         let latest = self.latest_of(task.pid).and_then(|latest| self.all.get(&latest));
-        let told = latest.map(|latest| Rc::clone(&latest.told)).filter(|told| **told == task.told);
-        let told = told.unwrap_or_else(|| Rc::new(task.told.clone()));
-        let task = Connecting { told: Told::default(), ..task.clone() };
+        let told = latest.map(|latest| &latest.told).filter(|told| **told == task.told).unwrap_or(&task.told);
+        let told = Arc::clone(told);
+        let task = Connecting { told: Arc::clone(&told), ..task.clone() };
         let socket = Socket {
             at,
             task,

@@ -1,5 +1,7 @@
 //! Does the directory answer for a moment, and never guess?
 
+use std::sync::Arc;
+
 use super::fact::{Connected, Connecting, Outcome, ProcessDetail, Socket, Told};
 use super::*;
 
@@ -33,7 +35,7 @@ fn task(socket: u64, pid: u32, netns: u32) -> Connecting {
         started: None,
         pid_namespace: None,
         inner_pid: None,
-        told: Told::default(),
+        told: Arc::default(),
     }
 }
 
@@ -274,7 +276,7 @@ fn runtime_pod_and_inner_container_come_from_the_cgroup_path() {
 /// A process as the kernel told of it, and then perhaps another of the same number as /proc did.
 fn told(directory: &mut Directory, ms: u64, started: u64, told: Told) {
     let mut task = task(5, 77, HOST.0);
-    (task.started, task.told) = (Some(at(started)), told);
+    (task.started, task.told) = (Some(at(started)), Arc::new(told));
     directory.learn(&Fact { at: at(ms), said: Said::Connecting(task) });
     connected(directory, ms, HOST.0, "10.0.0.1:40000", 5);
 }
@@ -347,7 +349,7 @@ fn an_attempts_word_holds_for_the_connect_that_follows() {
     for destination in ["169.254.169.254:80", "10.9.9.9:80"] {
         let mut directory = Directory::new(HOST);
         let mut attempt = Connecting { destination: end(destination), ..task(0, 77, HOST.0) };
-        attempt.told.argv = argv(&["curl"]);
+        Arc::make_mut(&mut attempt.told).argv = argv(&["curl"]);
         directory.learn(&Fact { at: at(1100), said: Said::Attempting(attempt) });
         connect(&mut directory, 1101, 77, HOST.0, "10.0.0.1:40000", 5);
         let process = directory.who(query("10.0.0.1:40000", 5), at(1103)).process;
@@ -362,7 +364,7 @@ const TWO: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543
 /// The kernel told of a connect from this cgroup path.
 fn connect_from(directory: &mut Directory, pid: u32, netns: u32, source: &str, isn: u32, path: &str) {
     let told = Told { cgroup: Some(path.into()), ..Told::default() };
-    let said = Said::Connecting(Connecting { told, ..task(u64::from(isn), pid, netns) });
+    let said = Said::Connecting(Connecting { told: Arc::new(told), ..task(u64::from(isn), pid, netns) });
     directory.learn(&Fact { at: at(1100), said });
     connected(directory, 1100, netns, source, isn);
 }

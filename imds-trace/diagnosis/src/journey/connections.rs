@@ -1,7 +1,10 @@
 //! Which connection does this packet belong to, behind whatever translation? Learned from the packets.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
+
+use rustc_hash::FxHashMap;
 
 use super::{Connection, ConnectionId, Join};
 use crate::net::{Direction, Endpoint, Heading, Ifindex, Timestamp, Ttl, is_before};
@@ -30,13 +33,31 @@ struct Leg {
 }
 
 /// The numbers of a packet that no forwarding changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketKey {
     heading: Heading,
     tcp: Tcp,
     /// IPv4 identification; 0 on IPv6.
     pub ip_id: u16,
     icmp: Option<Icmp>,
+}
+
+/// In one piece, as that of [`Endpoint`].
+impl Hash for PacketKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { heading, tcp: Tcp { seq, ack, flags, len }, ip_id, icmp } = self;
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&seq.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&ack.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&len.to_ne_bytes());
+        bytes[12..14].copy_from_slice(&ip_id.to_ne_bytes());
+        bytes[14] = flags.0;
+        bytes[15] = slot(*heading) as u8;
+        state.write(&bytes);
+        if let Some(icmp) = icmp {
+            icmp.hash(state);
+        }
+    }
 }
 
 impl PacketKey {
@@ -127,7 +148,7 @@ pub struct Found {
 /// All connections, bounded.
 #[derive(Debug)]
 pub struct Connections<Open> {
-    states: HashMap<ConnectionId, State<Open>>,
+    states: FxHashMap<ConnectionId, State<Open>>,
     /// Each connection once, and when it was last used as it was entered here: one that was used since goes to the back when it comes
     /// to the front.
     order: VecDeque<(Timestamp, ConnectionId)>,
@@ -145,7 +166,7 @@ pub struct Connections<Open> {
 impl<Open> Default for Connections<Open> {
     fn default() -> Self {
         Self {
-            states: HashMap::new(),
+            states: FxHashMap::default(),
             order: VecDeque::new(),
             over: VecDeque::new(),
             by_leg: HashMap::new(),

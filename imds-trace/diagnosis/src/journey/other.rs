@@ -119,7 +119,7 @@ mod tests {
 
     fn packet(source: [u8; 4], hook: (u32, Direction), ip_id: u16) -> Observation {
         let end = |address: [u8; 4], port| Endpoint { address: address.into(), port };
-        let interface = Interface { netns: Netns(1), index: Ifindex(hook.0), name: String::new() };
+        let interface = Interface { netns: Netns(1), index: Ifindex(hook.0), name: "".into() };
         Observation {
             at: Timestamp(0),
             place: Place::Hook(Hook { interface, direction: hook.1 }),

@@ -20,6 +20,7 @@ pub const KIND: Kind = Kind {
     explain: "an allow-list of whoever asked for a token or credentials, for --allow",
     needs_path: false,
     packets: false,
+    verbatim: false,
     generated: true,
     open: |stream, boot_time| Box::new(Allow { stream, boot_time, seen: BTreeMap::new(), over: 0 }),
 };

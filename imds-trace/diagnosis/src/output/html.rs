@@ -22,6 +22,7 @@ pub const KIND: Kind = Kind {
     explain: "one page to look at, to be opened from a file",
     needs_path: true,
     packets: false,
+    verbatim: false,
     generated: false,
     open: |stream, boot_time| {
         Box::new(Html { stream, boot_time, exchanges: BTreeMap::new(), order: VecDeque::new(), earlier: 0 })

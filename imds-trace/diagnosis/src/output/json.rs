@@ -29,6 +29,7 @@ pub const KIND: Kind = Kind {
     explain: "JSON Lines, for programs",
     needs_path: false,
     packets: false,
+    verbatim: true,
     generated: false,
     open: |stream, boot_time| Box::new(Json { stream, boot_time, line: Vec::new() }),
 };
@@ -112,7 +113,11 @@ impl Output for Json {
 impl Json {
     fn write(&mut self, line: &Line<'_>) -> io::Result<()> {
         self.line.clear();
-        self.line.extend(json_safe(&serde_json::to_string(&line)?).as_bytes());
+        serde_json::to_writer(&mut self.line, &line)?;
+        if !self.line.is_ascii() {
+            let safe = json_safe(&String::from_utf8_lossy(&self.line)).into_owned();
+            self.line = safe.into_bytes();
+        }
         self.line.push(b'\n');
         self.stream.write_all(&self.line)
     }
@@ -469,7 +474,7 @@ fn drop_line(dropped: &Dropped) -> DropLine<'_> {
         location: drop.location.as_deref(),
         reason: drop.reason.as_deref(),
         ttl: dropped.ttl,
-        interface: drop.interface.as_ref().map(|interface| interface.name.as_str()),
+        interface: drop.interface.as_ref().map(|interface| &*interface.name),
         netns: (drop.netns != Netns::default()).then_some(drop.netns),
         callers: &drop.callers,
     }

@@ -22,6 +22,7 @@ pub const KIND: Kind = Kind {
     explain: "JUnit XML, for CI servers",
     needs_path: true,
     packets: false,
+    verbatim: false,
     generated: false,
     open: |stream, boot_time| Box::new(Junit { stream, boot_time, probed: None }),
 };

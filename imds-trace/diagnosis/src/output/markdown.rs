@@ -21,6 +21,7 @@ pub const KIND: Kind = Kind {
     explain: "a summary for $GITHUB_STEP_SUMMARY and merge requests",
     needs_path: true,
     packets: false,
+    verbatim: false,
     generated: false,
     open: |stream, boot_time| Box::new(Markdown { stream, boot_time, probed: None }),
 };

@@ -43,6 +43,9 @@ pub struct Kind {
     pub needs_path: bool,
     /// Does it tell packets? Then it is bytes, not text, and its file is for its owner alone.
     pub packets: bool,
+    /// Does it go out as it is? It is bytes, or text in which control characters are escaped. Of any other, what only a terminal
+    /// understands is left out where none is.
+    pub verbatim: bool,
     /// Is it also what `generate` writes of a recording?
     pub generated: bool,
     /// Begins one that writes to a stream, times told by this boot time.
@@ -96,6 +99,7 @@ impl Outputs {
             let Some(kind) = OUTPUTS.iter().find(|kind| kind.name == spec.kind) else { continue };
             let stream: Box<dyn Write> = match &spec.path {
                 // Colour only on a terminal and never with NO_COLOR: anstream looks.
+                None if kind.verbatim => Box::new(BufWriter::new(io::stdout())),
                 None => Box::new(BufWriter::new(AutoStream::auto(io::stdout()))),
                 Some(path) => {
                     let file = create(kind, path).map_err(|error| Error::Open {
@@ -103,7 +107,7 @@ impl Outputs {
                         path: path.display().to_string(),
                         error,
                     })?;
-                    if kind.packets {
+                    if kind.verbatim {
                         Box::new(BufWriter::new(file))
                     } else {
                         Box::new(BufWriter::new(AutoStream::never(file)))

@@ -31,6 +31,7 @@ pub const KIND: Kind = Kind {
     explain: "every packet at every place, for Wireshark",
     needs_path: true,
     packets: true,
+    verbatim: true,
     generated: false,
     open: |stream, boot_time| Box::new(Pcapng::new(stream, boot_time)),
 };

@@ -28,6 +28,7 @@ pub const KIND: Kind = Kind {
     explain: "for people",
     needs_path: false,
     packets: false,
+    verbatim: false,
     generated: false,
     open: |stream, boot_time| Box::new(Text { stream, boot_time, probed: false }),
 };

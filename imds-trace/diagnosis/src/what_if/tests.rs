@@ -62,7 +62,7 @@ fn travel(places: &[(&str, Direction, u8)]) -> Travel {
     let hop = |(name, direction, ttl): &(&str, Direction, u8)| Hop {
         at: Timestamp(1),
         hook: Hook {
-            interface: Interface { index: Ifindex(name.len() as u32), name: (*name).to_owned(), netns: Netns(1) },
+            interface: Interface { index: Ifindex(name.len() as u32), name: (*name).into(), netns: Netns(1) },
             direction: *direction,
         },
         ttl: Ttl(*ttl),

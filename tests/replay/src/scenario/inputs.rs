@@ -1,9 +1,11 @@
 //! What does the pipeline take in, when this is what a person wrote?
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use diagnosis::event::Ready;
 use diagnosis::identity::fact::{
-    Ancestor, Connected, Connecting, ContainerDetail, Fact, Network, Outcome, ProcessDetail, Said, Socket, Told,
+    Ancestor, Connected, Connecting, ContainerDetail, Fact, Network, Outcome, ProcessDetail, Said, Socket,
 };
 use diagnosis::input::Input;
 use diagnosis::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
@@ -147,7 +149,7 @@ impl Scenario {
             started: connect.started_ms.map(at),
             pid_namespace: None,
             inner_pid: None,
-            told: Told::default(),
+            told: Arc::default(),
         });
         let outcome = match connect.error {
             None if !connect.no_port => Outcome::Established { counts: false },
@@ -251,7 +253,7 @@ fn attempted(attempt: &Attempt) -> Result<Connecting> {
         started: None,
         pid_namespace: None,
         inner_pid: None,
-        told: Told::default(),
+        told: Arc::default(),
     })
 }
 

@@ -94,14 +94,14 @@ impl Place {
 
     /// Is it where a translated address is seen?
     pub(super) fn is_outside(&self) -> bool {
-        matches!(&self.place, observation::Place::Hook(hook) if hook.interface.name == "ens5")
+        matches!(&self.place, observation::Place::Hook(hook) if *hook.interface.name == *"ens5")
     }
 }
 
 pub(super) fn interface(name: &str, netns: Netns) -> Interface {
     // An index of its own for each name that is in use here.
     let index = name.bytes().fold(7u32, |index, byte| index.wrapping_mul(31).wrapping_add(u32::from(byte)));
-    Interface { netns, index: Ifindex(index), name: name.to_owned() }
+    Interface { netns, index: Ifindex(index), name: name.into() }
 }
 
 fn number(text: &str) -> Result<u8> {

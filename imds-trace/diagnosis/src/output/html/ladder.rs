@@ -23,12 +23,12 @@ const MAX_LABEL: usize = 80;
 
 /// Draws it. `client` is what the first box is called.
 pub fn draw(out: &mut String, path: &Path, client: &str) {
-    let mut names: Vec<String> = Vec::new();
+    let mut names: Vec<&str> = Vec::new();
     let outward = path.outward.hops.iter();
     for hop in outward.chain(path.inward.hops.iter().rev()) {
-        let name = &hop.hook.interface.name;
-        if !names.contains(name) && names.len() < MAX_COLUMNS {
-            names.push(name.clone());
+        let name = &*hop.hook.interface.name;
+        if !names.contains(&name) && names.len() < MAX_COLUMNS {
+            names.push(name);
         }
     }
     let columns = names.len() + 2;
@@ -37,7 +37,7 @@ pub fn draw(out: &mut String, path: &Path, client: &str) {
         out,
         "<div class=\"wide\"><svg class=\"ladder\" role=\"img\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\"><title>The way of the request and of its response</title>"
     );
-    let boxes = [client].into_iter().chain(names.iter().map(String::as_str)).chain(["IMDS"]);
+    let boxes = [client].into_iter().chain(names.iter().copied()).chain(["IMDS"]);
     for (column, name) in boxes.enumerate() {
         let x = at(column);
         let _ = write!(
@@ -48,7 +48,7 @@ pub fn draw(out: &mut String, path: &Path, client: &str) {
         );
     }
     let column =
-        |hop: &Hop| names.iter().position(|name| *name == hop.hook.interface.name).map_or(0, |place| place + 1);
+        |hop: &Hop| names.iter().position(|name| **name == *hop.hook.interface.name).map_or(0, |place| place + 1);
     let last = columns - 1;
     // A request that left by its last interface went on to IMDS, as far as anybody here knows.
     let leaves = path.outward.hops.last().is_some_and(|hop| hop.hook.direction == Direction::Egress);
