@@ -115,6 +115,7 @@ fn start(name: &str, config: &Tracing, work: impl Future<Output = anyhow::Result
     let level = if config.verbosity > 0 { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
     env_logger::Builder::new().filter(Some("imds_trace"), level).format_timestamp(None).init();
     privileges::conceal()?;
+    memory::begin();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // The runtime's helpers look up names, and need no more.

@@ -22,6 +22,7 @@ mod trace;
 mod trace_answers;
 mod trace_capture;
 mod trace_causes;
+mod trace_cost;
 mod trace_drops;
 mod trace_forensics;
 mod trace_frames;
@@ -138,6 +139,7 @@ fn main() -> ExitCode {
         ("trace_forensics", trace_forensics::TESTS),
         ("trace_ground_truth", trace_ground_truth::TESTS),
         ("trace_network", trace_network::TESTS),
+        ("trace_cost", trace_cost::TESTS),
         ("trace_drops", trace_drops::TESTS),
         ("trace_answers", trace_answers::TESTS),
         ("trace_causes", trace_causes::TESTS),

@@ -21,6 +21,8 @@ pub struct Program {
     pub id: u32,
     /// Its name, at most 15 characters.
     pub name: String,
+    /// Instructions that the verifier followed; not told before Linux 5.16.
+    pub verified: Option<u32>,
 }
 
 /// A program on an interface.
@@ -40,7 +42,8 @@ pub fn loaded() -> Result<Vec<Program>> {
     for info in loaded_programs() {
         // A program may go between being listed and being asked about.
         let Ok(info) = info else { continue };
-        programs.push(Program { id: info.id(), name: info.name_as_str().unwrap_or_default().to_owned() });
+        let name = info.name_as_str().unwrap_or_default().to_owned();
+        programs.push(Program { id: info.id(), name, verified: info.verified_instruction_count() });
     }
     Ok(programs)
 }

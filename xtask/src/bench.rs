@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 
-use crate::{arch::Arch, demo, release, setup, workspace};
+use crate::{demo, setup, workspace};
 
 /// What is to be measured.
 #[derive(clap::Args)]
@@ -24,9 +24,10 @@ pub fn bench(asked: &Asked) -> Result<ExitCode> {
     setup::compiler_half()?;
     setup::lab_half()?;
     eprintln!("building imds-trace and the lab …");
-    let programs = release::build(demo::PROGRAMS, Arch::own()?)?;
-    let mut lab = Command::new(programs.join("lab"));
+    workspace::run(workspace::cargo(["build", "--release"]).args(demo::PROGRAMS))?;
+    let mut lab = Command::new(workspace::built("release", "lab")?);
     lab.arg("bench").arg(workspace::built("bench", "")?).arg(asked.rounds.to_string()).args(&asked.parts);
-    workspace::run(lab.env("IMDS_TRACE_BIN", programs.join("imds-trace")).current_dir(workspace::root()))?;
+    lab.env("IMDS_TRACE_BIN", workspace::built("release", "imds-trace")?);
+    workspace::run(lab.current_dir(workspace::root()))?;
     Ok(ExitCode::SUCCESS)
 }

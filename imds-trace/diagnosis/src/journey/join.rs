@@ -249,9 +249,7 @@ impl Joiner {
             if state.scheduled != Some(due) {
                 continue;
             }
-            let (over, open): (Vec<Open>, Vec<Open>) =
-                std::mem::take(&mut state.open).into_iter().partition(|open| open.last.after(QUIET) <= now);
-            state.open = open;
+            let over: Vec<Open> = state.open.extract_if(.., |open| open.last.after(QUIET) <= now).collect();
             state.scheduled = state.open.iter().map(|open| open.last.after(QUIET)).min();
             if let Some(next) = state.scheduled {
                 self.due.push(Reverse((next, id)));
