@@ -1,7 +1,7 @@
 //! Which function is at this address of the kernel's text? Read from /proc/kallsyms by a thread while the rest starts.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::thread::JoinHandle;
 
 use crate::privileges;
@@ -35,9 +35,16 @@ impl Symbols {
             if let Err(error) = privileges::keep_nothing() {
                 log::warn!("{error}");
             }
-            let mut text = Vec::new();
-            let _ = opened.and_then(|mut file| file.read_to_end(&mut text));
-            Table::read(&String::from_utf8_lossy(&text))
+            let mut table = Table::default();
+            let (mut lines, mut line) = (opened.ok().map(BufReader::new), Vec::new());
+            // Line by line: the text is several times what is kept of it.
+            while let Some(lines) = &mut lines
+                && lines.read_until(b'\n', &mut line).is_ok_and(|length| length > 0)
+            {
+                table.take(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+            table.sorted()
         });
         Self::Loading(thread.ok())
     }
@@ -60,16 +67,24 @@ impl Table {
     /// Lines are `address type name`, with `[module]` behind names of modules, in no order over all modules.
     pub fn read(text: &str) -> Self {
         let mut table = Self::default();
-        for line in text.lines() {
-            // All zeros: the addresses are hidden from us.
-            if let Some((at, name)) = function(line).filter(|(at, _)| *at != 0) {
-                let begin = table.names.len() as u32;
-                table.names.push_str(name);
-                table.functions.push((at, begin, table.names.len() as u32));
-            }
+        text.lines().for_each(|line| table.take(line));
+        table.sorted()
+    }
+
+    fn take(&mut self, line: &str) {
+        // All zeros: the addresses are hidden from us.
+        if let Some((at, name)) = function(line).filter(|(at, _)| *at != 0) {
+            let begin = self.names.len() as u32;
+            self.names.push_str(name);
+            self.functions.push((at, begin, self.names.len() as u32));
         }
-        table.functions.sort_unstable();
-        table
+    }
+
+    fn sorted(mut self) -> Self {
+        self.functions.sort_unstable();
+        self.functions.shrink_to_fit();
+        self.names.shrink_to_fit();
+        self
     }
 
     /// The last function that begins below `address`: a drop's location is a return address, which behind a call at the very end

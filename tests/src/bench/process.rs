@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::children;
@@ -135,12 +137,8 @@ pub struct Told {
     pub recording: PathBuf,
 }
 
-/// Processor time of all threads of a process so far.
+/// Processor time of a process so far, that of threads that have ended included.
 pub fn cpu(pid: u32) -> Result<Duration> {
-    let mut nanoseconds = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        nanoseconds += text.split(' ').next().and_then(|text| text.parse::<u64>().ok()).context("schedstat")?;
-    }
-    Ok(Duration::from_nanos(nanoseconds))
+    let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?)).context("a process's clock")?;
+    Ok(clock_gettime(clock)?.into())
 }
