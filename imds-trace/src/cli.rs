@@ -59,8 +59,8 @@ pub enum Command {
     /// Changes nothing (but with --clean) and sends nothing to IMDS. Works without root, and knows more with it.
     #[cfg(feature = "live")]
     Doctor(DoctorArgs),
-    /// Write to stdout: `allow`, an allow-list of whoever took a token or credentials in the recording on stdin; shells' completions and
-    /// manual pages, for packages (`kinds` lists them)
+    /// Write to stdout: `allow`, an allow-list of whoever took a token or credentials in the recording on stdin; `schema`, of the lines of
+    /// --output json, and `schema-doctor`; shells' completions and manual pages, for packages (`kinds` lists them)
     Generate(GenerateArgs),
 }
 
@@ -89,7 +89,7 @@ pub struct ReplayArgs {
 /// What `generate` takes.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// allow, complete-bash, man, man-watch, …
+    /// allow, schema, schema-doctor, complete-bash, man, man-watch, …
     #[arg(value_name = "KIND")]
     kind: String,
     /// The date at the foot of a manual page

@@ -5,6 +5,7 @@
 
 mod asking;
 mod capturing;
+mod describing;
 mod doctoring;
 mod evidence;
 mod expecting;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         ("hostile", hostile::TESTS, false),
         ("own_network", own_network::TESTS, false),
         ("terminal", terminal::TESTS, false),
+        ("describing", describing::TESTS, false),
         ("doctoring", doctoring::TESTS, false),
         ("watching", watching::TESTS, false),
         ("watching", watching::TESTS_OF_ROOT, true),

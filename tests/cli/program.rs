@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use diagnosis::input::Input;
 use diagnosis::recording::Writer;
 use imds_trace_replay_tests::scenario::{END, Scenario, folder, header};
+use imds_trace_replay_tests::schema::expect_valid;
 use imds_trace_tests::{children, tracer};
 use serde_json::Value;
 
@@ -177,15 +178,20 @@ impl Ran {
         Ok(())
     }
 
-    /// Each line of stdout as JSON.
+    /// Each line of stdout as JSON, and as the schema says.
     pub fn json(&self) -> Result<Vec<Value>> {
         json_lines(&self.stdout)
     }
 }
 
-/// Each line as JSON.
+/// Each line as JSON, and as the schema says.
 pub fn json_lines(text: &str) -> Result<Vec<Value>> {
-    text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line:?}"))).collect()
+    let read = |line| {
+        let value = serde_json::from_str(line).with_context(|| format!("not JSON: {line:?}"))?;
+        expect_valid(&value)?;
+        Ok(value)
+    };
+    text.lines().map(read).collect()
 }
 
 /// The inputs of the scenario called `name`.

@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use imds_trace::ethtool;
+use imds_trace_replay_tests::schema::expect_valid;
 use imds_trace_tests::expect::{expect_equal, expect_that};
 use imds_trace_tests::obstacle::{self, Family};
 use imds_trace_tests::{Container, ContainerSpec, Engine, Namespace, NetworkSpec, children, tracer};
@@ -64,6 +65,7 @@ fn read(said: &Said, code: i32) -> Result<Vec<Value>> {
     expect_equal("its exit code", said.code, Some(code)).with_context(|| said.stderr.clone())?;
     let lines = said.stdout.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")));
     let mut lines: Vec<Value> = lines.collect::<Result<_>>()?;
+    lines.iter().try_for_each(expect_valid)?;
     let summary = lines.pop().context("a summary")?;
     expect_equal("the last line", summary["type"].as_str(), Some("summary"))?;
     for status in ["ok", "warning", "broken", "unknown"] {

@@ -12,6 +12,7 @@ mod model;
 mod partial;
 mod recordings;
 mod scenarios;
+mod schema;
 mod sweep;
 mod variants;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         trials.extend(variants::trials());
         trials.extend(partial::trials());
         trials.extend(sweep::trials());
+        trials.extend(schema::trials());
         trials.extend(foreign::trials());
         trials.extend(model::trials());
         Ok(trials)

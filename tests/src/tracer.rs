@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use imds_trace_replay_tests::schema::expect_valid;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -216,6 +217,8 @@ impl Tracer {
             bail!("imds-trace did not end within {:.0} s; it said: {}", patience.as_secs_f64(), stderr.trim());
         };
         let (events, dir) = (self.events(), self.dir.clone());
+        // `run` tells what its command says as well.
+        events.iter().filter(|event| event["type"].is_string()).try_for_each(expect_valid)?;
         Ok(Outcome { status, events, stdout, stderr, recording: dir.join("recording.jsonl"), dir })
     }
 }

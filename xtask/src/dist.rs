@@ -167,6 +167,7 @@ impl Contents {
                 "complete-bash" => format!("completions/{NAME}.bash"),
                 "complete-zsh" => format!("completions/_{NAME}"),
                 "complete-fish" => format!("completions/{NAME}.fish"),
+                schema if schema.starts_with("schema") => format!("schema/{schema}.json"),
                 page => format!("man/{}", manual(page)),
             };
             files.push(File::new(path, text.as_str()));
@@ -188,6 +189,9 @@ impl Contents {
                 "complete-bash" => File::new(format!("usr/share/bash-completion/completions/{NAME}"), text.as_str()),
                 "complete-zsh" => File::new(format!("{zsh}/_{NAME}"), text.as_str()),
                 "complete-fish" => File::new(format!("usr/share/fish/vendor_completions.d/{NAME}.fish"), text.as_str()),
+                schema if schema.starts_with("schema") => {
+                    File::new(format!("usr/share/{NAME}/{schema}.json"), text.as_str())
+                }
                 page => File::new(format!("usr/share/man/man1/{}.gz", manual(page)), gzip(text.as_bytes())?),
             };
             files.push(file);

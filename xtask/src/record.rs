@@ -22,7 +22,17 @@ pub fn bless() -> Result<ExitCode> {
         let mut bless = workspace::cargo(["test", "--package=imds-trace-replay-tests", "--test=replay", "--", kept]);
         workspace::run(bless.env("IMDS_TRACE_BLESS", "1"))?;
     }
-    println!("see `git diff --stat tests/recordings tests/captures`");
+    workspace::run(&mut workspace::cargo(["build", "--package=imds-trace"]))?;
+    let mut schemas = workspace::cargo([
+        "test",
+        "--package=imds-trace-tests",
+        "--test=cli",
+        "--",
+        "the_kept_schemas_are_what_is_generated",
+    ]);
+    schemas.env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
+    workspace::run(schemas.env("IMDS_TRACE_BLESS", "1"))?;
+    println!("see `git diff --stat tests/recordings tests/captures docs/schema`");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,6 +3,7 @@
 mod report;
 mod what_if;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::coverage::Span;
@@ -80,7 +81,7 @@ pub struct Ready {
 }
 
 /// Something that tracing needs of the kernel, or could use.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelFeature {
     /// Its name, e.g. `tcx`.
     pub name: String,
@@ -90,7 +91,7 @@ pub struct KernelFeature {
 }
 
 /// An answer of the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "has", rename_all = "snake_case")]
 pub enum Has {
     /// It has it.
@@ -108,7 +109,7 @@ pub enum Has {
 }
 
 /// A program in its place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Attached {
     /// On an interface.
@@ -142,7 +143,7 @@ pub enum Attached {
 }
 
 /// How a program hangs on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
     /// A link, Linux 6.6 and later.
@@ -152,7 +153,7 @@ pub enum Via {
 }
 
 /// How it is known which way a captured packet passed an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Directions {
     /// The capture says so.
@@ -162,7 +163,7 @@ pub enum Directions {
 }
 
 /// A hook that is missing, or something else of the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Missing {
     /// Which.
     pub hook: String,
@@ -222,7 +223,7 @@ pub struct Probed {
 }
 
 /// What could not be kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Lost {
     /// Kernel records that found no room in the ring buffer.
     pub ring_buffer: u64,

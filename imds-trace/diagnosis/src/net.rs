@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// When: nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`, the clock of the kernel half).
@@ -44,12 +45,12 @@ pub struct BootTime(
 pub struct Ifindex(pub u32);
 
 /// Network namespace: the inode number in `/proc/PID/ns/net`. 0 is "not known".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Netns(pub u32);
 
 /// The IPv4 TTL or IPv6 hop limit field of a packet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Ttl(pub u8);
 
@@ -67,7 +68,7 @@ pub fn has_fallen(ttl: Ttl) -> bool {
 }
 
 /// An address and a TCP port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Endpoint {
     /// IP address.
     pub address: IpAddr,
@@ -106,7 +107,7 @@ pub struct Flow {
 }
 
 /// Relative to the interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// The packet came in by the interface.

@@ -1,4 +1,4 @@
-//! What can be made of the command line for others? Shell completions and manual pages, for whoever packages the program.
+//! What can be made of the program for others? Shell completions and manual pages, for whoever packages it; the schemas of its JSON.
 
 use std::io;
 
@@ -25,6 +25,12 @@ const EXIT_STATUS: [(&str, &str); 3] = [
     ("1", "It ran, and what was asserted with --expect or --exit-code failed. `run` passes on how its command ended."),
     ("2", "It could not run, and says why in one sentence."),
 ];
+/// The schemas of what is told to programs.
+const SCHEMAS: &[(&str, fn() -> String)] = &[
+    ("schema", diagnosis::output::json::schema),
+    #[cfg(feature = "live")]
+    ("schema-doctor", crate::doctor::schema),
+];
 /// The list of kinds.
 const KINDS: &str = "kinds";
 
@@ -33,6 +39,9 @@ pub(super) fn generate(kind: &str, date: &str) -> Option<String> {
     let mut program = program();
     if kind == KINDS {
         return Some(kinds(&program).concat());
+    }
+    if let Some((_, schema)) = SCHEMAS.iter().find(|(name, _)| *name == kind) {
+        return Some(schema());
     }
     if let Some((_, shell)) = SHELLS.iter().find(|(name, _)| *name == kind) {
         let mut text = Vec::new();
@@ -80,7 +89,8 @@ fn page(program: Command, date: &str, text: &mut Vec<u8>) -> io::Result<()> {
 fn kinds(program: &Command) -> Vec<String> {
     let shells = SHELLS.iter().map(|(name, _)| format!("{name}\n"));
     let pages = program.get_subcommands().map(|command| format!("{MAN}-{}\n", command.get_name()));
-    shells.chain([format!("{MAN}\n")]).chain(pages).collect()
+    let schemas = SCHEMAS.iter().map(|(name, _)| format!("{name}\n"));
+    shells.chain([format!("{MAN}\n")]).chain(pages).chain(schemas).collect()
 }
 
 /// The program as users see it.
@@ -103,7 +113,7 @@ mod tests {
     #[test]
     fn every_kind_that_is_listed_can_be_made() {
         let listed = generate(KINDS, "").unwrap();
-        assert_eq!(listed.lines().count(), SHELLS.len() + 1 + program().get_subcommands().count());
+        assert_eq!(listed.lines().count(), SHELLS.len() + 1 + program().get_subcommands().count() + SCHEMAS.len());
         for kind in listed.lines() {
             assert!(generate(kind, "").is_some_and(|text| text.lines().count() > 5), "{kind}");
         }

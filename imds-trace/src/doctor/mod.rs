@@ -28,12 +28,14 @@ mod tell;
 use std::io::Write;
 
 use anyhow::{Context, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::Doctor;
 use crate::kernel::{clsact, features};
 use diagnosis::printable::printable;
 use sight::Sight;
+pub use tell::schema;
 
 /// What `--output` can say here; none of it must go to a file.
 pub const KINDS: &[(&str, bool)] = &[("text", false), ("json", false)];
@@ -42,7 +44,7 @@ pub const KINDS: &[(&str, bool)] = &[("text", false), ("json", false)];
 const MAX_NAME: usize = 256;
 
 /// How it stands with something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// As it should be.

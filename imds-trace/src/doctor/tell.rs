@@ -1,16 +1,19 @@
 //! How are the answers told? As text for people, or as JSON Lines for programs: one object for each answer, and a summary.
 
+mod json;
+
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
-use serde::Serialize;
 
 use super::{Answer, Status, Subject, counted};
 use diagnosis::config::OutputSpec;
-use diagnosis::printable::{json_safe, printable};
+use diagnosis::printable::printable;
+pub use json::schema;
+use json::{Line, SummaryLine};
 
 const RED: Style = AnsiColor::Red.on_default().bold();
 const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
@@ -31,38 +34,6 @@ const MANY: usize = 4;
 
 /// All statuses, the worst first.
 const STATUSES: [Status; 4] = [Status::Broken, Status::Warning, Status::Unknown, Status::Ok];
-
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    at: String,
-    check: &'a str,
-    #[serde(flatten)]
-    about: Named<'a>,
-    status: Status,
-    summary: &'a str,
-    look: Option<&'a str>,
-    mend: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Named<'a> {
-    kind: &'static str,
-    subject: &'a str,
-}
-
-#[derive(Serialize)]
-struct Summary<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    at: String,
-    version: &'a str,
-    ok: usize,
-    warning: usize,
-    broken: usize,
-    unknown: usize,
-}
 
 /// Tells answers to all outputs.
 pub struct Teller {
@@ -92,10 +63,10 @@ impl Teller {
     /// Tells the answers of a check. In text, containers that fare alike are one answer.
     pub fn tell(&mut self, at: jiff::Timestamp, check: &str, answers: &[Answer]) -> io::Result<()> {
         self.told.extend(answers.iter().map(|answer| answer.status));
-        for (json, stream) in &mut self.outputs {
-            if *json {
+        for (is_json, stream) in &mut self.outputs {
+            if *is_json {
                 for answer in answers {
-                    write_json(stream, &line(at, check, answer))?;
+                    json::write(stream, &json::line(rfc3339(at), check, answer))?;
                 }
             } else if !answers.is_empty() {
                 stream.write_all(format!("{BOLD}{check}{BOLD:#}\n").as_bytes())?;
@@ -110,15 +81,14 @@ impl Teller {
     /// Tells the summary and hands everything to the system.
     pub fn finish(&mut self, at: jiff::Timestamp) -> io::Result<()> {
         let count = |status| self.told.iter().filter(|told| **told == status).count();
-        let summary = Summary {
-            kind: "summary",
+        let summary = Line::Summary(SummaryLine {
             at: rfc3339(at),
             version: env!("CARGO_PKG_VERSION"),
             ok: count(Status::Ok),
             warning: count(Status::Warning),
             broken: count(Status::Broken),
             unknown: count(Status::Unknown),
-        };
+        });
         let parts: Vec<String> = STATUSES
             .into_iter()
             .filter(|status| count(*status) > 0)
@@ -130,9 +100,9 @@ impl Teller {
             })
             .collect();
         let whole = counted(self.told.len(), "answer");
-        for (json, stream) in &mut self.outputs {
-            if *json {
-                write_json(stream, &summary)?;
+        for (is_json, stream) in &mut self.outputs {
+            if *is_json {
+                json::write(stream, &summary)?;
             } else {
                 writeln!(stream, "\n{BOLD}Summary{BOLD:#}: {whole}: {}.", parts.join(", "))?;
             }
@@ -142,34 +112,8 @@ impl Teller {
     }
 }
 
-fn write_json(stream: &mut dyn Write, line: &impl Serialize) -> io::Result<()> {
-    let mut text = json_safe(&serde_json::to_string(line)?).into_owned();
-    text.push('\n');
-    stream.write_all(text.as_bytes())
-}
-
 fn rfc3339(at: jiff::Timestamp) -> String {
     format!("{at:.9}")
-}
-
-fn line<'a>(at: jiff::Timestamp, check: &'a str, answer: &'a Answer) -> Line<'a> {
-    let kind = match &answer.about {
-        Subject::Host => "host",
-        Subject::Kernel(_) => "kernel",
-        Subject::Interface(_) => "interface",
-        Subject::Container(_) => "container",
-        Subject::Network(_) => "network",
-    };
-    Line {
-        kind: "check",
-        at: rfc3339(at),
-        check,
-        about: Named { kind, subject: answer.about.name() },
-        status: answer.status,
-        summary: &answer.summary,
-        look: answer.look.as_deref(),
-        mend: answer.mend.as_deref(),
-    }
 }
 
 fn shown(status: Status) -> (Style, &'static str) {

@@ -7,6 +7,7 @@ pub mod kept;
 pub mod load;
 pub mod random;
 pub mod scenario;
+pub mod schema;
 pub mod wire;
 
 use anyhow::{Result, bail};

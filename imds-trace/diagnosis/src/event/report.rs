@@ -1,5 +1,6 @@
 //! What is said at the end of a run?
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Lost, Ready, WhatIf};
@@ -73,7 +74,7 @@ pub struct Unwatched {
 }
 
 /// Something that was asserted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Asserted {
     /// As typed.
     pub expect: String,

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::Lost;
 use crate::config::Settings;
 use crate::identity::Attribution;
@@ -27,7 +30,8 @@ pub struct WhatIf {
 }
 
 /// What would come of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Outlook {
     /// Something that it was seen doing would fail.
     Breaks,
@@ -35,17 +39,6 @@ pub enum Outlook {
     CannotBeTold,
     /// All that it was seen doing would work.
     Works,
-}
-
-impl Outlook {
-    /// What it is called.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Breaks => "breaks",
-            Self::CannotBeTold => "cannot_be_told",
-            Self::Works => "works",
-        }
-    }
 }
 
 /// What would come of one client.

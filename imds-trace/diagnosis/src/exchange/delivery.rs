@@ -32,29 +32,6 @@ pub enum Proof {
     Socket,
 }
 
-impl Delivery {
-    /// As outputs name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Received(_) => "delivered",
-            Self::Forwarded => "forwarded",
-            Self::Dropped => "dropped",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    /// As outputs name what it rests on; `None` if on nothing.
-    pub fn proof(self) -> Option<&'static str> {
-        match self {
-            Self::Received(Proof::Socket) => Some("socket"),
-            Self::Received(Proof::Ack) => Some("ack"),
-            Self::Dropped => Some("drop"),
-            Self::Forwarded => Some("sighting"),
-            Self::Unknown => None,
-        }
-    }
-}
-
 impl Exchange {
     /// What became of the request, or of the SYN while none was sent.
     pub fn request_delivery(&self) -> Delivery {

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::net::bounded;
@@ -12,7 +13,7 @@ use crate::net::bounded;
 const MAX_VERSION: usize = 24;
 
 /// A client's software.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Software {
     /// Its family, e.g. `boto3`.
     pub name: &'static str,

@@ -44,6 +44,7 @@ mod vantage;
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::coverage::{Absent, Coverage, Span, WhyNot};
@@ -60,7 +61,7 @@ pub use ledger::Ledger;
 pub use surroundings::Surroundings;
 
 /// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Works, with nothing to spare.
@@ -72,7 +73,7 @@ pub enum Severity {
 }
 
 /// What a finding rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Confidence {
     /// Inferred; the summary says from what.
@@ -82,7 +83,7 @@ pub enum Confidence {
 }
 
 /// The instance's hop limit and what this client needs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HopLimit {
     /// As read off the wire: the TTL with which a token response reaches the host.
     pub observed: Option<Ttl>,

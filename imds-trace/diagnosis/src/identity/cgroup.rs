@@ -4,6 +4,7 @@
 //! Who may make cgroups may choose their names: root everywhere, a user below `user@<uid>.service`, a container below its own
 //! cgroup. So the outermost name is the host's word, and everything below it the container's own.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Length of the ids that Docker, containerd, podman and CRI-O give: 32 bytes in lower-case hexadecimal digits.
@@ -14,7 +15,7 @@ const STEP_LENGTH: usize = 25;
 const MAX_NAME: usize = 64;
 
 /// What made a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Runtime {
     /// The Docker engine, rootless too, and what drives it: ECS, cri-dockerd.

@@ -5,6 +5,7 @@ mod socket;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Runtime;
@@ -210,7 +211,7 @@ pub fn comm(name: &str) -> String {
 }
 
 /// An ancestor of a process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ancestor {
     /// Process id.
     pub pid: u32,

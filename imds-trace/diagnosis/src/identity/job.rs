@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::pod::Pod;
@@ -34,7 +35,7 @@ const GITHUB_NETWORK: &str = "github_network_";
 type Labels = BTreeMap<String, String>;
 
 /// A job of a CI system, or what comes nearest to one elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Job {
     /// `gitlab`, `buildkite`, `github`, `ecs`, `kubernetes`.
     pub system: &'static str,
@@ -60,7 +61,7 @@ pub struct Job {
 }
 
 /// What the naming of a job rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
     /// Labels that say so.
@@ -70,7 +71,7 @@ pub enum Evidence {
 }
 
 /// The Compose service that a container belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Compose {
     /// The project.
     pub project: String,

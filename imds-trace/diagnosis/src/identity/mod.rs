@@ -23,6 +23,7 @@ mod sockets;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::net::{Endpoint, Netns, Timestamp, Ttl, bounded};
@@ -35,10 +36,11 @@ pub use sockets::Failed;
 use sockets::{Socket, Sockets};
 
 /// A container, as reports name it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Container {
     /// Full id; empty, and written as `null`, of what no source can name.
     #[serde(serialize_with = "null_if_empty")]
+    #[schemars(with = "Option<String>")]
     pub id: String,
     /// Name, in a pod that within it; `None` if no source told.
     pub name: Option<String>,
@@ -198,7 +200,7 @@ pub struct Process {
 }
 
 /// What an attribution rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
     /// The socket's task: by its cgroup, or as the process that the engine started the container with.

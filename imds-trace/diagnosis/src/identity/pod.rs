@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::net::bounded;
@@ -21,7 +22,7 @@ const ENDING: usize = 5;
 const LABELS: &str = "io.kubernetes.";
 
 /// A pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pod {
     /// Kubernetes' uid, podman's id.
     pub uid: Option<String>,

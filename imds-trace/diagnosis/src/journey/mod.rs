@@ -12,6 +12,7 @@ mod join;
 mod origin;
 mod other;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::net::{Endpoint, Heading, Timestamp, Ttl};
@@ -62,7 +63,7 @@ pub enum Evidence {
 }
 
 /// How sure it is that the observations are one packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Join {
     /// The same addresses at every hop.

@@ -1,9 +1,8 @@
 //! How is it told? One file and one line in [`OUTPUTS`] for each way.
 
 mod allow;
-mod coverage;
 mod html;
-mod json;
+pub mod json;
 mod junit;
 mod markdown;
 mod pcapng;

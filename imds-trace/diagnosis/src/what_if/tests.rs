@@ -145,7 +145,12 @@ fn outlooks(what_if: &WhatIf) -> Vec<String> {
     let name = |client: &crate::event::ClientOutlook| {
         client.who.container.as_ref().map_or("host".to_owned(), |container| container.id.clone())
     };
-    what_if.clients.iter().map(|client| format!("{} {}", name(client), client.outlook.name())).collect()
+    let told = |outlook: Outlook| match outlook {
+        Outlook::Breaks => "breaks",
+        Outlook::CannotBeTold => "cannot_be_told",
+        Outlook::Works => "works",
+    };
+    what_if.clients.iter().map(|client| format!("{} {}", name(client), told(client.outlook))).collect()
 }
 
 const PUT: &str = "PUT /latest/api/token";
