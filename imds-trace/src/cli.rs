@@ -128,7 +128,7 @@ struct TellingArgs {
     /// Show only requests without a token (v1), with one (v2), or for one (token) (repeatable)
     #[arg(long = "imds", value_name = "v1|v2|token")]
     imds: Vec<String>,
-    /// Also count exchanges and credentials taken by container, pod, namespace, workload (what made the pod), process, image, job (of CI) or path
+    /// Also count exchanges and credentials taken by container, pod, namespace, workload (what made the pod), process, image, job (of CI), path or host
     #[arg(long, value_name = "WHAT")]
     group_by: Option<String>,
     /// Find whoever takes a token or credentials, or tries to, and is not on this list (TOML): unexpected-client

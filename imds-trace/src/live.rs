@@ -3,6 +3,7 @@
 mod command;
 mod errand;
 mod follower;
+mod metrics;
 mod probe;
 mod session;
 mod supervisor;
@@ -42,6 +43,7 @@ use diagnosis::recording;
 use diagnosis::reporter::Judged;
 use errand::{Errand, Signals, Watching};
 use follower::Follower;
+use metrics::Server;
 use session::Session;
 
 /// How long the engine may take to list its containers before tracing goes on without; it tells the rest when it can.
@@ -168,6 +170,8 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     }
     let introduced = introductions(&mut news, &engines).await;
 
+    // Before anything is given up that a low port takes.
+    let server = Server::listen(&config.telling.outputs).await?;
     let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand)?;
     session.header_errors(errors_before)?;
     session.surroundings(follower.surroundings(&tracer))?;
@@ -179,6 +183,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     if let Some(said) = errand.asks_for().and_then(|own| own.introduction()) {
         session.fact(said)?;
     }
+    session.reporter.publish(metrics::own())?;
     session.reporter.flush()?;
     if let Some(path) = &config.ready_file {
         fs::write(path, b"").with_context(|| format!("--ready-file {}", path.display()))?;
@@ -234,7 +239,13 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
                 session.surroundings(follower.forwarding())?;
                 session.exceeded(follower.exceeded())?;
                 supervisor.status(&session::watched(&tracer.attached()));
+                session.reporter.publish(metrics::own())?;
                 memory::give_back();
+            }
+            asking = server.next() => {
+                if let Some(page) = session.reporter.publish(metrics::own())? {
+                    server.answer(asking, page);
+                }
             }
             () = tokio::time::sleep_until(tick) => {
                 // The time first: what waits now is not later. And what was lost by then, because the window of a loss ends with it.
@@ -286,16 +297,21 @@ fn engines(config: &Tracing) -> Vec<String> {
 /// What is still to be done when everything is attached and the errand has begun.
 fn tasks(config: &Tracing, errand: &impl Errand) -> Tasks {
     let rotated = config.record.as_ref().filter(|record| record.size.is_some() || record.age.is_some());
-    let folder = rotated.map(|record| match record.path.parent() {
-        Some(folder) if folder != Path::new("") => folder.to_owned(),
-        _ => PathBuf::from("."),
-    });
+    let folder = rotated.and_then(|record| folder_of(&record.path));
+    let outputs = config.telling.outputs.iter();
+    let replaced =
+        outputs.filter(|output| output.is_replaced()).filter_map(|output| folder_of(output.path.as_deref()?));
     let engines = engines(config).into_iter().filter_map(|host| host.strip_prefix("unix://").map(PathBuf::from));
     Tasks {
         signals: errand.passes_signals_on(),
-        writes: folder.into_iter().chain(engines).collect(),
+        writes: folder.into_iter().chain(replaced).chain(engines).collect(),
         reads: Runtimes::of_host(&config.host_root).folders(),
     }
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> Option<PathBuf> {
+    path.parent().map(|folder| if folder == Path::new("") { PathBuf::from(".") } else { folder.to_owned() })
 }
 
 /// Lets the runtime watch a file descriptor of the kernel room.

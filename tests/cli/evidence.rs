@@ -33,27 +33,32 @@ crate::tests![
     a_place_where_no_recording_can_be_is_refused_before_anything_is_done,
     an_old_recording_cannot_be_verified_and_says_so_if_asked,
     several_runs_are_told_in_the_order_of_their_time,
-    two_hosts_are_not_told_as_one,
 ];
 
 const SIZE: u64 = 64 << 10;
 
 /// The inputs of a run with so many exchanges.
-fn inputs(exchanges: u64) -> Vec<Input> {
+pub fn inputs(exchanges: u64) -> Vec<Input> {
     let told = (0..exchanges).flat_map(load::exchange);
     load::introduction().into_iter().chain(told).chain(load::conclusion(exchanges)).collect()
 }
 
-fn first_line(boot: &str) -> Header {
+pub fn first_line(boot: &str) -> Header {
     Header { at: Timestamp(998_000_000_000), chain: Chain { boot: Some(boot.into()), ..Chain::default() }, ..header() }
 }
 
 /// Records as the live shell does, at `path`.
-fn record(path: &Path, inputs: &[Input], limits: Limits) -> Result<Option<Notice>> {
+pub fn record(path: &Path, inputs: &[Input], limits: Limits) -> Result<Option<Notice>> {
     record_with(path, first_line("boot-1"), inputs, limits, true)
 }
 
-fn record_with(path: &Path, header: Header, inputs: &[Input], limits: Limits, close: bool) -> Result<Option<Notice>> {
+pub fn record_with(
+    path: &Path,
+    header: Header,
+    inputs: &[Input],
+    limits: Limits,
+    close: bool,
+) -> Result<Option<Notice>> {
     let (mut files, notice) = Files::begin(path, header, limits)?;
     for input in inputs {
         files.write(input)?;
@@ -77,7 +82,7 @@ fn files(folder: &Folder) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn replay_all(folder: &Folder, options: &[&str]) -> Result<Ran> {
+pub fn replay_all(folder: &Folder, options: &[&str]) -> Result<Ran> {
     let pattern = folder.path().join("host*");
     let mut command = command(["replay"])?;
     command.arg(pattern).args(options);
@@ -422,24 +427,6 @@ fn several_runs_are_told_in_the_order_of_their_time() -> Outcome {
     let exchanges = tuesday.json()?.iter().filter(|event| event["type"] == "exchange").count();
     if exchanges != 60 {
         return Err(format!("{exchanges} exchanges on the second day").into());
-    }
-    Ok(())
-}
-
-fn two_hosts_are_not_told_as_one() -> Outcome {
-    let folder = Folder::new()?;
-    let [one, other] = ["host-a.jsonl", "host-b.jsonl"].map(|name| folder.path().join(name));
-    record(&one, &inputs(5), Limits::default())?;
-    record_with(&other, first_line("boot-b"), &inputs(5), Limits::default(), true)?;
-    replay_all(&folder, &[])?.expect_sentence(&["host-a.jsonl", "host-b.jsonl", "two hosts"])?;
-    let both: Vec<String> = [&one, &other].map(|path| path.display().to_string()).to_vec();
-    run([&["replay".to_owned()], &both[..]].concat())?.expect_sentence(&["two hosts"])?;
-    // The same file given twice is one.
-    let twice = ["replay", &both[0], &both[0], "--output", "json"];
-    let ran = run(twice)?;
-    ran.expect_quiet()?;
-    if ran.json()?.iter().filter(|event| event["type"] == "exchange").count() != 5 {
-        return Err(format!("{ran:?}").into());
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! The built program, from outside: `$IMDS_TRACE_BIN`, else the one beside this test. No root needed; what only root can try is
 //! marked as not run for others.
 
+mod agreeing;
 mod asking;
 mod capturing;
 mod describing;
@@ -11,6 +12,7 @@ mod evidence;
 mod expecting;
 mod foreign;
 mod hostile;
+mod hosts;
 mod own_network;
 mod program;
 mod readying;
@@ -51,10 +53,12 @@ fn main() -> ExitCode {
         ("replaying", replaying::TESTS, false),
         ("capturing", capturing::TESTS, false),
         ("evidence", evidence::TESTS, false),
+        ("agreeing", agreeing::TESTS, false),
         ("asking", asking::TESTS, false),
         ("expecting", expecting::TESTS, false),
         ("readying", readying::TESTS, false),
         ("hostile", hostile::TESTS, false),
+        ("hosts", hosts::TESTS, false),
         ("own_network", own_network::TESTS, false),
         ("terminal", terminal::TESTS, false),
         ("describing", describing::TESTS, false),

@@ -151,7 +151,8 @@ fn every_output_survives_every_scenario_and_recording() -> Outcome {
     }
     for (name, file) in files {
         for kind in diagnosis::output::OUTPUTS {
-            let path = folder.path().join(format!("{name}.{}", kind.name));
+            let ending = if kind.name == "metrics" { "prom" } else { kind.name };
+            let path = folder.path().join(format!("{name}.{ending}"));
             let output = match kind.needs_path {
                 true => format!("{}={}", kind.name, path.display()),
                 false => kind.name.to_owned(),

@@ -24,6 +24,7 @@ mod trace_capture;
 mod trace_causes;
 mod trace_cost;
 mod trace_drops;
+mod trace_fleet;
 mod trace_forensics;
 mod trace_frames;
 mod trace_ground_truth;
@@ -32,6 +33,7 @@ mod trace_hop_limit;
 mod trace_identity;
 mod trace_kernel;
 mod trace_leftovers;
+mod trace_metrics;
 mod trace_names;
 mod trace_network;
 mod trace_page;
@@ -134,8 +136,10 @@ fn main() -> ExitCode {
         ("trace_witness", trace_witness::TESTS),
         ("trace_identity", trace_identity::TESTS),
         ("trace_kernel", trace_kernel::TESTS),
+        ("trace_metrics", trace_metrics::TESTS),
         ("trace_names", trace_names::TESTS),
         ("trace_pods", trace_pods::TESTS),
+        ("trace_fleet", trace_fleet::TESTS),
         ("trace_forensics", trace_forensics::TESTS),
         ("trace_ground_truth", trace_ground_truth::TESTS),
         ("trace_network", trace_network::TESTS),

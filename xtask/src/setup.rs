@@ -40,9 +40,22 @@ const LAB_PROGRAMS: &[(&str, &str)] = &[
     ("/usr/lib/podman/netavark", "netavark"),
     // In which `--output html` is looked at.
     ("chromium", "chromium"),
+    // Which scrapes and judges what `--output metrics` says; it brings promtool with it.
+    ("/usr/bin/prometheus", "prometheus"),
     // The service manager that the unit is tried with.
     ("/lib/systemd/systemd", "systemd"),
+    // Makes the folder that ClickHouse is installed in.
+    ("/usr/lib/python3.11/ensurepip/__init__.py", "python3-venv"),
 ];
+
+/// ClickHouse in a process, from PyPI: the lab asks it the questions of docs/fleet/clickhouse.
+const CLICKHOUSE: &str = "chdb-core==26.9.0";
+
+/// Services of those packages that would listen on this machine: program, unit. They run in the lab's network alone.
+const LAB_SERVICES: &[(&str, &str)] = &[("/usr/bin/prometheus", "prometheus.service")];
+
+/// Where an administrator's units are.
+const UNITS: &str = "/etc/systemd/system";
 
 /// What makes packages and looks at them, and the Debian package it comes in.
 const DIST_PROGRAMS: &[(&str, &str)] = &[
@@ -134,7 +147,38 @@ fn install_linker(compiler: &Compiler) -> Result<()> {
 
 /// What the lab runs: found, or installed.
 pub fn lab_half() -> Result<()> {
-    programs(LAB_PROGRAMS)
+    let missing = LAB_SERVICES.iter().filter(|(program, _)| !has(program));
+    missing.filter(|_| workspace::is_root()).try_for_each(|(_, unit)| mask(unit))?;
+    programs(LAB_PROGRAMS)?;
+    clickhouse()
+}
+
+/// ClickHouse in `target/chdb`: found, or installed.
+fn clickhouse() -> Result<()> {
+    let folder = workspace::built("", "chdb")?;
+    let python = folder.join("bin/python");
+    let works = || Command::new(&python).args(["-c", "import chdb"]).output().is_ok_and(|said| said.status.success());
+    if works() {
+        return Ok(());
+    }
+    println!("installing {CLICKHOUSE} in {}", folder.display());
+    workspace::run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(&folder))?;
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", CLICKHOUSE];
+    workspace::run(Command::new(&python).args(install))?;
+    if works() { Ok(()) } else { bail!("{CLICKHOUSE} was installed in {}, and cannot be used", folder.display()) }
+}
+
+/// Lets nothing start a service that is about to be installed, as `systemctl mask` does; also where systemd does not run now.
+fn mask(unit: &str) -> Result<()> {
+    let path = Path::new(UNITS).join(unit);
+    if path.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    println!(
+        "masking {unit}, which is about to be installed: the lab starts its own (`systemctl unmask {unit}` undoes it)"
+    );
+    fs::create_dir_all(UNITS)?;
+    std::os::unix::fs::symlink("/dev/null", &path).with_context(|| format!("mask {unit}"))
 }
 
 /// What packages are made and looked at with: found, or installed.

@@ -3,7 +3,7 @@
 mod question;
 mod settings;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +25,23 @@ pub struct OutputSpec {
     pub kind: String,
     /// File; `None` is stdout.
     pub path: Option<PathBuf>,
+}
+
+/// The one output that may listen instead of writing.
+const LISTENS: &str = "metrics";
+/// How its file's name ends: the textfile collector reads no other.
+const METRICS: &str = ".prom";
+
+impl OutputSpec {
+    /// Where it is to be asked over the network, if it goes to nobody.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.path.as_ref().filter(|_| self.kind == LISTENS)?.to_str()?.parse().ok()
+    }
+
+    /// Is its file replaced again and again, by another in the same folder?
+    pub fn is_replaced(&self) -> bool {
+        self.kind == LISTENS && self.address().is_none()
+    }
 }
 
 /// What is asserted of clients.
@@ -154,7 +171,7 @@ pub enum Error {
     #[error("{0} {1:?}: not tokens=required, hop-limit=N (1 to 64), or both with a comma between them")]
     Settings(&'static str, String),
     /// Not something to count by.
-    #[error("--group-by {0}: not container, pod, namespace, workload, process, image, job or path")]
+    #[error("--group-by {0}: not container, pod, namespace, workload, process, image, job, path or host")]
     GroupBy(String),
 }
 
@@ -248,7 +265,14 @@ pub fn outputs(given: &[String], known: &[(&str, bool)]) -> Result<Vec<OutputSpe
         if outputs.iter().any(|other: &OutputSpec| other.path == path) {
             return Err(Error::Twice(place));
         }
-        outputs.push(OutputSpec { kind: kind.to_owned(), path });
+        let spec = OutputSpec { kind: kind.to_owned(), path };
+        if kind == LISTENS && spec.address().is_none() && !place.ends_with(METRICS) {
+            return Err(wrong("neither ADDR:PORT (127.0.0.1:9469, [::1]:9469) nor a file whose name ends in .prom"));
+        }
+        if spec.address().is_some() && outputs.iter().any(|other: &OutputSpec| other.address().is_some()) {
+            return Err(wrong("one address is listened on at most"));
+        }
+        outputs.push(spec);
     }
     if outputs.is_empty() {
         outputs.push(OutputSpec { kind: "text".into(), path: None });

@@ -12,7 +12,9 @@ use crate::finding::{Finding, HopLimit, Path, TokenUse};
 use crate::identity::Attribution;
 use crate::journey::{Journey, OtherPackets};
 use crate::net::{Endpoint, Timestamp, Ttl};
-pub use report::{Asserted, Covered, Credentials, Group, Groups, Listened, Reconciled, Report, Tally, Unwatched};
+pub use report::{
+    Asserted, Covered, Credentials, Group, Groups, HostSum, Listened, Reconciled, Report, Tally, Unwatched,
+};
 pub use what_if::{Basis, ClientOutlook, Needed, Outlook, Reason, WhatIf};
 
 /// One thing that is said.

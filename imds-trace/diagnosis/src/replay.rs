@@ -1,17 +1,18 @@
 //! What do recordings say, or somebody's capture? Feeds them to the same pipeline as the live shell.
 //!
 //! Files of one run are one list of inputs. Several runs of one host are told one after the other, each by a pipeline of its own, with
-//! one report of all. What of a file is not as it was written is left out, and said.
+//! one report of all. Several hosts are told one after the other, each with its report, and one sum. What of a file is not as it was written is left out, and said.
 
 mod capture;
 mod files;
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use crate::allow::AllowList;
-use crate::config::Replay;
+use crate::config::{OutputSpec, Replay};
 use crate::event::Event;
 use crate::exchange::ExchangeId;
 use crate::input::Input;
@@ -32,6 +33,9 @@ const MAX_BROKEN: usize = 8;
 /// recording or capture of which nothing can be used is an error that names the line or the packet.
 pub fn replay(config: Replay) -> anyhow::Result<u8> {
     let telling = config.telling.clone();
+    if let Some(address) = telling.outputs.iter().find_map(OutputSpec::address) {
+        bail!("--output metrics={address}: nobody is waited for here; metrics=PATH.prom has what is left at the end");
+    }
     let outputs: Vec<&Path> = telling.outputs.iter().filter_map(|output| output.path.as_deref()).collect();
     recording::spare(outputs.iter().copied())?;
     let given = files::given(&config.files)?;
@@ -53,9 +57,15 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     if config.endpoints.is_some() {
         bail!("--endpoint is for captures: a recording says itself which addresses were watched");
     }
-    let runs = files::runs(given)?;
+    let hosts = files::hosts(given)?;
+    let several = hosts.len() > 1;
+    if let (true, Some(kind)) = (several, telling.outputs.iter().find_map(output::tells_one_host)) {
+        let names = hosts.iter().map(|host| host.runs[0].sources[0].name.as_str()).collect::<Vec<_>>().join(", ");
+        bail!("--output {kind} tells of one host, and these are of several ({names}): replay them one by one");
+    }
     // Times of all runs are told by the clock that started first, so that none is negative.
-    let boot_time = runs.iter().map(|run| run.boot_time()).min_by_key(|time| time.0).context("no recording")?;
+    let runs = hosts.iter().flat_map(|host| &host.runs);
+    let boot_time = runs.map(Run::boot_time).min_by_key(|time| time.0).context("no recording")?;
     let mut replaying = Replaying {
         reporter: Reporter::open(&telling, boot_time)?,
         allow: telling.allow.clone(),
@@ -68,12 +78,27 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         runs: 0,
         exchanges: 0,
     };
-    let told = runs.into_iter().try_for_each(|run| replaying.run(run)).and_then(|()| replaying.finish());
+    let told = hosts.into_iter().try_fold(Judged::default(), |judged, host| {
+        let first = &host.runs[0];
+        let at = first.header().at.after(later(first, boot_time));
+        replaying.reporter.begin_host(at, &host.name, several)?;
+        host.runs.into_iter().try_for_each(|run| replaying.run(run))?;
+        anyhow::Ok(judged.and(replaying.finish()?))
+    });
+    let told = told.and_then(|judged| {
+        replaying.reporter.finish_hosts()?;
+        Ok(judged)
+    });
     match told {
         Ok(judged) => Ok(judged.code()),
         Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
         Err(error) => Err(error),
     }
+}
+
+/// By how much a run's clock is behind the one that times are told by.
+fn later(run: &Run, boot_time: BootTime) -> Duration {
+    Duration::from_nanos(u64::try_from(run.boot_time().0.saturating_sub(boot_time.0)).unwrap_or(0))
 }
 
 struct Replaying {
@@ -98,7 +123,7 @@ impl Replaying {
     /// Replays the files of one run.
     fn run(&mut self, run: Run) -> anyhow::Result<()> {
         let header = run.header().clone();
-        let later = u64::try_from(run.boot_time().0.saturating_sub(self.boot_time.0)).unwrap_or(0);
+        let later = u64::try_from(later(&run, self.boot_time).as_nanos()).unwrap_or(0);
         let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
         pipeline.tell_packets(self.reporter.wants_packets());
         pipeline.allow(self.allow.clone());
@@ -154,7 +179,7 @@ impl Replaying {
     /// Tells what is attached before anything else, and not before anything could be used.
     fn say_ready(&mut self, telling: &mut Telling) -> anyhow::Result<()> {
         let Some((at, ready)) = telling.ready.take() else { return Ok(()) };
-        Ok(self.reporter.take(&Event::Ready(at.after(std::time::Duration::from_nanos(telling.later)), ready))?)
+        Ok(self.reporter.take(&Event::Ready(at.after(Duration::from_nanos(telling.later)), ready))?)
     }
 
     /// Counts a loss. It is told once there is something to tell of.
@@ -206,6 +231,7 @@ impl Replaying {
         for why in &self.broken {
             eprintln!("imds-trace: {}", printable(why, MAX_SHOWN));
         }
+        (self.unsaid, self.unheard, self.inputs) = (0, 0, 0);
         Ok(self.reporter.finish(std::mem::take(&mut self.broken))?)
     }
 }

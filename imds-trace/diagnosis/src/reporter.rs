@@ -6,11 +6,11 @@
 mod sieve;
 
 use crate::config::{Settings, Telling};
-use crate::event::{End, Event, Report};
+use crate::event::{End, Event, HostSum, Report};
 use crate::expect::Expectations;
 use crate::finding::Severity;
 use crate::net::{BootTime, Timestamp};
-use crate::output::{Error, Outputs};
+use crate::output::{Error, Outputs, Own};
 use crate::printable::printable;
 use crate::report::{Grouping, LastWords, Tallies};
 use crate::what_if::Needs;
@@ -22,7 +22,7 @@ const MAX_SHOWN: usize = 2048;
 const MAX_OTHER: usize = 64;
 
 /// What came of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Judged {
     /// Something that was asserted (`--expect`) did not hold.
     pub broken: bool,
@@ -31,15 +31,26 @@ pub struct Judged {
 }
 
 impl Judged {
+    /// Of two hosts together.
+    pub fn and(self, other: Self) -> Self {
+        Self { broken: self.broken || other.broken, erred: self.erred || other.erred }
+    }
+
     /// The exit code, if nothing else is to be said.
     pub fn code(self) -> u8 {
         u8::from(self.broken || self.erred)
     }
 }
 
-/// Takes the events of a run, or of several of one host.
+/// Takes the events of a run, or of several of one host, or of several hosts one after the other.
 pub struct Reporter {
     outputs: Outputs,
+    telling: Telling,
+    boot_time: BootTime,
+    /// What the host is called, if there is one.
+    host: Option<String>,
+    /// Those that are over, where there are several.
+    hosts: Option<Vec<HostSum>>,
     sieve: Sieve,
     exit_code: bool,
     /// All that happened, where only a part of it is shown.
@@ -61,8 +72,14 @@ pub struct Reporter {
 impl Reporter {
     /// Opens the outputs that were asked for.
     pub fn open(telling: &Telling, boot_time: BootTime) -> Result<Self, Error> {
-        Ok(Self {
-            outputs: Outputs::open(&telling.outputs, boot_time)?,
+        Ok(Self::of(Outputs::open(&telling.outputs, boot_time)?, telling.clone(), boot_time))
+    }
+
+    fn of(outputs: Outputs, telling: Telling, boot_time: BootTime) -> Self {
+        Self {
+            outputs,
+            host: None,
+            hosts: None,
             sieve: Sieve::new(telling.filter.clone(), boot_time),
             exit_code: telling.exit_code,
             heard: LastWords::default(),
@@ -76,7 +93,30 @@ impl Reporter {
             what_if: telling.what_if.clone(),
             needs: Needs::default(),
             end: None,
-        })
+            telling,
+            boot_time,
+        }
+    }
+
+    /// From now on it is about this host, and nothing that was before counts for it. Is it one of several?
+    pub fn begin_host(&mut self, at: Timestamp, name: &str, is_one_of_several: bool) -> Result<(), Error> {
+        let (outputs, hosts) = (std::mem::take(&mut self.outputs), self.hosts.take());
+        *self = Self::of(outputs, self.telling.clone(), self.boot_time);
+        self.host = Some(name.to_owned());
+        if is_one_of_several {
+            self.hosts = Some(hosts.unwrap_or_default());
+            self.outputs.host(at, name)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the sum of several hosts.
+    pub fn finish_hosts(&mut self) -> Result<(), Error> {
+        if let Some(hosts) = self.hosts.take() {
+            self.outputs.sum(&hosts)?;
+            self.outputs.flush()?;
+        }
+        Ok(())
     }
 
     /// Does any output tell packets?
@@ -122,6 +162,11 @@ impl Reporter {
         result
     }
 
+    /// Tells how it stands now, where somebody looks at that. Gives the page, if there is one.
+    pub fn publish(&mut self, own: Own) -> Result<Option<String>, Error> {
+        self.outputs.publish(own)
+    }
+
     /// Hands everything told so far to the system.
     pub fn flush(&mut self) -> Result<(), Error> {
         self.outputs.flush()
@@ -135,6 +180,9 @@ impl Reporter {
         let broken = self.say_broken(&report);
         self.say_hidden(&report);
         self.outputs.report(at, &report)?;
+        if let (Some(hosts), Some(host)) = (&mut self.hosts, &self.host) {
+            hosts.push(HostSum::of(host, at, &report));
+        }
         self.outputs.flush()?;
         Ok(Judged { broken, erred: self.exit_code && self.errors > 0 })
     }
@@ -154,7 +202,7 @@ impl Reporter {
         let report = Report {
             hidden: self.exchanges.saturating_sub(self.shown_exchanges),
             broken: not_intact,
-            groups: self.groups.take().map(Grouping::finish),
+            groups: self.groups.take().map(|groups| groups.finish(self.host.clone())),
             expectations,
             what_if,
             ..self.tallies.finish(end)

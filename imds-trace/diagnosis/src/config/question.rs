@@ -34,11 +34,13 @@ pub enum GroupBy {
     Job,
     /// Path that was asked for.
     Path,
+    /// The host that it was seen on.
+    Host,
 }
 
 impl GroupBy {
     /// All of them, by what they are called.
-    pub const ALL: [(&'static str, Self); 8] = [
+    pub const ALL: [(&'static str, Self); 9] = [
         ("container", Self::Container),
         ("pod", Self::Pod),
         ("namespace", Self::Namespace),
@@ -47,6 +49,7 @@ impl GroupBy {
         ("image", Self::Image),
         ("job", Self::Job),
         ("path", Self::Path),
+        ("host", Self::Host),
     ];
 
     /// What it is called.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{Lost, Ready, WhatIf};
 use crate::config::GroupBy;
 use crate::coverage::Span;
-use crate::finding::{Finding, HopLimit};
+use crate::finding::{Finding, HopLimit, Severity};
 use crate::identity::Attribution;
 use crate::journey::OtherPackets;
 use crate::net::{Endpoint, Timestamp};
@@ -36,6 +36,59 @@ pub struct Report {
     pub what_if: Vec<WhatIf>,
     /// What is wrong with the recording that this was concluded from, a sentence each; empty if nothing is, and of a live run.
     pub broken: Vec<String>,
+}
+
+/// What came of one host of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostSum {
+    /// What it is called.
+    pub name: String,
+    /// When its last run was over.
+    pub at: Timestamp,
+    /// Clients.
+    pub clients: u64,
+    /// Exchanges in all.
+    pub exchanges: u64,
+    /// Exchanges without an answer.
+    pub unanswered: u64,
+    /// Errors, warnings and notices.
+    pub findings: [u64; 3],
+    /// Hop limit observed, and what its clients need.
+    pub hop_limit: HopLimit,
+    /// Everything together that could not be kept.
+    pub lost: u64,
+}
+
+impl HostSum {
+    /// Of its report.
+    pub fn of(name: &str, at: Timestamp, report: &Report) -> Self {
+        let of = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count() as u64;
+        Self {
+            name: name.to_owned(),
+            at,
+            clients: report.subjects.len() as u64,
+            exchanges: report.subjects.iter().map(|tally| tally.exchanges).sum(),
+            unanswered: report.subjects.iter().map(|tally| tally.unanswered).sum(),
+            findings: [Severity::Error, Severity::Warning, Severity::Notice].map(of),
+            hop_limit: report.subjects.iter().fold(HopLimit::default(), |all, tally| all.and(tally.hop_limit)),
+            lost: report.lost.sum(),
+        }
+    }
+
+    /// All of them as one; what they need is not one thing.
+    pub fn together(hosts: &[Self]) -> Self {
+        let sum = |of: fn(&Self) -> u64| hosts.iter().map(of).sum();
+        Self {
+            name: String::new(),
+            at: hosts.iter().map(|host| host.at).max().unwrap_or_default(),
+            clients: sum(|host| host.clients),
+            exchanges: sum(|host| host.exchanges),
+            unanswered: sum(|host| host.unanswered),
+            findings: [0, 1, 2].map(|kind| hosts.iter().map(|host| host.findings[kind]).sum()),
+            hop_limit: HopLimit::default(),
+            lost: sum(|host| host.lost),
+        }
+    }
 }
 
 /// What was listened to, and what was missed.
@@ -150,6 +203,8 @@ impl Reconciled {
 pub struct Groups {
     /// What they are made by.
     pub by: GroupBy,
+    /// What the host is called that they are on; `None` if nobody said.
+    pub host: Option<String>,
     /// In the order in which they were first seen.
     pub groups: Vec<Group>,
     /// Exchanges that found no room in a group.

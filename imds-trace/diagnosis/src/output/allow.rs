@@ -21,6 +21,7 @@ pub const KIND: Kind = Kind {
     needs_path: false,
     packets: false,
     verbatim: false,
+    several: false,
     generated: true,
     open: |stream, boot_time| Box::new(Allow { stream, boot_time, seen: BTreeMap::new(), over: 0 }),
 };

@@ -23,6 +23,7 @@ pub const KIND: Kind = Kind {
     needs_path: true,
     packets: false,
     verbatim: false,
+    several: false,
     generated: false,
     open: |stream, boot_time| {
         Box::new(Html { stream, boot_time, exchanges: BTreeMap::new(), order: VecDeque::new(), earlier: 0 })

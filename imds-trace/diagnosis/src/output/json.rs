@@ -7,6 +7,7 @@ mod coverage;
 mod exchange;
 mod finding;
 mod group;
+mod host;
 mod process;
 mod report;
 mod run;
@@ -22,15 +23,17 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Kind, Output};
-use crate::event::{Event, Report};
+use crate::event::{Event, HostSum, Report};
 use crate::net::{BootTime, Timestamp};
 use crate::printable::json_safe;
 use exchange::ExchangeLine;
 use finding::FindingLine;
 use group::GroupLine;
+use host::{HostLine, SumLine};
 use report::ReportLine;
 use run::{LossLine, ProbeLine, ReadyLine, UnseenLine, VERSION};
 use what_if::{WhatIfLine, WhatIfSum};
+use when::When;
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -39,6 +42,7 @@ pub const KIND: Kind = Kind {
     needs_path: false,
     packets: false,
     verbatim: true,
+    several: true,
     generated: false,
     open: |stream, boot_time| Box::new(Json { stream, boot_time, line: Vec::new() }),
 };
@@ -68,7 +72,7 @@ impl Output for Json {
         let boot_time = self.boot_time;
         if let Some(groups) = &report.groups {
             for group in &groups.groups {
-                self.write(&Line::Group(Box::new(group::line(at, groups.by, group, boot_time))))?;
+                self.write(&Line::Group(Box::new(group::line(at, groups, group, boot_time))))?;
             }
         }
         for what_if in &report.what_if {
@@ -78,6 +82,15 @@ impl Output for Json {
             self.write(&Line::WhatIfSum(what_if::sum(at, what_if, boot_time)))?;
         }
         self.write(&Line::Report(Box::new(report::line(at, report, boot_time))))
+    }
+
+    fn host(&mut self, at: Timestamp, name: &str) -> io::Result<()> {
+        self.write(&Line::Host(HostLine { at: When::of(at, self.boot_time), name }))
+    }
+
+    fn sum(&mut self, hosts: &[HostSum]) -> io::Result<()> {
+        let line = host::sum(hosts, self.boot_time);
+        self.write(&Line::Sum(line))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -112,6 +125,8 @@ enum Line<'a> {
     WhatIf(Box<WhatIfLine<'a>>),
     WhatIfSum(WhatIfSum<'a>),
     Report(Box<ReportLine<'a>>),
+    Host(HostLine<'a>),
+    Sum(SumLine<'a>),
 }
 
 /// The JSON schema of a line, as text.

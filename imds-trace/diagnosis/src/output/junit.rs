@@ -23,6 +23,7 @@ pub const KIND: Kind = Kind {
     needs_path: true,
     packets: false,
     verbatim: false,
+    several: false,
     generated: false,
     open: |stream, boot_time| Box::new(Junit { stream, boot_time, probed: None }),
 };

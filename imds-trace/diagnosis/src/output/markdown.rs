@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use anstream::adapter::strip_str;
 
 use super::{Kind, Output, text};
-use crate::event::{Event, Outlook, Report, WhatIf};
+use crate::event::{Event, HostSum, Outlook, Report, WhatIf};
 use crate::finding::HopLimit;
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
@@ -22,6 +22,7 @@ pub const KIND: Kind = Kind {
     needs_path: true,
     packets: false,
     verbatim: false,
+    several: true,
     generated: false,
     open: |stream, boot_time| Box::new(Markdown { stream, boot_time, probed: None }),
 };
@@ -101,6 +102,26 @@ impl Output for Markdown {
             });
             table(&mut out, ["Client", "Exchanges", "Unanswered", "Hop limit observed / needed", "Findings"], rows);
         }
+        self.stream.write_all(out.as_bytes())
+    }
+
+    fn host(&mut self, _: Timestamp, name: &str) -> io::Result<()> {
+        writeln!(self.stream, "\n# Host {}\n", span(name))
+    }
+
+    fn sum(&mut self, hosts: &[HostSum]) -> io::Result<()> {
+        let row = |name: String, host: &HostSum| {
+            let [errors, warnings, notices] = host.findings;
+            let found = format!("{errors} / {warnings} / {notices}");
+            [name, host.exchanges.to_string(), host.unanswered.to_string(), limits(host.hop_limit), found]
+        };
+        let together = HostSum::together(hosts);
+        // First: of many rows the last are not shown.
+        let mut rows = vec![row("together".to_owned(), &together)];
+        rows.extend(hosts.iter().map(|host| row(span(&host.name), host)));
+        let mut out = "\n# All hosts\n".to_owned();
+        let names = ["Host", "Exchanges", "Unanswered", "Hop limit observed / needed", "Errors / warnings / notices"];
+        table(&mut out, names, rows.into_iter());
         self.stream.write_all(out.as_bytes())
     }
 

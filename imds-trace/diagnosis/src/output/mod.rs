@@ -5,21 +5,24 @@ mod html;
 pub mod json;
 mod junit;
 mod markdown;
+mod metrics;
 mod pcapng;
 mod text;
+mod whole;
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use anstream::AutoStream;
 use thiserror::Error;
 
 use crate::config::OutputSpec;
-use crate::event::Event;
-use crate::event::Report;
+use crate::event::{Event, HostSum, Report};
 use crate::net::{BootTime, Timestamp};
+use whole::Whole;
 
 /// One way of telling.
 pub trait Output {
@@ -27,8 +30,29 @@ pub trait Output {
     fn tell(&mut self, event: &Event) -> io::Result<()>;
     /// Tells what came of it all, last.
     fn report(&mut self, at: Timestamp, report: &Report) -> io::Result<()>;
+    /// From now on it is about this host, one of several. Only where [`Kind::several`].
+    fn host(&mut self, _: Timestamp, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+    /// Tells the sum of several hosts, after all of them.
+    fn sum(&mut self, _: &[HostSum]) -> io::Result<()> {
+        Ok(())
+    }
+    /// Tells how it stands now, if it is of that kind: in its file anew, and as a page for whoever asks over the network.
+    fn publish(&mut self, _: Own) -> io::Result<Option<String>> {
+        Ok(None)
+    }
     /// Hands everything told so far to the system.
     fn flush(&mut self) -> io::Result<()>;
+}
+
+/// What this process has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// CPU time.
+    pub cpu: Duration,
+    /// Bytes of memory.
+    pub memory: u64,
 }
 
 /// A kind of output.
@@ -45,6 +69,8 @@ pub struct Kind {
     /// Does it go out as it is? It is bytes, or text in which control characters are escaped. Of any other, what only a terminal
     /// understands is left out where none is.
     pub verbatim: bool,
+    /// Can it tell of several hosts, one after the other?
+    pub several: bool,
     /// Is it also what `generate` writes of a recording?
     pub generated: bool,
     /// Begins one that writes to a stream, times told by this boot time.
@@ -53,7 +79,7 @@ pub struct Kind {
 
 /// All kinds.
 pub const OUTPUTS: &[Kind] =
-    &[text::KIND, json::KIND, junit::KIND, pcapng::KIND, markdown::KIND, html::KIND, allow::KIND];
+    &[text::KIND, json::KIND, junit::KIND, pcapng::KIND, markdown::KIND, html::KIND, metrics::KIND, allow::KIND];
 
 /// Why something could not be told.
 #[derive(Debug, Error)]
@@ -82,7 +108,13 @@ impl From<io::Error> for Error {
     }
 }
 
+/// What an output is called that cannot tell of several hosts.
+pub fn tells_one_host(spec: &OutputSpec) -> Option<&'static str> {
+    OUTPUTS.iter().find(|kind| kind.name == spec.kind && !kind.several).map(|kind| kind.name)
+}
+
 /// All outputs of a run.
+#[derive(Default)]
 pub struct Outputs {
     outputs: Vec<Box<dyn Output>>,
     specs: Vec<OutputSpec>,
@@ -97,15 +129,15 @@ impl Outputs {
         for spec in specs {
             let Some(kind) = OUTPUTS.iter().find(|kind| kind.name == spec.kind) else { continue };
             let stream: Box<dyn Write> = match &spec.path {
+                _ if spec.address().is_some() => Box::new(io::sink()),
+                Some(path) if spec.is_replaced() => {
+                    Box::new(Whole::open(path).map_err(|error| cannot_open(spec, path, error))?)
+                }
                 // Colour only on a terminal and never with NO_COLOR: anstream looks.
                 None if kind.verbatim => Box::new(BufWriter::new(io::stdout())),
                 None => Box::new(BufWriter::new(AutoStream::auto(io::stdout()))),
                 Some(path) => {
-                    let file = create(kind, path).map_err(|error| Error::Open {
-                        kind: spec.kind.clone(),
-                        path: path.display().to_string(),
-                        error,
-                    })?;
+                    let file = create(kind, path).map_err(|error| cannot_open(spec, path, error))?;
                     if kind.verbatim {
                         Box::new(BufWriter::new(file))
                     } else {
@@ -139,9 +171,29 @@ impl Outputs {
         self.each(|output| output.tell(event))
     }
 
+    /// Tells all that it is about this host from now on.
+    pub fn host(&mut self, at: Timestamp, name: &str) -> Result<(), Error> {
+        self.each(|output| output.host(at, name))
+    }
+
+    /// Tells all the sum of several hosts.
+    pub fn sum(&mut self, hosts: &[HostSum]) -> Result<(), Error> {
+        self.each(|output| output.sum(hosts))
+    }
+
     /// Tells all what came of it.
     pub fn report(&mut self, at: Timestamp, report: &Report) -> Result<(), Error> {
         self.each(|output| output.report(at, report))
+    }
+
+    /// Tells how it stands now, where somebody looks at that. Gives the page, if there is one.
+    pub fn publish(&mut self, own: Own) -> Result<Option<String>, Error> {
+        let mut page = None;
+        self.each(|output| {
+            page = output.publish(own)?.or(page.take());
+            Ok(())
+        })?;
+        Ok(page)
     }
 
     /// Hands everything told so far to the system.
@@ -160,6 +212,10 @@ impl Outputs {
         }
         Ok(())
     }
+}
+
+fn cannot_open(spec: &OutputSpec, path: &Path, error: io::Error) -> Error {
+    Error::Open { kind: spec.kind.clone(), path: path.display().to_string(), error }
 }
 
 /// Makes the file of an output.

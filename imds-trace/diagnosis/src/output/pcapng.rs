@@ -32,6 +32,7 @@ pub const KIND: Kind = Kind {
     needs_path: true,
     packets: true,
     verbatim: true,
+    several: false,
     generated: false,
     open: |stream, boot_time| Box::new(Pcapng::new(stream, boot_time)),
 };

@@ -2,6 +2,7 @@
 
 mod coverage;
 mod group;
+mod hosts;
 mod ladder;
 mod what_if;
 
@@ -11,8 +12,7 @@ use std::io::{self, Write};
 use anstyle::{AnsiColor, Style};
 
 use super::{Kind, Output};
-use crate::event::{Asserted, Report, Tally};
-use crate::event::{Event, ExchangeEvent, Probed, UnseenConnection};
+use crate::event::{Asserted, Event, ExchangeEvent, HostSum, Probed, Report, Tally, UnseenConnection};
 use crate::exchange::{Delivery, Exchange};
 use crate::finding::{Confidence, Finding, HopLimit, Severity};
 use crate::identity::job::{Evidence, Job};
@@ -29,8 +29,9 @@ pub const KIND: Kind = Kind {
     needs_path: false,
     packets: false,
     verbatim: false,
+    several: true,
     generated: false,
-    open: |stream, boot_time| Box::new(Text { stream, boot_time, probed: false }),
+    open: |stream, boot_time| Box::new(Text { stream, boot_time, probed: false, is_later: false }),
 };
 
 const RED: Style = AnsiColor::Red.on_default().bold();
@@ -55,6 +56,8 @@ struct Text {
     boot_time: BootTime,
     /// What came of a probe has been told: what follows only says why, and what to do.
     probed: bool,
+    /// Another host was told before.
+    is_later: bool,
 }
 
 impl Output for Text {
@@ -100,6 +103,15 @@ impl Output for Text {
     fn report(&mut self, _: Timestamp, report: &Report) -> io::Result<()> {
         let text = self.whole(report);
         self.stream.write_all(text.as_bytes())
+    }
+
+    fn host(&mut self, _: Timestamp, name: &str) -> io::Result<()> {
+        let blank = if std::mem::replace(&mut self.is_later, true) { "\n" } else { "" };
+        writeln!(self.stream, "{blank}{BOLD}Host {}{BOLD:#}", printable(name, MAX_PATH))
+    }
+
+    fn sum(&mut self, hosts: &[HostSum]) -> io::Result<()> {
+        self.stream.write_all(hosts::sum(hosts).as_bytes())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -118,8 +118,68 @@ impl Run {
     }
 }
 
+/// The runs of one host, in the order in which they began; never empty.
+pub struct Host {
+    /// Its instance's id, or what its first file is called.
+    pub name: String,
+    /// The runs.
+    pub runs: Vec<Run>,
+}
+
+impl Host {
+    fn of(run: Run) -> Self {
+        let file = &run.sources[0].name;
+        let stem = Path::new(file).file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next());
+        let name = run.header().instance.as_deref().or(stem).unwrap_or(file).to_owned();
+        Self { name, runs: vec![run] }
+    }
+
+    /// Can a run that began later be of this host? What is the same address, process or interface on two is not the same.
+    fn has(&self, run: &Run) -> bool {
+        let differ = |one: &Option<String>, other: &Option<String>| one.is_some() && other.is_some() && one != other;
+        self.runs.iter().all(|earlier| {
+            let (one, other) = (earlier.header(), run.header());
+            // A host that was started again had ended its earlier run by then.
+            let last = earlier.sources.last().map_or(0, Source::wall);
+            let overlap = differ(&one.chain.boot, &other.chain.boot) && i128::from(other.boot_time.0) < last;
+            !differ(&one.instance, &other.instance) && !overlap
+        })
+    }
+
+    /// Does something say that a run is of this host?
+    fn knows(&self, run: &Run) -> bool {
+        let same = |one: &Option<String>, other: &Option<String>| one.is_some() && one == other;
+        self.runs.iter().any(|earlier| {
+            let (one, other) = (earlier.header(), run.header());
+            same(&one.instance, &other.instance) || same(&one.chain.boot, &other.chain.boot)
+        })
+    }
+}
+
+/// The hosts that these files are of, in the order in which their first runs began.
+pub fn hosts(given: Vec<Given>) -> anyhow::Result<Vec<Host>> {
+    let mut hosts: Vec<Host> = Vec::new();
+    for run in runs(given)? {
+        let known = hosts.iter().position(|host| host.has(&run) && host.knows(&run));
+        match known.or_else(|| hosts.iter().position(|host| host.has(&run))) {
+            Some(number) => hosts[number].runs.push(run),
+            None => hosts.push(Host::of(run)),
+        }
+    }
+    for number in 0..hosts.len() {
+        let (before, rest) = hosts.split_at_mut(number);
+        let host = &mut rest[0];
+        chain(&mut host.runs);
+        // Files in several folders may be called the same.
+        if before.iter().any(|other| other.name == host.name) {
+            host.name = host.runs[0].sources[0].name.clone();
+        }
+    }
+    Ok(hosts)
+}
+
 /// The runs in these files, in the order in which they began.
-pub fn runs(given: Vec<Given>) -> anyhow::Result<Vec<Run>> {
+fn runs(given: Vec<Given>) -> anyhow::Result<Vec<Run>> {
     let mut sources = given.into_iter().map(open).collect::<anyhow::Result<Vec<Source>>>()?;
     sources.sort_by_key(|source| (source.wall(), source.header().chain.number));
     let mut runs: Vec<Run> = Vec::new();
@@ -129,24 +189,7 @@ pub fn runs(given: Vec<Given>) -> anyhow::Result<Vec<Run>> {
             None => runs.push(Run { sources: vec![source] }),
         }
     }
-    for pair in runs.windows(2) {
-        expect_one_host(&pair[0], &pair[1])?;
-    }
-    chain(&mut runs);
     Ok(runs)
-}
-
-/// Two hosts cannot be told in one report: what is the same address, process or interface on both is not the same.
-fn expect_one_host(earlier: &Run, later: &Run) -> anyhow::Result<()> {
-    let (one, other) = (earlier.header(), later.header());
-    let differ = |one: &Option<String>, other: &Option<String>| one.is_some() && other.is_some() && one != other;
-    // A host that was started again had ended its earlier run by then.
-    let last = earlier.sources.last().map_or(0, Source::wall);
-    let overlap = differ(&one.chain.boot, &other.chain.boot) && i128::from(other.boot_time.0) < last;
-    if differ(&one.instance, &other.instance) || overlap {
-        bail!("{} and {} are of two hosts: replay them one by one", earlier.sources[0].name, later.sources[0].name);
-    }
-    Ok(())
 }
 
 /// Looks whether each file goes on from the one before it.

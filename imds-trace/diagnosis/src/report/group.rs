@@ -1,4 +1,4 @@
-//! Who asked for what, counted together by container, pod, namespace, workload, process, image, CI job or path?
+//! Who asked for what, counted together by container, pod, namespace, workload, process, image, CI job, path or host?
 
 use std::collections::HashMap;
 
@@ -23,12 +23,12 @@ pub struct Grouping {
 impl Grouping {
     /// Nothing counted yet.
     pub fn new(by: GroupBy) -> Self {
-        Self { groups: Groups { by, groups: Vec::new(), over: 0 }, index: HashMap::new() }
+        Self { groups: Groups { by, host: None, groups: Vec::new(), over: 0 }, index: HashMap::new() }
     }
 
-    /// The groups.
-    pub fn finish(self) -> Groups {
-        self.groups
+    /// The groups, and the host that they are on.
+    pub fn finish(self, host: Option<String>) -> Groups {
+        Groups { host, ..self.groups }
     }
 
     /// Counts the last word on an exchange.
@@ -126,5 +126,6 @@ fn key(by: GroupBy, who: &Attribution, path: Option<&str>) -> String {
         GroupBy::Image => format!("{:?}", container.map(|container| &container.image)),
         GroupBy::Job => format!("{:?}", container.and_then(Container::job_id)),
         GroupBy::Path => path.unwrap_or_default().to_owned(),
+        GroupBy::Host => String::new(),
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::process::{self, ProcessLine};
 use super::when::When;
 use crate::config::GroupBy;
-use crate::event::{Credentials, Group};
+use crate::event::{Credentials, Group, Groups};
 use crate::identity::Container;
 use crate::identity::pod::Pod;
 use crate::net::{BootTime, Timestamp};
@@ -20,6 +20,8 @@ pub struct GroupLine<'a> {
     at: When,
     /// What was typed behind `--group-by`.
     by: &'static str,
+    /// The host; `null` also where nobody said what it is called.
+    host: Option<&'a str>,
     /// The container.
     container: Option<&'a Container>,
     /// The pod.
@@ -75,7 +77,8 @@ struct CredentialsLine<'a> {
     last: Option<When>,
 }
 
-pub fn line(at: Timestamp, by: GroupBy, group: &Group, boot_time: BootTime) -> GroupLine<'_> {
+pub fn line<'a>(at: Timestamp, groups: &'a Groups, group: &'a Group, boot_time: BootTime) -> GroupLine<'a> {
+    let by = groups.by;
     let when = |at| When::of(at, boot_time);
     let container = group.who.container.as_ref();
     let pod = container.and_then(|container| container.pod.as_deref());
@@ -86,6 +89,7 @@ pub fn line(at: Timestamp, by: GroupBy, group: &Group, boot_time: BootTime) -> G
     GroupLine {
         at: when(at),
         by: by.name(),
+        host: groups.host.as_deref().filter(|_| by == GroupBy::Host),
         container: group.who.told().filter(|_| is_one),
         pod: pod.filter(|_| by == GroupBy::Pod),
         namespace: pod.and_then(|pod| pod.namespace.as_deref()).filter(|_| in_kubernetes),

@@ -17,7 +17,14 @@ pub fn tell(out: &mut String, groups: &Groups, boot_time: BootTime) {
     let count = groups.groups.len() as u64;
     let _ = writeln!(out, "\n{BOLD}By {}{BOLD:#} ({})", groups.by.name(), counted(count, "group"));
     for group in &groups.groups {
-        let _ = writeln!(out, "  {}", title(groups.by, group));
+        let title = match groups.by {
+            GroupBy::Host => {
+                let host = groups.host.as_deref().map(|host| printable(host, MAX_PATH));
+                format!("{BOLD}{}{BOLD:#}", host.as_deref().unwrap_or("this host"))
+            }
+            by => title(by, group),
+        };
+        let _ = writeln!(out, "  {title}");
         for line in details(groups.by, group, boot_time) {
             let _ = writeln!(out, "{}", paragraph("    ", "      ", &line));
         }
@@ -56,6 +63,7 @@ fn title(by: GroupBy, group: &Group) -> String {
         GroupBy::Image => named(container.and_then(|container| container.image.as_deref()), "no image known"),
         GroupBy::Job => named(container.and_then(|container| container.job_id()), "no CI job known"),
         GroupBy::Path => named(group.path.as_deref(), "no request seen"),
+        GroupBy::Host => String::new(),
     }
 }
 
