@@ -25,8 +25,10 @@ const EXIT_STATUS: [(&str, &str); 3] = [
     ("1", "It ran, and what was asserted with --expect or --exit-code failed. `run` passes on how its command ended."),
     ("2", "It could not run, and says why in one sentence."),
 ];
+/// What a schema is asked for by, and what makes it.
+type Schema = (&'static str, fn() -> String);
 /// The schemas of what is told to programs.
-const SCHEMAS: &[(&str, fn() -> String)] = &[
+const SCHEMAS: &[Schema] = &[
     ("schema", diagnosis::output::json::schema),
     #[cfg(feature = "live")]
     ("schema-doctor", crate::doctor::schema),
