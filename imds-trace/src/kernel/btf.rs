@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use imds_trace_ebpf::record::{self, ABSENT, Offsets};
 
 use super::Error;
-use super::types::{Kind, Type, Types};
+use super::btf_blob::{Kind, Type, Types};
 
 /// Controllers that container engines use; on a version 1 host each may have a hierarchy of its own.
 const CONTROLLERS: [&str; record::CONTROLLERS] = ["pids_cgrp_id", "memory_cgrp_id", "cpu_cgrp_id", "freezer_cgrp_id"];

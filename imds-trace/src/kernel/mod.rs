@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod backlog;
 pub mod btf;
+pub mod btf_blob;
 pub mod clsact;
 pub mod decode;
 pub mod features;
@@ -12,7 +13,6 @@ pub mod plan;
 pub mod programs;
 pub mod ring;
 pub mod symbols;
-pub mod types;
 
 use thiserror::Error;
 
@@ -24,7 +24,7 @@ pub enum Error {
     NoBtf(std::io::Error),
     /// Its description cannot be read.
     #[error("read the kernel's type information: {0}")]
-    Btf(#[from] types::Error),
+    Btf(#[from] btf_blob::Error),
     /// A structure without which nothing can be traced is not as expected.
     #[error("the kernel's type information has no {0}: this kernel cannot be traced")]
     NoField(String),

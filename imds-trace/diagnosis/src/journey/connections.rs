@@ -1,14 +1,14 @@
 //! Which connection does this packet belong to, behind whatever translation? Learned from the packets.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use super::packet_key::PacketKey;
 use super::{Connection, ConnectionId, Join};
 use crate::net::{Direction, Endpoint, Heading, Ifindex, Timestamp, Ttl, is_before};
-use crate::observation::{Hook, Icmp, Observation, Place, Tcp, TcpFlags};
+use crate::observation::{Hook, Observation, Place, Tcp, TcpFlags};
 use crate::room;
 
 /// Connections remembered at most.
@@ -30,41 +30,6 @@ const MAX_LEGS: usize = 8;
 struct Leg {
     client: Endpoint,
     endpoint: Endpoint,
-}
-
-/// The numbers of a packet that no forwarding changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PacketKey {
-    heading: Heading,
-    tcp: Tcp,
-    /// IPv4 identification; 0 on IPv6.
-    pub ip_id: u16,
-    icmp: Option<Icmp>,
-}
-
-/// In one piece, as that of [`Endpoint`].
-impl Hash for PacketKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { heading, tcp: Tcp { seq, ack, flags, len }, ip_id, icmp } = self;
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&seq.to_ne_bytes());
-        bytes[4..8].copy_from_slice(&ack.to_ne_bytes());
-        bytes[8..12].copy_from_slice(&len.to_ne_bytes());
-        bytes[12..14].copy_from_slice(&ip_id.to_ne_bytes());
-        bytes[14] = flags.0;
-        bytes[15] = slot(*heading) as u8;
-        state.write(&bytes);
-        if let Some(icmp) = icmp {
-            icmp.hash(state);
-        }
-    }
-}
-
-impl PacketKey {
-    /// The numbers of `observation`, which has a TCP header `tcp`.
-    pub fn new(observation: &Observation, tcp: Tcp) -> Self {
-        Self { heading: observation.heading, tcp, ip_id: observation.ip_id, icmp: observation.icmp }
-    }
 }
 
 /// What is known of one connection.

@@ -4,9 +4,10 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::connections::{Connections, Found, PacketKey, State, slot};
+use super::connections::{Connections, Found, State, slot};
 use super::drops::{Meaning, meaning};
 use super::origin::Origins;
+use super::packet_key::PacketKey;
 use super::{ConnectionId, Dropped, Evidence, Fate, Hop, Join, Journey};
 use crate::net::{Direction, Endpoint, Heading, Ifindex, Netns, Timestamp, has_fallen, is_before};
 use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};

@@ -11,6 +11,7 @@ mod drops;
 mod join;
 mod origin;
 mod other;
+mod packet_key;
 
 use schemars::JsonSchema;
 use serde::Serialize;

@@ -7,7 +7,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::connections::PacketKey;
+use super::packet_key::PacketKey;
 use crate::net::{Direction, Heading, Ifindex};
 use crate::observation::{Observation, Place};
 
