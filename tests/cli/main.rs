@@ -14,6 +14,7 @@ mod foreign;
 mod hostile;
 mod hosts;
 mod own_network;
+mod pages;
 mod program;
 mod readying;
 mod replaying;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         ("hostile", hostile::TESTS, false),
         ("hosts", hosts::TESTS, false),
         ("own_network", own_network::TESTS, false),
+        ("pages", pages::TESTS, false),
         ("terminal", terminal::TESTS, false),
         ("describing", describing::TESTS, false),
         ("doctoring", doctoring::TESTS, false),

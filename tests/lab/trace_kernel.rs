@@ -11,7 +11,7 @@ crate::tests![every_claim_about_versions_holds_here];
 
 type Outcome = anyhow::Result<()>;
 
-/// Features, and the first Linux that has them: what `imds-trace` and the README say.
+/// Features, and the first Linux that has them: what `imds-trace` and docs/kernels.md say.
 const CLAIMS: [(&str, (u32, u32)); 4] =
     [("sock:inet_sock_set_state", (4, 16)), ("ring buffer", (5, 8)), ("drop reasons", (5, 17)), ("tcx", (6, 6))];
 

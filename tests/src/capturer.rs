@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use crate::children;
 use crate::netns::Namespace;
 
-/// Packets to and from IMDS, errors about them included: what the README advises.
+/// Packets to and from IMDS, errors about them included: what docs/use.md advises.
 pub const FILTER: &str = "host 169.254.169.254 or host fd00:ec2::254 or icmp or icmp6";
 const END: Duration = Duration::from_secs(10);
 /// What every Wireshark program says to root, on stderr.

@@ -31,15 +31,10 @@ const DESCRIPTION: &str = "\
 imds-trace follows every packet to and from the EC2 instance metadata service (IMDS) through this host with eBPF, with its TTL at \
 every hop and every drop by the kernel, says which container and process it belonged to, and what to do.";
 const MAINTAINER: &str = "The imds-trace developers";
-/// Files of the workspace that go along, and what they are called there.
-const DOCUMENTS: &[(&str, &str)] = &[
-    ("README.md", "README.md"),
-    ("CHANGELOG.md", "CHANGELOG.md"),
-    ("docs/service.md", "service.md"),
-    ("docs/recording.md", "recording.md"),
-    ("LICENSE-MIT", "LICENSE-MIT"),
-    ("LICENSE-APACHE", "LICENSE-APACHE"),
-];
+/// Files of the workspace that go along.
+const DOCUMENTS: &[&str] = &["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"];
+/// The folder of pages that go along, too, where README's links lead.
+const PAGES: &str = "docs";
 const UNIT: &str = "xtask/dist/imds-trace.service";
 const SUMS: &str = "SHA256SUMS";
 
@@ -112,8 +107,8 @@ fn contents(program: &Path, talks: &Path, arch: Arch) -> Result<Contents> {
     let root = workspace::root();
     let read = |path: &str| fs::read_to_string(root.join(path)).with_context(|| format!("read {path}"));
     let mut documents = Vec::new();
-    for (path, name) in DOCUMENTS {
-        documents.push(File::new(*name, read(path)?));
+    for path in DOCUMENTS.iter().copied().map(str::to_owned).chain(pages(&root)?) {
+        documents.push(File::new(path.as_str(), read(&path)?));
     }
     documents.push(File::new("THIRD-PARTY.txt", notices::notices(&parts)?));
     let moment = jiff::Timestamp::from_second(i64::try_from(date)?).context("SOURCE_DATE_EPOCH")?;
@@ -125,6 +120,19 @@ fn contents(program: &Path, talks: &Path, arch: Arch) -> Result<Contents> {
     }
     let program = fs::read(program).with_context(|| format!("read {}", program.display()))?;
     Ok(Contents { arch, date, program, generated, unit: read(UNIT)?, documents, sbom })
+}
+
+/// The pages in `docs`, in the order of their names.
+fn pages(root: &Path) -> Result<Vec<String>> {
+    let mut pages = Vec::new();
+    for entry in fs::read_dir(root.join(PAGES)).with_context(|| format!("list {PAGES}"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if [".md", ".yml"].iter().any(|end| name.ends_with(end)) {
+            pages.push(format!("{PAGES}/{name}"));
+        }
+    }
+    pages.sort();
+    Ok(pages)
 }
 
 /// What the program says of its own command line.

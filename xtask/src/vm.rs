@@ -28,7 +28,7 @@ pub const DEFAULT: &[&str] = &["6.1", "6.12"];
 const LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Where in the repository the table is kept.
-const README: &str = "README.md";
+const PAGE: &str = "docs/kernels.md";
 
 #[derive(Args)]
 pub struct Asked {
@@ -41,9 +41,9 @@ pub struct Asked {
     /// Its modules: the folder lib/modules/RELEASE
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
-    /// Write the table of each kernel's last whole run into README.md; without KERNEL, run nothing before
+    /// Write the table of each kernel's last whole run into docs/kernels.md; without KERNEL, run nothing before
     #[arg(long, conflicts_with = "filter")]
-    readme: bool,
+    page: bool,
     /// Handed to the lab's tests, e.g. a part of a test's name; without it, what the table shows
     #[arg(last = true)]
     filter: Vec<String>,
@@ -66,12 +66,12 @@ pub struct Outcome {
 pub fn vm(asked: Asked) -> Result<ExitCode> {
     setup::compiler_half()?;
     let mut tally = Tally::default();
-    let only_writes = asked.readme && asked.kernels.is_empty() && asked.kernel.is_none();
+    let only_writes = asked.page && asked.kernels.is_empty() && asked.kernel.is_none();
     if !only_writes {
         run(&asked, true, None, &mut tally)?;
     }
-    if asked.readme {
-        table::write(&workspace::root().join(README), &kept()?)?;
+    if asked.page {
+        table::write(&workspace::root().join(PAGE), &kept()?)?;
     }
     if only_writes {
         return Ok(ExitCode::SUCCESS);
@@ -82,7 +82,7 @@ pub fn vm(asked: Asked) -> Result<ExitCode> {
 
 /// The part of CI: the default kernels and scenarios.
 pub fn part(deadline: Option<Instant>, tally: &mut Tally) -> Result<()> {
-    let asked = Asked { kernels: Vec::new(), kernel: None, modules: None, readme: false, filter: Vec::new() };
+    let asked = Asked { kernels: Vec::new(), kernel: None, modules: None, page: false, filter: Vec::new() };
     run(&asked, false, deadline, tally)
 }
 

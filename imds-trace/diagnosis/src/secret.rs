@@ -1,8 +1,8 @@
 //! What must never be written down? Masks what looks like a token or a credential in text that a process chose.
 //!
 //! The allow-list in `observation::redact` is the first line: only named HTTP facts are kept at all. This is the second, for
-//! the free text among them (path, User-Agent), for command lines and for labels. README has the list, `secret/tests.rs` holds it
-//! to that. It cannot know a secret that looks like a word and that nothing announces.
+//! the free text among them (path, User-Agent), for command lines and for labels. docs/masking.md has the list,
+//! `secret/tests.rs` holds it to that. It cannot know a secret that looks like a word and that nothing announces.
 
 #[cfg(test)]
 mod sweep;

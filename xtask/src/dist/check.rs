@@ -218,7 +218,7 @@ fn the_deb_installs_everything_and_goes_again(made: &Made) -> Result<()> {
         format!("usr/share/man/man1/{NAME}.1.gz"),
         format!("usr/share/man/man1/{NAME}-watch.1.gz"),
         format!("{doc}/README.md"),
-        format!("{doc}/service.md"),
+        format!("{doc}/docs/service.md"),
         format!("{doc}/copyright"),
         format!("{doc}/LICENSE-MIT"),
         format!("{doc}/LICENSE-APACHE"),

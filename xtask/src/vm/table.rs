@@ -17,8 +17,8 @@ use super::{
 };
 use crate::tally::Tally;
 
-/// What stands around the table in the README.
-const BEGIN: &str = "<!-- made by cargo xtask vm --readme -->";
+/// What stands around the table in docs/kernels.md.
+const BEGIN: &str = "<!-- made by cargo xtask vm --page -->";
 const END: &str = "<!-- up to here -->";
 
 /// A cell.
@@ -100,7 +100,7 @@ pub fn count(outcome: &Outcome, wanted: &[&str]) -> Tally {
     Tally { passed, failed, ignored: 0 }
 }
 
-/// Keeps what came of a kernel, for the table in the README.
+/// Keeps what came of a kernel, for the table in docs/kernels.md.
 pub fn keep(folder: &Path, outcome: &Outcome) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     let kept = json!({ "name": outcome.name, "release": outcome.release, "tests": outcome.tests });
@@ -123,17 +123,17 @@ fn kept(folder: &Path) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// Puts the table of what is kept where the README has it. A table with a cell that is not `ok` is not put there.
-pub fn write(readme: &Path, folder: &Path) -> Result<()> {
+/// Puts the table of what is kept where docs/kernels.md has it. A table with a cell that is not `ok` is not put there.
+pub fn write(page: &Path, folder: &Path) -> Result<()> {
     let outcomes = kept(folder)?;
     let rows = by_scenario(&scenarios::chosen(true), &outcomes);
     if rows.iter().any(|(_, cells)| cells.iter().any(|cell| *cell != Cell::Passed)) {
-        bail!("not all is well: the table in {} stays as it is", readme.display());
+        bail!("not all is well: the table in {} stays as it is", page.display());
     }
-    let text = fs::read_to_string(readme).with_context(|| format!("read {}", readme.display()))?;
+    let text = fs::read_to_string(page).with_context(|| format!("read {}", page.display()))?;
     let text = replaced(&text, &shown(&outcomes, &rows))
-        .with_context(|| format!("{BEGIN} and {END} in {}", readme.display()))?;
-    fs::write(readme, text).with_context(|| format!("write {}", readme.display()))
+        .with_context(|| format!("{BEGIN} and {END} in {}", page.display()))?;
+    fs::write(page, text).with_context(|| format!("write {}", page.display()))
 }
 
 fn replaced(text: &str, table: &str) -> Option<String> {

@@ -1,4 +1,4 @@
-//! Is every secret of README's list masked, and does every other word stay?
+//! Is every secret of the list in docs/masking.md masked, and does every other word stay?
 
 use super::*;
 
