@@ -12,20 +12,21 @@ use diagnosis::finding::Severity;
 use diagnosis::net::BootTime;
 use diagnosis::pipeline::Pipeline;
 use diagnosis::reporter::Reporter;
-use imds_trace_replay_tests::expect_equal;
 use imds_trace_replay_tests::wire::around::{cooked2, ethernet, in_ip, in_udp};
 use imds_trace_replay_tests::wire::file::{Pcapng, Timed, pcap, pcap_of};
 use imds_trace_replay_tests::wire::{BEGIN, SECOND, Sent, Story};
+use imds_trace_replay_tests::{expect_equal, kept};
 use libtest_mimic::Trial;
 
 /// All of them.
 pub fn trials() -> Vec<Trial> {
     type Test = fn() -> Result<()>;
-    let tests: [(&str, Test); 17] = [
+    let tests: [(&str, Test); 18] = [
         ("a_packet_seen_at_two_places_is_one", seen_at_two_places),
         ("a_packet_seen_twice_at_one_place_is_one", seen_twice),
         ("clocks_that_differ_are_put_right", other_clocks),
         ("captures_appended_to_each_other_are_in_order_of_time", appended),
+        ("a_capture_appended_to_itself_is_one", appended_to_itself),
         ("where_one_capture_ends_nothing_follows_from_silence", covers_a_part),
         ("a_silent_imds_is_told_where_it_was_listened_for", silence),
         ("the_same_interface_numbers_inside_and_outside_are_two", inside_and_outside),
@@ -196,6 +197,18 @@ fn appended() -> Result<()> {
         expect_whole(&what, &story, &[pcap(&apart.concat())])?;
         let back: Vec<Timed> = apart.into_iter().rev().flatten().collect();
         expect_whole(&format!("{what}, the other way round"), &story, &[pcap(&back)])?;
+    }
+    Ok(())
+}
+
+fn appended_to_itself() -> Result<()> {
+    const HEADER: usize = 24;
+    for name in ["any-hop-limit-1.pcap", "any-hop-limit-1-ipv6.pcap", "ens5-hop-limit-1.pcap", "any-hop-limit-2.pcap"] {
+        let once = std::fs::read(kept::tests().join("captures").join(name)).with_context(|| name.to_owned())?;
+        let twice = [&once[..], &once[HEADER..]].concat();
+        let (once, twice) = (Told::of(&[once])?, Told::of(&[twice])?);
+        expect_equal(&format!("{name}: errors"), twice.errors(), once.errors())?;
+        expect_equal(&format!("{name}: clients"), twice.clients(), once.clients())?;
     }
     Ok(())
 }

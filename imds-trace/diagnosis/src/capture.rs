@@ -9,6 +9,7 @@
 mod file;
 mod format;
 mod frame;
+mod known;
 mod linktype;
 mod order;
 mod packet;
@@ -28,6 +29,7 @@ use crate::observation::{Hook, Observation, Place, Streams};
 use crate::unpack;
 pub use file::Error;
 pub use format::{Format, Unread, open};
+use known::Known;
 use linktype::says_direction;
 use order::{Order, Sighted};
 use packet::Headers;
@@ -58,6 +60,7 @@ pub struct Reader {
     streams: Streams,
     recent: VecDeque<(Timestamp, Again)>,
     counts: Counts,
+    known: Known,
     started: Timestamp,
     /// Was everything read?
     is_read: bool,
@@ -82,6 +85,7 @@ impl Reader {
             streams: Streams::default(),
             recent: VecDeque::new(),
             counts: Counts::default(),
+            known: Known::default(),
             started,
             is_read: false,
             failures: VecDeque::new(),
@@ -132,8 +136,10 @@ impl Reader {
     /// Reads on until there is no room for more.
     fn fill(&mut self) {
         while !self.is_read && !self.order.is_full() {
-            let Self { sources, counts, endpoints, .. } = self;
-            match sources.next(&mut |name, interfaces, frame| counts.read(name, interfaces, frame, endpoints)) {
+            let Self { sources, counts, known, endpoints, .. } = self;
+            match sources.next(&mut |name, interfaces, frame| {
+                counts.read(name, interfaces, frame, endpoints).filter(|packet| !known.is_again(packet))
+            }) {
                 Some(packet) => self.order.push(packet),
                 None => self.is_read = true,
             }
