@@ -337,7 +337,7 @@ async fn introductions(news: &mut mpsc::Receiver<News>, engines: &[String]) -> V
         while left > 0 {
             match news.recv().await {
                 Some(News::Said(fact)) => said.push(*fact),
-                Some(News::Listed(_)) => left -= 1,
+                Some(News::Listed { .. }) => left -= 1,
                 Some(News::Unreachable(why)) => {
                     eprintln!(
                         "imds-trace: warning: {}: its containers are known by their runtime's files, id and address only",

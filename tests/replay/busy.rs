@@ -25,7 +25,7 @@ pub fn trials() -> Vec<Trial> {
 fn what_is_over_is_not_lost() -> Result<()> {
     let asked = ["reachable", "v2-only:job-1"].iter().map(|asked| expectation(asked)).collect::<Result<_, _>>()?;
     let mut expectations = Expectations::new(asked);
-    let mut pipeline = Pipeline::new(Host { netns: HOST_NETNS, instance: None });
+    let mut pipeline = Pipeline::new(Host { netns: HOST_NETNS, pid_namespace: None, instance: None });
     let (mut answered, mut strangers, mut lost) = (0, 0, Lost::default());
     let mut hear = |event: &Event| {
         expectations.count(event);

@@ -45,7 +45,7 @@ fn falsehoods(world: &World) -> Result<Vec<String>> {
 fn said(inputs: &[Input], truths: &[Truth], v6: bool, lossless: bool, silent: usize) -> Result<Vec<String>> {
     let claims = [("blocked", Claim::Blocked), ("v2-only", Claim::V2Only), ("no-errors", Claim::NoErrors)];
     let asked = claims.map(|(text, claim)| Expectation { text: text.to_owned(), claim, who: None });
-    let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
+    let host = Host { netns: HOST_NETNS, pid_namespace: None, instance: Some(INSTANCE.to_owned()) };
     let told = conclude_telling(host, inputs, true, &Telling { expectations: asked.to_vec(), ..Telling::default() })?;
     let mut wrong = Vec::new();
     for event in &told.exchanges {

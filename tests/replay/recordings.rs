@@ -115,7 +115,11 @@ fn errors(findings: &[Finding], of: impl Fn(&Finding) -> bool) -> Accused {
 /// The ring buffer may be full: then observations are missing. What is left must not make an error certain that was none.
 fn what_is_missing_accuses_nobody(recording: &Path) -> Result<()> {
     let reader = Reader::new(BufReader::new(File::open(recording)?))?;
-    let host = Host { netns: reader.header.netns, instance: reader.header.instance.clone() };
+    let host = Host {
+        netns: reader.header.netns,
+        pid_namespace: reader.header.pid_namespace,
+        instance: reader.header.instance.clone(),
+    };
     let inputs: Vec<Input> = reader.collect::<Result<_, _>>()?;
     let whole = errors(&conclude(host.clone(), &inputs, false)?.report.findings, |_| true);
     let mut wrong = BTreeSet::new();

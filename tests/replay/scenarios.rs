@@ -59,7 +59,7 @@ fn all_is_judged() -> Result<(), Failed> {
             judged.extend(finding.path.is_some().then(|| (finding.rule.clone(), "way")));
             judged.extend(finding.caution.is_some().then(|| (finding.rule.clone(), "caution")));
         }
-        let host = Host { netns: HOST_NETNS, instance: None };
+        let host = Host { netns: HOST_NETNS, pid_namespace: None, instance: None };
         for finding in
             conclude_telling(host, &scenario.inputs()?, false, &scenario.telling(Vec::new())?)?.report.findings
         {
@@ -80,7 +80,7 @@ fn nothing_is_left_out() -> Result<(), Failed> {
         if scenario.exchanges.is_none() {
             missing.push(format!("{name} has no `exchanges`"));
         }
-        let host = Host { netns: HOST_NETNS, instance: None };
+        let host = Host { netns: HOST_NETNS, pid_namespace: None, instance: None };
         for finding in
             conclude_telling(host, &scenario.inputs()?, false, &scenario.telling(Vec::new())?)?.report.findings
         {

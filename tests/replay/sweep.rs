@@ -115,7 +115,7 @@ fn sweep() -> Result<()> {
     }
     inputs.extend(load::conclusion(number));
     let taken = Rc::new(RefCell::new(Vec::new()));
-    let mut pipeline = Pipeline::new(Host { netns: HOST_NETNS, instance: None });
+    let mut pipeline = Pipeline::new(Host { netns: HOST_NETNS, pid_namespace: None, instance: None });
     let recorded = record(&inputs)?;
     pipeline.tell_packets(true);
     let mut outputs = outputs();

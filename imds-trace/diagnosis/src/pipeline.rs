@@ -20,6 +20,8 @@ use crate::observation::{Observation, Place};
 pub struct Host {
     /// The namespace that the hooks are in.
     pub netns: Netns,
+    /// The pid namespace of its processes, if known.
+    pub pid_namespace: Option<u32>,
     /// The EC2 instance's id, if known.
     pub instance: Option<String>,
 }
@@ -66,7 +68,7 @@ impl Pipeline {
             assembler: Assembler::default(),
             unseen: UnseenSockets::default(),
             interpreter: Interpreter {
-                directory: Directory::new(host.netns),
+                directory: Directory::new(host.netns).with_pid_namespace(host.pid_namespace),
                 surroundings: Surroundings::new(host.netns, host.instance),
                 history: History::default(),
                 aftermath: Aftermath::default(),
@@ -85,7 +87,7 @@ impl Pipeline {
 
     /// Nothing seen yet, and nothing but what a capture shows will be.
     pub fn of_capture() -> Self {
-        let mut pipeline = Self::new(Host { netns: Netns::default(), instance: None });
+        let mut pipeline = Self::new(Host { netns: Netns::default(), pid_namespace: None, instance: None });
         pipeline.joiner = Joiner::of_capture();
         pipeline.interpreter.surroundings.evidence = Evidence::Capture;
         pipeline

@@ -56,6 +56,9 @@ pub struct Header {
     pub at: Timestamp,
     /// The namespace that the hooks were in.
     pub netns: Netns,
+    /// The pid namespace of the host's processes; `None` if not known, and in older recordings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_namespace: Option<u32>,
     /// Watched addresses.
     pub endpoints: Vec<IpAddr>,
     /// The EC2 instance's id, if known.

@@ -124,7 +124,8 @@ impl Replaying {
     fn run(&mut self, run: Run) -> anyhow::Result<()> {
         let header = run.header().clone();
         let later = u64::try_from(later(&run, self.boot_time).as_nanos()).unwrap_or(0);
-        let mut pipeline = Pipeline::new(Host { netns: header.netns, instance: header.instance });
+        let (netns, pid_namespace) = (header.netns, header.pid_namespace);
+        let mut pipeline = Pipeline::new(Host { netns, pid_namespace, instance: header.instance });
         pipeline.tell_packets(self.reporter.wants_packets());
         pipeline.allow(self.allow.clone());
         self.runs += 1;

@@ -249,6 +249,10 @@ fn find(containers: &[Running], runtimes: &Runtimes, own: Option<u64>) -> Vec<Fo
         }
         if let Some(named) = cgroup::read(&cgroups) {
             let is_listed = containers.iter().any(|container| container.id == named.outer.id);
+            // A user may call a cgroup of his own after somebody else's container.
+            if is_listed && named.user != 0 {
+                continue;
+            }
             let told = runtimes.network_of(&cgroups).filter(|_| !is_listed);
             let name =
                 told.map(|name| bounded(&name, MAX_NAME).to_owned()).unwrap_or_else(|| name_of(&named, containers));

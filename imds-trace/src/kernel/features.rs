@@ -50,7 +50,7 @@ impl Features {
             let connect = tried(ProgramType::CgroupSockAddr);
             found.know(Feature::Connect, connect, "needs CAP_BPF and CAP_NET_ADMIN to try: run as root");
         }
-        found.know(Feature::CgroupPaths, in_first_cgroup_namespace(), "needs /proc");
+        found.know(Feature::CgroupPaths, host_is_in_first_cgroup_namespace(), "needs /proc");
         let missing = missing_capabilities();
         let lacking = (!missing.is_empty()).then(|| Has::No { needs: missing.join(", ") });
         found.put(Feature::Capabilities, lacking.unwrap_or(Has::Yes));
@@ -184,23 +184,40 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(mask.trim(), 16).ok()
 }
 
-/// Do cgroup paths begin for this process where the kernel's own do? `PROC_CGROUP_INIT_INO` of `include/linux/proc_ns.h`.
-fn in_first_cgroup_namespace() -> Option<bool> {
-    fs::read_link("/proc/self/ns/cgroup").ok().map(|link| link.as_os_str() == "cgroup:[4026531835]")
+/// Do cgroup paths begin for the host's processes where the kernel's own do? `PROC_CGROUP_INIT_INO` of `include/linux/proc_ns.h`. In a
+/// container with a namespace of its own, the host's first process is asked.
+fn host_is_in_first_cgroup_namespace() -> Option<bool> {
+    let is_first = |process: &str| {
+        let link = fs::read_link(format!("/proc/{process}/ns/cgroup"));
+        link.ok().map(|link| link.as_os_str() == "cgroup:[4026531835]")
+    };
+    is_first("self").map(|own| own || is_first("1") == Some(true))
 }
 
-/// Where the root of the version 2 cgroup hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid host.
+/// Where the root of the version 2 cgroup hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid host; in a
+/// container where the host's is mounted into it.
 pub fn cgroup2_root() -> Option<PathBuf> {
     fs::read_to_string("/proc/self/mountinfo").ok().and_then(|mounts| root_of_cgroup2(&mounts))
 }
 
-/// Fields of a line: id, parent, device, root, mount point, options, optional fields, `-`, type, source, options (proc(5)).
+/// Fields of a line: id, parent, device, root, mount point, options, optional fields, `-`, type, source, options (proc(5)). Roots are
+/// told from this process's own cgroup namespace on: what is above its own is `/..`, and what is highest is the hierarchy's.
 fn root_of_cgroup2(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let (before, behind) = line.split_once(" - ")?;
+    let mut highest: Option<(usize, &str)> = None;
+    for line in mounts.lines() {
+        let Some((before, behind)) = line.split_once(" - ") else { continue };
         let fields: Vec<&str> = before.split(' ').collect();
-        (behind.starts_with("cgroup2 ") && fields.get(3) == Some(&"/")).then(|| PathBuf::from(fields[4]))
-    })
+        let (Some(root), Some(at)) = (fields.get(3), fields.get(4)) else { continue };
+        let ups = root.split('/').filter(|part| !part.is_empty());
+        if !behind.starts_with("cgroup2 ") || ups.clone().any(|part| part != "..") {
+            continue;
+        }
+        let ups = ups.count();
+        if highest.is_none_or(|(known, _)| ups > known) {
+            highest = Some((ups, at));
+        }
+    }
+    highest.map(|(_, at)| PathBuf::from(at))
 }
 
 #[cfg(test)]
@@ -213,6 +230,10 @@ mod tests {
                        38 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
         assert_eq!(root_of_cgroup2(unified), Some(PathBuf::from("/sys/fs/cgroup/unified")));
         assert_eq!(root_of_cgroup2("38 31 0:38 /inner /mnt rw - cgroup2 cgroup2 rw\n"), None);
+        let contained = "40 31 0:38 / /sys/fs/cgroup ro - cgroup2 cgroup ro\n\
+                         41 31 0:38 /../.. /host/sys/fs/cgroup ro - cgroup2 cgroup2 ro\n\
+                         42 31 0:38 /../other /mnt ro - cgroup2 cgroup2 ro\n";
+        assert_eq!(root_of_cgroup2(contained), Some(PathBuf::from("/host/sys/fs/cgroup")));
         assert_eq!(root_of_cgroup2(""), None);
     }
 

@@ -156,7 +156,7 @@ async fn find(target: &Target, engines: &[String], runtimes: &Runtimes) -> anyho
             let container = process.and_then(|process| {
                 let (id, path) = (process.container?, process.cgroup?);
                 let within = cgroup::read_path(&path).filter(|within| within.outer.id == id);
-                let said = within.and_then(|within| runtimes.describe(&within, &path)).unwrap_or_default();
+                let said = within.and_then(|within| runtimes.describe(&within)).unwrap_or_default();
                 Some(ContainerDetail { id, ..said })
             });
             Ok(Place { name: format!("pid:{pid}"), container, netns })

@@ -14,9 +14,10 @@ use crate::kernel::backlog::Backlog;
 use crate::kernel::decode::{self, Record, Tasks};
 use crate::kernel::ring::{self, MachineNames};
 use crate::sources::docker::News;
-use crate::sources::procfs::Procfs;
+use crate::sources::procfs::{self, Procfs};
 use crate::sources::runtime::Runtimes;
 use diagnosis::event::{Attached, Event, Missing, Ready};
+use diagnosis::identity::cgroup;
 use diagnosis::identity::fact::{CUT, Fact, ProcessDetail, Said};
 use diagnosis::input::Input;
 use diagnosis::net::Timestamp;
@@ -76,6 +77,7 @@ impl Session {
             boot_time: boot_time()?,
             at: now()?,
             netns: names.netns,
+            pid_namespace: procfs::host_pid_namespace(),
             endpoints: config.endpoints.clone(),
             instance: read_line(ASSET_TAG).filter(|tag| tag.starts_with("i-")),
             ready: ready.clone(),
@@ -88,7 +90,11 @@ impl Session {
         }
         tell_what_is_watched(&ready, errand.announce());
         reporter.take(&Event::Ready(header.at, ready))?;
-        let mut pipeline = Pipeline::new(Host { netns: names.netns, instance: header.instance.clone() });
+        let mut pipeline = Pipeline::new(Host {
+            netns: names.netns,
+            pid_namespace: header.pid_namespace,
+            instance: header.instance.clone(),
+        });
         pipeline.tell_packets(reporter.wants_packets());
         pipeline.allow(config.telling.allow.clone());
         Ok(Self {
@@ -150,8 +156,12 @@ impl Session {
     pub(super) fn news(&mut self, told: News) -> anyhow::Result<()> {
         match told {
             News::Said(said) => self.fact(*said),
-            News::Listed(host) => {
+            News::Listed { host, again: false } => {
                 log::info!("the Docker engine at {host} has listed its containers");
+                Ok(())
+            }
+            News::Listed { host, again: true } => {
+                eprintln!("imds-trace: the Docker engine at {} answers again", printable(&host, MAX_SHOWN));
                 Ok(())
             }
             News::Unreachable(why) => {
@@ -163,8 +173,8 @@ impl Session {
 
     /// Tells which containers have ended that no engine may tell of.
     pub(super) fn departed(&mut self) -> anyhow::Result<()> {
-        for id in self.runtimes.departed() {
-            self.fact(Said::ContainerGone { id })?;
+        for (id, user) in self.runtimes.departed() {
+            self.fact(Said::ContainerGone { id, user: Some(user) })?;
         }
         Ok(())
     }
@@ -198,8 +208,9 @@ impl Session {
             if let Some(detail) = detail {
                 self.push(Input::Fact(Fact { at, said: Said::Process(detail) }))?;
             }
-            // /proc knows every hierarchy, the kernel half told of one.
-            if let Some(introduced) = read.or(told).and_then(|path| self.runtimes.introduce(at, &path)) {
+            // /proc knows every hierarchy, the kernel half told of one: from the root on, while /proc begins at our own cgroup.
+            let told = told.filter(|path| read.is_none() || cgroup::read_path(path).is_some());
+            if let Some(introduced) = told.or(read).and_then(|path| self.runtimes.introduce(at, &path)) {
                 self.push(Input::Fact(Fact { at, said: Said::Container(introduced) }))?;
             }
             if at > until {

@@ -67,7 +67,12 @@ pub enum News {
     /// A fact.
     Said(Box<Said>),
     /// All containers of the engine there have been told.
-    Listed(String),
+    Listed {
+        /// Where it listens.
+        host: String,
+        /// Was it told that it cannot be asked?
+        again: bool,
+    },
     /// The engine cannot be asked; it will be tried again. Told once until it can.
     Unreachable(String),
 }
@@ -80,7 +85,7 @@ pub async fn find(host: &str, wanted: &str) -> Result<Found, String> {
     match docker.inspect_container(wanted, None::<InspectContainerOptions>).await {
         Ok(container) => {
             let id = container.id.clone().unwrap_or_else(|| wanted.to_owned());
-            let detail = inspected(&id, container);
+            let detail = ContainerDetail { user: user_of(host), ..inspected(&id, container) };
             Ok(Found { name: detail.name.clone().unwrap_or_else(|| wanted.to_owned()), pid: detail.pid, detail })
         }
         Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
@@ -96,7 +101,7 @@ pub async fn follow(host: String, news: mpsc::Sender<News>) {
     let mut is_told = false;
     loop {
         let mut listed = false;
-        let ended = session(&host, &news, &mut running, &mut listed).await;
+        let ended = session(&host, &news, &mut running, is_told, &mut listed).await;
         is_told &= !listed;
         if !is_told {
             is_told = true;
@@ -112,25 +117,33 @@ pub async fn follow(host: String, news: mpsc::Sender<News>) {
     }
 }
 
-/// An engine, and what it is.
+/// An engine, what it is, and whose.
 struct Engine {
     docker: Docker,
     runtime: Runtime,
+    user: Option<u32>,
+}
+
+/// Whose engine listens there: the owner of its socket. `None` where that is not a file.
+fn user_of(host: &str) -> Option<u32> {
+    std::fs::metadata(host.strip_prefix("unix://")?).ok().map(|socket| socket.uid())
 }
 
 /// Follows the engine as long as it is there. `running`: its containers, as told so far; those that ended while it was away have
-/// ended when it is back. `listed`: has it answered?
+/// ended when it is back. `again`: was it told that it cannot be asked? `listed`: has it answered?
 async fn session(
     host: &str,
     news: &mpsc::Sender<News>,
     running: &mut HashSet<String>,
+    again: bool,
     listed: &mut bool,
 ) -> Result<(), bollard::errors::Error> {
     let docker = Docker::connect_with_host(host)?.negotiate_version().await?;
     // podman answers the same questions, and names itself among its components.
     let components = docker.version().await?.components.unwrap_or_default();
     let is_podman = components.iter().any(|component| component.name.contains("Podman"));
-    let engine = Engine { docker, runtime: if is_podman { Runtime::Podman } else { Runtime::Docker } };
+    let engine =
+        Engine { docker, runtime: if is_podman { Runtime::Podman } else { Runtime::Docker }, user: user_of(host) };
     let docker = &engine.docker;
     let filters = HashMap::from([("type".to_owned(), vec!["container".to_owned(), "network".to_owned()])]);
     // Events first, or a container that starts during the listing would be missed.
@@ -139,7 +152,7 @@ async fn session(
     let there = docker.list_containers(None::<ListContainersOptions>).await?;
     let there: HashSet<String> = there.into_iter().filter_map(|container| container.id).collect();
     for id in running.difference(&there) {
-        if news.send(News::Said(Box::new(Said::ContainerGone { id: id.clone() }))).await.is_err() {
+        if news.send(News::Said(Box::new(Said::ContainerGone { id: id.clone(), user: engine.user }))).await.is_err() {
             return Ok(());
         }
     }
@@ -148,7 +161,7 @@ async fn session(
     for id in running.iter() {
         inspect(&engine, id, news).await;
     }
-    if news.send(News::Listed(host.to_owned())).await.is_err() {
+    if news.send(News::Listed { host: host.to_owned(), again }).await.is_err() {
         return Ok(());
     }
     while let Some(event) = events.next().await {
@@ -185,7 +198,7 @@ async fn handle(
         (Some(EventMessageTypeEnum::CONTAINER), "die" | "destroy") => match actor.id {
             Some(id) => {
                 running.remove(&id);
-                news.send(News::Said(Box::new(Said::ContainerGone { id }))).await.is_ok()
+                news.send(News::Said(Box::new(Said::ContainerGone { id, user: engine.user }))).await.is_ok()
             }
             None => true,
         },
@@ -212,6 +225,7 @@ fn introduced(engine: &Engine, id: &str, mut attributes: HashMap<String, String>
         image,
         labels: labels(attributes),
         runtime: Some(engine.runtime),
+        user: engine.user,
         ..ContainerDetail::default()
     }
 }
@@ -219,7 +233,7 @@ fn introduced(engine: &Engine, id: &str, mut attributes: HashMap<String, String>
 async fn inspect(engine: &Engine, id: &str, news: &mpsc::Sender<News>) {
     // Gone since: its event said what there is to say.
     let Ok(container) = engine.docker.inspect_container(id, None::<InspectContainerOptions>).await else { return };
-    let detail = ContainerDetail { runtime: Some(engine.runtime), ..inspected(id, container) };
+    let detail = ContainerDetail { runtime: Some(engine.runtime), user: engine.user, ..inspected(id, container) };
     let _ = news.send(News::Said(Box::new(Said::Container(detail)))).await;
 }
 

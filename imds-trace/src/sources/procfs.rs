@@ -1,6 +1,6 @@
 //! What does /proc say of a process that connects? Bounded reads; a process may end between any two of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -128,17 +128,23 @@ impl Procfs {
     /// the beginning of that. An error if there are several. Of its processes the one with the lowest number: mostly the one that the
     /// container began with.
     pub fn of_container(&self, wanted: &str, runtimes: &Runtimes) -> Result<Option<Found>, Several> {
-        let mut running: HashMap<String, (u32, String, Cgroup)> = HashMap::new();
+        let mut running: HashMap<(String, u32), (u32, Cgroup)> = HashMap::new();
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let Some(text) = read(&entry.path().join("cgroup"), MAX_FILE) else { continue };
-            let (Some(within), Some(path)) = (cgroup::read(&text), cgroup_path(&text)) else { continue };
+            let Some(within) = cgroup::read(&text) else { continue };
             let id = within.inner.as_ref().map_or(&within.outer.id, |inner| &inner.id).clone();
-            running.entry(id).and_modify(|(lowest, ..)| *lowest = pid.min(*lowest)).or_insert((pid, path, within));
+            running
+                .entry((id, within.user))
+                .and_modify(|(lowest, _)| *lowest = pid.min(*lowest))
+                .or_insert((pid, within));
         }
+        // A user may call a cgroup of his own after a container of root's.
+        let roots: HashSet<String> = running.keys().filter(|(_, user)| *user == 0).map(|(id, _)| id.clone()).collect();
+        running.retain(|(id, user), _| *user == 0 || !roots.contains(id));
         let mut found: Vec<(bool, Found)> = Vec::new();
-        for (id, (pid, path, within)) in running {
-            let said = runtimes.describe(&within, &path).filter(|_| within.inner.is_none()).unwrap_or_default();
+        for ((id, _), (pid, within)) in running {
+            let said = runtimes.describe(&within).filter(|_| within.inner.is_none()).unwrap_or_default();
             let pod = within.pod.as_deref().map(|uid| Pod::of_uid(uid).with(said.pod.as_ref())).or(said.pod);
             let container = Container {
                 id: id.clone(),
@@ -199,6 +205,13 @@ fn says_all(told: &Told) -> bool {
 /// Every hierarchy has a line; that of version 2 begins with a 0 and names no controller.
 fn is_unified(cgroups: &str) -> bool {
     !cgroups.is_empty() && cgroups.lines().all(|line| line.starts_with("0::"))
+}
+
+/// The pid namespace of the host's processes: that of the first one, which is our own where we may not look.
+pub fn host_pid_namespace() -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let of = |process: &str| fs::metadata(Path::new("/proc").join(process).join("ns/pid")).ok();
+    of("1").or_else(|| of("self")).and_then(|namespace| u32::try_from(namespace.ino()).ok())
 }
 
 /// Our own network namespace; 0 if it cannot be read.

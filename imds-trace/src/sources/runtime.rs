@@ -62,14 +62,15 @@ const MAX_TRIES: u8 = 5;
 pub struct Runtimes {
     root: Root,
     docker: Vec<PathBuf>,
-    known: HashMap<String, Known>,
+    /// By id, and by the user who made the cgroup.
+    known: HashMap<(String, u32), Known>,
 }
 
 /// A container that was seen.
 #[derive(Clone, Debug)]
 struct Known {
-    /// Its own cgroup, which goes with it.
-    own: PathBuf,
+    /// Its own cgroup, which goes with it; `None` where its path was told from another cgroup on.
+    own: Option<PathBuf>,
     told: bool,
     /// When it was looked for last, and how often.
     last: Timestamp,
@@ -94,24 +95,25 @@ impl Runtimes {
     /// What is said of the container that this cgroup path names, once; `None` if it was said before, or nothing is known.
     pub fn introduce(&mut self, at: Timestamp, path: &str) -> Option<ContainerDetail> {
         let within = cgroup::read_path(path)?;
-        let tries = match self.known.get(&within.outer.id) {
+        let key = (within.outer.id.clone(), within.user);
+        let tries = match self.known.get(&key) {
             Some(known) if known.told || at.since(known.last) < AGAIN || known.tries >= MAX_TRIES => return None,
             Some(known) => known.tries,
             None => 0,
         };
-        let told = self.describe(&within, path);
+        let told = self.describe(&within);
         if self.known.len() >= MAX_KNOWN {
             self.known.clear();
         }
         let own = own_cgroup(path, &within.outer.id);
         let known = Known { own, told: told.is_some(), last: at, tries: tries + 1 };
-        self.known.insert(within.outer.id, known);
+        self.known.insert(key, known);
         told
     }
 
-    /// The ids of those that were seen and have no cgroup any more: they have ended, and the numbers of their namespaces are given to
+    /// The ids of those that were seen and have no cgroup any more, and the users who made them: they have ended, and the numbers of their namespaces are given to
     /// others. None where the host's cgroups are not to be seen.
-    pub fn departed(&mut self) -> Vec<String> {
+    pub fn departed(&mut self) -> Vec<(String, u32)> {
         let mut roots = vec![PathBuf::from(CGROUPS)];
         let hierarchies = self.root.folders(Path::new(CGROUPS), MAX_HIERARCHIES);
         roots.extend(hierarchies.iter().map(|hierarchy| Path::new(CGROUPS).join(hierarchy)));
@@ -121,21 +123,21 @@ impl Runtimes {
         if hierarchies.is_empty() {
             return departed;
         }
-        self.known.retain(|id, known| {
-            let stays = is_there(&known.own);
+        self.known.retain(|key, known| {
+            let stays = known.own.as_deref().is_none_or(is_there);
             if !stays {
-                departed.push(id.clone());
+                departed.push(key.clone());
             }
             stays
         });
         departed
     }
 
-    /// What its runtime's files say of a container; `path` is the cgroup path that names it.
-    pub fn describe(&self, within: &Cgroup, path: &str) -> Option<ContainerDetail> {
-        let owner = match user_of(path) {
-            Some(uid) => Owner { uid, home: self.home_of(uid) },
-            None => Owner { uid: 0, home: None },
+    /// What its runtime's files say of a container that a cgroup path names.
+    pub fn describe(&self, within: &Cgroup) -> Option<ContainerDetail> {
+        let owner = match within.user {
+            0 => Owner { uid: 0, home: None },
+            uid => Owner { uid, home: self.home_of(uid) },
         };
         let id = within.outer.id.as_str();
         // Ids that are none could lead elsewhere.
@@ -153,14 +155,14 @@ impl Runtimes {
             }
             _ => None,
         };
-        detail.map(|detail| ContainerDetail { id: id.to_owned(), ..detail })
+        detail.map(|detail| ContainerDetail { id: id.to_owned(), user: Some(owner.uid), ..detail })
     }
 
     /// What a process's network is called, by its `/proc/PID/cgroup`: the pod, or else the container.
     pub fn network_of(&self, cgroups: &str) -> Option<String> {
         let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-        let (within, path) = paths.filter_map(|path| Some((cgroup::read_path(path)?, path))).next()?;
-        let said = self.describe(&within, path).filter(|_| within.inner.is_none())?;
+        let within = paths.filter_map(cgroup::read_path).next()?;
+        let said = self.describe(&within).filter(|_| within.inner.is_none())?;
         match said.pod {
             Some(Pod { name: Some(pod), namespace: Some(namespace), .. }) => {
                 Some(format!("pod {pod} (namespace {namespace})"))
@@ -250,22 +252,20 @@ impl Runtimes {
     }
 }
 
-/// The cgroup of the container itself, below the root of a hierarchy: the path up to its id.
-fn own_cgroup(path: &str, id: &str) -> PathBuf {
+/// The cgroup of the container itself, below the root of a hierarchy: the path up to its id. None of a path that begins in the cgroup of
+/// the container that we are in.
+fn own_cgroup(path: &str, id: &str) -> Option<PathBuf> {
     let mut own = PathBuf::new();
-    for segment in path.split('/').filter(|segment| !segment.is_empty() && *segment != "..") {
+    for segment in path.split('/').filter(|segment| !segment.is_empty()) {
+        if segment == ".." {
+            return None;
+        }
         own.push(segment);
         if segment.contains(id) {
             break;
         }
     }
-    own
-}
-
-/// The user whose own systemd made this cgroup: everything below `user@UID.service` that user may make and name.
-fn user_of(path: &str) -> Option<u32> {
-    let mut segments = path.split('/').skip_while(|segment| *segment != "user.slice").skip(1);
-    segments.next()?.strip_prefix("user-")?.strip_suffix(".slice")?.parse().ok().filter(|uid| *uid != 0)
+    Some(own)
 }
 
 #[cfg(test)]

@@ -101,7 +101,11 @@ pub fn recorded(bytes: &[u8]) {
         let mut tell = |event: &Event| said.push(unmarked(event));
         let Ok(opened) = recording::open(Cursor::new(bytes.to_vec())) else { return said };
         let Ok(reader) = recording::Reader::new(opened) else { return said };
-        let host = Host { netns: reader.header.netns, instance: reader.header.instance.clone() };
+        let host = Host {
+            netns: reader.header.netns,
+            pid_namespace: reader.header.pid_namespace,
+            instance: reader.header.instance.clone(),
+        };
         let mut pipeline = Pipeline::new(host);
         // An error ends a recording, or is followed by what can still be read.
         for input in reader.flat_map(Result::<Input, _>::ok) {

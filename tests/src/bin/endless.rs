@@ -44,7 +44,7 @@ fn run(folder: &Path) -> Result<()> {
     let limits = Limits { size: Some(SIZE), keep: Some(KEEP), age: None };
     let header = Header { at: Timestamp(998_000_000_000), ..header() };
     let (mut files, _) = Files::begin(&path, header, limits)?;
-    let mut pipeline = Pipeline::new(Host { netns: HOST_NETNS, instance: None });
+    let mut pipeline = Pipeline::new(Host { netns: HOST_NETNS, pid_namespace: None, instance: None });
     let mut told = 0u64;
     let mut take = |input: Input| -> Result<()> {
         files.write(&input)?;

@@ -1,4 +1,7 @@
 //! Which container was it at that moment? By id, namespace, cgroup and address, each with the time it held.
+//!
+//! An id is one user's: a container of root's is known by no cgroup that another user could name after it, and root's word on an id
+//! takes the place of what another user said of it before. Among other users the first stands.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -6,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::job::{self, Compose, Job};
 use super::pod::Pod;
 use super::{Container, ContainerDetail};
@@ -33,6 +36,8 @@ struct Tenure {
 /// A container, and under which keys it was entered.
 #[derive(Debug, Default)]
 struct Known {
+    /// Whose it is; `None` where nobody said.
+    user: Option<u32>,
     detail: ContainerDetail,
     networks: Arc<[String]>,
     pod: Option<Arc<Pod>>,
@@ -46,6 +51,11 @@ struct Known {
 }
 
 impl Known {
+    fn of(id: &str) -> Self {
+        let detail = ContainerDetail { id: id.to_owned(), ..ContainerDetail::default() };
+        Self { detail, ..Self::default() }
+    }
+
     /// Its pod; labels add to it what they say beside the same uid.
     fn pod_with_labels(&self) -> Option<Arc<Pod>> {
         let pod = self.pod.as_ref()?;
@@ -72,6 +82,9 @@ impl Containers {
     /// The engine speaks of a container: merges what is new. Gives how many old ones had to go.
     pub fn appeared(&mut self, at: Timestamp, detail: &ContainerDetail) -> u64 {
         let evicted = self.enter(&detail.id);
+        if detail.user.is_some_and(|user| !self.claim(&detail.id, user)) {
+            return evicted;
+        }
         let Some(known) = self.known.get_mut(&detail.id) else { return evicted };
         known.detail.name = detail.name.clone().or(known.detail.name.take());
         known.detail.image = detail.image.clone().or(known.detail.image.take());
@@ -111,6 +124,9 @@ impl Containers {
     /// A process was met whose cgroup path names a container: its namespace and cgroup are that container's.
     pub fn met(&mut self, at: Timestamp, id: &str, netns: Option<Netns>, cgroup: u64, within: Option<&Cgroup>) {
         self.enter(id);
+        if within.is_some_and(|within| !self.claim(id, within.user)) {
+            return;
+        }
         let Some(known) = self.known.get_mut(id) else { return };
         if let Some(within) = within {
             known.detail.runtime = within.outer.runtime.or(known.detail.runtime);
@@ -199,27 +215,57 @@ impl Containers {
         !known.netns.is_empty() && !known.netns.contains(&netns)
     }
 
+    /// May a user's cgroup or engine name this container? Of one that nobody knows everybody may.
+    pub fn is_of(&self, id: &str, user: u32) -> bool {
+        self.known.get(id).and_then(|known| known.user).is_none_or(|known| known == user)
+    }
+
+    /// May a process be in this container, if that is its cgroup path? Not if the path is one that another user may make.
+    pub fn may_name(&self, id: &str, path: Option<&str>) -> bool {
+        let within = path.and_then(cgroup::read_path).filter(|within| within.outer.id == id);
+        within.is_none_or(|within| self.is_of(id, within.user))
+    }
+
+    /// A user says that a container is his. What another user than root said of one of root's is forgotten.
+    fn claim(&mut self, id: &str, user: u32) -> bool {
+        if !self.is_of(id, user) {
+            if user != 0 {
+                return false;
+            }
+            self.remove(id);
+            self.known.insert(id.to_owned(), Known::of(id));
+        }
+        if let Some(known) = self.known.get_mut(id) {
+            known.user = Some(user);
+        }
+        true
+    }
+
     fn enter(&mut self, id: &str) -> u64 {
         if !self.known.contains_key(id) {
-            let detail = ContainerDetail { id: id.to_owned(), ..ContainerDetail::default() };
-            self.known.insert(id.to_owned(), Known { detail, ..Known::default() });
+            self.known.insert(id.to_owned(), Known::of(id));
             self.order.push_back(id.to_owned());
         }
         let mut evicted = 0;
         while self.order.len() > MAX_CONTAINERS {
             let Some(oldest) = self.order.pop_front() else { break };
-            let Some(known) = self.known.remove(&oldest) else { continue };
-            known.netns.iter().for_each(|netns| forget(&mut self.by_netns, netns, &oldest));
-            known.addresses.iter().for_each(|address| forget(&mut self.by_address, address, &oldest));
-            known.pids.iter().for_each(|pid| forget(&mut self.by_pid, pid, &oldest));
-            for cgroup in &known.cgroups {
-                if self.by_cgroup.get(cgroup) == Some(&oldest) {
-                    self.by_cgroup.remove(cgroup);
-                }
-            }
-            evicted += 1;
+            evicted += u64::from(self.remove(&oldest));
         }
         evicted
+    }
+
+    /// Forgets a container with all its keys.
+    fn remove(&mut self, id: &str) -> bool {
+        let Some(known) = self.known.remove(id) else { return false };
+        known.netns.iter().for_each(|netns| forget(&mut self.by_netns, netns, id));
+        known.addresses.iter().for_each(|address| forget(&mut self.by_address, address, id));
+        known.pids.iter().for_each(|pid| forget(&mut self.by_pid, pid, id));
+        for cgroup in &known.cgroups {
+            if self.by_cgroup.get(cgroup).is_some_and(|of| of == id) {
+                self.by_cgroup.remove(cgroup);
+            }
+        }
+        true
     }
 }
 

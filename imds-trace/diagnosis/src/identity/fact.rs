@@ -46,6 +46,9 @@ pub enum Said {
     ContainerGone {
         /// Its id.
         id: String,
+        /// The user whose engine said so, or whose cgroup it was; 0 for root. `None` as with [`ContainerDetail::user`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<u32>,
     },
     /// Netlink: traffic to the endpoints leaves the host's namespace by these interfaces, from whatever source.
     Uplinks {
@@ -288,6 +291,9 @@ pub struct ContainerDetail {
     /// The pod that it is in. Absent in recordings before version 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
+    /// The user whose engine or files said so; 0 for root. `None` where that is not known, and in recordings before that was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
 }
 
 #[cfg(test)]

@@ -302,6 +302,8 @@ pub struct Query {
 #[derive(Debug)]
 pub struct Directory {
     host_netns: Netns,
+    /// The pid namespace of the host's own processes, if known.
+    host_pids: Option<u32>,
     sockets: Sockets,
     containers: Containers,
 }
@@ -309,7 +311,12 @@ pub struct Directory {
 impl Directory {
     /// An empty directory of a host whose own processes live in `host_netns`.
     pub fn new(host_netns: Netns) -> Self {
-        Self { host_netns, sockets: Sockets::default(), containers: Containers::default() }
+        Self { host_netns, host_pids: None, sockets: Sockets::default(), containers: Containers::default() }
+    }
+
+    /// The same where the host's own processes are known to live in this pid namespace.
+    pub fn with_pid_namespace(self, host_pids: Option<u32>) -> Self {
+        Self { host_pids, ..self }
     }
 
     /// Takes in a fact. Gives how many old entries had to go for it.
@@ -347,8 +354,10 @@ impl Directory {
                 detail.netns = detail.netns.filter(|netns| *netns != self.host_netns);
                 self.containers.appeared(fact.at, &detail)
             }
-            Said::ContainerGone { id } => {
-                self.containers.gone(fact.at, id);
+            Said::ContainerGone { id, user } => {
+                if user.is_none_or(|user| self.containers.is_of(id, user)) {
+                    self.containers.gone(fact.at, id);
+                }
                 0
             }
             Said::Counted(_)
@@ -449,12 +458,13 @@ impl Directory {
             attribution.failed_after = socket.failed_after();
             attribution.has_no_port = socket.has_no_port();
             let own = socket.container();
+            let path = attribution.process.as_ref().and_then(|process| process.cgroup.as_deref());
             let id = own
                 .as_deref()
+                .filter(|id| self.containers.may_name(id, path))
                 .or_else(|| self.containers.in_cgroup(socket.cgroup()))
                 .or_else(|| self.containers.of_process(socket.pid(), at).filter(|_| !socket.was_read()));
             if let Some(id) = id {
-                let path = attribution.process.as_ref().and_then(|process| process.cgroup.as_deref());
                 attribution.container = Some(self.container_of(id, path));
                 attribution.by = Key::Cgroup;
                 return attribution;
@@ -465,7 +475,7 @@ impl Directory {
                     attribution.by = Key::Netns;
                     return attribution;
                 }
-            } else if socket.was_read() {
+            } else if socket.was_read() && socket.is_of_host(self.host_pids) {
                 attribution.by = Key::Cgroup;
                 return attribution;
             }

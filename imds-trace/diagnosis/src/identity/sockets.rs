@@ -71,8 +71,7 @@ impl Socket {
             pid_namespace: self.task.pid_namespace,
             netns: self.task.netns,
             cgroup_id: self.task.cgroup,
-            // As with the container: /proc knows every hierarchy, the kernel told of one.
-            cgroup: detail.and_then(|detail| detail.cgroup.clone()).or_else(|| told.cgroup.clone()),
+            cgroup: self.cgroup_path().map(str::to_owned),
             ancestors: ancestors.or(detail.map(|detail| &detail.ancestors)).cloned().unwrap_or_default(),
         }
     }
@@ -89,6 +88,21 @@ impl Socket {
     pub fn was_read(&self) -> bool {
         let told = self.told.cgroup.as_deref().is_some_and(|path| !path.starts_with(CUT));
         told || self.detail.as_deref().is_some_and(|detail| detail.found)
+    }
+
+    /// Is this a process of the host itself, which is in its network namespace and whose cgroup names nobody? Not if it has processes of
+    /// its own, as in a container of a runtime that is not known here, nor if its cgroups do not agree which container it is.
+    pub fn is_of_host(&self, host_pids: Option<u32>) -> bool {
+        let own = self.task.pid_namespace.filter(|own| host_pids.is_some_and(|hosts| hosts != *own));
+        let within = self.cgroup_path().and_then(cgroup::read_path);
+        // What a user calls a cgroup of his does not make him another one.
+        own.is_none() && within.is_none_or(|within| within.user != 0)
+    }
+
+    /// As with the container: /proc knows every hierarchy, the kernel told of one.
+    fn cgroup_path(&self) -> Option<&str> {
+        let read = self.detail.as_deref().and_then(|detail| detail.cgroup.as_deref());
+        read.or(self.told.cgroup.as_deref())
     }
 
     /// Its process.

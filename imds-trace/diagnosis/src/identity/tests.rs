@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::fact::{Connected, Connecting, Outcome, ProcessDetail, Socket, Told};
 use super::*;
 
+mod whose;
+
 const HOST: Netns = Netns(1);
 
 fn at(ms: u64) -> Timestamp {
@@ -99,7 +101,7 @@ fn id(attribution: &Attribution) -> Option<&str> {
 fn an_address_reused_within_a_second_belongs_to_each_in_its_time() {
     let mut directory = Directory::new(HOST);
     container(&mut directory, 1000, "a", None, Some("172.17.0.2"));
-    directory.learn(&Fact { at: at(1500), said: Said::ContainerGone { id: "a".into() } });
+    directory.learn(&Fact { at: at(1500), said: Said::ContainerGone { id: "a".into(), user: None } });
     container(&mut directory, 1900, "b", None, Some("172.17.0.2"));
     let client = query("172.17.0.2:40000", 7);
     assert_eq!(id(&directory.who(client, at(1200))), Some("a"));
@@ -192,7 +194,7 @@ fn a_pid_reused_within_a_second_belongs_to_each_container_in_its_time() {
     container(&mut directory, 1000, "a", Some(20), Some("172.17.0.2"));
     connect(&mut directory, 1100, 77, 20, "172.17.0.2:40000", 9);
     process(&mut directory, 1100, 77, Some("a"));
-    directory.learn(&Fact { at: at(1300), said: Said::ContainerGone { id: "a".into() } });
+    directory.learn(&Fact { at: at(1300), said: Said::ContainerGone { id: "a".into(), user: None } });
     container(&mut directory, 1600, "b", Some(30), Some("172.17.0.2"));
     connect(&mut directory, 1700, 77, 30, "172.17.0.2:40000", 10);
     process(&mut directory, 1700, 77, Some("b"));
@@ -207,7 +209,7 @@ fn a_reused_pid_inherits_nothing_if_its_second_process_was_gone_too_soon() {
     container(&mut directory, 1000, "a", Some(20), None);
     connect(&mut directory, 1100, 77, 20, "172.17.0.2:40000", 9);
     process(&mut directory, 1100, 77, Some("a"));
-    directory.learn(&Fact { at: at(1300), said: Said::ContainerGone { id: "a".into() } });
+    directory.learn(&Fact { at: at(1300), said: Said::ContainerGone { id: "a".into(), user: None } });
     container(&mut directory, 1600, "b", Some(30), None);
     connect(&mut directory, 1700, 77, 30, "172.17.0.3:40000", 10);
     let mut gone = ProcessDetail::gone(77);

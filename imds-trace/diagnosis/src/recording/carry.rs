@@ -118,7 +118,7 @@ impl Carry {
                 texts.push(text);
                 self.containers.put(&detail.id, texts);
             }
-            Said::ContainerGone { id } => {
+            Said::ContainerGone { id, .. } => {
                 for text in self.containers.take(id).into_iter().chain([text]) {
                     self.remember(fact.at, MATTERS, None, text);
                 }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn gone(seconds: u64, name: &str) -> Fact {
-        Fact { at: Timestamp(seconds * 1_000_000_000), said: Said::ContainerGone { id: name.into() } }
+        Fact { at: Timestamp(seconds * 1_000_000_000), said: Said::ContainerGone { id: name.into(), user: None } }
     }
 
     fn repeated(carry: &mut Carry, seconds: u64) -> Vec<String> {

@@ -85,7 +85,7 @@ fn who_has_no_cgroup_any_more_has_departed() {
     fs::create_dir_all(&cgroup).expect("a cgroup");
     assert!(runtimes.departed().is_empty(), "it is there");
     fs::remove_dir(&cgroup).expect("it goes");
-    assert_eq!(runtimes.departed(), [A]);
+    assert_eq!(runtimes.departed(), [(A.to_owned(), 0)]);
     assert!(runtimes.departed().is_empty(), "told once");
     assert!(runtimes.introduce(Timestamp(1), &kubepods()).is_some(), "it may come back");
 }
@@ -97,11 +97,11 @@ fn a_pod_is_named_only_where_kubernetes_drives_the_runtime() {
     host.file(&format!("{TASKS}/default/{A}/config.json"), &claims);
     let Some(runtimes) = host.runtimes() else { return };
     let path = format!("/default/{A}");
-    let told = runtimes.describe(&cgroup::read_path(&path).expect("a container"), &path).expect("it is there");
+    let told = runtimes.describe(&cgroup::read_path(&path).expect("a container")).expect("it is there");
     assert_eq!((told.pod, told.name), (None, None));
     host.file(&format!("var/lib/containers/storage/overlay-containers/{B}/userdata/config.json"), &claims);
     let path = format!("/kubepods/pod{UID}/crio-{B}");
-    assert_eq!(runtimes.describe(&cgroup::read_path(&path).expect("a container"), &path), None);
+    assert_eq!(runtimes.describe(&cgroup::read_path(&path).expect("a container")), None);
 }
 
 #[test]
@@ -130,8 +130,7 @@ fn cri_o_podman_nerdctl_and_docker_are_read_from_their_own_files() {
     );
     host.file(&format!("srv/docker/containers/{A}/config.v2.json"), &of_docker);
     let Some(runtimes) = host.runtimes() else { return };
-    let told =
-        |path: &str| runtimes.describe(&cgroup::read_path(path).expect("a container"), path).expect("it is told");
+    let told = |path: &str| runtimes.describe(&cgroup::read_path(path).expect("a container")).expect("it is told");
     let of_cri_o = told(&format!("/kubepods/pod{UID}/crio-{A}"));
     assert_eq!(of_cri_o.pod, Pod::said(Some(UID), Some("db-0"), Some("shop"), Some(B)));
     let labels: Vec<_> = of_cri_o.labels.keys().map(String::as_str).collect();
@@ -152,7 +151,7 @@ fn what_is_no_file_too_large_somebody_elses_or_behind_the_root_is_not_read() {
     let path = host.file(&format!("{TASKS}/k8s.io/{A}/config.json"), "");
     let Some(runtimes) = host.runtimes() else { return };
     let within = cgroup::read_path(&kubepods()).expect("a container");
-    let told = || runtimes.describe(&within, &kubepods());
+    let told = || runtimes.describe(&within);
     let anew = |make: &dyn Fn()| {
         let _ = fs::remove_file(&path);
         make();
@@ -182,7 +181,7 @@ fn a_users_containers_are_looked_for_in_that_users_folders_only() {
     let own = host.file("home/me/.local/share/containers/storage/overlay-containers/containers.json", &list("of-me"));
     let Some(runtimes) = host.runtimes() else { return };
     let path = format!("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope");
-    let told = || runtimes.describe(&cgroup::read_path(&path).expect("a container"), &path).and_then(|told| told.name);
+    let told = || runtimes.describe(&cgroup::read_path(&path).expect("a container")).and_then(|told| told.name);
     assert_eq!(told(), None, "a file of root in it");
     std::os::unix::fs::chown(&own, Some(1000), None).expect("its owner");
     assert_eq!(told().as_deref(), Some("of-me"));

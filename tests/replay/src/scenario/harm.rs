@@ -146,7 +146,7 @@ struct Heard {
 }
 
 fn heard(scenario: &Scenario, inputs: &[Input]) -> Result<Heard> {
-    let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
+    let host = Host { netns: HOST_NETNS, pid_namespace: None, instance: Some(INSTANCE.to_owned()) };
     let asked = CLAIMS.iter().map(|text| Ok(expectation(text)?)).collect::<Result<_>>()?;
     Ok(Heard::of(conclude_telling(host, inputs, true, &scenario.telling(asked)?)?))
 }

@@ -33,6 +33,7 @@ pub fn header() -> Header {
         boot_time: BootTime(1_767_225_600_000_000_000),
         at: at(-2_000),
         netns: HOST_NETNS,
+        pid_namespace: None,
         endpoints: vec![[169, 254, 169, 254].into(), [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254].into()],
         instance: Some(INSTANCE.to_owned()),
         ready: Ready {
@@ -89,7 +90,7 @@ impl Scenario {
             add(introduce(container)?);
         }
         for gone in &self.gone {
-            add(fact(gone.ms, Said::ContainerGone { id: id_of(&gone.name) }));
+            add(fact(gone.ms, Said::ContainerGone { id: id_of(&gone.name), user: None }));
         }
         for (number, connect) in self.connects.iter().enumerate() {
             let (index, _) = self.client(connect.client.as_deref())?;
@@ -207,10 +208,17 @@ fn introduce(container: &Container) -> Result<Input> {
             name: Some(container.name.clone()),
             image: Some("runner:1".to_owned()),
             netns: container.netns.map(Netns),
+            user: container.user,
             addresses: addresses.collect::<Result<_>>()?,
             ..ContainerDetail::default()
         }),
     ))
+}
+
+/// A cgroup path in which `{NAME}` stands for that container's id.
+fn with_ids(path: &str) -> String {
+    let named = path.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?)));
+    named.map_or(path.to_owned(), |(before, (name, behind))| format!("{before}{}{behind}", id_of(name)))
 }
 
 /// Before everything else.
@@ -268,7 +276,7 @@ fn describe(process: &Process) -> Result<Input> {
         started: None,
         exe: process.exe.clone(),
         argv: process.argv.clone(),
-        cgroup: None,
+        cgroup: process.cgroup.as_deref().map(with_ids),
         container: process.container.as_deref().map(id_of),
         ancestors: ancestors.collect::<Result<_>>()?,
     };

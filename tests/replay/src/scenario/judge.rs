@@ -69,7 +69,7 @@ pub fn judge(scenario: &Scenario) -> Result<()> {
     let inputs = scenario.inputs()?;
     let mut wrong = misspelt(scenario);
     for (ticks, when) in [(false, ""), (true, " (with the clock ticking)")] {
-        let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
+        let host = Host { netns: HOST_NETNS, pid_namespace: None, instance: Some(INSTANCE.to_owned()) };
         let conclusions = conclude_telling(host, &inputs, ticks, &scenario.telling(Vec::new())?)?;
         wrong.extend(compare(scenario, &conclusions)?.into_iter().map(|sentence| format!("{sentence}{when}")));
     }

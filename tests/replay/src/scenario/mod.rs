@@ -106,6 +106,8 @@ pub struct Container {
     pub ms: Option<i64>,
     /// Its name.
     pub name: String,
+    /// Whose engine says so, 0 for root; absent: nobody told.
+    pub user: Option<u32>,
     /// Its network namespace.
     pub netns: Option<u32>,
     /// Its addresses.
@@ -214,6 +216,8 @@ pub struct Process {
     pub pid: u32,
     /// The container of its cgroup path, by name.
     pub container: Option<String>,
+    /// That path, with `{NAME}` for the container's id; absent: nobody told.
+    pub cgroup: Option<String>,
     /// Its executable.
     pub exe: Option<String>,
     /// Its command line.

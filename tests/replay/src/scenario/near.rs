@@ -41,7 +41,7 @@ pub fn misses(scenario: &Scenario) -> Result<()> {
         }
         // What makes no sense (a packet that is sent again, without the first) is no change.
         let Ok(inputs) = changed.inputs() else { continue };
-        let host = Host { netns: HOST_NETNS, instance: Some(INSTANCE.to_owned()) };
+        let host = Host { netns: HOST_NETNS, pid_namespace: None, instance: Some(INSTANCE.to_owned()) };
         let found = conclude_telling(host, &inputs, ticks, &changed.telling(Vec::new())?)?.report.findings;
         open.retain(|rule| !found.iter().any(|finding| finding.rule == rule.as_str()));
     }
