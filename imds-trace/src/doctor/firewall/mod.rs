@@ -1,5 +1,6 @@
 //! Would a firewall rule drop, reject or redirect IMDS traffic? Read by the firewall's own tools, which change nothing.
 
+mod elements;
 pub mod fate;
 pub mod holds;
 pub mod ipset;
@@ -18,13 +19,19 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rules::Chain;
 
 /// Where the tools are if `PATH` does not say: users' often lacks the second half.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 /// Bytes of rules that are read of one namespace at most; a host with ten thousand has about two million.
-const MAX_SAID: u64 = 32 << 20;
+const MAX_SAID: u64 = 16 << 20;
+/// What a tool may take; ten thousand rules take it a second. For a set with a million elements nft takes more than a minute.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Why there are no rules of a tool that took longer. Then no other one is asked about that namespace.
+const TOO_LONG: &str = "they take longer than 8 s";
 /// Tables of nftables that are asked for one by one; where there are more, all are at once.
 const MANY_TABLES: usize = 16;
 /// The files of the machine's first process: the host's, where its processes are visible.
@@ -53,6 +60,11 @@ impl Firewall {
         }
         let parts = reasons.into_iter().map(|(why, tools)| format!("{} {why}", tools.join(", ")));
         (!self.unread.is_empty()).then(|| parts.collect::<Vec<_>>().join("; "))
+    }
+
+    /// Has a tool taken too long?
+    fn gave_up(&self) -> bool {
+        self.unread.iter().any(|(_, why)| why.contains(TOO_LONG))
     }
 
     /// Reads what `name`, a tool's saving half, says of the rules that `tool` shows.
@@ -92,7 +104,9 @@ impl Firewall {
             for list in lists {
                 let with = |option| std::iter::once(option).chain(list.iter().copied()).collect::<Vec<_>>();
                 let json = run(nft, &with("-j")).map_err(could)?;
-                let wording = run(nft, &with("-a")).unwrap_or_default();
+                // The elements of sets are in the JSON; a tool that cannot leave them out here is older than 2019.
+                let worded = run(nft, &[&["-t"][..], &with("-a")].concat()).or_else(|_| run(nft, &with("-a")));
+                let wording = worded.unwrap_or_default();
                 let chains = nft::read(&json, &wording).map_err(understood)?;
                 let iptables_told =
                     |chain: &rules::Chain| theirs.contains(&(chain.family.clone(), chain.table.clone()));
@@ -132,10 +146,15 @@ pub fn read() -> Firewall {
         }
         let wanted = [nft.filter(|_| nf_tables), legacy.filter(|_| old), either.filter(|_| neither)];
         for ((name, tool), path) in savers.into_iter().zip(wanted) {
-            if let Some(path) = path {
+            if let Some(path) = path
+                && !firewall.gave_up()
+            {
                 firewall.iptables(name, tool, &path, &mut theirs);
             }
         }
+    }
+    if firewall.gave_up() {
+        return firewall;
     }
     match find("nft").filter(|_| nf_tables) {
         Some(nft) => firewall.nft(&nft, &theirs),
@@ -206,11 +225,25 @@ fn run(tool: &Tool, words: &[&str]) -> Result<String, String> {
     command.args(words).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (said, complained) = std::thread::scope(|scope| {
+    let (told, heard) = mpsc::channel();
+    let (said, complained, in_time) = std::thread::scope(|scope| {
         // Both pipes at once: a tool that finds one full would wait.
         let complained = scope.spawn(|| bounded(stderr));
-        (bounded(stdout), complained.join().unwrap_or_default())
+        let said = scope.spawn(move || {
+            let said = bounded(stdout);
+            let _ = told.send(());
+            said
+        });
+        let in_time = heard.recv_timeout(PATIENCE).is_ok();
+        if !in_time {
+            let _ = child.kill();
+        }
+        (said.join().unwrap_or_default(), complained.join().unwrap_or_default(), in_time)
     });
+    if !in_time {
+        let _ = child.wait();
+        return Err(TOO_LONG.to_owned());
+    }
     if said.len() as u64 > MAX_SAID {
         let _ = child.kill();
         let _ = child.wait();
@@ -236,5 +269,5 @@ fn bounded(pipe: Option<impl Read>) -> String {
     if let Some(pipe) = pipe {
         let _ = pipe.take(MAX_SAID + 1).read_to_end(&mut bytes);
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

@@ -6,18 +6,16 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::elements::{MAX_ELEMENTS, bounded};
 use super::mark::Marking;
 use super::rules::{Chain, Condition, Hook, Rule, Verdict, What, range};
-
-/// Elements of a set or map that are looked at; of one with more nothing is decided.
-const MAX_ELEMENTS: usize = 65_536;
 
 /// Family, table, and name of a set or handle of a rule.
 type Key = (String, String, String);
 
 /// The chains of a ruleset. `wording` is the same ruleset as text with handles; without it, rules are told by their handle.
 pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> {
-    let whole: Value = serde_json::from_str(json)?;
+    let whole = bounded(json)?;
     let objects = whole["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let worded = worded(wording);
     let on_devices = on_devices(wording);
