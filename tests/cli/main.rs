@@ -6,6 +6,7 @@
 mod agreeing;
 mod asking;
 mod capturing;
+mod deploying;
 mod describing;
 mod doctoring;
 mod evidence;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         ("pages", pages::TESTS, false),
         ("terminal", terminal::TESTS, false),
         ("describing", describing::TESTS, false),
+        ("deploying", deploying::TESTS, false),
         ("doctoring", doctoring::TESTS, false),
         ("watching", watching::TESTS, false),
         ("watching", watching::TESTS_OF_ROOT, true),

@@ -12,6 +12,7 @@ mod doctor_and_watch;
 mod doctor_elsewhere;
 mod doctor_mends;
 mod doctor_programs;
+mod doctor_scale;
 mod doctor_ways;
 mod kit;
 mod kit_obstacles;
@@ -24,6 +25,7 @@ mod trace_capture;
 mod trace_causes;
 mod trace_cost;
 mod trace_drops;
+mod trace_engine;
 mod trace_fleet;
 mod trace_forensics;
 mod trace_frames;
@@ -31,6 +33,7 @@ mod trace_ground_truth;
 mod trace_guest;
 mod trace_hop_limit;
 mod trace_identity;
+mod trace_image;
 mod trace_kernel;
 mod trace_leftovers;
 mod trace_metrics;
@@ -129,12 +132,14 @@ fn main() -> ExitCode {
         ("doctor_elsewhere", doctor_elsewhere::TESTS),
         ("doctor_mends", doctor_mends::TESTS),
         ("doctor_programs", doctor_programs::TESTS),
+        ("doctor_scale", doctor_scale::TESTS),
         ("doctor_ways", doctor_ways::TESTS),
         ("trace_hop_limit", trace_hop_limit::TESTS),
         ("trace_tokens", trace_tokens::TESTS),
         ("trace_what_if", trace_what_if::TESTS),
         ("trace_witness", trace_witness::TESTS),
         ("trace_identity", trace_identity::TESTS),
+        ("trace_image", trace_image::TESTS),
         ("trace_kernel", trace_kernel::TESTS),
         ("trace_metrics", trace_metrics::TESTS),
         ("trace_names", trace_names::TESTS),
@@ -145,6 +150,7 @@ fn main() -> ExitCode {
         ("trace_network", trace_network::TESTS),
         ("trace_cost", trace_cost::TESTS),
         ("trace_drops", trace_drops::TESTS),
+        ("trace_engine", trace_engine::TESTS),
         ("trace_answers", trace_answers::TESTS),
         ("trace_causes", trace_causes::TESTS),
         ("trace_programs", trace_programs::TESTS),

@@ -32,10 +32,15 @@ const CONTAINERD: &str = "containerd";
 /// The private engine; dropping it stops it with all its containers.
 pub(crate) struct DockerEngine {
     dir: PathBuf,
-    containerd: Child,
-    dockerd: Child,
+    processes: Mutex<Processes>,
     /// Whether the image for the machine's own programs is there.
     userland: Mutex<bool>,
+}
+
+/// What it consists of.
+struct Processes {
+    containerd: Child,
+    dockerd: Child,
 }
 
 /// In one sentence why no engine can be started here.
@@ -80,7 +85,8 @@ impl DockerEngine {
                 return Err(error);
             }
         };
-        let engine = DockerEngine { dir: dir.to_owned(), containerd, dockerd, userland: Mutex::default() };
+        let processes = Mutex::new(Processes { containerd, dockerd });
+        let engine = DockerEngine { dir: dir.to_owned(), processes, userland: Mutex::default() };
         engine.import(image::NAME, &image::archive()?)?;
         Ok(engine)
     }
@@ -101,6 +107,15 @@ impl DockerEngine {
         command.env("DOCKER_HOST", self.url()).env("DOCKER_CONFIG", self.dir.join("docker-config"));
         command.env("PATH", path()).stdin(Stdio::null());
         command
+    }
+
+    /// Kills dockerd, so that nobody hears of what becomes of its containers, and starts it again: then it ends them.
+    pub(crate) fn restart(&self, runner: &Namespace, ipv6: bool) -> Result<()> {
+        let mut processes = self.processes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Processes { containerd, dockerd } = &mut *processes;
+        children::stop(dockerd, Signal::SIGKILL, STOP);
+        *dockerd = start_dockerd(&self.dir, runner, ipv6, containerd)?;
+        Ok(())
     }
 
     fn import(&self, name: &str, archive: &[u8]) -> Result<()> {
@@ -135,8 +150,9 @@ impl Drop for DockerEngine {
             remove.args(["rm", "--force", "--volumes"]).args(left.split_whitespace());
             let _ = children::output(remove);
         }
-        children::stop(&mut self.dockerd, Signal::SIGTERM, STOP);
-        children::stop(&mut self.containerd, Signal::SIGTERM, STOP);
+        let processes = self.processes.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        children::stop(&mut processes.dockerd, Signal::SIGTERM, STOP);
+        children::stop(&mut processes.containerd, Signal::SIGTERM, STOP);
     }
 }
 

@@ -184,6 +184,14 @@ impl RunnerHost {
         }
     }
 
+    /// Kills the engine and starts it again, which ends its containers.
+    pub fn restart_engine(&self) -> Result<()> {
+        match &self.engine {
+            Some(engine) => engine.restart(&self.runner, self.options.ipv6),
+            None => bail!("this host has no engine"),
+        }
+    }
+
     /// IPv4 packets the runner namespace discarded for their header, a spent TTL above all (`Ip: InHdrErrors`).
     pub fn ip_in_hdr_errors(&self) -> Result<u64> {
         self.runner.counter("Ip", "InHdrErrors")

@@ -115,7 +115,7 @@ fn file(tar: &mut tar::Builder<Vec<u8>>, target: &Path, source: &Path) -> Result
 }
 
 /// The loader and the shared libraries a program wants; none for a static one.
-fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     if is_static(program)? {
         return Ok(Vec::new());
     }

@@ -33,6 +33,8 @@ pub mod junit;
 pub mod machine;
 pub mod netns;
 pub mod obstacle;
+#[path = "../../xtask/src/dist/image.rs"]
+pub mod oci;
 pub mod own_network;
 pub mod pieces;
 mod plain;
@@ -40,6 +42,7 @@ pub mod real;
 pub mod record;
 pub mod runtimes;
 pub mod service;
+pub mod shipped;
 pub mod spec;
 pub mod topology;
 pub mod tracer;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::children::{self, MARK};
 use crate::docker::{GO, next};
@@ -99,9 +100,7 @@ impl Node {
         let containerd = children::spawn(command).context("start containerd")?;
         let node = Node { dir, containerd };
         wait_until("containerd to answer", START, || children::output(node.ctr(&["version"])).ok())?;
-        let archive = node.dir.join("image.tar");
-        std::fs::write(&archive, image::docker_archive(IMAGE)?)?;
-        children::output(node.ctr(&["images", "import", &archive.display().to_string()]))?;
+        node.import(&image::docker_archive(IMAGE)?)?;
         Ok(node)
     }
 
@@ -117,6 +116,38 @@ impl Node {
         children::output(command)
     }
 
+    /// Takes in an image.
+    pub fn import(&self, archive: &[u8]) -> Result<()> {
+        let path = self.dir.join("image.tar");
+        std::fs::write(&path, archive)?;
+        children::output(self.ctr(&["images", "import", &path.display().to_string()]))?;
+        Ok(())
+    }
+
+    /// Runs the pod of a manifest, as the kubelet would: its privileges, its mounts. These words are the arguments of its container.
+    pub fn run_manifest(&self, pod: &str, spec: &Value, args: &[&str]) -> Result<PodContainer<'_>> {
+        let (uid, parent) = new_pod();
+        let (logs, mark) = (self.dir.join("logs").display().to_string(), format!("{MARK}={}", std::process::id()));
+        let (spec, words) = (spec.to_string(), ["node", pod, "imds-trace", &uid, &parent, &logs, &mark]);
+        let told = self.cri(&[&words[..], &[&spec], args].concat())?;
+        self.made(uid, &told)
+    }
+
+    /// What the container of [`run_manifest`](Self::run_manifest) wrote on its standard output or standard error.
+    pub fn logged(&self, pod: &str, stream: &str) -> Result<String> {
+        let text = std::fs::read_to_string(self.dir.join("logs").join(format!("{pod}.log")))?;
+        // TIME STREAM F|P TEXT, where P goes on in the next line.
+        let parts = text.lines().filter_map(|line| line.split_once(' ')?.1.split_once(' '));
+        let of = parts.filter(|(of, _)| *of == stream).filter_map(|(_, rest)| rest.split_once(' '));
+        Ok(of.map(|(tag, text)| if tag == "P" { text.to_owned() } else { format!("{text}\n") }).collect())
+    }
+
+    fn made(&self, uid: String, told: &str) -> Result<PodContainer<'_>> {
+        let mut ids = told.lines().map(str::to_owned);
+        let (Some(sandbox), Some(id)) = (ids.next(), ids.next()) else { bail!("cri.py said {told:?}") };
+        Ok(PodContainer { node: self, uid, sandbox, id })
+    }
+
     /// Runs a pod with one container in it; `on_node`: in the host's own network.
     pub fn run(
         &self,
@@ -126,16 +157,20 @@ impl Node {
         on_node: bool,
         args: &[&str],
     ) -> Result<PodContainer<'_>> {
-        let uid = format!("1c0d7e2a-5a5f-4d8b-9c55-{:012x}", u64::from(std::process::id()) << 16 | u64::from(next()));
-        let parent = format!("/kubepods/burstable/pod{uid}");
+        let (uid, parent) = new_pod();
         let (network, logs) = (if on_node { "node" } else { "pod" }, self.dir.join("logs").display().to_string());
         let mark = format!("{MARK}={}", std::process::id());
         let words = ["run", pod, namespace, &uid, &parent, network, &logs, IMAGE, &mark, container];
         let told = self.cri(&[&words[..], args].concat())?;
-        let mut ids = told.lines().map(str::to_owned);
-        let (Some(sandbox), Some(id)) = (ids.next(), ids.next()) else { bail!("cri.py said {told:?}") };
-        Ok(PodContainer { node: self, uid, sandbox, id })
+        self.made(uid, &told)
     }
+}
+
+/// The uid of a new pod, and its cgroup.
+fn new_pod() -> (String, String) {
+    let uid = format!("1c0d7e2a-5a5f-4d8b-9c55-{:012x}", u64::from(std::process::id()) << 16 | u64::from(next()));
+    let parent = format!("/kubepods/burstable/pod{uid}");
+    (uid, parent)
 }
 
 impl Drop for Node {
@@ -159,6 +194,11 @@ impl PodContainer<'_> {
     /// Lets a client that waits for `/go` begin.
     pub fn go(&self) -> Result<()> {
         go(&self.id)
+    }
+
+    /// Ends it with SIGTERM, as when its pod is deleted.
+    pub fn stop(&self) -> Result<()> {
+        self.node.cri(&["stop", &self.id]).map(drop)
     }
 }
 

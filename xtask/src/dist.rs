@@ -1,4 +1,5 @@
-//! What do others get? `target/dist`: one static file, what belongs to it, packages for Debian and RPM, sums and the list of parts.
+//! What do others get? `target/dist`: one static file, what belongs to it, packages for Debian and RPM, an image for container
+//! engines, sums and the list of parts.
 //!
 //! The same build and commit give the same bytes: every time in them is the commit's.
 
@@ -10,13 +11,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use flate2::{Compression, GzBuilder};
 use sha2::{Digest, Sha256};
 
 use crate::{arch::Arch, release, setup, workspace};
 
 mod check;
 mod deb;
+mod image;
 mod notices;
 mod parts;
 mod redhat;
@@ -95,7 +96,9 @@ fn make(arch: Arch) -> Result<(PathBuf, Vec<String>)> {
     let mut names: Vec<String> = plain.into_iter().map(|file| file.path).chain([NAME.to_owned()]).collect();
     let archive = format!("{NAME}-{VERSION}-{}-linux.tar.gz", arch.rust());
     write(&folder.join(&archive), &tar_gz(&contents)?)?;
-    names.extend([archive, deb::make(&contents, &folder)?, redhat::make(&contents, &folder)?]);
+    let image = format!("{NAME}-{VERSION}-{}-image.tar", arch.rust());
+    write(&folder.join(&image), &oci(&contents)?)?;
+    names.extend([archive, image, deb::make(&contents, &folder)?, redhat::make(&contents, &folder)?]);
     names.sort();
     write(&folder.join(SUMS), sums(&folder, &names)?.as_bytes())?;
     Ok((folder, names))
@@ -122,13 +125,19 @@ fn contents(program: &Path, talks: &Path, arch: Arch) -> Result<Contents> {
     Ok(Contents { arch, date, program, generated, unit: read(UNIT)?, documents, sbom })
 }
 
-/// The pages in `docs`, in the order of their names.
+/// The pages in `docs` and what lies beside them, in the order of their names; without what only developers read, and the schemas, which
+/// the program itself tells.
 fn pages(root: &Path) -> Result<Vec<String>> {
-    let mut pages = Vec::new();
-    for entry in fs::read_dir(root.join(PAGES)).with_context(|| format!("list {PAGES}"))? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if [".md", ".yml"].iter().any(|end| name.ends_with(end)) {
-            pages.push(format!("{PAGES}/{name}"));
+    let (mut pages, mut folders) = (Vec::new(), vec![PAGES.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(root.join(&folder)).with_context(|| format!("list {folder}"))? {
+            let entry = entry?;
+            let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
+            match entry.file_type()?.is_dir() {
+                true if ["docs/design", "docs/schema"].contains(&path.as_str()) => {}
+                true => folders.push(path),
+                false => pages.push(path),
+            }
         }
     }
     pages.sort();
@@ -200,7 +209,7 @@ impl Contents {
                 schema if schema.starts_with("schema") => {
                     File::new(format!("usr/share/{NAME}/{schema}.json"), text.as_str())
                 }
-                page => File::new(format!("usr/share/man/man1/{}.gz", manual(page)), gzip(text.as_bytes())?),
+                page => File::new(format!("usr/share/man/man1/{}.gz", manual(page)), image::gzip(text.as_bytes())?),
             };
             files.push(file);
         }
@@ -215,15 +224,8 @@ fn manual(kind: &str) -> String {
     format!("{NAME}{}.1", kind.strip_prefix("man").unwrap_or_default())
 }
 
-/// Without a name and a time in it.
-fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut encoder = GzBuilder::new().write(Vec::new(), Compression::best());
-    std::io::Write::write_all(&mut encoder, bytes).context("compress")?;
-    encoder.finish().context("compress")
-}
-
 fn tar_gz(contents: &Contents) -> Result<Vec<u8>> {
-    let mut archive = tar::Builder::new(GzBuilder::new().write(Vec::new(), Compression::best()));
+    let mut archive = tar::Builder::new(Vec::new());
     let program = File { mode: 0o755, ..File::new(NAME, contents.program.clone()) };
     let mut files = contents.plain();
     files.push(program);
@@ -236,7 +238,32 @@ fn tar_gz(contents: &Contents) -> Result<Vec<u8>> {
         let path = format!("{NAME}-{VERSION}/{}", file.path);
         archive.append_data(&mut header, path, file.bytes.as_slice()).context("pack the archive")?;
     }
-    archive.into_inner().and_then(flate2::write::GzEncoder::finish).context("pack the archive")
+    image::gzip(&archive.into_inner().context("pack the archive")?)
+}
+
+/// The image: the program, what it is made of, and under which terms.
+fn oci(contents: &Contents) -> Result<Vec<u8>> {
+    let doc = format!("usr/share/doc/{NAME}");
+    let mut files = vec![
+        (image::PROGRAM.to_owned(), 0o755, contents.program.clone()),
+        (format!("{doc}/{NAME}.cdx.json"), 0o644, contents.sbom.clone().into_bytes()),
+    ];
+    let terms = |file: &&File| file.path.starts_with("LICENSE") || file.path == "THIRD-PARTY.txt";
+    let terms = contents.documents.iter().filter(terms);
+    files.extend(terms.map(|file| (format!("{doc}/{}", file.path), file.mode, file.bytes.clone())));
+    let created = jiff::Timestamp::try_from(contents.time()).context("the commit's time")?.to_string();
+    image::archive(&image::Image {
+        name: NAME,
+        version: VERSION,
+        architecture: contents.arch.debian(),
+        created: &created,
+        labels: vec![
+            ("description", SUMMARY.to_owned()),
+            ("licenses", "MIT OR Apache-2.0".to_owned()),
+            ("authors", MAINTAINER.to_owned()),
+        ],
+        files,
+    })
 }
 
 /// As `sha256sum --check` reads them.

@@ -56,7 +56,7 @@ enum Task {
     Bless,
     /// Measure what tracing costs and what is lost, beside tcpdump, in the lab (root); be alone on the machine
     Bench(bench::Asked),
-    /// Make what others get, in target/dist: one static file, completions, manual pages, .deb, .rpm, sums and list of parts
+    /// Make what others get, in target/dist: one static file, completions, manual pages, .deb, .rpm, image, sums, list of parts
     Dist {
         /// For another processor, e.g. arm64 (Graviton): in target/dist-arm64
         #[arg(long)]

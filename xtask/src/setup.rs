@@ -65,6 +65,7 @@ const DIST_PROGRAMS: &[(&str, &str)] = &[
     ("rpm", "rpm"),
     ("mandoc", "mandoc"),
     ("systemd-analyze", "systemd"),
+    ("skopeo", "skopeo"),
 ];
 
 pub fn setup(lab: bool) -> Result<ExitCode> {

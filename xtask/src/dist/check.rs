@@ -32,6 +32,8 @@ const TESTS: &[Test] = &[
     ("the_deb_installs_everything_and_goes_again", the_deb_installs_everything_and_goes_again),
     ("the_unit_of_the_deb_is_sound_and_closed", the_unit_of_the_deb_is_sound_and_closed),
     ("rpm_reads_the_rpm", rpm_reads_the_rpm),
+    ("the_image_is_read_by_both_of_its_lists", the_image_is_read_by_both_of_its_lists),
+    ("the_image_holds_the_program_its_parts_and_terms", the_image_holds_the_program_its_parts_and_terms),
     ("made_again_it_is_the_same", made_again_it_is_the_same),
 ];
 
@@ -138,7 +140,7 @@ fn nothing_says_where_it_was_built(made: &Made) -> Result<()> {
 fn the_sums_are_those_of_the_files(made: &Made) -> Result<()> {
     say(Command::new("sha256sum").args(["--check", "--strict", SUMS]).current_dir(&made.dist))?;
     let sums = fs::read_to_string(made.dist.join(SUMS))?;
-    let packages = [".deb", ".rpm", ".tar.gz", ".cdx.json", ".service"];
+    let packages = [".deb", ".rpm", ".tar.gz", "-image.tar", ".cdx.json", ".service"];
     for end in packages {
         ensure!(sums.lines().any(|line| line.ends_with(end)), "no sum of a {end}");
     }
@@ -262,6 +264,64 @@ fn rpm_reads_the_rpm(made: &Made) -> Result<()> {
     }
     let read = rpm::Package::open(&path).context("read it with the crate")?;
     ensure!(read.metadata.get_version()? == VERSION, "another version");
+    Ok(())
+}
+
+/// As containerd and podman read it, and as Docker does.
+fn the_image_is_read_by_both_of_its_lists(made: &Made) -> Result<()> {
+    let path = made.file("-image.tar")?;
+    let inspect = |source: &str, option: &[&str]| -> Result<Value> {
+        let source = format!("{source}:{}", path.display());
+        let said = say(Command::new("skopeo").arg("inspect").args(option).arg(&source))?;
+        serde_json::from_str(&said).with_context(|| format!("{source}: {said}"))
+    };
+    let architecture = Arch::own()?.debian();
+    for source in ["oci-archive", "docker-archive"] {
+        let seen = inspect(source, &[])?;
+        ensure!(seen["Architecture"] == architecture && seen["Os"] == "linux", "{source}: {seen}");
+        let labels = [("title", NAME), ("version", VERSION), ("licenses", "MIT OR Apache-2.0")];
+        for (label, value) in labels {
+            ensure!(seen["Labels"][format!("org.opencontainers.image.{label}")] == value, "{source}, {label}: {seen}");
+        }
+        ensure!(seen["Layers"].as_array().is_some_and(|layers| layers.len() == 1), "{source}: {seen}");
+        let config = inspect(source, &["--config"])?;
+        ensure!(config["config"]["Entrypoint"] == serde_json::json!(["/usr/bin/imds-trace"]), "{source}: {config}");
+    }
+    let list = |name: &str| -> Result<Value> {
+        let said = say(Command::new("tar").args(["--extract", "--to-stdout", "--file"]).arg(&path).arg(name))?;
+        serde_json::from_str(&said).with_context(|| format!("{name}: {said}"))
+    };
+    let tag = format!("{NAME}:{VERSION}");
+    ensure!(list("manifest.json")?[0]["RepoTags"] == serde_json::json!([tag]), "{}", list("manifest.json")?);
+    let called = &list("index.json")?["manifests"][0]["annotations"]["io.containerd.image.name"];
+    ensure!(called == &serde_json::json!(format!("docker.io/library/{tag}")), "{called}");
+    Ok(())
+}
+
+fn the_image_holds_the_program_its_parts_and_terms(made: &Made) -> Result<()> {
+    let (copy, root) = (made.work.join("copy"), made.work.join("root"));
+    fs::create_dir_all(&root)?;
+    // It compares every digest on the way.
+    let from = format!("oci-archive:{}", made.file("-image.tar")?.display());
+    say(Command::new("skopeo").args(["copy", "--insecure-policy", &from]).arg(format!("dir:{}", copy.display())))?;
+    let manifest: Value = serde_json::from_str(&fs::read_to_string(copy.join("manifest.json"))?)?;
+    let layer = manifest["layers"][0]["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"));
+    let layer = copy.join(layer.with_context(|| format!("no layer: {manifest}"))?);
+    say(Command::new("tar").args(["--extract", "--gzip", "--file"]).arg(layer).arg("--directory").arg(&root))?;
+    let doc = root.join("usr/share/doc").join(NAME);
+    for (file, same) in [
+        (root.join("usr/bin").join(NAME), made.dist.join(NAME)),
+        (doc.join(format!("{NAME}.cdx.json")), made.file(".cdx.json")?),
+        (doc.join("THIRD-PARTY.txt"), made.dist.join("doc/THIRD-PARTY.txt")),
+        (doc.join("LICENSE-MIT"), made.dist.join("doc/LICENSE-MIT")),
+        (doc.join("LICENSE-APACHE"), made.dist.join("doc/LICENSE-APACHE")),
+    ] {
+        say(Command::new("cmp").arg(file).arg(same))?;
+    }
+    let mut chroot = Command::new("chroot");
+    chroot.arg(&root).arg(format!("/usr/bin/{NAME}")).arg("--version").env_clear().env("PATH", "/usr/sbin:/usr/bin");
+    let said = say(&mut chroot)?;
+    ensure!(said.trim() == format!("{NAME} {VERSION}"), "{said}");
     Ok(())
 }
 
