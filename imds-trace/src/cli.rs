@@ -81,7 +81,7 @@ pub struct ReplayArgs {
     /// More on stderr
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
-    /// Recordings, or patterns of their names like 'host*.jsonl'; or one pcap or pcapng file; - is stdin
+    /// Recordings, or patterns of their names like 'host*.jsonl'; or captures (pcap, pcapng); - is stdin
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 }
@@ -223,6 +223,11 @@ impl ReplayArgs {
         let mut telling = self.telling.mean()?;
         telling.filter.since = moment("--since", self.since)?.map(|since| since.instant(now));
         telling.filter.until = moment("--until", self.until)?.map(|until| until.instant(now));
+        if let (Some(since), Some(until)) = (telling.filter.since, telling.filter.until)
+            && since >= until
+        {
+            return Err(config::Error::Backwards);
+        }
         Ok(Replay { endpoints: endpoints.transpose()?, telling, files: self.files, verbosity: self.verbose })
     }
 }

@@ -339,7 +339,7 @@ async fn introductions(news: &mut mpsc::Receiver<News>, engines: &[String]) -> V
                 Some(News::Said(fact)) => said.push(*fact),
                 Some(News::Listed { .. }) => left -= 1,
                 Some(News::Unreachable(why)) => {
-                    eprintln!(
+                    diagnosis::say!(
                         "imds-trace: warning: {}: its containers are known by their runtime's files, id and address only",
                         printable(&why, MAX_SHOWN)
                     );
@@ -350,7 +350,9 @@ async fn introductions(news: &mut mpsc::Receiver<News>, engines: &[String]) -> V
         }
     };
     if tokio::time::timeout(ENGINE_PATIENCE, listing).await.is_err() {
-        eprintln!("imds-trace: warning: the Docker engine is slow to answer; going on without its list of containers");
+        diagnosis::say!(
+            "imds-trace: warning: the Docker engine is slow to answer; going on without its list of containers"
+        );
     }
     said
 }

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // A file name, an argument or a damaged line may hold anything.
-            eprintln!("imds-trace: {}", printable(&format!("{error:#}"), MAX_SENTENCE));
+            diagnosis::say!("imds-trace: {}", printable(&format!("{error:#}"), MAX_SENTENCE));
             ExitCode::from(2)
         }
     }

@@ -253,16 +253,34 @@ fn a_file_that_is_missing_in_the_middle_is_noticed() -> Outcome {
     if ran.json()?.iter().filter(|event| event["type"] == "exchange").count() < 200 {
         return Err(format!("{ran:?}").into());
     }
-    // So is a file that somebody put in the place of another.
-    std::fs::copy(&found[3], &found[2])?;
-    let text = std::fs::read_to_string(&found[1])?;
-    std::fs::write(&found[1], text.replacen("job-1", "job-9", 1))?;
+    // Whatever the files are called by now.
+    let called = |number: usize| folder.path().join(format!("host-of-web1.{number:02}.jsonl"));
+    let rest: Vec<&PathBuf> = found.iter().filter(|path| path.exists()).collect();
+    for (number, path) in rest.iter().enumerate() {
+        std::fs::rename(path, called(number))?;
+    }
     let ran = replay_all(&folder, &["--output", "json"])?;
+    expect_broken(&ran, &["host-of-web1.02.jsonl", &name, "missing"])?;
+    for (number, path) in rest.iter().enumerate() {
+        std::fs::rename(called(number), path)?;
+    }
+    // A file that somebody put in the place of another is told once.
+    std::fs::copy(&found[3], &found[2])?;
+    expect_said(&replay_all(&folder, &["--output", "json"])?, &["is a copy of", "is missing"])?;
+    // Of two that differ nobody knows which is right.
+    let text = std::fs::read_to_string(&found[3])?;
+    std::fs::write(&found[3], text.replacen("job-1", "job-9", 1))?;
+    replay_all(&folder, &[])?.expect_sentence(&["of one run, and differ"])?;
+    std::fs::remove_file(&found[2])?;
+    let parts = ["is not as it was when it was rotated", "lines 3 to ", "is missing"];
+    Ok(expect_said(&replay_all(&folder, &["--output", "json"])?, &parts)?)
+}
+
+/// It ran, and each of these stands on stderr.
+fn expect_said(ran: &Ran, parts: &[&str]) -> Result<()> {
     ran.expect_code(0)?;
-    for part in ["is not as it was when it was rotated", "lines 3 to ", "is missing"] {
-        if !ran.stderr.contains(part) {
-            return Err(format!("nothing says {part:?}: {}", ran.stderr).into());
-        }
+    for part in parts {
+        ensure!(ran.stderr.contains(part), "nothing says {part:?}: {}", ran.stderr);
     }
     Ok(())
 }

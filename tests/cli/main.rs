@@ -6,6 +6,7 @@
 mod agreeing;
 mod asking;
 mod capturing;
+mod closing;
 mod deploying;
 mod describing;
 mod doctoring;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         ("typing", typing::TESTS, false),
         ("replaying", replaying::TESTS, false),
         ("capturing", capturing::TESTS, false),
+        ("closing", closing::TESTS, false),
         ("evidence", evidence::TESTS, false),
         ("agreeing", agreeing::TESTS, false),
         ("asking", asking::TESTS, false),

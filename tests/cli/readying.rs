@@ -19,7 +19,8 @@ crate::tests![
     a_summary_for_merge_requests_says_what_the_report_says,
 ];
 
-fn kept_at(recording: &str) -> Result<std::path::PathBuf> {
+/// The kept recording of this name.
+pub fn kept_at(recording: &str) -> Result<std::path::PathBuf> {
     let all = kept::recordings()?;
     let found = all.into_iter().find(|(name, _)| name == recording);
     found.map(|(_, file)| file).with_context(|| format!("no {recording}"))

@@ -7,6 +7,7 @@
 
 mod entry;
 
+use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -119,10 +120,12 @@ impl AllowList {
     pub fn load(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
         let read = |error: std::io::Error| Error::Read(name.clone(), error.to_string());
-        if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
+        // What is no file does not say how long it is.
+        let mut text = String::new();
+        std::fs::File::open(path).map_err(read)?.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(read)?;
+        if text.len() as u64 > MAX_BYTES {
             return Err(Error::Long(name));
         }
-        let text = std::fs::read_to_string(path).map_err(read)?;
         Self::parse(&text).map_err(|why| Error::Wrong(name, why))
     }
 

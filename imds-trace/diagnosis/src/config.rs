@@ -161,6 +161,9 @@ pub enum Error {
         "{0} {1}: not a time (try 2026-11-20, \"2026-11-20 08:00\", 2026-11-20T08:00:00Z or \"2h ago\"; UTC unless it says otherwise)"
     )]
     Moment(&'static str, String),
+    /// A time that ends before it begins.
+    #[error("--since is not before --until: nothing can be between them")]
+    Backwards,
     /// Not a way of asking.
     #[error("--imds {0}: not v1, v2 or token")]
     Asked(String),

@@ -41,6 +41,7 @@ pub mod report;
 pub mod reporter;
 mod room;
 pub mod secret;
+pub mod stderr;
 pub mod unpack;
 pub mod way;
 pub mod what_if;

@@ -29,7 +29,7 @@ pub fn json_safe(text: &str) -> Cow<'_, str> {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         if is_unsafe(c) {
-            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
         } else {
             out.push(c);
         }
@@ -40,7 +40,9 @@ pub fn json_safe(text: &str) -> Cow<'_, str> {
 /// Moves the cursor, turns the writing direction or takes no room. All are below U+10000. A line's own end is not in a line.
 fn is_unsafe(c: char) -> bool {
     let invisible = matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-    c.is_control() || invisible
+    // Tags, and what is no character at all, which XML forbids.
+    let none = matches!(c, '\u{e0000}'..='\u{e0fff}' | '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe;
+    c.is_control() || invisible || none
 }
 
 /// An error with all its causes, each said once.
@@ -70,6 +72,13 @@ pub fn shell_word(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_xml_forbids_and_what_nobody_sees_is_escaped() {
+        assert_eq!(printable("a\u{fffe}b\u{ffff}c\u{e0041}d", 64), r"a\u{fffe}b\u{ffff}c\u{e0041}d");
+        let json: String = serde_json::from_str(&format!("\"{}\"", json_safe("a\u{e0041}b"))).unwrap();
+        assert_eq!(json, "a\u{e0041}b");
+    }
 
     #[test]
     fn no_control_character_reaches_a_terminal() {

@@ -78,6 +78,10 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         runs: 0,
         exchanges: 0,
     };
+    if telling.exit_code || !telling.expectations.is_empty() {
+        // What was asserted is judged, whoever has stopped reading.
+        replaying.reporter.outlive_reader();
+    }
     let told = hosts.into_iter().try_fold(Judged::default(), |judged, host| {
         let first = &host.runs[0];
         let at = first.header().at.after(later(first, boot_time));
@@ -139,7 +143,7 @@ impl Replaying {
                 self.lose(&mut pipeline, &mut telling, last)?;
             }
             if self.verbose {
-                source.notes().iter().for_each(|note| eprintln!("imds-trace: {}", printable(note, MAX_SHOWN)));
+                source.notes().iter().for_each(|note| crate::say!("imds-trace: {}", printable(note, MAX_SHOWN)));
             }
             let Source { name, reader, .. } = source;
             let sealed = reader.why_unverified().is_none();
@@ -230,7 +234,7 @@ impl Replaying {
             self.broken.push(format!("{} more places like these", self.unsaid));
         }
         for why in &self.broken {
-            eprintln!("imds-trace: {}", printable(why, MAX_SHOWN));
+            crate::say!("imds-trace: {}", printable(why, MAX_SHOWN));
         }
         (self.unsaid, self.unheard, self.inputs) = (0, 0, 0);
         Ok(self.reporter.finish(std::mem::take(&mut self.broken))?)

@@ -265,7 +265,7 @@ impl Reporter {
     fn say_hidden(&self, report: &Report) {
         let is_nothing = report.subjects.is_empty() && report.findings.is_empty();
         if is_nothing && report.hidden > 0 && !self.outputs.are_read() {
-            eprintln!(
+            crate::say!(
                 "imds-trace: nothing that was seen fits the filter; exchanges that are not shown: {}",
                 report.hidden
             );
@@ -290,7 +290,7 @@ impl Reporter {
             broken = true;
             if !self.outputs.are_read() {
                 let (expect, why) = (printable(&asserted.expect, MAX_SHOWN), printable(&asserted.why, MAX_SHOWN));
-                eprintln!("imds-trace: expected {expect}: NOT HELD. {why}");
+                crate::say!("imds-trace: expected {expect}: NOT HELD. {why}");
             }
         }
         broken

@@ -172,9 +172,9 @@ fn text(answer: &Answer) -> String {
     let wrapped = textwrap::fill(&plain, options);
     let mut text = format!("  {style}{word}{style:#}  {}\n", wrapped.trim_start());
     if answer.status != Status::Ok {
-        for (label, command) in [("look", &answer.look), ("mend", &answer.mend)] {
+        for (label, command) in [("check", &answer.look), ("fix", &answer.mend)] {
             if let Some(command) = command {
-                text += &format!("           {DIM}{label}{DIM:#}  {}\n", printable(command, MAX_SENTENCE));
+                text += &format!("           {DIM}{label:5}{DIM:#}  {}\n", printable(command, MAX_SENTENCE));
             }
         }
     }

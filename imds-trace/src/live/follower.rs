@@ -77,7 +77,7 @@ impl<'a> Follower<'a> {
             match self.failed.values().next() {
                 Some(missing) => bail!("{}", missing.why),
                 // Nothing to listen on yet; a bridge or a route may come. Drops are seen all the same.
-                None => eprintln!(
+                None => diagnosis::say!(
                     "imds-trace: warning: no interface to listen on yet (no route to the endpoints, no bridge)"
                 ),
             }

@@ -161,11 +161,14 @@ impl Session {
                 Ok(())
             }
             News::Listed { host, again: true } => {
-                eprintln!("imds-trace: the Docker engine at {} answers again", printable(&host, MAX_SHOWN));
+                diagnosis::say!("imds-trace: the Docker engine at {} answers again", printable(&host, MAX_SHOWN));
                 Ok(())
             }
             News::Unreachable(why) => {
-                eprintln!("imds-trace: warning: {}; it is asked again until it answers", printable(&why, MAX_SHOWN));
+                diagnosis::say!(
+                    "imds-trace: warning: {}; it is asked again until it answers",
+                    printable(&why, MAX_SHOWN)
+                );
                 Ok(())
             }
         }
@@ -321,7 +324,7 @@ impl Session {
         let judged = self.reporter.finish(Vec::new())?;
         if let Some(closed) = closed {
             let path = printable(&closed.path.display().to_string(), MAX_SHOWN);
-            eprintln!("imds-trace: recorded in {path}; SHA-256 {}", closed.digest);
+            diagnosis::say!("imds-trace: recorded in {path}; SHA-256 {}", closed.digest);
         }
         match self.stopped {
             Some(error) => Err(anyhow::Error::new(error).context("--record: the recording ends before the run")),
@@ -352,7 +355,7 @@ fn begin_recording(config: &Tracing, header: &Header) -> anyhow::Result<Option<F
             None => "nothing of it can be read".to_owned(),
         };
         let [path, kept] = [&record.path, &kept].map(|path| printable(&path.display().to_string(), MAX_SHOWN));
-        eprintln!(
+        diagnosis::say!(
             "imds-trace: --record {path}: an earlier recording there was not closed: {reaches}; it is kept as {kept}"
         );
     }
@@ -376,9 +379,9 @@ pub(super) fn watched(hooks: &[Attached]) -> String {
 }
 
 fn tell_what_is_watched(ready: &Ready, until: &str) {
-    eprintln!("imds-trace: {}{until}", watched(&ready.hooks));
+    diagnosis::say!("imds-trace: {}{until}", watched(&ready.hooks));
     for missing in &ready.missing {
-        eprintln!("imds-trace: warning: without {}: {}", missing.hook, printable(&missing.why, MAX_SHOWN));
+        diagnosis::say!("imds-trace: warning: without {}: {}", missing.hook, printable(&missing.why, MAX_SHOWN));
     }
 }
 

@@ -175,6 +175,11 @@ impl Exchange {
         }
     }
 
+    /// Was it answered, and does something show that the answer arrived, or was it late?
+    pub fn is_answered(&self) -> bool {
+        self.response_proof.is_some() || self.is_late()
+    }
+
     /// What was asked for; `None` if the request was not seen.
     pub fn imds(&self) -> Option<Imds> {
         self.request.as_ref().map(|request| imds::classify(request, self.connection.endpoint.address))

@@ -73,16 +73,18 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.remedy = case.probe().into_iter().collect();
     let software = exchange.software();
     let is_sdk = software.as_ref().is_none_or(|software| software.is_sdk());
-    verdict.caution = Some(match is_sdk {
-        true => {
-            "Mend the token request (see the finding about it). With AWS_EC2_METADATA_V1_DISABLED=true an AWS SDK returns an error \
+    verdict.caution = Some(
+        match is_sdk {
+            true => {
+                "Fix the token request first. With AWS_EC2_METADATA_V1_DISABLED=true an AWS SDK returns an error \
              instead of falling back."
-        }
-        false => {
-            "Mend the token request (see the finding about it). A script can stop where it gets no token (curl --fail, and a look \
+            }
+            false => {
+                "Fix the token request first. A script can stop where it gets no token (curl --fail, and a look \
              at the exit status) instead of asking without one."
+            }
         }
-    }
-    .to_owned());
+        .to_owned(),
+    );
     Some(verdict)
 }

@@ -109,7 +109,14 @@ impl Output for Html {
         }
         page.push_str("<h2>What was found</h2>");
         if report.findings.is_empty() {
-            page.push_str("<p>Nothing.</p>");
+            let _ = match report.hidden {
+                0 => write!(page, "<p>Nothing.</p>"),
+                hidden => write!(
+                    page,
+                    "<p>Nothing that matches the filter; {} not shown.</p>",
+                    words::counted_were(hidden, "exchange")
+                ),
+            };
         }
         for finding in report.findings.iter().take(MAX_ROWS) {
             self.finding(&mut page, finding);
@@ -204,7 +211,7 @@ impl Html {
         for command in &finding.says.remedy {
             let _ = write!(page, "<div class=\"command\"><pre>{}</pre></div>", escaped(command, MAX_TEXT));
         }
-        for (what, said) in [("To keep it", &finding.says.lasting), ("But", &finding.says.caution)] {
+        for (what, said) in [("Persist", &finding.says.lasting), ("Caution", &finding.says.caution)] {
             if let Some(said) = said {
                 let _ = write!(page, "<p><b>{what}:</b> {}</p>", escaped(said, MAX_TEXT));
             }

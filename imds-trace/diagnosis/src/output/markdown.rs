@@ -61,7 +61,16 @@ impl Output for Markdown {
             let _ = writeln!(out, "\n**Incomplete:** {}.", words::lost(report.lost));
         }
         if report.subjects.is_empty() {
-            let _ = writeln!(out, "\nNo packet to or from IMDS was seen.");
+            let _ = match report.hidden {
+                0 => writeln!(out, "\nNo packet to or from IMDS was seen."),
+                hidden => {
+                    writeln!(
+                        out,
+                        "\nNothing matches the filter; {} not shown.",
+                        words::counted_were(hidden, "exchange")
+                    )
+                }
+            };
         }
         if !report.expectations.is_empty() {
             let rows = report.expectations.iter().map(|asserted| {

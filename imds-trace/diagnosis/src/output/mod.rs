@@ -12,7 +12,7 @@ mod whole;
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -94,18 +94,15 @@ pub enum Error {
         /// What the system said.
         error: io::Error,
     },
+    /// Two outputs would be written over each other.
+    #[error("--output: {0} and {1} are one file; give each its own")]
+    Same(String, String),
     /// Writing failed.
-    #[error("write output: {0}")]
-    Write(io::Error),
+    #[error("write --output {0}: {1}")]
+    Write(String, io::Error),
     /// Whoever read stdout went away: no error, but the end.
     #[error("stdout was closed")]
     Closed,
-}
-
-impl From<io::Error> for Error {
-    fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::BrokenPipe { Self::Closed } else { Self::Write(error) }
-    }
 }
 
 /// What an output is called that cannot tell of several hosts.
@@ -116,7 +113,8 @@ pub fn tells_one_host(spec: &OutputSpec) -> Option<&'static str> {
 /// All outputs of a run.
 #[derive(Default)]
 pub struct Outputs {
-    outputs: Vec<Box<dyn Output>>,
+    /// Each with what it was asked for as.
+    outputs: Vec<(String, Box<dyn Output>)>,
     specs: Vec<OutputSpec>,
     /// Does telling go on when whoever read stdout went away?
     outlives_reader: bool,
@@ -125,8 +123,9 @@ pub struct Outputs {
 impl Outputs {
     /// Opens what was asked for.
     pub fn open(specs: &[OutputSpec], boot_time: BootTime) -> Result<Self, Error> {
+        let mut files = Files::open(specs)?;
         let mut outputs = Vec::new();
-        for spec in specs {
+        for (number, spec) in specs.iter().enumerate() {
             let Some(kind) = OUTPUTS.iter().find(|kind| kind.name == spec.kind) else { continue };
             let stream: Box<dyn Write> = match &spec.path {
                 _ if spec.address().is_some() => Box::new(io::sink()),
@@ -137,7 +136,7 @@ impl Outputs {
                 None if kind.verbatim => Box::new(BufWriter::new(io::stdout())),
                 None => Box::new(BufWriter::new(AutoStream::auto(io::stdout()))),
                 Some(path) => {
-                    let file = create(kind, path).map_err(|error| cannot_open(spec, path, error))?;
+                    let file = files.take(number).map_err(|error| cannot_open(spec, path, error))?;
                     if kind.verbatim {
                         Box::new(BufWriter::new(file))
                     } else {
@@ -145,7 +144,7 @@ impl Outputs {
                     }
                 }
             };
-            outputs.push((kind.open)(stream, boot_time));
+            outputs.push((asked(spec), (kind.open)(stream, boot_time)));
         }
         Ok(Self { outputs, specs: specs.to_vec(), outlives_reader: false })
     }
@@ -203,14 +202,79 @@ impl Outputs {
 
     fn each(&mut self, mut act: impl FnMut(&mut dyn Output) -> io::Result<()>) -> Result<(), Error> {
         let mut number = 0;
-        while let Some(output) = self.outputs.get_mut(number) {
-            match act(output.as_mut()).map_err(Error::from) {
-                Err(Error::Closed) if self.outlives_reader => drop(self.outputs.remove(number)),
-                Err(error) => return Err(error),
+        while let Some((asked, output)) = self.outputs.get_mut(number) {
+            match act(output.as_mut()) {
                 Ok(()) => number += 1,
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    return Err(Error::Write(asked.clone(), error));
+                }
+                Err(_) if self.outlives_reader => drop(self.outputs.remove(number)),
+                Err(_) => return Err(Error::Closed),
             }
         }
         Ok(())
+    }
+}
+
+/// As it was typed.
+fn asked(spec: &OutputSpec) -> String {
+    match &spec.path {
+        Some(path) => format!("{}={}", spec.kind, path.display()),
+        None => spec.kind.clone(),
+    }
+}
+
+/// The files of outputs, by the outputs' numbers. None is emptied before all are known to be there.
+struct Files(Vec<Option<File>>);
+
+impl Files {
+    fn open(specs: &[OutputSpec]) -> Result<Self, Error> {
+        let (mut files, mut made) = (Vec::new(), Vec::new());
+        let opened = specs.iter().try_for_each(|spec| {
+            files.push(Self::file(spec, &mut made)?);
+            Ok(())
+        });
+        let opened = opened.and_then(|()| Self::apart(specs, &files));
+        if let Err(error) = opened {
+            // Nothing was told in them.
+            made.iter().for_each(|path| drop(std::fs::remove_file(path)));
+            return Err(error);
+        }
+        Ok(Self(files))
+    }
+
+    fn file<'a>(spec: &'a OutputSpec, made: &mut Vec<&'a Path>) -> Result<Option<File>, Error> {
+        let kind = OUTPUTS.iter().find(|kind| kind.name == spec.kind);
+        let path = spec.path.as_deref().filter(|_| spec.address().is_none() && !spec.is_replaced());
+        let (Some(kind), Some(path)) = (kind, path) else { return Ok(None) };
+        let is_new = !path.exists();
+        let file = create(kind, path).map_err(|error| cannot_open(spec, path, error))?;
+        made.extend(is_new.then_some(path));
+        Ok(Some(file))
+    }
+
+    /// An error if two are one file, whatever they are called.
+    fn apart(specs: &[OutputSpec], files: &[Option<File>]) -> Result<(), Error> {
+        let key = |file: &Option<File>| {
+            let there = file.as_ref()?.metadata().ok().filter(std::fs::Metadata::is_file)?;
+            Some((there.dev(), there.ino()))
+        };
+        for (number, file) in files.iter().enumerate() {
+            let same = |other: &Option<File>| key(other).is_some() && key(other) == key(file);
+            if let Some(other) = files[..number].iter().position(same) {
+                return Err(Error::Same(asked(&specs[other]), asked(&specs[number])));
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of an output, emptied.
+    fn take(&mut self, number: usize) -> io::Result<File> {
+        let file = self.0.get_mut(number).and_then(Option::take).ok_or(io::ErrorKind::NotFound)?;
+        if file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
+        Ok(file)
     }
 }
 
@@ -218,12 +282,14 @@ fn cannot_open(spec: &OutputSpec, path: &Path, error: io::Error) -> Error {
     Error::Open { kind: spec.kind.clone(), path: path.display().to_string(), error }
 }
 
-/// Makes the file of an output.
+/// Makes the file of an output, or opens the one that is there as it is.
 fn create(kind: &Kind, path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
     if !kind.packets {
-        return File::create(path);
+        return options.open(path);
     }
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let file = options.mode(0o600).open(path)?;
     // One that was there before may be open to others.
     if file.metadata()?.is_file() {
         file.set_permissions(Permissions::from_mode(0o600))?;

@@ -20,7 +20,7 @@ use crate::identity::{Attribution, Key};
 use crate::journey::{Fate, OtherPackets};
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
-use crate::words::{self, counted, rfc3339, times};
+use crate::words::{self, counted, counted_were, rfc3339, times};
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -148,12 +148,10 @@ impl Text {
         if report.subjects.is_empty() && !self.probed {
             let _ = match report.hidden {
                 0 => writeln!(out, "No packet to or from IMDS was seen."),
-                hidden => writeln!(
-                    out,
-                    "Nothing of what was asked for; {} of others, not shown.",
-                    counted(hidden, "exchange")
-                ),
+                hidden => writeln!(out, "Nothing matches the filter; {} not shown.", counted_were(hidden, "exchange")),
             };
+        } else if report.hidden > 0 {
+            let _ = writeln!(out, "Filtered: {} not shown.", counted_were(report.hidden, "more exchange"));
         }
         for found in &report.findings {
             let _ = writeln!(out);
@@ -242,16 +240,16 @@ pub(super) fn finding(out: &mut String, finding: &Finding, boot_time: BootTime, 
     };
     let _ = writeln!(out, "  {}Seen {when} UTC ({basis}).", hop_limit(finding.hop_limit));
     for (number, command) in finding.says.remedy.iter().enumerate() {
-        let label = if number == 0 { "Run" } else { "   " };
+        let label = if number == 0 { "Run    " } else { "       " };
         let _ = writeln!(out, "  {BOLD}{label}{BOLD:#}  {}", printable(command, usize::MAX));
     }
     if let Some(lasting) = &finding.says.lasting {
-        let first = format!("  {DIM}Keep{DIM:#} ");
-        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(lasting, usize::MAX)));
+        let first = format!("  {DIM}Persist{DIM:#}  ");
+        let _ = writeln!(out, "{}", paragraph(&first, "           ", &printable(lasting, usize::MAX)));
     }
     if let Some(caution) = &finding.says.caution {
-        let first = format!("  {DIM}But{DIM:#}  ");
-        let _ = writeln!(out, "{}", paragraph(&first, "       ", &printable(caution, usize::MAX)));
+        let first = format!("  {DIM}Caution{DIM:#}  ");
+        let _ = writeln!(out, "{}", paragraph(&first, "           ", &printable(caution, usize::MAX)));
     }
 }
 

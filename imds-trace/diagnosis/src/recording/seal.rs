@@ -1,8 +1,7 @@
 //! Are these lines the ones that were written, all of them, once, in this order? A chain of SHA-256 over the lines of a file.
 //!
 //! A seal is a line of its own whose last 64 characters before `"}` are a digest in hexadecimal: SHA-256 of the digest of the seal
-//! before it (as text; none before the first), and of every byte from there up to this digest, the beginning of the seal's own line
-//! included. So nothing of a closed file can be changed, taken out, doubled or moved without a seal that no longer fits; and what
+//! before it (as text; none before the first), of the lines between the two, and of the seal's own line up to this digest. So nothing of a closed file can be changed, taken out, doubled or moved without a seal that no longer fits; and what
 //! stands behind the next seal that fits is good again.
 //!
 //! It is no signature: whoever rewrites a file and every seal in it, and all files after it, is not noticed. Against that, the

@@ -41,7 +41,7 @@ fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<
             Ok(input) => input,
             // Everything up to here could be read, and what is missing is said.
             Err(failed) => {
-                eprintln!("imds-trace: {}; what came after it is missing", printable(&failed.to_string(), MAX_SHOWN));
+                crate::say!("imds-trace: {}; what came after it is missing", printable(&failed.to_string(), MAX_SHOWN));
                 Input::Lost { at: last, ring_buffer: 0, unreadable: 1 }
             }
         };
@@ -49,7 +49,7 @@ fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<
         reporter.take_all(|tell| pipeline.push(input, tell))?;
     }
     for note in reader.notes() {
-        eprintln!("imds-trace: {}", printable(&note, MAX_SHOWN));
+        crate::say!("imds-trace: {}", printable(&note, MAX_SHOWN));
     }
     reporter.take_all(|tell| pipeline.finish(tell))?;
     Ok(reporter.finish(Vec::new())?)

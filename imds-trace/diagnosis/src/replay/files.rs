@@ -10,9 +10,12 @@ use wildmatch::WildMatch;
 
 use crate::capture::{self, Format};
 use crate::net::BootTime;
+use crate::printable::printable;
 use crate::recording::{self, Header, Previous, Reader, digest_of};
 use crate::unpack::Input;
 
+/// Bytes of a name in a sentence.
+const MAX_SHOWN: usize = 256;
 /// Characters of a pattern.
 const WILD: [char; 2] = ['*', '?'];
 
@@ -184,6 +187,10 @@ fn runs(given: Vec<Given>) -> anyhow::Result<Vec<Run>> {
     sources.sort_by_key(|source| (source.wall(), source.header().chain.number));
     let mut runs: Vec<Run> = Vec::new();
     for source in sources {
+        let twins = runs.iter().map(|run| has_twin(run, &source)).collect::<anyhow::Result<Vec<bool>>>()?;
+        if twins.contains(&true) {
+            continue;
+        }
         match runs.iter_mut().find(|run| run.sources[0].is_of_one_run(&source)) {
             Some(run) => run.sources.push(source),
             None => runs.push(Run { sources: vec![source] }),
@@ -192,19 +199,69 @@ fn runs(given: Vec<Given>) -> anyhow::Result<Vec<Run>> {
     Ok(runs)
 }
 
+/// Is a file given that says the same, under whatever name? Then it is told once. Two that have one place in a run, and differ, are an error:
+/// nobody knows which of them is right.
+fn has_twin(run: &Run, source: &Source) -> anyhow::Result<bool> {
+    for other in &run.sources {
+        let (one, two) = (other.header(), source.header());
+        let (Some(first), Some(second)) = (&other.path, &source.path) else { continue };
+        if one.boot_time != two.boot_time || one.at != two.at || one.chain.number != two.chain.number {
+            continue;
+        }
+        let digest = |path: &Path| digest_of(path).with_context(|| path.display().to_string());
+        if digest(first)? == digest(second)? {
+            crate::say!("imds-trace: {} is a copy of {}: it is told once", shown(&source.name), shown(&other.name));
+            return Ok(true);
+        }
+        if other.is_of_one_run(source) {
+            bail!(
+                "{} and {} are both file {} of one run, and differ: give one of them",
+                other.name,
+                source.name,
+                one.chain.number
+            );
+        }
+    }
+    Ok(false)
+}
+
+fn shown(name: &str) -> String {
+    printable(name, MAX_SHOWN)
+}
+
 /// Looks whether each file goes on from the one before it.
 fn chain(runs: &mut [Run]) {
     let mut earlier: Vec<PathBuf> = Vec::new();
     for run in runs {
+        let mut last: Option<(u64, PathBuf)> = None;
         for (number, source) in run.sources.iter_mut().enumerate() {
             let before = source.reader.header.chain.previous.clone();
-            match before.and_then(|before| missing(&source.name, &before, &earlier)) {
+            let goes_on = before.and_then(|before| match &last {
+                // Whatever they are called now.
+                Some(last) => Some(follows(source, &before, last)),
+                None => missing(&source.name, &before, &earlier),
+            });
+            last = source.path.clone().map(|path| (source.header().chain.number, path));
+            match goes_on {
                 Some(Err(why)) => source.missing = Some(why),
                 Some(Ok(())) if number > 0 => source.reader.skip_repeated(),
                 Some(Ok(())) | None => {}
             }
             earlier.extend(source.path.clone());
         }
+    }
+}
+
+/// Why a file of a run does not go on from the one given before it, if it does not.
+fn follows(source: &Source, before: &Previous, (number, path): &(u64, PathBuf)) -> Result<(), String> {
+    let name = &source.name;
+    match digest_of(path) {
+        Ok(digest) if digest == before.digest => Ok(()),
+        Ok(_) if number + 1 == source.header().chain.number => {
+            Err(format!("{name}: the file before it, {}, is not as it was when it was rotated", path.display()))
+        }
+        Ok(_) => Err(format!("{name}: the file before it, {}, is missing", before.file)),
+        Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }
 

@@ -61,7 +61,7 @@ impl Grouping {
         };
         let Some(group) = groups.groups.get_mut(number) else { return };
         group.exchanges += 1;
-        group.answered += u64::from(exchange.answered.is_some());
+        group.answered += u64::from(exchange.is_answered());
         group.first = group.first.min(exchange.opened);
         group.last = group.last.max(exchange.opened);
         let imds = exchange.imds();

@@ -190,7 +190,7 @@ pub fn line(event: &ExchangeEvent, boot_time: BootTime) -> ExchangeLine<'_> {
         method: request.map(|request| request.method.as_str()),
         path: request.map(|request| request.path.as_str()),
         status: exchange.status(),
-        answered: exchange.response_proof.is_some() || exchange.is_late(),
+        answered: exchange.is_answered(),
         duration_ms: exchange.duration().map(milliseconds),
         user_agent: request.and_then(|request| request.user_agent.as_deref()),
         software: exchange.software(),
