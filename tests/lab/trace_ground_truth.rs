@@ -145,7 +145,9 @@ fn containers_that_take_over_an_address_within_a_second_are_not_mixed_up(lab: &L
     let (seen, containers) = watched(lab, &[], |_| {
         let run = |number| {
             let name = format!("heir-{number}");
-            let spec = ContainerSpec::new(&name, &["imds-client", "v2", "--user-agent", &name]).network(network.name());
+            // The first ARP request may be lost at a bridge's port that is a moment old, and the next comes a second later.
+            let words = ["imds-client", "v2", "--timeout-ms", "5000", "--user-agent", &name];
+            let spec = ContainerSpec::new(&name, &words).network(network.name());
             let extra = ["--ip", ADDRESS].map(str::to_owned).to_vec();
             lab.host.run(ContainerSpec { foreground: true, remove: true, extra, ..spec })
         };
