@@ -17,6 +17,7 @@ crate::tests![
     an_output_that_cannot_be_written_is_named,
     a_filter_that_matches_nothing_is_said_in_every_output,
     a_time_that_ends_before_it_begins_is_refused,
+    an_empty_file_beside_others_is_said_and_they_are_told,
 ];
 
 const LOST: &str = "hop-limit-1-three-containers";
@@ -107,4 +108,15 @@ fn a_time_that_ends_before_it_begins_is_refused() -> Outcome {
     let name = kept_at(LOST)?.display().to_string();
     let ran = run(["replay", &name, "--since", "2026-11-23", "--until", "2026-11-22"])?;
     Ok(ran.expect_sentence(&["--since", "--until"])?)
+}
+
+fn an_empty_file_beside_others_is_said_and_they_are_told() -> Outcome {
+    let folder = Folder::new()?;
+    let (name, empty) = (kept_at(LOST)?.display().to_string(), folder.file("empty.jsonl", "")?.display().to_string());
+    let ran = run(["replay", &name, &empty])?;
+    ran.expect_code(0)?;
+    let sentence = "empty.jsonl: it is empty";
+    expect(ran.stderr.contains(sentence) && ran.stdout.contains("Report: 5 exchanges"), &format!("{ran:?}"))?;
+    expect(ran.stdout.contains("Recording not intact"), &ran.stdout)?;
+    Ok(run(["replay", &empty, &empty])?.expect_sentence(&["empty"])?)
 }

@@ -54,6 +54,12 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     if let [Given { name, is_empty: true, .. }] = &given[..] {
         bail!("{name}: it is empty");
     }
+    // A run that was killed before it had written its first line leaves one.
+    let (empty, given): (Vec<Given>, Vec<Given>) = given.into_iter().partition(|file| file.is_empty);
+    if given.is_empty() {
+        bail!("all of these files are empty");
+    }
+    let broken = empty.iter().map(|file| format!("{}: it is empty", file.name)).collect();
     if config.endpoints.is_some() {
         bail!("--endpoint is for captures: a recording says itself which addresses were watched");
     }
@@ -71,7 +77,7 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         allow: telling.allow.clone(),
         boot_time,
         verbose: config.verbosity > 0,
-        broken: Vec::new(),
+        broken,
         unsaid: 0,
         unheard: 0,
         inputs: 0,
