@@ -42,10 +42,13 @@ pub fn expect_valid(line: &Value) -> Result<()> {
     if wrong.is_empty() { Ok(()) } else { bail!("not as docs/schema says: {}\n{line}", wrong.join("\n")) }
 }
 
+/// As it was when the tests were built: they also run where no sources are, in virtual machines.
 fn read(name: &str) -> Result<Value> {
-    let path = file(name);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| path.display().to_string())
+    let text = match name {
+        DOCTOR => include_str!("../../../docs/schema/doctor.json"),
+        _ => include_str!("../../../docs/schema/output.json"),
+    };
+    serde_json::from_str(text).with_context(|| name.to_owned())
 }
 
 fn closed(name: &str) -> Result<Validator> {
