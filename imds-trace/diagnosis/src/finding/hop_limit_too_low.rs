@@ -5,6 +5,7 @@
 use super::drops::spent_at_program;
 use super::programs::Program;
 use super::{Case, Confidence, Rule, Severity, Spent, Verdict, spent};
+use crate::coverage::Absent;
 use crate::exchange::{Imds, Moment};
 use crate::journey::{Dropped, Fate, Hop, Journey};
 use crate::net::{Direction, Heading, Ttl};
@@ -24,9 +25,13 @@ const MAX_HOP_LIMIT: u8 = 64;
 /// How a response was lost to its TTL.
 enum Lost<'a> {
     /// The kernel's own forwarding dropped it.
-    Kernel(Spent<'a>),
+    Kernel(&'a Dropped),
+    /// The same, in a function without a name: by its reason.
+    Unnamed(&'a Dropped),
     /// A program that forwards did.
     Program(Program, &'a Dropped),
+    /// It came in and was not seen again, where it would have been.
+    Vanished(Absent),
 }
 
 fn by_program<'a>(case: &Case<'_>, journey: &'a Journey) -> Option<Lost<'a>> {
@@ -37,19 +42,18 @@ fn by_program<'a>(case: &Case<'_>, journey: &'a Journey) -> Option<Lost<'a>> {
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Moment::Lost(journey) = case.moment else { return None };
-    let spent = spent(journey).map(Lost::Kernel).or_else(|| by_program(case, journey))?;
     let needed = case.hop_limit.needed.filter(|needed| needed.0 <= MAX_HOP_LIMIT);
     // Numbers by which it would have arrived: they are not those of this way.
     let is_enough = matches!((case.hop_limit.observed, needed), (Some(observed), Some(needed)) if observed >= needed);
-    if matches!(spent, Lost::Kernel(Spent::Vanished)) {
-        // That it went no further is inferred from not seeing it.
-        case.absent().ok()?;
-        // What left by an interface towards IMDS was sent elsewhere, with the TTL that it had.
-        let left = |last: &Hop| !case.rests_on_capture() && case.host.is_uplink(last, Direction::Egress);
-        if is_enough || journey.hops.last().is_some_and(left) {
-            return None;
-        }
-    }
+    // What left by an interface towards IMDS was sent elsewhere, with the TTL that it had.
+    let left = |last: &Hop| !case.rests_on_capture() && case.host.is_uplink(last, Direction::Egress);
+    let lost = match spent(journey) {
+        Some(Spent::Dropped(dropped)) => Lost::Kernel(dropped),
+        Some(Spent::Unnamed(dropped)) => Lost::Unnamed(dropped),
+        Some(Spent::Vanished) if is_enough || journey.hops.last().is_some_and(left) => return None,
+        Some(Spent::Vanished) => Lost::Vanished(case.absent().ok()?),
+        None => by_program(case, journey)?,
+    };
     let needed = needed.filter(|_| !is_enough);
     // A capture may itself have missed a packet; it does not miss all copies of one.
     let copies = case.exchange.inward.as_ref().map_or(0, |travel| travel.copies);
@@ -75,12 +79,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         let interface = dropped.drop.interface.as_ref().or(last);
         interface.map(|interface| format!(" on {}", interface.name)).unwrap_or_default()
     };
-    let (confidence, drop, cause, how) = match spent {
-        Lost::Kernel(Spent::Dropped(dropped)) => {
+    let (confidence, drop, cause, how) = match lost {
+        Lost::Kernel(dropped) => {
             let how = format!("was dropped in {} with TTL {}{}", dropped.drop.function(), dropped.ttl.0, on(dropped));
             (Confidence::Certain, Some(dropped.clone()), dropped.drop.netns, how)
         }
-        Lost::Kernel(Spent::Unnamed(dropped)) => {
+        Lost::Unnamed(dropped) => {
             let how = format!(
                 "was dropped with TTL {}{} for the reason {} (inferred: the kernel names the function \
                  only with CAP_SYSLOG, and a spent TTL is the one known cause of that reason at that TTL)",
@@ -103,7 +107,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             let confidence = if passed { Confidence::Certain } else { Confidence::Likely };
             (confidence, Some(dropped.clone()), dropped.drop.netns, how)
         }
-        Lost::Kernel(Spent::Vanished) => {
+        Lost::Vanished(_) => {
             let last = last?;
             let passed = match journey.hops.last()?.hook.direction {
                 Direction::Ingress => "came in on",
