@@ -21,6 +21,14 @@ pub fn counted_were(count: u64, what: &str) -> String {
     format!("{} {}", counted(count, what), if count == 1 { "was" } else { "were" })
 }
 
+/// Why a report has nothing to show, where so many exchanges were hidden by a filter.
+pub fn nothing_shown(hidden: u64) -> String {
+    match hidden {
+        0 => "No packet to or from IMDS was seen.".to_owned(),
+        hidden => format!("Nothing matches the filter; {} not shown.", counted_were(hidden, "exchange")),
+    }
+}
+
 /// ` (3 times)` behind a sentence; nothing for once.
 pub fn times(count: u64) -> String {
     if count > 1 { format!(" ({count} times)") } else { String::new() }

@@ -61,16 +61,7 @@ impl Output for Markdown {
             let _ = writeln!(out, "\n**Incomplete:** {}.", words::lost(report.lost));
         }
         if report.subjects.is_empty() {
-            let _ = match report.hidden {
-                0 => writeln!(out, "\nNo packet to or from IMDS was seen."),
-                hidden => {
-                    writeln!(
-                        out,
-                        "\nNothing matches the filter; {} not shown.",
-                        words::counted_were(hidden, "exchange")
-                    )
-                }
-            };
+            let _ = writeln!(out, "\n{}", words::nothing_shown(report.hidden));
         }
         if !report.expectations.is_empty() {
             let rows = report.expectations.iter().map(|asserted| {

@@ -146,10 +146,7 @@ impl Text {
             let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", words::lost(report.lost));
         }
         if report.subjects.is_empty() && !self.probed {
-            let _ = match report.hidden {
-                0 => writeln!(out, "No packet to or from IMDS was seen."),
-                hidden => writeln!(out, "Nothing matches the filter; {} not shown.", counted_were(hidden, "exchange")),
-            };
+            let _ = writeln!(out, "{}", words::nothing_shown(report.hidden));
         } else if report.hidden > 0 {
             let _ = writeln!(out, "Filtered: {} not shown.", counted_were(report.hidden, "more exchange"));
         }
