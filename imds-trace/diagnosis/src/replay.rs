@@ -51,15 +51,12 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
             None => capture::replay(given, &telling, &config),
         };
     }
-    if let [Given { name, is_empty: true, .. }] = &given[..] {
-        bail!("{name}: it is empty");
-    }
     // A run that was killed before it had written its first line leaves one.
     let (empty, given): (Vec<Given>, Vec<Given>) = given.into_iter().partition(|file| file.is_empty);
+    let broken: Vec<String> = empty.iter().map(|file| format!("{}: it is empty", file.name)).collect();
     if given.is_empty() {
-        bail!("all of these files are empty");
+        bail!("{}", broken.join("; "));
     }
-    let broken = empty.iter().map(|file| format!("{}: it is empty", file.name)).collect();
     if config.endpoints.is_some() {
         bail!("--endpoint is for captures: a recording says itself which addresses were watched");
     }
