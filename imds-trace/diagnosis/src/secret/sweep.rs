@@ -8,6 +8,19 @@ use super::{mask, mask_argv, mask_cut_argv, mask_value};
 /// Pieces of this length and more are looked at: eight characters in a row are what must not be left.
 const LEAST: usize = 8;
 
+/// What is left of a text in each kind of place that others choose: a path, a User-Agent, a query, a label, two command lines.
+pub(super) fn everywhere(whole: &str) -> [String; 7] {
+    [
+        mask(whole),
+        mask(&format!("/opt/{whole}/bin")),
+        mask(&format!("app/1.0 ({whole}) lang/x")),
+        mask(&format!("http://h/p?a=1&b={whole}&c=2")),
+        mask_value("com.example.note", whole),
+        mask_argv(&["prog", &format!("--x={whole}"), "tail"]).join("|"),
+        mask_argv(&["sh", "-c", &format!("prog '{whole}' | tail")]).join("|"),
+    ]
+}
+
 /// A random secret of a format: what stands before its mark, and what behind.
 fn secret(format: &Format, random: &mut Random) -> (String, String) {
     // Signs are in an alphabet because of a few places in the format; letters and digits make most of it.
@@ -30,16 +43,7 @@ fn a_secret_of_every_format_is_masked_everywhere() {
                 continue;
             }
             let whole = format!("{before}{}{behind}", format.mark);
-            let texts = [
-                mask(&whole),
-                mask(&format!("/opt/{whole}/bin")),
-                mask(&format!("app/1.0 ({whole}) lang/x")),
-                mask(&format!("http://h/p?a=1&b={whole}&c=2")),
-                mask_value("com.example.note", &whole),
-                mask_argv(&["prog", &format!("--x={whole}"), "tail"]).join("|"),
-                mask_argv(&["sh", "-c", &format!("prog '{whole}' | tail")]).join("|"),
-            ];
-            for text in texts {
+            for text in everywhere(&whole) {
                 assert!(!survives(&behind, &text), "{whole} in {text}");
             }
         }
