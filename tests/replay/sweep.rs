@@ -153,12 +153,19 @@ fn report(events: &[Event]) -> Result<diagnosis::event::Report> {
     Ok(reporter.conclude(Vec::new()).context("a report")?.1)
 }
 
+/// A recording without its seals: their digests hang on the run's key, and with a thousand of them one holds eight characters of a
+/// hexadecimal secret by chance, one run in ten.
 fn record(inputs: &[Input]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut writer = Writer::new(&mut bytes, &header())?;
     inputs.iter().try_for_each(|input| writer.write(input))?;
     writer.close(END, false)?;
-    Ok(bytes)
+    let seal = |line: &&[u8]| line.starts_with(b"{\"seal\":");
+    let (seals, told): (Vec<&[u8]>, Vec<&[u8]>) = bytes.split_inclusive(|byte| *byte == b'\n').partition(seal);
+    if seals.len() < 100 {
+        bail!("{} seals: are they written otherwise now?", seals.len());
+    }
+    Ok(told.concat())
 }
 
 type Written = Rc<RefCell<Vec<u8>>>;
