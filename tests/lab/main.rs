@@ -6,6 +6,7 @@
 //! It needs root and says so; it never skips. `cargo test --test lab -- NAME` runs some; `--list` lists without root.
 //! `$IMDS_LAB_TESTS` names a file that lists the tests to choose from, by their whole names.
 //! Of a test that failed, what its tracers said and recorded is kept in the folder `$IMDS_LAB_EVIDENCE`, if that is set.
+//! `$IMDS_LAB_AGAIN` is how many tests that fail may be run once more. One that then passes is told as flaky, with why it failed.
 
 mod doctor;
 mod doctor_and_watch;
@@ -57,6 +58,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use imds_trace_tests::{Behaviour, HostOptions, RunnerHost, house};
@@ -117,6 +119,35 @@ fn wanted<'a>(tables: &[(&'a str, &[Test])]) -> Result<Vec<(&'a str, Vec<Test>)>
     }
 }
 
+/// One turn of a test, from the default behaviour on.
+fn turn(lab: &Lab, claim: &str, test: fn(&Lab) -> Result<()>) -> Result<()> {
+    lab.host.imds().set(|behaviour| *behaviour = Behaviour::default());
+    lab.host.imds().forget_requests();
+    let result = test(lab);
+    put_away(lab, claim, result.is_err());
+    result
+}
+
+/// A test, and once more if it fails and there is one left of those that may be.
+fn judge(lab: &Lab, (file, claim): (&str, &str), test: fn(&Lab) -> Result<()>, left: &AtomicU32) -> Result<()> {
+    let Err(error) = turn(lab, claim, test) else { return Ok(()) };
+    if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+        return Err(error);
+    }
+    turn(lab, claim, test).with_context(|| format!("it failed twice; first with: {error:#}"))?;
+    // On a line of its own, which `xtask` reads.
+    println!("\nflaky: {file}::{claim}: {}", format!("{error:#}").replace('\n', " "));
+    Ok(())
+}
+
+/// How many tests may be run once more.
+fn again() -> Result<u32> {
+    match std::env::var("IMDS_LAB_AGAIN") {
+        Ok(count) => count.parse().with_context(|| format!("IMDS_LAB_AGAIN {count}: not a number")),
+        Err(_) => Ok(0),
+    }
+}
+
 fn main() -> ExitCode {
     house::keep();
     let mut arguments = Arguments::from_args();
@@ -168,8 +199,8 @@ fn main() -> ExitCode {
         ("trace_service", trace_service::TESTS),
         ("samples", samples::TESTS),
     ];
-    let tables = match wanted(&tables) {
-        Ok(tables) => tables,
+    let (tables, left) = match wanted(&tables).and_then(|tables| Ok((tables, again()?))) {
+        Ok((tables, left)) => (tables, Arc::new(AtomicU32::new(left))),
         Err(error) => {
             eprintln!("the lab cannot run: {error:#}");
             return ExitCode::from(2);
@@ -192,15 +223,12 @@ fn main() -> ExitCode {
         }
     };
     let trials = tables.iter().flat_map(|(file, tests)| {
-        let lab = &lab;
+        let (lab, left) = (&lab, &left);
         tests.iter().map(move |&(claim, test)| {
-            let lab = Arc::clone(lab);
+            let (lab, left) = (Arc::clone(lab), Arc::clone(left));
+            let name = (*file, claim);
             Trial::test(format!("{file}::{claim}"), move || {
-                lab.host.imds().set(|behaviour| *behaviour = Behaviour::default());
-                lab.host.imds().forget_requests();
-                let result = test(&lab);
-                put_away(&lab, claim, result.is_err());
-                result.map_err(|error| Failed::from(format!("{error:#}")))
+                judge(&lab, name, test, &left).map_err(|error| Failed::from(format!("{error:#}")))
             })
         })
     });

@@ -14,6 +14,7 @@ mod demo;
 mod dist;
 mod lint;
 mod record;
+mod reasons;
 mod release;
 mod setup;
 mod tally;

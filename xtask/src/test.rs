@@ -8,13 +8,17 @@ use std::{
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::{arch::Arch, demo, dist, lint, release, setup, tally::Tally, vm, workspace};
+use crate::{arch::Arch, demo, dist, lint, reasons::Reasons, release, setup, tally::Tally, vm, workspace};
 
 /// How long `ci` may take altogether before what runs is taken for hanging. It takes less than forty minutes on two quiet cores.
 const CI_LIMIT: Duration = Duration::from_secs(55 * 60);
 
 /// How long any one part of `ci` may take, so that one that hangs leaves time for the rest.
 const PART_LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// How many of the lab's tests `ci` runs once more when they fail: real packets on a machine that others load, too. One that then
+/// passes is told as flaky, with why it failed. Where more fail than this, it is no chance, and the rest counts as failed.
+const AGAIN: u32 = 4;
 
 /// What can be run by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,6 +72,8 @@ pub fn ci() -> Result<ExitCode> {
 fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<ExitCode> {
     println!("kernel half: {}", setup::compiler_half()?);
     let mut outcomes = Vec::new();
+    let mut reasons = Reasons::default();
+    let again = if deadline.is_some() { AGAIN } else { 0 };
     let mut ahead = None;
     for &part in parts {
         println!("\n== {} ==", part.name());
@@ -78,7 +84,8 @@ fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<E
         }
         let deadline = deadline.map(|all| all.min(Instant::now() + PART_LIMIT));
         let (mut tally, begun) = (Tally::default(), Instant::now());
-        let mut why = part.run(filter, deadline, &mut tally).unwrap_or_else(|error| Some(format!("{error:#}")));
+        let run = part.run(filter, (deadline, again), &mut tally, &mut reasons);
+        let mut why = run.unwrap_or_else(|error| Some(format!("{error:#}")));
         if tally.ran() == 0 && why.is_none() {
             why = Some("ran no test".to_owned());
         }
@@ -92,19 +99,26 @@ fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<E
         }
         outcomes.push(Outcome { part, ran, tally, took: begun.elapsed(), why });
     }
-    let sum = show(&outcomes);
+    let sum = show(&outcomes, &reasons);
     Ok(ExitCode::from(u8::from(sum.failed > 0)))
 }
 
-/// The table and, last, the sum.
-fn show(outcomes: &[Outcome]) -> Tally {
+/// Why tests failed, the table and, last, the sum.
+fn show(outcomes: &[Outcome], reasons: &Reasons) -> Tally {
     let mut sum = Tally::default();
+    if !reasons.lines().is_empty() {
+        println!("\n== what failed, and why ==");
+        reasons.lines().iter().for_each(|line| println!("{line}"));
+    }
     println!("\n{:<8}{:>7}{:>8}{:>8}{:>9}{:>9}", "part", "ran", "passed", "failed", "not run", "seconds");
     for Outcome { part, ran, tally, took, why } in outcomes {
         sum += *tally;
         let why = why.as_deref().map(|why| format!("  {why}")).unwrap_or_default();
         let (Tally { passed, failed, ignored }, seconds) = (tally, took.as_secs());
         println!("{:<8}{ran:>7}{passed:>8}{failed:>8}{ignored:>9}{seconds:>9}{why}", part.name());
+    }
+    if reasons.flaky() > 0 {
+        println!("flaky: {} of those that passed failed at first", reasons.flaky());
     }
     println!("{} passed, {} failed", sum.passed, sum.failed);
     sum
@@ -126,7 +140,14 @@ impl Part {
     }
 
     /// Counts into the tally; says what went wrong beyond the tests that failed.
-    fn run(self, filter: &[String], deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
+    fn run(
+        self,
+        filter: &[String],
+        (deadline, again): (Option<Instant>, u32),
+        tally: &mut Tally,
+        reasons: &mut Reasons,
+    ) -> Result<Option<String>> {
+        let mut libtest = |targets: &[&str]| libtest(targets, filter, (deadline, again), tally, reasons);
         let ours = ["imds-trace", "imds-trace-diagnosis", "imds-trace-tests", "imds-trace-replay-tests", "xtask"];
         let ours: Vec<String> = ours.iter().map(|name| format!("--package={name}")).collect();
         let ours: Vec<&str> = ours.iter().map(String::as_str).chain(["--lib", "--bins"]).collect();
@@ -136,15 +157,13 @@ impl Part {
                 Ok(None)
             }
             Self::Unit => {
-                let user = libtest(&ours, filter, deadline, tally)?;
-                let kernel = libtest(&["--package=imds-trace-ebpf", "--lib"], filter, deadline, tally)?;
+                let user = libtest(&ours)?;
+                let kernel = libtest(&["--package=imds-trace-ebpf", "--lib"])?;
                 Ok(user.or(kernel))
             }
             // Needs neither the kernel half nor the program: stable Rust runs it anywhere.
-            Self::Replay => {
-                libtest(&["--package=imds-trace-replay-tests", "--test", "replay"], filter, deadline, tally)
-            }
-            Self::Cli => libtest(&["--package=imds-trace-tests", "--test=cli"], filter, deadline, tally),
+            Self::Replay => libtest(&["--package=imds-trace-replay-tests", "--test", "replay"]),
+            Self::Cli => libtest(&["--package=imds-trace-tests", "--test=cli"]),
             Self::Endless => endless(deadline, tally),
             Self::Dist => dist::check(filter, tally),
             Self::Lab => {
@@ -152,7 +171,7 @@ impl Part {
                     return Ok(Some(why));
                 }
                 workspace::run(&mut workspace::cargo(["build", "--package=sdk-client"]))?;
-                libtest(&["--package=imds-trace-tests", "--test=lab"], filter, deadline, tally)
+                libtest(&["--package=imds-trace-tests", "--test=lab"])
             }
             Self::Vm => match no_lab()? {
                 Some(why) => Ok(Some(why)),
@@ -186,16 +205,19 @@ fn no_lab() -> Result<Option<String>> {
 fn libtest(
     targets: &[&str],
     filter: &[String],
-    deadline: Option<Instant>,
+    (deadline, again): (Option<Instant>, u32),
     tally: &mut Tally,
+    reasons: &mut Reasons,
 ) -> Result<Option<String>> {
     if targets.iter().any(|target| target.starts_with("--test=")) {
         workspace::run(&mut workspace::cargo(["build", "--package=imds-trace", "--bins"]))?;
     }
     let mut command = workspace::cargo(["test", "--no-fail-fast"]);
     command.args(targets).arg("--").args(filter).env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
+    command.env("IMDS_LAB_AGAIN", again.to_string());
     let mut own = Tally::default();
     let status = workspace::stream(&mut command, deadline, |line| {
+        reasons.take(line);
         if let Some(counts) = Tally::from_line(line) {
             own += counts;
         }
