@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns};
 
 use super::firewall::{self, Firewall};
-use super::listeners::{self, Listeners};
+use super::listeners::Listeners;
 use crate::interfaces::nsid;
 use crate::interfaces::snapshot::{self, Snapshot, Way};
 use crate::kernel::programs::{self, Program};
@@ -110,6 +110,14 @@ struct Found {
     cgroups: BTreeSet<String>,
 }
 
+impl Found {
+    fn listeners(&self) -> Result<Listeners, String> {
+        let path = self.pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net"))).or_else(|| self.path.clone());
+        let (path, inode) = path.zip(self.inode).ok_or("its network namespace has no file")?;
+        Ok(Listeners::of(path, inode))
+    }
+}
+
 /// Looks into each namespace that is not the host's and has clients of this host, once. `host` is the host's network.
 pub fn look(containers: &[Running], runtimes: &Runtimes, endpoints: &[IpAddr], host: Option<&Snapshot>) -> Vec<Inside> {
     let own = File::open("/proc/thread-self/ns/net").ok();
@@ -127,7 +135,7 @@ pub fn look(containers: &[Running], runtimes: &Runtimes, endpoints: &[IpAddr], h
     let uplinks: BTreeSet<Ifindex> =
         endpoints.iter().filter_map(|endpoint| host.and_then(|host| host.leaves_by(*endpoint))).collect();
     let looked = in_parallel(&found, &|one: &Found| {
-        one.file.as_ref().map_err(Clone::clone).and_then(|file| enter(file, own.as_ref(), endpoints))
+        one.file.as_ref().map_err(Clone::clone).and_then(|file| enter(file, own.as_ref(), endpoints, one.listeners()?))
     });
     let mut insides = Vec::new();
     for (one, view) in found.into_iter().zip(looked) {
@@ -329,7 +337,7 @@ pub fn on_links(network: &Result<Snapshot, String>) -> Result<BTreeMap<Ifindex, 
     network.as_ref().map_err(Clone::clone).and_then(|network| programs::on_links(network.links.values()))
 }
 
-fn enter(namespace: &File, host: Option<&File>, endpoints: &[IpAddr]) -> Result<View, String> {
+fn enter(namespace: &File, host: Option<&File>, endpoints: &[IpAddr], listeners: Listeners) -> Result<View, String> {
     std::thread::scope(|scope| {
         let looking = scope.spawn(|| {
             setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|error| match error {
@@ -348,7 +356,7 @@ fn enter(namespace: &File, host: Option<&File>, endpoints: &[IpAddr]) -> Result<
             });
             let outward = outward.collect();
             let programs = on_links(&network);
-            Ok(View { network, firewall: firewall::read(), listeners: listeners::read(), outward, programs })
+            Ok(View { network, firewall: firewall::read(), listeners, outward, programs })
         });
         looking.join().unwrap_or_else(|_| Err("looking into its network namespace failed".into()))
     })

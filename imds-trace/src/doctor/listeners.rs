@@ -1,15 +1,69 @@
-//! Does anybody listen at an address of this network namespace?
+//! Does anybody listen at an address of a network namespace?
+//!
+//! Looked up only when a rule sends requests there: to list the listeners of one namespace, the kernel walks the connections of all,
+//! which takes it milliseconds, and there may be hundreds of namespaces.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::sched::{CloneFlags, setns};
 
 /// `TCP_LISTEN` of `include/net/tcp_states.h`, as `/proc/net/tcp` writes it.
 const LISTEN: &str = "0A";
 
-/// Who listens; `None` if that could not be read.
-pub type Listeners = Option<Vec<(IpAddr, u16)>>;
+/// Listeners of a network namespace, read when they are first asked for.
+#[derive(Clone, Debug)]
+pub struct Listeners {
+    namespace: Namespace,
+    read: OnceLock<Option<Vec<(IpAddr, u16)>>>,
+}
 
-/// Listeners in the calling thread's network namespace.
-pub fn read() -> Listeners {
+#[derive(Clone, Debug)]
+enum Namespace {
+    /// The calling thread's.
+    Own,
+    /// Another: its file, which must still have this inode when it is entered.
+    Other(PathBuf, u64),
+}
+
+impl Listeners {
+    /// Of the calling thread's namespace.
+    pub fn here() -> Self {
+        Self { namespace: Namespace::Own, read: OnceLock::new() }
+    }
+
+    /// Of the namespace that is this file.
+    pub fn of(path: PathBuf, inode: u64) -> Self {
+        Self { namespace: Namespace::Other(path, inode), read: OnceLock::new() }
+    }
+
+    /// All of them; `None` if they could not be read.
+    pub fn all(&self) -> Option<&[(IpAddr, u16)]> {
+        let read = self.read.get_or_init(|| match &self.namespace {
+            Namespace::Own => read(),
+            Namespace::Other(path, inode) => enter(path, *inode),
+        });
+        read.as_deref()
+    }
+}
+
+/// Its process may have ended since, and its number may be another's.
+fn enter(path: &Path, inode: u64) -> Option<Vec<(IpAddr, u16)>> {
+    let namespace = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|data| data.ino() == inode))?;
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).ok()?;
+            read()
+        });
+        reading.join().ok().flatten()
+    })
+}
+
+/// Of the calling thread's network namespace.
+fn read() -> Option<Vec<(IpAddr, u16)>> {
     let v4 = std::fs::read_to_string("/proc/thread-self/net/tcp").ok()?;
     // Without IPv6 there is no such file.
     let v6 = std::fs::read_to_string("/proc/thread-self/net/tcp6").unwrap_or_default();
@@ -50,6 +104,22 @@ fn listener(line: &str) -> Option<(IpAddr, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_that_has_become_another_is_not_read() {
+        let own = Path::new("/proc/thread-self/ns/net");
+        let inode = own.metadata().expect("it has a namespace").ino();
+        assert_eq!(Listeners::of(own.to_owned(), inode + 1).all(), None);
+        assert_eq!(Listeners::of("/proc/0/ns/net".into(), inode).all(), None);
+    }
+
+    #[test]
+    fn own_listeners_are_read_when_they_are_asked_for() {
+        let listeners = Listeners::here();
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let at = socket.local_addr().expect("its address");
+        assert!(any(listeners.all().expect("they can be read"), at.ip(), at.port()));
+    }
 
     #[test]
     fn who_listens_is_read_and_who_is_connected_is_not() {

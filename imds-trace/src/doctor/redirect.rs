@@ -108,7 +108,7 @@ pub fn end(
 }
 
 fn listened(view: &View, address: IpAddr, port: u16, whose: &str) -> End {
-    match &view.listeners {
+    match view.listeners.all() {
         None => End::Unknown,
         Some(all) if listeners::any(all, address, port) => End::Taken(format!("{whose}, where a process listens")),
         Some(_) => End::Nobody(

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::firewall::fate::{Client, fate};
 use super::firewall::{self};
 use super::inside::{self, Inside, View};
-use super::listeners;
+use super::listeners::Listeners;
 use crate::interfaces::snapshot::{self, Asked, Snapshot, Way};
 use crate::sources::listing::{self, Listing, Running};
 use crate::sources::runtime::Runtimes;
@@ -109,7 +109,7 @@ impl Sight {
         let legs = legs(&inside, endpoints, network.as_ref().ok());
         let bridges = bridges(network.as_ref().ok(), engine.as_ref().ok());
         let programs = inside::on_links(&network);
-        let (firewall, listeners) = (firewall::read(), listeners::read());
+        let (firewall, listeners) = (firewall::read(), Listeners::here());
         let host = View { network, firewall, listeners, outward: BTreeMap::new(), programs };
         let mut sight =
             Self { endpoints: endpoints.to_vec(), engine, host, inside, legs, bridges, passages: Vec::new() };
