@@ -105,11 +105,17 @@ impl Sight {
         let engine = listing::ask(docker_hosts, host_root);
         let network = snapshot::look(endpoints).map_err(|error| error.to_string());
         let containers = engine.as_ref().map(|listing| listing.containers.as_slice()).unwrap_or_default();
-        let inside = inside::look(containers, &Runtimes::of_host(host_root), endpoints, network.as_ref().ok());
+        let runtimes = Runtimes::of_host(host_root);
+        // The host's rules may be thousands; meanwhile there is time to look into the clients' namespaces.
+        let (inside, firewall) = std::thread::scope(|scope| {
+            let reading = scope.spawn(firewall::read);
+            let inside = inside::look(containers, &runtimes, endpoints, network.as_ref().ok());
+            (inside, reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
         let legs = legs(&inside, endpoints, network.as_ref().ok());
         let bridges = bridges(network.as_ref().ok(), engine.as_ref().ok());
         let programs = inside::on_links(&network);
-        let (firewall, listeners) = (firewall::read(), Listeners::here());
+        let listeners = Listeners::here();
         let host = View { network, firewall, listeners, outward: BTreeMap::new(), programs };
         let mut sight =
             Self { endpoints: endpoints.to_vec(), engine, host, inside, legs, bridges, passages: Vec::new() };

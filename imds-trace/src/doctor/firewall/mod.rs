@@ -173,10 +173,12 @@ pub fn read() -> Firewall {
 
 /// Is nf_tables in the kernel, now? Asking its tools would load it where it is not, and there are no rules then.
 fn nf_tables_is_there() -> bool {
+    if Path::new("/sys/module/nf_tables").exists() {
+        return true;
+    }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let built_in = Path::new("/lib/modules").join(release.trim()).join("modules.builtin");
-    let may_be_built_in = std::fs::read_to_string(built_in).map_or(true, |list| list.contains("/nf_tables.ko"));
-    Path::new("/sys/module/nf_tables").exists() || may_be_built_in
+    std::fs::read_to_string(built_in).map_or(true, |list| list.contains("/nf_tables.ko"))
 }
 
 /// Has the kernel tables that only a legacy iptables can show? Also if we may not know.
