@@ -1,6 +1,7 @@
 //! Is there room for new connections in the table of tracked ones?
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use super::{Answer, Check, Status, Subject};
 
@@ -18,7 +19,7 @@ fn examine() -> Answer {
         Err(error) => Err(error),
     };
     match (read(COUNT), read(MAX)) {
-        (Ok(Some(count)), Ok(Some(max))) => judge(count, max),
+        (Ok(Some(count)), Ok(Some(max))) => judge(count, max, is_set_here()),
         (Ok(_), Ok(_)) => Answer::new(
             Subject::Host,
             Status::Ok,
@@ -32,7 +33,14 @@ fn examine() -> Answer {
     }
 }
 
-fn judge(count: u64, max: u64) -> Answer {
+/// One maximum holds for the whole machine, and it can be set only in the network namespace that the machine began with
+/// (`nf_conntrack_standalone_init_sysctl` takes away the right to write elsewhere).
+fn is_set_here() -> bool {
+    const WRITE: u32 = 0o200;
+    fs::metadata(MAX).is_ok_and(|data| data.permissions().mode() & WRITE != 0)
+}
+
+fn judge(count: u64, max: u64, is_set_here: bool) -> Answer {
     /// Percent from which it is a warning, and from which new connections are as good as lost.
     const FULL: (u64, u64) = (80, 95);
     // No maximum is no limit.
@@ -46,10 +54,11 @@ fn judge(count: u64, max: u64) -> Answer {
     let answer =
         Answer::new(Subject::Host, status, format!("{count} of {max} connections are tracked ({percent} %){then}."));
     let answer = answer.look(format!("cat {COUNT} {MAX}"));
-    if status == Status::Ok {
+    // Where it cannot be set, a command would only fail.
+    if status == Status::Ok || !is_set_here {
         answer
     } else {
-        answer.mend(format!("sysctl -w net.netfilter.nf_conntrack_max={}", max.saturating_mul(2)))
+        answer.mend(format!("sysctl -w net/netfilter/nf_conntrack_max={}", max.saturating_mul(2)))
     }
 }
 
@@ -59,9 +68,16 @@ mod tests {
 
     #[test]
     fn a_table_is_full_before_the_last_place_is_taken() {
-        assert_eq!(judge(80, 100).status, Status::Ok);
-        assert_eq!(judge(81, 100).status, Status::Warning);
-        assert_eq!(judge(95, 100).status, Status::Broken);
-        assert_eq!(judge(7, 0).status, Status::Ok, "no limit");
+        assert_eq!(judge(80, 100, true).status, Status::Ok);
+        assert_eq!(judge(81, 100, true).status, Status::Warning);
+        assert_eq!(judge(95, 100, true).status, Status::Broken);
+        assert_eq!(judge(7, 0, true).status, Status::Ok, "no limit");
+    }
+
+    #[test]
+    fn a_command_is_offered_where_it_would_work() {
+        assert_eq!(judge(95, 100, true).mend.as_deref(), Some("sysctl -w net/netfilter/nf_conntrack_max=200"));
+        assert_eq!(judge(95, 100, false).mend, None);
+        assert_eq!(judge(80, 100, true).mend, None);
     }
 }
