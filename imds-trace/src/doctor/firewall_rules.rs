@@ -11,6 +11,7 @@ use super::redirect::{self, End};
 use super::sight::{self, Sight};
 use super::{Answer, Check, Status, Subject, some_of};
 use diagnosis::printable::shell_word;
+use diagnosis::words::counted;
 
 /// The check.
 pub const CHECK: Check =
@@ -81,7 +82,7 @@ fn judge(place: &Place, clients: &[Client]) -> Vec<Answer> {
             _ if rules == 0 => "There are no firewall rules.".to_owned(),
             _ => format!(
                 "None of {} ({}) drops, rejects or redirects IMDS traffic of {}.",
-                super::counted(rules, "firewall rule"),
+                counted(rules as u64, "firewall rule"),
                 firewall.read_by.join(", "),
                 some_of(&names)
             ),

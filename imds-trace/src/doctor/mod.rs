@@ -200,11 +200,6 @@ fn clean() -> anyhow::Result<u8> {
     }
 }
 
-/// `1 packet`, `2 packets`.
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
-}
-
 /// `a, b and 3 more`: the first few of many names.
 fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 4;

@@ -9,9 +9,10 @@ use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 
-use super::{Answer, Status, Subject, counted};
+use super::{Answer, Status, Subject};
 use diagnosis::config::OutputSpec;
 use diagnosis::printable::printable;
+use diagnosis::words::counted;
 pub use json::schema;
 use json::{Line, SummaryLine};
 
@@ -99,7 +100,7 @@ impl Teller {
                 format!("{style}{count} {word}{many}{style:#}")
             })
             .collect();
-        let whole = counted(self.told.len(), "answer");
+        let whole = counted(self.told.len() as u64, "answer");
         for (is_json, stream) in &mut self.outputs {
             if *is_json {
                 json::write(stream, &summary)?;
