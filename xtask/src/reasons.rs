@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn the_next_program_begins_anew() {
-        let output = "failures:\n\n---- a ----\nwhy\n\ntest result: FAILED. 0 passed; 1 failed\nrunning 1 test\nnoise\n";
+        let output =
+            "failures:\n\n---- a ----\nwhy\n\ntest result: FAILED. 0 passed; 1 failed\nrunning 1 test\nnoise\n";
         assert_eq!(reasons(output).lines(), ["---- a ----", "why"]);
     }
 
@@ -87,7 +88,8 @@ mod tests {
 
     #[test]
     fn a_test_that_failed_and_then_passed_is_told() {
-        let reasons = reasons("test a ... \nflaky: trace::a: expected 1, got 2\nok\ntest result: ok. 1 passed; 0 failed\n");
+        let reasons =
+            reasons("test a ... \nflaky: trace::a: expected 1, got 2\nok\ntest result: ok. 1 passed; 0 failed\n");
         assert_eq!(reasons.lines(), ["flaky: trace::a: expected 1, got 2"]);
         assert_eq!(reasons.flaky(), 1);
     }
