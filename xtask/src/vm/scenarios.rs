@@ -45,6 +45,16 @@ pub const SCENARIOS: &[Scenario] = &[
         "container and process are named, however brief",
         &["trace_identity::a_container_that_lives_a_moment_is_named"],
     ),
+    row(
+        "a client's own TCP says to the byte what it received",
+        &[
+            "trace_witness::a_clients_tcp_says_to_the_byte_what_it_received",
+            "trace_witness::what_a_client_lost_its_tcp_did_not_receive",
+            "trace_witness::a_mapped_address_is_counted_as_the_ipv4_address_it_is",
+            "trace_witness::who_accepts_is_no_client",
+            "trace_witness::who_never_connected_counted_nothing",
+        ],
+    ),
     row("nothing is left after SIGTERM", &["trace_guest::nothing_is_left_after_sigterm"]),
     always(
         "SIGKILL: nothing is left, or the next run and `doctor --clean` remove it",
