@@ -10,7 +10,7 @@ use super::delivery::{Received, raise};
 use super::progress::{Live, Position};
 use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
 use crate::journey::{END, Fate, Journey};
-use crate::net::{Direction, Heading, Timestamp};
+use crate::net::{Direction, Heading, Timestamp, is_before};
 use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
 
 /// An exchange in which nothing moves for so long is over. SDKs wait 0.5 to 5 s for an answer; a SYN is repeated after 1, 2 and
@@ -39,6 +39,8 @@ pub(super) struct Entry {
     received: Received,
     /// The sequence number behind the last byte from IMDS that was seen, wherever that was.
     seen_to: Option<u32>,
+    /// The sequence number behind the last byte to IMDS that was seen.
+    asked_to: Option<u32>,
     /// Is the client's socket known to be open? Then nothing of it is over.
     socket_open: bool,
     /// When it is looked at next, at the latest.
@@ -66,6 +68,7 @@ impl Entry {
             closed: None,
             received: Received::default(),
             seen_to: None,
+            asked_to: None,
             socket_open: false,
             scheduled: END,
             forsaken: false,
@@ -145,9 +148,6 @@ impl Entry {
                 if flags.has(TcpFlags::SYN) {
                     self.received.answered_from(journey.tcp.seq);
                 }
-                if journey.tcp.len > 0 {
-                    raise(&mut self.seen_to, journey.tcp.end());
-                }
                 // A reset acknowledges what a firewall wants it to.
                 if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
                     self.received.by_imds(journey.tcp.ack);
@@ -182,6 +182,9 @@ impl Entry {
             Head::Request(request) => Some(request),
             Head::Response(_) | Head::Token(_) => None,
         });
+        if !journey.tcp.flags.has(TcpFlags::RST) {
+            raise(&mut self.asked_to, journey.tcp.end());
+        }
         let mut seen = false;
         for (number, request) in requests.enumerate() {
             seen = true;
@@ -267,10 +270,13 @@ impl Entry {
             match head {
                 Head::Response(response) if response.is_interim() => interim = true,
                 Head::Response(response) => {
-                    let index = self.answers(response, (journey.tcp.seq, number));
+                    let unseen = number == 0 && self.follows_unseen(journey);
+                    let index = self.answers(response, (journey.tcp.seq, number), unseen);
                     number += 1;
                     target = Some(index);
-                    self.live[index].inward(journey, Some(response), sink);
+                    // What is known to be no answer of this exchange's says nothing of it but that it came.
+                    let known = self.live[index].exchange.response.is_some();
+                    self.live[index].inward(journey, Some(response).filter(|_| known), sink);
                 }
                 Head::Token(mark) => {
                     let index = target.unwrap_or_else(|| self.goes_on());
@@ -296,18 +302,40 @@ impl Entry {
             let later = self.live.iter_mut().skip(1).map(|live| &mut live.exchange);
             later.filter(|later| later.answered.is_none() && !later.responded).for_each(|later| later.cut_off = true);
         }
+        if journey.tcp.len > 0 {
+            raise(&mut self.seen_to, journey.tcp.end());
+        }
     }
 
-    /// The index of the exchange that a response's head belongs to.
-    fn answers(&mut self, response: &ResponseHead, position: Position) -> usize {
+    /// Does a response come behind bytes that were seen nowhere? IMDS acknowledges more than any request that was seen, or the response
+    /// begins further on than the first that is awaited would.
+    fn follows_unseen(&self, journey: &Journey) -> bool {
+        let unseen_request = self.asked_to.is_some_and(|asked| is_before(asked, journey.tcp.ack));
+        let begins = self.live.iter().find(|live| live.response_at.is_none()).and_then(|live| live.answer_begins);
+        let unseen_response = begins.is_some_and(|begins| {
+            let next = self.seen_to.filter(|seen| is_before(begins, *seen)).unwrap_or(begins);
+            is_before(next, journey.tcp.seq)
+        });
+        unseen_request || unseen_response
+    }
+
+    /// The index of the exchange that a response's head belongs to. Behind `unseen` bytes nobody knows which: all that wait have an
+    /// answer then, and none of them this status.
+    fn answers(&mut self, response: &ResponseHead, position: Position, unseen: bool) -> usize {
         if let Some(again) = self.live.iter().position(|live| live.response_at == Some(position)) {
             return again;
         }
         let last = self.live.len() - 1;
+        if unseen {
+            self.live.iter_mut().for_each(|live| live.response_at = live.response_at.or(Some(position)));
+            return last;
+        }
         let index = self.live.iter().position(|live| live.response_at.is_none()).unwrap_or(last);
         let live = &mut self.live[index];
-        live.response_at.get_or_insert(position);
-        live.exchange.response.get_or_insert_with(|| response.clone());
+        if live.response_at.is_none() {
+            live.response_at = Some(position);
+            live.exchange.response = Some(response.clone());
+        }
         index
     }
 

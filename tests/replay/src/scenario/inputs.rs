@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use diagnosis::event::Ready;
 use diagnosis::identity::fact::{
-    Ancestor, Connected, Connecting, ContainerDetail, Fact, Network, Outcome, ProcessDetail, Said, Socket,
+    self, Ancestor, Connected, Connecting, ContainerDetail, Fact, Network, Outcome, ProcessDetail, Said, Socket,
 };
 use diagnosis::input::Input;
 use diagnosis::net::{BootTime, Endpoint, Flow, Heading, Netns, Timestamp, Ttl};
@@ -14,7 +14,7 @@ use diagnosis::recording::{Chain, Header, VERSION};
 
 use super::place::{HOST_NETNS, endpoint, interface};
 use super::tcp::Conversation;
-use super::{Attempt, Connect, Container, Exceeded, Packet, Process, Scenario, Uplinks};
+use super::{Attempt, Connect, Container, Counted, Exceeded, Packet, Process, Scenario, Uplinks};
 
 /// The instance's id.
 pub const INSTANCE: &str = "i-0123456789abcdef0";
@@ -60,7 +60,7 @@ fn at(ms: i64) -> Timestamp {
     Timestamp(u64::try_from(ZERO + ms).unwrap_or(0) * 1_000_000)
 }
 
-fn fact(ms: i64, said: Said) -> Input {
+fn told(ms: i64, said: Said) -> Input {
     Input::Fact(Fact { at: at(ms), said })
 }
 
@@ -74,23 +74,23 @@ impl Scenario {
         let mut add = |input: Input| inputs.push((input.at(), input));
         self.counters.iter().for_each(|counter| {
             let said = Said::InHdrErrors { netns: HOST_NETNS, v4: counter.in_hdr_errors, v6: 0 };
-            add(fact(counter.ms, said));
+            add(told(counter.ms, said));
         });
         if let Some(uplinks) = &self.uplinks {
             add(surroundings(uplinks)?);
         }
         if let Some(forwarding) = &self.forwarding {
-            add(fact(-1_500, Said::Forwarding(forwarding.clone())));
+            add(told(-1_500, Said::Forwarding(forwarding.clone())));
         }
         self.exceeded.iter().for_each(|reading| {
             let Exceeded { ms, interface, packets } = reading.clone();
-            add(fact(ms, Said::LinkLocalExceeded { interface, packets }));
+            add(told(ms, Said::LinkLocalExceeded { interface, packets }));
         });
         for container in &self.containers {
             add(introduce(container)?);
         }
         for gone in &self.gone {
-            add(fact(gone.ms, Said::ContainerGone { id: id_of(&gone.name), user: None }));
+            add(told(gone.ms, Said::ContainerGone { id: id_of(&gone.name), user: None }));
         }
         for (number, connect) in self.connects.iter().enumerate() {
             let (index, _) = self.client(connect.client.as_deref())?;
@@ -98,18 +98,18 @@ impl Scenario {
             if let (Some(ms), Input::Fact(Fact { said: Said::Connecting(task), .. })) =
                 (connect.attempt_ms, &connecting)
             {
-                add(fact(ms, Said::Attempting(Connecting { socket: 0, ttl: None, ..task.clone() })));
+                add(told(ms, Said::Attempting(Connecting { socket: 0, ttl: None, ..task.clone() })));
             }
             add(connecting);
             let [_, connected] = self.connect(number as u64, connect, conversations[index].isn())?;
             if let (Some(ms), Input::Fact(Fact { said: Said::Connected(connected), .. })) =
                 (connect.sending_ms, connected)
             {
-                add(fact(ms, Said::Sending(connected.socket)));
+                add(told(ms, Said::Sending(connected.socket)));
             }
         }
         for attempt in &self.attempts {
-            add(fact(attempt.ms, Said::Attempting(attempted(attempt)?)));
+            add(told(attempt.ms, Said::Attempting(attempted(attempt)?)));
         }
         for process in &self.processes {
             add(describe(process)?);
@@ -118,6 +118,9 @@ impl Scenario {
             let (index, _) = self.client(connect.client.as_deref())?;
             let [_, connected] = self.connect(number as u64, connect, conversations[index].isn())?;
             add(connected);
+        }
+        for counted in &self.counted {
+            add(self.count(counted, &conversations)?);
         }
         for packet in &self.packets {
             let (index, _) = self.client(packet.client.as_deref())?;
@@ -153,13 +156,32 @@ impl Scenario {
             told: Arc::default(),
         });
         let outcome = match connect.error {
-            None if !connect.no_port => Outcome::Established { counts: false },
+            None if !connect.no_port => {
+                Outcome::Established { counts: self.counted.iter().any(|counted| counted.client == connect.client) }
+            }
             error => Outcome::Failed(error),
         };
         let socket = Socket { socket, source, destination, isn, netns };
         let connected = Said::Connected(Connected { socket, outcome });
         let known = connect.known_ms.unwrap_or(connect.ms + 1);
-        Ok([fact(connect.ms, connecting), fact(known, connected)])
+        Ok([told(connect.ms, connecting), told(known, connected)])
+    }
+
+    /// What a client's socket counted; its connect says which socket that is.
+    fn count(&self, counted: &Counted, conversations: &[Conversation]) -> Result<Input> {
+        let Counted { ms, client, state, received, acked, error } = counted.clone();
+        let (index, _) = self.client(client.as_deref())?;
+        let its = self.connects.iter().enumerate().find(|(_, connect)| connect.client == client);
+        let (number, connect) = its.context("who counts has connected")?;
+        let [_, connected] = self.connect(number as u64, connect, conversations[index].isn())?;
+        let Input::Fact(Fact { said: Said::Connected(connected), .. }) = connected else {
+            bail!("a connect tells how it ended");
+        };
+        let Socket { socket, source, destination, isn, netns } = connected.socket;
+        let established = matches!(connected.outcome, Outcome::Established { .. });
+        let counted =
+            fact::Counted { socket, source, destination, isn, netns, established, received, acked, error, state };
+        Ok(told(ms, Said::Counted(counted)))
     }
 
     fn observe(&self, packet: &Packet, conversation: &mut Conversation) -> Result<Vec<Input>> {
@@ -201,7 +223,7 @@ fn imds(given: Option<&str>, client: Endpoint) -> Result<Endpoint> {
 
 fn introduce(container: &Container) -> Result<Input> {
     let addresses = container.addresses.iter().map(|address| address.parse().context("a container's address"));
-    Ok(fact(
+    Ok(told(
         container.ms.unwrap_or(-1_000),
         Said::Container(ContainerDetail {
             id: id_of(&container.name),
@@ -224,7 +246,7 @@ fn with_ids(path: &str) -> String {
 /// Before everything else.
 fn surroundings(uplinks: &Uplinks) -> Result<Input> {
     let addresses = uplinks.addresses.iter().map(|address| address.parse().context("an address of the host"));
-    Ok(fact(
+    Ok(told(
         -1_500,
         Said::Uplinks {
             interfaces: uplinks.interfaces.iter().map(|name| interface(name, HOST_NETNS).index).collect(),
@@ -280,5 +302,5 @@ fn describe(process: &Process) -> Result<Input> {
         container: process.container.as_deref().map(id_of),
         ancestors: ancestors.collect::<Result<_>>()?,
     };
-    Ok(fact(process.ms, Said::Process(detail)))
+    Ok(told(process.ms, Said::Process(detail)))
 }

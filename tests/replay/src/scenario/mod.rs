@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use diagnosis::allow::AllowList;
 use diagnosis::config::{Expectation, Telling};
-use diagnosis::identity::fact::Forwarding;
+use diagnosis::identity::fact::{Forwarding, TcpState};
 use serde::Deserialize;
 
 pub use inputs::{END, INSTANCE, header, id_of};
@@ -44,6 +44,9 @@ pub struct Scenario {
     /// What the kernel says of connecting tasks.
     #[serde(default)]
     pub connects: Vec<Connect>,
+    /// What the TCP of clients says that it counted. A client of which there is such a word has said at its connect that it would.
+    #[serde(default)]
+    pub counted: Vec<Counted>,
     /// What the kernel says of tasks whose connect() finds no route.
     #[serde(default)]
     pub attempts: Vec<Attempt>,
@@ -156,6 +159,26 @@ pub struct Connect {
     pub no_port: bool,
     /// When the port is told; absent: a millisecond later. The kernel tells it when the connection is made or given up.
     pub known_ms: Option<i64>,
+}
+
+/// A client's socket enters a state and says what its TCP counted.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counted {
+    /// When.
+    pub ms: i64,
+    /// Whose; absent: the first client's.
+    pub client: Option<String>,
+    /// The state that it enters.
+    pub state: TcpState,
+    /// Payload bytes that it received: of a response 300.
+    #[serde(default)]
+    pub received: u64,
+    /// Payload bytes that the other side acknowledged: of a request 150.
+    #[serde(default)]
+    pub acked: u64,
+    /// The error that it was told, a number of `errno.h`.
+    pub error: Option<u16>,
 }
 
 /// A task calls connect(), and nothing comes of it.
