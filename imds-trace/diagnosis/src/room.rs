@@ -1,12 +1,12 @@
 //! When does a table give back what it has grown to in a storm?
 
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash};
 
 /// A table with room for fewer entries keeps it.
-pub const LEAST: usize = 1024;
+const LEAST: usize = 1024;
 /// An order may hold so many times what it is the order of: what is gone leaves it only at its ends.
-pub const SLACK: usize = 4;
+const SLACK: usize = 4;
 /// A table of which less than this part is used is made smaller, to twice what it holds: so each entry is moved once more at most.
 const USED: usize = 8;
 
@@ -14,6 +14,28 @@ const USED: usize = 8;
 pub fn give_back<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, S>) {
     if table.capacity() > LEAST && table.len() < table.capacity() / USED {
         table.shrink_to(2 * table.len());
+    }
+}
+
+/// Are these too many, where `count` are there?
+pub fn is_slack(many: usize, count: usize) -> bool {
+    many > SLACK * count.max(LEAST)
+}
+
+/// Takes out of an order what is not there any more, once that is most of it, and makes it smaller. `count`: how many are there.
+pub fn tidy<T>(order: &mut VecDeque<T>, count: usize, is_there: impl FnMut(&T) -> bool) {
+    if is_slack(order.len(), count) {
+        order.retain(is_there);
+    }
+    if order.capacity() > LEAST && order.len() < order.capacity() / USED {
+        order.shrink_to(2 * order.len());
+    }
+}
+
+/// Makes a heap smaller that is mostly empty.
+pub fn give_back_heap<T: Ord>(heap: &mut BinaryHeap<T>) {
+    if heap.capacity() > LEAST && heap.len() < heap.capacity() / USED {
+        heap.shrink_to(2 * heap.len());
     }
 }
 
@@ -29,5 +51,16 @@ mod tests {
             give_back(&mut table);
         }
         assert!(table.capacity() <= LEAST, "{}", table.capacity());
+    }
+
+    #[test]
+    fn an_order_of_what_is_gone_is_short_and_small_again() {
+        let mut order: VecDeque<u32> = (0..100_000).collect();
+        for count in (0..100_000).rev() {
+            tidy(&mut order, count, |n| (*n as usize) < count);
+            assert!(order.len() >= count);
+        }
+        assert!(order.is_empty() || order.len() <= SLACK * LEAST, "{}", order.len());
+        assert!(order.capacity() <= SLACK * LEAST * USED, "{}", order.capacity());
     }
 }

@@ -109,10 +109,7 @@ impl Assembler {
         {
             self.witnesses.remove(&oldest);
         }
-        if self.witness_order.len() > room::SLACK * self.witnesses.len().max(room::LEAST) {
-            let witnesses = &self.witnesses;
-            self.witness_order.retain(|isn| witnesses.contains_key(isn));
-        }
+        self.tidy();
         self.heard(isn, None, &mut |_, _| {});
     }
 
@@ -164,6 +161,7 @@ impl Assembler {
     fn forget(&mut self, id: ConnectionId) {
         let Some(entry) = self.entries.remove(&id) else { return };
         room::give_back(&mut self.entries);
+        self.tidy();
         let connection = entry.live.back().map(|live| &live.exchange.connection);
         let Some((isn, endpoint)) = connection.and_then(|connection| Some((connection.isn?, connection.endpoint)))
         else {
@@ -255,10 +253,15 @@ impl Assembler {
                 None => break,
             }
         }
-        if self.order.len() > room::SLACK * self.entries.len().max(room::LEAST) {
-            let entries = &self.entries;
-            self.order.retain(|id| entries.contains_key(id));
-        }
+        self.tidy();
+    }
+
+    /// Takes what was forgotten out of what only tells of an order.
+    fn tidy(&mut self) {
+        let (entries, witnesses) = (&self.entries, &self.witnesses);
+        room::tidy(&mut self.order, entries.len(), |id| entries.contains_key(id));
+        room::tidy(&mut self.witness_order, witnesses.len(), |isn| witnesses.contains_key(isn));
+        room::give_back_heap(&mut self.due);
     }
 }
 

@@ -304,16 +304,21 @@ impl Sockets {
             evicted += u64::from(socket.closed_unseen.is_none());
             self.forget(oldest);
         }
-        if self.order.len() > room::SLACK * self.all.len().max(room::LEAST) {
-            let all = &self.all;
-            self.order.retain(|number| all.contains_key(number));
-        }
-        if self.attempting.len() + self.connecting.len() > room::SLACK * self.all.len().max(room::LEAST) {
-            let all = &self.all;
+        self.tidy();
+        evicted
+    }
+
+    /// Takes what was forgotten out of what only refers to it.
+    fn tidy(&mut self) {
+        let all = &self.all;
+        room::tidy(&mut self.order, all.len(), |number| all.contains_key(number));
+        room::tidy(&mut self.closed, all.len(), |(_, number)| all.contains_key(number));
+        if room::is_slack(self.attempting.len() + self.connecting.len(), all.len()) {
             self.attempting.retain(|_, number| all.contains_key(number));
             self.connecting.retain(|_, number| all.contains_key(number));
+            room::give_back(&mut self.attempting);
+            room::give_back(&mut self.connecting);
         }
-        evicted
     }
 
     /// A socket closed, and no packet of it was seen.
@@ -349,6 +354,7 @@ impl Sockets {
 
     fn forget(&mut self, number: u64) {
         let Some((isn, ends)) = self.all.remove(&number).and_then(|socket| socket.keys) else { return };
+        self.tidy();
         // A later socket may have come to the same keys.
         if self.by_isn.get(&isn) == Some(&number) {
             self.by_isn.remove(&isn);

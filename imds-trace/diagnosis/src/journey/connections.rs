@@ -435,10 +435,9 @@ impl<Open> Connections<Open> {
             self.evicted += u64::from(!is_quiet);
             self.remove(id);
         }
-        if self.order.len() > room::SLACK * self.states.len().max(room::LEAST) {
-            let states = &self.states;
-            self.order.retain(|(_, id)| states.contains_key(id));
-        }
+        let states = &self.states;
+        room::tidy(&mut self.order, states.len(), |(_, id)| states.contains_key(id));
+        room::tidy(&mut self.over, states.len(), |(_, id)| states.contains_key(id));
     }
 
     fn remove(&mut self, id: ConnectionId) {

@@ -11,6 +11,7 @@ use super::packet_key::PacketKey;
 use super::{ConnectionId, Dropped, Evidence, Fate, Hop, Join, Journey};
 use crate::net::{Direction, Endpoint, Heading, Ifindex, Netns, Timestamp, has_fallen, is_before};
 use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};
+use crate::room;
 
 /// A journey is over when nothing more was seen of it for so long. Crossing a host takes microseconds; the rest is for the
 /// sources of identity, which may speak a little later than the packets.
@@ -263,6 +264,7 @@ impl Joiner {
                 sink(finish(open, state, misrouted, in_capture));
             }
         }
+        room::give_back_heap(&mut self.due);
         // At the end all journeys are to be told first.
         if now < END {
             self.connections.forget(now);
