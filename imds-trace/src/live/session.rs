@@ -97,6 +97,8 @@ impl Session {
         });
         pipeline.tell_packets(reporter.wants_packets());
         pipeline.allow(config.telling.allow.clone());
+        let mut streams = Streams::default();
+        streams.tick(header.at);
         Ok(Self {
             names,
             pipeline,
@@ -105,7 +107,7 @@ impl Session {
             recording,
             procfs: Procfs::default(),
             runtimes: Runtimes::of_host(&config.host_root),
-            streams: Streams::default(),
+            streams,
             tasks: Tasks::default(),
             readings: Vec::new(),
             stopped: None,
@@ -261,6 +263,7 @@ impl Session {
         if self.pipeline.due().is_some_and(|due| due <= at) {
             self.push(Input::Tick { at })?;
         }
+        self.streams.tick(at);
         self.reporter.flush()?;
         self.keep(|recording| recording.flush(at));
         Ok(())
