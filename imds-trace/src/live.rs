@@ -183,7 +183,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     if let Some(said) = errand.asks_for().and_then(|own| own.introduction()) {
         session.fact(said)?;
     }
-    session.reporter.publish(metrics::own())?;
+    session.reporter.publish(metrics::own)?;
     session.reporter.flush()?;
     if let Some(path) = &config.ready_file {
         fs::write(path, b"").with_context(|| format!("--ready-file {}", path.display()))?;
@@ -239,11 +239,11 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
                 session.surroundings(follower.forwarding())?;
                 session.exceeded(follower.exceeded())?;
                 supervisor.status(&session::watched(&tracer.attached()));
-                session.reporter.publish(metrics::own())?;
+                session.reporter.publish(metrics::own)?;
                 memory::give_back();
             }
             asking = server.next() => {
-                if let Some(page) = session.reporter.publish(metrics::own())? {
+                if let Some(page) = session.reporter.publish(metrics::own)? {
                     server.answer(asking, page);
                 }
             }

@@ -163,7 +163,7 @@ impl Reporter {
     }
 
     /// Tells how it stands now, where somebody looks at that. Gives the page, if there is one.
-    pub fn publish(&mut self, own: Own) -> Result<Option<String>, Error> {
+    pub fn publish(&mut self, own: fn() -> Own) -> Result<Option<String>, Error> {
         self.outputs.publish(own)
     }
 

@@ -77,7 +77,8 @@ impl Output for Metrics {
         self.stream.write_all(page.as_bytes())
     }
 
-    fn publish(&mut self, own: Own) -> io::Result<Option<String>> {
+    fn publish(&mut self, own: fn() -> Own) -> io::Result<Option<String>> {
+        let own = own();
         let cpu = self.families.cpu.get_or_create_owned(&Alone {});
         cpu.inc_by((own.cpu.as_secs_f64() - cpu.get()).max(0.0));
         set(&self.families.memory, own.memory);

@@ -38,8 +38,9 @@ pub trait Output {
     fn sum(&mut self, _: &[HostSum]) -> io::Result<()> {
         Ok(())
     }
-    /// Tells how it stands now, if it is of that kind: in its file anew, and as a page for whoever asks over the network.
-    fn publish(&mut self, _: Own) -> io::Result<Option<String>> {
+    /// Tells how it stands now, if it is of that kind: in its file anew, and as a page for whoever asks over the network. Asks `own` only
+    /// then.
+    fn publish(&mut self, _own: fn() -> Own) -> io::Result<Option<String>> {
         Ok(None)
     }
     /// Hands everything told so far to the system.
@@ -186,7 +187,7 @@ impl Outputs {
     }
 
     /// Tells how it stands now, where somebody looks at that. Gives the page, if there is one.
-    pub fn publish(&mut self, own: Own) -> Result<Option<String>, Error> {
+    pub fn publish(&mut self, own: fn() -> Own) -> Result<Option<String>, Error> {
         let mut page = None;
         self.each(|output| {
             page = output.publish(own)?.or(page.take());
