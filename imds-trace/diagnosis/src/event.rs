@@ -3,6 +3,8 @@
 mod report;
 mod what_if;
 
+use std::rc::Rc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +26,8 @@ pub enum Event {
     Ready(Timestamp, Ready),
     /// A packet's journey is over. Told only if somebody wants packets.
     Packet(Box<PacketEvent>),
-    /// An exchange is over.
-    Exchange(Box<ExchangeEvent>),
+    /// An exchange is over. Shared: who remembers the last word on it needs no copy.
+    Exchange(Rc<ExchangeEvent>),
     /// A finding holds, or its count has changed since it was told.
     Finding(Timestamp, Box<Finding>),
     /// A connection to a watched endpoint is over, or the run is, and no hook has seen a packet of it.

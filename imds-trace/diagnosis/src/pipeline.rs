@@ -2,6 +2,8 @@
 //!
 //! Pure: no clock, no lookup. The same inputs in the same order give the same events, so a recording replays to what was seen live.
 
+use std::rc::Rc;
+
 use crate::allow::AllowList;
 use crate::coverage::{Coverage, Span, Unseen, UnseenSockets};
 use crate::event::Reconciled;
@@ -329,7 +331,7 @@ impl Interpreter {
             }
         }
         if let Moment::Closed = moment {
-            let event = Event::Exchange(Box::new(ExchangeEvent {
+            let event = Event::Exchange(Rc::new(ExchangeEvent {
                 exchange: exchange.clone(),
                 who: who.clone(),
                 hop_limit: seen,

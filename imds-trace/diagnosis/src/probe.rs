@@ -2,6 +2,7 @@
 //!
 //! Pure: who asks, and how, is the live shell's.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::event::{End, Event, ExchangeEvent, Lost, Probed};
@@ -112,7 +113,7 @@ impl Own {
         if let Some(answers) = answers {
             tell(&Event::Probed(self.end, Box::new(self.probed(answers))));
         }
-        let exchanges = self.exchanges.into_iter().map(|event| Event::Exchange(Box::new(event)));
+        let exchanges = self.exchanges.into_iter().map(|event| Event::Exchange(Rc::new(event)));
         let findings = self.findings.into_iter().map(|(at, finding)| Event::Finding(at, Box::new(finding)));
         exchanges.chain(findings).for_each(|event| tell(&event));
         // What the kernel counted was not for our requests alone.

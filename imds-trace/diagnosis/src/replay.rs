@@ -6,7 +6,9 @@
 mod capture;
 mod files;
 
+use std::borrow::Cow;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -212,7 +214,7 @@ impl Replaying {
         reporter.take_all(|tell| {
             run(&mut |event| {
                 let event = numbered(event, before, run_number);
-                if let Event::Exchange(exchange) = &event {
+                if let Event::Exchange(exchange) = event.as_ref() {
                     *exchanges = (*exchanges).max(exchange.exchange.id.0);
                 }
                 tell(&event);
@@ -256,18 +258,22 @@ struct Telling {
 }
 
 /// An event whose exchanges are numbered on from those of the runs before.
-fn numbered(event: &Event, before: u64, run: u64) -> Event {
+fn numbered(event: &Event, before: u64, run: u64) -> Cow<'_, Event> {
     /// More findings than a run has.
     const FINDINGS: u64 = 1 << 40;
-    let mut event = event.clone();
     let renumber = |id: &mut ExchangeId| id.0 += before;
-    match &mut event {
-        Event::Exchange(exchange) => renumber(&mut exchange.exchange.id),
-        Event::Finding(_, finding) => {
+    match event {
+        Event::Exchange(exchange) if before > 0 => {
+            let mut exchange = Rc::clone(exchange);
+            renumber(&mut Rc::make_mut(&mut exchange).exchange.id);
+            Cow::Owned(Event::Exchange(exchange))
+        }
+        Event::Finding(at, finding) => {
+            let mut finding = finding.clone();
             finding.id.0 += run * FINDINGS;
             finding.evidence.iter_mut().for_each(renumber);
+            Cow::Owned(Event::Finding(*at, finding))
         }
-        _ => {}
+        event => Cow::Borrowed(event),
     }
-    event
 }

@@ -1,6 +1,7 @@
 //! Does each claim hold when it should, fail when it should, and say what was seen?
 
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use super::*;
 use crate::config::expectation;
@@ -82,7 +83,7 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
         responded: status.is_some(),
         ..Exchange::new(ExchangeId(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)), connection, Timestamp(1))
     };
-    Event::Exchange(Box::new(ExchangeEvent {
+    Event::Exchange(Rc::new(ExchangeEvent {
         exchange,
         who: who.clone(),
         hop_limit: HopLimit::default(),
@@ -103,8 +104,9 @@ fn lost(who: &Attribution) -> Event {
     };
     let client = event.exchange.connection.client;
     let fate = Fate::Dropped(Dropped { at: Timestamp(0), drop, ttl: Ttl(1), client });
-    event.exchange.responded = true;
-    event.exchange.inward = Some(Travel { hops: Vec::new(), fate, copies: 1, last_lost: None, join: Join::Exact });
+    let exchange = &mut Rc::make_mut(&mut event).exchange;
+    exchange.responded = true;
+    exchange.inward = Some(Travel { hops: Vec::new(), fate, copies: 1, last_lost: None, join: Join::Exact });
     Event::Exchange(event)
 }
 
@@ -347,7 +349,7 @@ fn of_several_words_on_one_exchange_the_last_one_counts() {
     let web = container("web");
     let Event::Exchange(unanswered) = exchange(&web, Some(TOKEN), None) else { unreachable!() };
     let Event::Exchange(mut answered) = exchange(&web, Some(TOKEN), Some(200)) else { unreachable!() };
-    answered.exchange.id = unanswered.exchange.id;
+    Rc::make_mut(&mut answered).exchange.id = unanswered.exchange.id;
     let told_again = [Event::Exchange(unanswered), Event::Exchange(answered)];
     assert!(judged_with("reachable", &told_again, 0).held);
     let Event::Finding(at, told) = error(&web, "it was unanswered") else { unreachable!() };

@@ -1,6 +1,7 @@
 //! Is what each client needs read off what was seen, and is nothing called "works" that was not shown to?
 
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use super::*;
 use crate::config::Settings;
@@ -116,7 +117,7 @@ impl Seen {
         };
         let hop_limit = HopLimit { observed: at.map(Ttl), needed: Some(Ttl(falls + 1)) };
         let who = Attribution { initial_ttl: initial.map(Ttl), ..who(name) };
-        Event::Exchange(Box::new(ExchangeEvent { exchange, who, hop_limit, token: None, fell_back }))
+        Event::Exchange(Rc::new(ExchangeEvent { exchange, who, hop_limit, token: None, fell_back }))
     }
 }
 
