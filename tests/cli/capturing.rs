@@ -24,11 +24,11 @@ crate::tests![
     packets_go_to_a_file_only,
 ];
 
-fn capture(name: &str) -> Result<Vec<u8>> {
+pub fn capture(name: &str) -> Result<Vec<u8>> {
     std::fs::read(kept::captures_folder().join(name)).with_context(|| name.to_owned())
 }
 
-const ANY: &str = "any-hop-limit-1.pcap";
+pub const ANY: &str = "any-hop-limit-1.pcap";
 
 fn a_capture_is_known_by_its_first_bytes_not_by_its_name() -> Outcome {
     let folder = Folder::new()?;

@@ -21,6 +21,7 @@ mod program;
 mod readying;
 mod replaying;
 mod serving;
+mod spoilt;
 mod terminal;
 mod typing;
 mod watching;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         ("capturing", capturing::TESTS, false),
         ("closing", closing::TESTS, false),
         ("evidence", evidence::TESTS, false),
+        ("spoilt", spoilt::TESTS, false),
         ("agreeing", agreeing::TESTS, false),
         ("asking", asking::TESTS, false),
         ("expecting", expecting::TESTS, false),

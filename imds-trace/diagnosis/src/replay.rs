@@ -3,6 +3,7 @@
 //! Files of one run are one list of inputs. Several runs of one host are told one after the other, each by a pipeline of its own, with
 //! one report of all. Several hosts are told one after the other, each with its report, and one sum. What of a file is not as it was written is left out, and said.
 
+mod broken;
 mod capture;
 mod files;
 
@@ -24,12 +25,11 @@ use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
 use crate::recording::{self, Error};
 use crate::reporter::{Judged, Reporter};
+use broken::Broken;
 use files::{Given, Run, Source};
 
 /// Bytes of a sentence on stderr.
 const MAX_SHOWN: usize = 2048;
-/// Sentences about broken recordings that are told; the rest is counted.
-const MAX_BROKEN: usize = 8;
 
 /// Replays recordings, or captures; the first bytes say which they are. Gives the exit code: 0, or 1 if what was asserted failed. A
 /// recording or capture of which nothing can be used is an error that names the line or the packet.
@@ -47,21 +47,19 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
             bail!("{}: an output goes to the same file", file.name);
         }
     }
-    if let Some(capture) = given.iter().find(|file| file.is_capture) {
-        return match given.iter().find(|file| !file.is_capture && !file.is_empty) {
-            Some(other) => bail!("{} is a capture, and {} is none: replay them one by one", capture.name, other.name),
-            None => capture::replay(given, &telling, &config),
-        };
+    if given.iter().any(|file| file.is_capture) {
+        files::are_captures(&given)?;
+        return capture::replay(given, &telling, &config);
     }
     // A run that was killed before it had written its first line leaves one.
     let (empty, given): (Vec<Given>, Vec<Given>) = given.into_iter().partition(|file| file.is_empty);
-    let broken: Vec<String> = empty.iter().map(|file| format!("{}: it is empty", file.name)).collect();
     if given.is_empty() {
-        bail!("{}", broken.join("; "));
+        bail!("{}", empty.iter().map(is_empty).collect::<Vec<_>>().join("; "));
     }
     if config.endpoints.is_some() {
         bail!("--endpoint is for captures: a recording says itself which addresses were watched");
     }
+    let names: Vec<String> = given.iter().map(|file| file.name.clone()).collect();
     let hosts = files::hosts(given)?;
     let several = hosts.len() > 1;
     if let (true, Some(kind)) = (several, telling.outputs.iter().find_map(output::tells_one_host)) {
@@ -76,13 +74,19 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         allow: telling.allow.clone(),
         boot_time,
         verbose: config.verbosity > 0,
-        broken,
-        unsaid: 0,
+        broken: Broken::default(),
+        names,
         unheard: 0,
+        is_told: false,
         inputs: 0,
         runs: 0,
         exchanges: 0,
     };
+    for file in &empty {
+        // Whatever it was to tell of, nobody knows.
+        replaying.broken.note(is_empty(file));
+        replaying.unheard += 1;
+    }
     if telling.exit_code || !telling.expectations.is_empty() {
         // What was asserted is judged, whoever has stopped reading.
         replaying.reporter.outlive_reader();
@@ -91,8 +95,9 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         let first = &host.runs[0];
         let at = first.header().at.after(later(first, boot_time));
         replaying.reporter.begin_host(at, &host.name, several)?;
+        let its: Vec<String> = host.runs.iter().flat_map(|run| &run.sources).map(|file| file.name.clone()).collect();
         host.runs.into_iter().try_for_each(|run| replaying.run(run))?;
-        anyhow::Ok(judged.and(replaying.finish()?))
+        anyhow::Ok(judged.and(replaying.finish(&its)?))
     });
     let told = told.and_then(|judged| {
         replaying.reporter.finish_hosts()?;
@@ -105,6 +110,10 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     }
 }
 
+fn is_empty(file: &Given) -> String {
+    format!("{}: it is empty", file.name)
+}
+
 /// By how much a run's clock is behind the one that times are told by.
 fn later(run: &Run, boot_time: BootTime) -> Duration {
     Duration::from_nanos(u64::try_from(run.boot_time().0.saturating_sub(boot_time.0)).unwrap_or(0))
@@ -115,11 +124,13 @@ struct Replaying {
     allow: Option<AllowList>,
     boot_time: BootTime,
     verbose: bool,
-    broken: Vec<String>,
-    /// Sentences beyond those.
-    unsaid: u64,
-    /// Losses before the first of the inputs.
+    broken: Broken,
+    /// Of all files, as they were given.
+    names: Vec<String>,
+    /// Losses that are not told yet.
     unheard: u64,
+    /// Was a run of this host told?
+    is_told: bool,
     /// Inputs that could be used.
     inputs: u64,
     /// Runs begun.
@@ -141,9 +152,10 @@ impl Replaying {
         let mut telling =
             Telling { later, before: self.exchanges, run: self.runs, ready: Some((header.at, header.ready)) };
         let mut last = header.at;
+        let known = self.broken.count();
         for source in run.sources {
             if let Some(why) = &source.missing {
-                self.note_broken(why.clone());
+                self.broken.note(why.clone());
                 last = last.max(source.header().at);
                 self.lose(&mut pipeline, &mut telling, last)?;
             }
@@ -158,7 +170,7 @@ impl Replaying {
                         last = last.max(input.at());
                         self.inputs += 1;
                         if self.unheard > 0 {
-                            self.lose(&mut pipeline, &mut telling, last)?;
+                            self.tell_loss(&mut pipeline, &mut telling, last)?;
                         }
                         self.push(&mut pipeline, &mut telling, input)?;
                         continue;
@@ -166,22 +178,25 @@ impl Replaying {
                     Err(error) => error,
                 };
                 if !sealed && !error.leaves_a_rest() {
-                    return Err(error).context(name);
+                    bail!("{name}: {error}{}", files::without(&[name.as_str()], &self.names));
                 }
                 // Everything before it is whole, and what is missing is said.
                 let goes_on = matches!(error, Error::Broken { .. });
-                self.note_broken(format!("{name}: {error}"));
+                self.broken.note(format!("{name}: {error}"));
                 self.lose(&mut pipeline, &mut telling, last)?;
                 if !goes_on {
                     break;
                 }
             }
         }
-        if self.inputs == 0
-            && let Some(why) = self.broken.first()
-        {
-            bail!("{why}; nothing of it can be used");
+        if self.inputs == 0 && self.broken.count() > known {
+            // Nothing of it can be used; other runs of its host may be told.
+            return Ok(());
         }
+        if self.unheard > 0 {
+            self.tell_loss(&mut pipeline, &mut telling, last)?;
+        }
+        self.is_told = true;
         self.say_ready(&mut telling)?;
         self.told(&mut telling, |tell| pipeline.finish(tell))
     }
@@ -194,11 +209,12 @@ impl Replaying {
 
     /// Counts a loss. It is told once there is something to tell of.
     fn lose(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, at: Timestamp) -> anyhow::Result<()> {
-        if self.inputs == 0 {
-            self.unheard += 1;
-            return Ok(());
-        }
-        let unreadable = std::mem::take(&mut self.unheard).max(1);
+        self.unheard += 1;
+        if self.inputs == 0 { Ok(()) } else { self.tell_loss(pipeline, telling, at) }
+    }
+
+    fn tell_loss(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, at: Timestamp) -> anyhow::Result<()> {
+        let unreadable = std::mem::take(&mut self.unheard);
         self.push(pipeline, telling, Input::Lost { at, ring_buffer: 0, unreadable })
     }
 
@@ -223,26 +239,17 @@ impl Replaying {
         Ok(())
     }
 
-    /// Says what is wrong with a recording.
-    fn note_broken(&mut self, why: String) {
-        if self.broken.len() >= MAX_BROKEN {
-            self.unsaid += 1;
-            return;
+    /// Tells the report about a host, out of these files.
+    fn finish(&mut self, its: &[String]) -> anyhow::Result<Judged> {
+        if !std::mem::take(&mut self.is_told)
+            && let Some(why) = self.broken.first()
+        {
+            let its: Vec<&str> = its.iter().map(String::as_str).collect();
+            bail!("{why}; nothing of it can be used{}", files::without(&its, &self.names));
         }
-        // Said at the end: if nothing can be used, the first is the one sentence that is said.
-        self.broken.push(why);
-    }
-
-    /// Tells the report.
-    fn finish(&mut self) -> anyhow::Result<Judged> {
-        if self.unsaid > 0 {
-            self.broken.push(format!("{} more places like these", self.unsaid));
-        }
-        for why in &self.broken {
-            crate::say!("imds-trace: {}", printable(why, MAX_SHOWN));
-        }
-        (self.unsaid, self.unheard, self.inputs) = (0, 0, 0);
-        Ok(self.reporter.finish(std::mem::take(&mut self.broken))?)
+        (self.unheard, self.inputs) = (0, 0);
+        let broken = self.broken.tell();
+        Ok(self.reporter.finish(broken)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! In which words do several outputs say the same? Times, counts, and what was lost.
 
-use crate::event::Lost;
+use crate::event::{Attached, Lost, Report};
 use crate::net::{BootTime, Timestamp};
 
 /// Wall-clock time of a timestamp, as RFC 3339 has it, with nanoseconds; empty for one that no calendar holds.
@@ -37,6 +37,13 @@ pub fn times(count: u64) -> String {
 /// `, 3 copies` behind a drop; nothing for one.
 pub fn copies(count: u64) -> String {
     if count > 1 { format!(", {count} copies") } else { String::new() }
+}
+
+/// What is not intact that a report was concluded from, before the sentences that say why.
+pub fn not_intact(report: &Report) -> &'static str {
+    let mut hooks = report.coverage.listened.iter().flat_map(|listened| &listened.ready.hooks);
+    let is_capture = hooks.any(|hook| matches!(hook, Attached::Capture { .. }));
+    if is_capture { "Capture not intact" } else { "Recording not intact" }
 }
 
 /// What could not be kept, and what that means for what follows.

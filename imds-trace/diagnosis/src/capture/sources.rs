@@ -38,6 +38,8 @@ pub struct Failed {
     pub name: String,
     /// Why.
     pub error: Error,
+    /// When the last frame before that was seen; `None` if there is none.
+    pub after: Option<Timestamp>,
 }
 
 impl fmt::Display for Failed {
@@ -45,6 +47,16 @@ impl fmt::Display for Failed {
         match &self.error {
             Error::Unread(unread) => write!(f, "{}: {}", self.name, unread.told(&self.name)),
             error => write!(f, "{}: {error}", self.name),
+        }
+    }
+}
+
+impl Failed {
+    /// The sentence about one of which a part can be told, or that others are told beside.
+    pub fn missing(&self) -> String {
+        match self.after {
+            Some(_) => format!("{self}; what came after it is missing"),
+            None => format!("{self}; nothing of it can be told"),
         }
     }
 }
@@ -62,6 +74,8 @@ struct Feed {
     open: Option<(File, Option<Frame>)>,
     /// Frames that were told.
     frames: u64,
+    /// When the last of them was seen.
+    last: Option<Timestamp>,
     /// Its interfaces, when it is not open.
     described: Vec<Described>,
 }
@@ -120,15 +134,15 @@ impl<T> Sources<T> {
             match input.and_then(begin) {
                 Ok((file, first)) => {
                     let start = first.as_ref().map(|frame| frame.at).unwrap_or_default();
-                    let mut feed =
-                        Feed { name, path, start, open: Some((file, first)), frames: 0, described: Vec::new() };
+                    let open = Some((file, first));
+                    let mut feed = Feed { name, path, start, open, frames: 0, last: None, described: Vec::new() };
                     if !stays_open && feed.path.is_some() {
                         feed.close();
                     }
                     feeds.push(feed);
                 }
-                Err(error) if !alone && error.leaves_the_others() => failures.push(Failed { name, error }),
-                Err(error) => return Err(Failed { name, error }),
+                Err(error) if !alone && error.leaves_the_others() => failures.push(Failed { name, error, after: None }),
+                Err(error) => return Err(Failed { name, error, after: None }),
             }
         }
         if feeds.is_empty()
@@ -184,7 +198,7 @@ impl<T> Sources<T> {
             Ok(Some((at, what))) => self.heads.push(Reverse(Head { at, feed: index, what })),
             Ok(None) => feed.close(),
             Err(error) => {
-                self.failures.push(Failed { name: feed.name.clone(), error });
+                self.failures.push(Failed { name: feed.name.clone(), error, after: feed.last });
                 feed.close();
             }
         }
@@ -207,6 +221,7 @@ impl Feed {
             };
             let Some(frame) = frame else { return Ok(None) };
             self.frames += 1;
+            self.last = Some(frame.at);
             if let Some(what) = parse(&self.name, file.interfaces(), &frame) {
                 return Ok(Some((frame.at, what)));
             }

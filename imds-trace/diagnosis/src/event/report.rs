@@ -34,7 +34,7 @@ pub struct Report {
     pub groups: Option<Groups>,
     /// What would be if the instance were set otherwise, in the order asked.
     pub what_if: Vec<WhatIf>,
-    /// What is wrong with the recording that this was concluded from, a sentence each; empty if nothing is, and of a live run.
+    /// What is wrong with the recording or capture that this was concluded from, a sentence each; empty if nothing is, and of a live run.
     pub broken: Vec<String>,
 }
 

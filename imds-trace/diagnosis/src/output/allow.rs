@@ -12,7 +12,7 @@ use crate::exchange::{Imds, imds::role};
 use crate::identity::Attribution;
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
-use crate::words::rfc3339;
+use crate::words::{self, rfc3339};
 
 /// The kind.
 pub const KIND: Kind = Kind {
@@ -30,6 +30,8 @@ pub const KIND: Kind = Kind {
 const MAX_CLIENTS: usize = 8_192;
 /// Roles of one client.
 const MAX_ROLES: usize = 16;
+/// Bytes of a sentence in one.
+const MAX_WHY: usize = 1024;
 /// Bytes of a name in a comment.
 const MAX_NAME: usize = 200;
 
@@ -84,6 +86,9 @@ impl Output for Allow {
         let out = &mut self.stream;
         writeln!(out, "# Who asked IMDS for a token or credentials, for `imds-trace watch --allow FILE`.")?;
         writeln!(out, "# Whoever was there when it was recorded is in it: read it before you use it.")?;
+        for why in &report.broken {
+            writeln!(out, "# {}: {}.", words::not_intact(report), printable(why, MAX_WHY))?;
+        }
         if report.lost.sum() + self.over > 0 {
             writeln!(out, "# {} records were lost: somebody may be missing.", report.lost.sum() + self.over)?;
         }

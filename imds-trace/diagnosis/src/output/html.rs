@@ -90,7 +90,8 @@ impl Output for Html {
         let when = rfc3339(at, self.boot_time);
         let _ = write!(page, "<p>Until {} UTC.</p>", when.get(..19).unwrap_or_default().replace('T', " "));
         for why in &report.broken {
-            let _ = write!(page, "<p class=\"bad\">Recording not intact: {}</p>", escaped(why, MAX_TEXT));
+            let what = words::not_intact(report);
+            let _ = write!(page, "<p class=\"bad\">{what}: {}</p>", escaped(why, MAX_TEXT));
         }
         if report.lost.sum() > 0 {
             let _ = write!(page, "<p class=\"bad\">Incomplete: {}.</p>", words::lost(report.lost));

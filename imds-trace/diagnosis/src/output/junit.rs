@@ -49,7 +49,9 @@ impl Output for Junit {
     fn report(&mut self, _: Timestamp, report: &Report) -> io::Result<()> {
         let mut suite = suite(report, self.boot_time);
         let lost = (report.lost.sum() > 0).then(|| format!("Incomplete: {}", words::lost(report.lost)));
-        let said: Vec<String> = self.probed.take().into_iter().chain(lost).collect();
+        let what = words::not_intact(report);
+        let broken = report.broken.iter().map(|why| format!("{what}: {}", printable(why, usize::MAX)));
+        let said: Vec<String> = self.probed.take().into_iter().chain(broken).chain(lost).collect();
         if !said.is_empty() {
             suite.set_system_out(said.join("\n"));
         }

@@ -55,7 +55,7 @@ impl Output for Markdown {
             let _ = writeln!(out, "\n{}", block("text", &probed));
         }
         for why in &report.broken {
-            let _ = writeln!(out, "\n**Recording not intact:** {}", span(why));
+            let _ = writeln!(out, "\n**{}:** {}", words::not_intact(report), span(why));
         }
         if report.lost.sum() > 0 {
             let _ = writeln!(out, "\n**Incomplete:** {}.", words::lost(report.lost));

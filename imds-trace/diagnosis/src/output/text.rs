@@ -139,7 +139,7 @@ impl Text {
             let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));
         }
         for why in &report.broken {
-            let text = format!("{RED}Recording not intact{RED:#}: {}", printable(why, usize::MAX));
+            let text = format!("{RED}{}{RED:#}: {}", words::not_intact(report), printable(why, usize::MAX));
             let _ = writeln!(out, "{}", paragraph("", "  ", &text));
         }
         if report.lost.sum() > 0 {

@@ -1,7 +1,8 @@
 //! What follows from somebody's captures?
 
-use super::MAX_SHOWN;
+use super::broken::Broken;
 use super::files::Given;
+use super::{MAX_SHOWN, files};
 use crate::capture::{Error, Failed, From, Reader, Source};
 use crate::config::{self, Replay, Telling};
 use crate::event::Event;
@@ -28,37 +29,44 @@ fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<
     };
     let source =
         |Given { name, path, stream, .. }| Source { name, from: stream.map_or(From::File(path), From::Stream) };
-    let mut reader = Reader::of(given.into_iter().map(source).collect(), endpoints).map_err(unusable)?;
+    let names: Vec<String> = given.iter().map(|file| file.name.clone()).collect();
+    let sources = given.into_iter().map(source).collect();
+    let mut reader = Reader::of(sources, endpoints).map_err(|failed| unusable(&failed, &names))?;
     let mut pipeline = Pipeline::of_capture();
     // Times of a capture count from the Unix epoch.
     let mut reporter = Reporter::open(telling, BootTime(0))?;
     pipeline.tell_packets(reporter.wants_packets());
     pipeline.allow(telling.allow.clone());
     let mut last = reader.started();
+    let mut broken = Broken::default();
     reporter.take(&Event::Ready(last, reader.ready()))?;
     for read in &mut reader {
         let input = match read {
             Ok(input) => input,
             // Everything up to here could be read, and what is missing is said.
             Err(failed) => {
-                crate::say!("imds-trace: {}; what came after it is missing", printable(&failed.to_string(), MAX_SHOWN));
+                broken.note(failed.missing());
                 Input::Lost { at: last, ring_buffer: 0, unreadable: 1 }
             }
         };
         last = last.max(input.at());
         reporter.take_all(|tell| pipeline.push(input, tell))?;
     }
+    let broken = broken.tell();
     for note in reader.notes() {
         crate::say!("imds-trace: {}", printable(&note, MAX_SHOWN));
     }
     reporter.take_all(|tell| pipeline.finish(tell))?;
-    Ok(reporter.finish(Vec::new())?)
+    Ok(reporter.finish(broken)?)
 }
 
-/// The sentence about captures of which nothing can be told.
-fn unusable(failed: Failed) -> anyhow::Error {
+/// The sentence about captures of which nothing can be told, because of one of them.
+fn unusable(failed: &Failed, names: &[String]) -> anyhow::Error {
+    let without = files::without(&[failed.name.as_str()], names);
     match &failed.error {
-        Error::Unread(_) | Error::Foreign(_) | Error::Empty | Error::NoCapture | Error::Open(_) => failed.into(),
-        error => anyhow::anyhow!("{}: a capture of which nothing can be read: {error}", failed.name),
+        Error::Unread(_) | Error::Foreign(_) | Error::Empty | Error::NoCapture | Error::Open(_) => {
+            anyhow::anyhow!("{failed}{without}")
+        }
+        error => anyhow::anyhow!("{}: a capture of which nothing can be read: {error}{without}", failed.name),
     }
 }

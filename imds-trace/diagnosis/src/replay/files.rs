@@ -5,17 +5,19 @@ use std::fs::{self, File};
 use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use wildmatch::WildMatch;
 
 use crate::capture::{self, Format};
 use crate::net::BootTime;
-use crate::printable::printable;
+use crate::printable::{printable, shell_word};
 use crate::recording::{self, Header, Previous, Reader, digest_of};
 use crate::unpack::Input;
 
 /// Bytes of a name in a sentence.
 const MAX_SHOWN: usize = 256;
+/// Files in a command that is to be typed at most.
+const MAX_TYPED: usize = 8;
 /// Characters of a pattern.
 const WILD: [char; 2] = ['*', '?'];
 
@@ -58,6 +60,60 @@ fn look(path: PathBuf) -> anyhow::Result<Given> {
         Format::Unread(unread) => bail!("{name}: {}", unread.told(&name)),
     };
     Ok(Given { name, path, stream: stream.filter(|_| once), is_capture, is_empty })
+}
+
+/// Are they all captures, or empty? An error says which one is not, and what to type instead.
+pub fn are_captures(given: &[Given]) -> anyhow::Result<()> {
+    let (mut captures, mut recordings) = (Vec::new(), Vec::new());
+    let mut damaged = None;
+    for file in given.iter().filter(|file| !file.is_empty) {
+        if file.is_capture {
+            captures.push(file.name.as_str());
+        } else if let Some(why) = why_no_recording(file) {
+            damaged = damaged.or(Some((file.name.as_str(), why)));
+        } else {
+            recordings.push(file.name.as_str());
+        }
+    }
+    if let Some((name, why)) = damaged {
+        bail!("{name}: {why}{}", to_type([&captures, &recordings]));
+    }
+    if let ([capture, ..], [recording, ..]) = (&captures[..], &recordings[..]) {
+        let type_this = to_type([&captures, &recordings]);
+        bail!("{capture} is a capture, and {recording} is a recording: each kind is told by itself{type_this}");
+    }
+    Ok(())
+}
+
+/// Why a file is no recording; `None` if it is one, or can be read only once.
+fn why_no_recording(file: &Given) -> Option<recording::Error> {
+    if file.stream.is_some() {
+        return None;
+    }
+    let input = File::open(&file.path).and_then(recording::open);
+    input.map_err(|error| recording::Error::Io { line: 1, error }).and_then(Reader::new).err()
+}
+
+/// What to type to be told what others say of which one or more spoil it; nothing if there are no others.
+pub fn without(spoilt: &[&str], names: &[String]) -> String {
+    let others: Vec<&str> = names.iter().map(String::as_str).filter(|name| !spoilt.contains(name)).collect();
+    to_type([&others, &[]])
+}
+
+/// What to type to be told of these files and, apart, of those.
+fn to_type(kinds: [&[&str]; 2]) -> String {
+    let kinds = kinds.iter().filter(|names| !names.is_empty());
+    let commands = kinds.map(|names| match names {
+        names if names.len() > MAX_TYPED => {
+            format!("imds-trace replay {} ... (all {} of them)", shell_word(names[0]), names.len())
+        }
+        names => {
+            let names: Vec<String> = names.iter().map(|name| shell_word(name)).collect();
+            format!("imds-trace replay {}", names.join(" "))
+        }
+    });
+    let commands: Vec<String> = commands.collect();
+    if commands.is_empty() { String::new() } else { format!("; type  {}", commands.join("  and  ")) }
 }
 
 /// A file, opened as far as its header.
@@ -183,7 +239,8 @@ pub fn hosts(given: Vec<Given>) -> anyhow::Result<Vec<Host>> {
 
 /// The runs in these files, in the order in which they began.
 fn runs(given: Vec<Given>) -> anyhow::Result<Vec<Run>> {
-    let mut sources = given.into_iter().map(open).collect::<anyhow::Result<Vec<Source>>>()?;
+    let names: Vec<String> = given.iter().map(|file| file.name.clone()).collect();
+    let mut sources = given.into_iter().map(|file| open(file, &names)).collect::<anyhow::Result<Vec<Source>>>()?;
     sources.sort_by_key(|source| (source.wall(), source.header().chain.number));
     let mut runs: Vec<Run> = Vec::new();
     for source in sources {
@@ -322,7 +379,7 @@ fn matching(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Opens one file, if it is not open already, and reads its header.
-fn open(given: Given) -> anyhow::Result<Source> {
+fn open(given: Given, names: &[String]) -> anyhow::Result<Source> {
     let Given { name, path, stream, .. } = given;
     let is_once = stream.is_some();
     let input = match stream {
@@ -330,6 +387,6 @@ fn open(given: Given) -> anyhow::Result<Source> {
         None => File::open(&path).and_then(recording::open),
     };
     let input = input.with_context(|| name.clone())?;
-    let reader = Reader::new(input).with_context(|| name.clone())?;
+    let reader = Reader::new(input).map_err(|error| anyhow!("{name}: {error}{}", without(&[name.as_str()], names)))?;
     Ok(Source { name, reader, missing: None, path: (!is_once).then_some(path) })
 }

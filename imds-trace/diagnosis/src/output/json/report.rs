@@ -30,7 +30,7 @@ pub struct ReportLine<'a> {
     other_packets: Vec<OtherLine>,
     /// What was asserted (`--expect`), and whether it held.
     expectations: &'a [Asserted],
-    /// `null` unless something is wrong with the recording.
+    /// `null` unless something is wrong with the recording, or the capture.
     recording: Option<RecordingLine>,
 }
 
