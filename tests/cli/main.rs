@@ -17,6 +17,7 @@ mod hostile;
 mod hosts;
 mod own_network;
 mod pages;
+mod pipelining;
 mod program;
 mod readying;
 mod replaying;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         ("hosts", hosts::TESTS, false),
         ("own_network", own_network::TESTS, false),
         ("pages", pages::TESTS, false),
+        ("pipelining", pipelining::TESTS, false),
         ("terminal", terminal::TESTS, false),
         ("describing", describing::TESTS, false),
         ("deploying", deploying::TESTS, false),

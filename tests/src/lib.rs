@@ -37,6 +37,7 @@ pub mod obstacle;
 pub mod oci;
 pub mod own_network;
 pub mod pieces;
+pub mod pipelines;
 mod plain;
 pub mod real;
 pub mod record;
