@@ -33,5 +33,6 @@ pub mod live;
 mod memory;
 #[cfg(feature = "live")]
 pub mod privileges;
+pub mod progress;
 #[cfg(feature = "live")]
 pub mod sources;

@@ -29,7 +29,10 @@ fn main() -> ExitCode {
             Some(replay) => replay::replay(replay),
             None => args.text().map_err(anyhow::Error::from).and_then(|text| print(&text)),
         },
-        Command::Replay(args) => args.mean().map_err(anyhow::Error::from).and_then(replay::replay),
+        Command::Replay(args) => {
+            imds_trace::progress::show();
+            args.mean().map_err(anyhow::Error::from).and_then(replay::replay)
+        }
     };
     match result {
         Ok(code) => ExitCode::from(code),

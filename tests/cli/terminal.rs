@@ -2,14 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use diagnosis::input::Input;
 use nix::pty::openpty;
 
 use crate::Outcome;
-use crate::program::{Folder, Ran, inputs, recorded, recording, replaying};
+use crate::program::{Folder, Ran, command, inputs, recorded, recording, replaying};
 
 crate::tests![
     there_is_colour_on_a_terminal,
@@ -17,6 +17,9 @@ crate::tests![
     there_is_none_in_a_pipe_or_a_file,
     a_reader_that_leaves_ends_the_program_quietly,
     nobody_to_read_is_no_error,
+    a_long_replay_shows_how_far_it_is_on_a_terminal,
+    a_replay_of_a_pipe_shows_how_much_it_has_read,
+    nobody_is_shown_a_bar_who_does_not_look,
 ];
 
 /// What a pipe holds, bytes (pipe(7)).
@@ -81,9 +84,13 @@ fn there_is_none_in_a_pipe_or_a_file() -> Outcome {
 /// Many times the same situation, each with connections of its own: more than any pipe holds.
 fn large() -> Result<Vec<u8>> {
     const TIMES: u32 = 2_000;
+    repeated(TIMES)
+}
+
+fn repeated(times: u32) -> Result<Vec<u8>> {
     let once = inputs("imdsv1-used")?;
     let mut all = Vec::new();
-    for time in 0..TIMES {
+    for time in 0..times {
         all.extend(once.iter().filter_map(|input| match input {
             Input::Observation(observation) => {
                 let mut observation = observation.clone();
@@ -133,4 +140,100 @@ fn nobody_to_read_is_no_error() -> Outcome {
     let code = child.wait()?.code();
     // What was asserted is another matter: see `closing`.
     Ok(Ran { code, stdout: String::new(), stderr }.expect_quiet()?)
+}
+
+/// What a command writes to a terminal that is its stderr, and its stdout too if asked for.
+fn watched(mut command: Command, has_stdout: bool) -> Result<(Option<i32>, String)> {
+    let terminal = openpty(None, None).context("open a terminal")?;
+    command.env("TERM", "xterm-256color");
+    if has_stdout {
+        command.stdout(Stdio::from(terminal.slave.try_clone()?));
+    } else {
+        command.stdout(Stdio::null());
+    }
+    let mut child = command.stderr(Stdio::from(terminal.slave)).spawn()?;
+    drop(command);
+    let mut bytes = Vec::new();
+    let _ = std::fs::File::from(terminal.master).read_to_end(&mut bytes);
+    Ok((child.wait()?.code(), String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// What stands on a terminal in the end: a line that is cleared, or begun again, is gone.
+fn left(written: &str) -> Vec<String> {
+    let lines = written.split('\n').map(|line| {
+        let rest = line.rsplit("\u{1b}[2K").next().unwrap_or_default();
+        rest.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default().to_owned()
+    });
+    lines.filter(|line| !line.trim().is_empty()).collect()
+}
+
+fn a_long_replay_shows_how_far_it_is_on_a_terminal() -> Outcome {
+    let folder = Folder::new()?;
+    // How long is long depends on the machine.
+    for times in [2_000, 8_000] {
+        let file = folder.file("large.jsonl", repeated(times)?)?;
+        let (code, bar) = watched(replaying(&file, &["--path", "/none", "--output", "json"])?, false)?;
+        if !bar.contains(" left") {
+            continue;
+        }
+        let expected = Ran::from(replaying(&file, &["--path", "/none", "--output", "json"])?.output()?).stderr;
+        let said = bar.matches("nothing that was seen fits").count();
+        if code != Some(0) || !bar.contains(" % of ") || said != 1 || left(&bar) != [expected.trim()] {
+            return Err(format!("{code:?}: {bar:?} leaves {:?}, not {expected:?}", left(&bar)).into());
+        }
+        // On the same terminal as the report, no line of it is broken.
+        let (code, both) = watched(replaying(&file, &["--group-by", "path"])?, true)?;
+        let alone = Ran::from(replaying(&file, &["--group-by", "path"])?.output()?).stdout;
+        let shown: Vec<String> = left(&both).iter().map(|line| plain(line).trim_end().to_owned()).collect();
+        let whole: Vec<&str> = alone.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        if code != Some(0) || shown != whole {
+            let odd = shown.iter().zip(&whole).find(|(shown, whole)| shown != whole);
+            return Err(format!("{code:?}: {} lines, not {}: {odd:?}", shown.len(), whole.len()).into());
+        }
+        return Ok(());
+    }
+    Err("no replay was so long that a bar was shown".into())
+}
+
+/// A text without what colours it.
+fn plain(text: &str) -> String {
+    let mut plain = String::new();
+    let mut parts = text.split(ESC);
+    plain.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        plain.push_str(part.split_once('m').map_or("", |(_, rest)| rest));
+    }
+    plain
+}
+
+fn a_replay_of_a_pipe_shows_how_much_it_has_read() -> Outcome {
+    let folder = Folder::new()?;
+    let file = folder.file("large.jsonl", repeated(8_000)?)?;
+    let mut command = command(["replay", "-", "--path", "/none"])?;
+    command.stdin(Stdio::from(std::fs::File::open(file)?));
+    let (code, bar) = watched(command, false)?;
+    if code != Some(0) || !bar.contains("reading ") || bar.contains('%') {
+        return Err(format!("{code:?}: {bar:?}").into());
+    }
+    Ok(())
+}
+
+fn nobody_is_shown_a_bar_who_does_not_look() -> Outcome {
+    let folder = Folder::new()?;
+    let file = folder.file("large.jsonl", repeated(8_000)?)?;
+    let mut piped = replaying(&file, &["--output", "json"])?;
+    Ran::from(piped.env("TERM", "xterm-256color").output()?).expect_quiet()?;
+    let mut dumb = replaying(&file, &["--path", "/none"])?;
+    let terminal = openpty(None, None).context("open a terminal")?;
+    dumb.env("TERM", "dumb").stdout(Stdio::null()).stderr(Stdio::from(terminal.slave));
+    let mut child = dumb.spawn()?;
+    drop(dumb);
+    let mut bytes = Vec::new();
+    let _ = std::fs::File::from(terminal.master).read_to_end(&mut bytes);
+    child.wait()?;
+    let said = String::from_utf8_lossy(&bytes);
+    if said.contains("reading") || said.contains(ESC) {
+        return Err(format!("{said:?}").into());
+    }
+    Ok(())
 }

@@ -35,6 +35,7 @@ pub mod output;
 pub mod pipeline;
 pub mod printable;
 pub mod probe;
+pub mod progress;
 pub mod recording;
 pub mod replay;
 pub mod report;

@@ -23,6 +23,7 @@ use crate::net::{BootTime, Timestamp};
 use crate::output;
 use crate::pipeline::{Host, Pipeline};
 use crate::printable::printable;
+use crate::progress;
 use crate::recording::{self, Error};
 use crate::reporter::{Judged, Reporter};
 use broken::Broken;
@@ -41,6 +42,7 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
     let outputs: Vec<&Path> = telling.outputs.iter().filter_map(|output| output.path.as_deref()).collect();
     recording::spare(outputs.iter().copied())?;
     let given = files::given(&config.files)?;
+    let _shown = progress::Replaying::begin(files::bytes(&given));
     let itself = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
     for file in &given {
         if outputs.iter().any(|output| itself(output).is_some_and(|output| itself(&file.path) == Some(output))) {

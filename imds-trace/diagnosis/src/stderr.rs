@@ -12,5 +12,8 @@ macro_rules! say {
 /// What [`crate::say!`] does.
 pub fn say(line: Arguments<'_>) {
     // In one piece, so lines of several threads do not mix.
-    let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+    let line = format!("{line}\n");
+    crate::progress::aside(|| {
+        let _ = std::io::stderr().lock().write_all(line.as_bytes());
+    });
 }

@@ -13,6 +13,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
     ("bollard", &["sources"]),
+    ("indicatif", &["progress"]),
     ("sd_notify", &["live"]),
 ];
 

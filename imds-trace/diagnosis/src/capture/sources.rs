@@ -10,6 +10,7 @@ use super::file::{Described, Error, File, Frame};
 use super::format::{self, Format};
 use super::linktype;
 use crate::net::Timestamp;
+use crate::progress::Counted;
 use crate::unpack::Input;
 
 /// Files that are kept open from the beginning; of more, each is opened again when its time has come.
@@ -237,7 +238,7 @@ impl Feed {
 
 fn open_file(path: &std::path::Path) -> Result<Input, Error> {
     let file = std::fs::File::open(path).map_err(|error| Error::Open(error.to_string()))?;
-    Ok(Box::new(std::io::BufReader::new(file)))
+    Ok(Box::new(std::io::BufReader::new(Counted(file))))
 }
 
 /// Reads up to the first frame. A capture without any is one all the same.

@@ -11,7 +11,7 @@ mod text;
 mod whole;
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use thiserror::Error;
 use crate::config::OutputSpec;
 use crate::event::{Event, HostSum, Report};
 use crate::net::{BootTime, Timestamp};
+use crate::progress::Aside;
 use whole::Whole;
 
 /// One way of telling.
@@ -125,6 +126,7 @@ impl Outputs {
     /// Opens what was asked for.
     pub fn open(specs: &[OutputSpec], boot_time: BootTime) -> Result<Self, Error> {
         let mut files = Files::open(specs)?;
+        let is_terminal = io::stdout().is_terminal();
         let mut outputs = Vec::new();
         for (number, spec) in specs.iter().enumerate() {
             let Some(kind) = OUTPUTS.iter().find(|kind| kind.name == spec.kind) else { continue };
@@ -134,8 +136,8 @@ impl Outputs {
                     Box::new(Whole::open(path).map_err(|error| cannot_open(spec, path, error))?)
                 }
                 // Colour only on a terminal and never with NO_COLOR: anstream looks.
-                None if kind.verbatim => Box::new(BufWriter::new(io::stdout())),
-                None => Box::new(BufWriter::new(AutoStream::auto(io::stdout()))),
+                None if kind.verbatim => Box::new(BufWriter::new(Aside::new(io::stdout(), is_terminal))),
+                None => Box::new(BufWriter::new(Aside::new(AutoStream::auto(io::stdout()), is_terminal))),
                 Some(path) => {
                     let file = files.take(number).map_err(|error| cannot_open(spec, path, error))?;
                     if kind.verbatim {

@@ -11,6 +11,7 @@ use wildmatch::WildMatch;
 use crate::capture::{self, Format};
 use crate::net::BootTime;
 use crate::printable::{printable, shell_word};
+use crate::progress::Counted;
 use crate::recording::{self, Header, Previous, Reader, digest_of};
 use crate::unpack::Input;
 
@@ -47,7 +48,7 @@ fn look(path: PathBuf) -> anyhow::Result<Given> {
     // A pipe can be read only once.
     let once = is_stdin || !fs::metadata(&path).with_context(|| name.clone())?.is_file();
     let input: Input = if is_stdin {
-        Box::new(io::stdin())
+        Box::new(Counted(io::stdin()))
     } else {
         Box::new(io::BufReader::new(File::open(&path).with_context(|| name.clone())?))
     };
@@ -114,6 +115,12 @@ fn to_type(kinds: [&[&str]; 2]) -> String {
     });
     let commands: Vec<String> = commands.collect();
     if commands.is_empty() { String::new() } else { format!("; type  {}", commands.join("  and  ")) }
+}
+
+/// How many bytes they have, if all are files that end.
+pub fn bytes(given: &[Given]) -> Option<u64> {
+    let length = |file: &Given| fs::metadata(&file.path).ok().filter(fs::Metadata::is_file).map(|about| about.len());
+    given.iter().map(length).sum()
 }
 
 /// A file, opened as far as its header.
@@ -384,7 +391,7 @@ fn open(given: Given, names: &[String]) -> anyhow::Result<Source> {
     let is_once = stream.is_some();
     let input = match stream {
         Some(input) => recording::open(input),
-        None => File::open(&path).and_then(recording::open),
+        None => File::open(&path).and_then(|file| recording::open(Counted(file))),
     };
     let input = input.with_context(|| name.clone())?;
     let reader = Reader::new(input).map_err(|error| anyhow!("{name}: {error}{}", without(&[name.as_str()], names)))?;
