@@ -14,6 +14,7 @@ crate::tests![
     a_capture_comes_from_stdin_too,
     a_capture_says_that_it_is_one,
     a_capture_cut_short_is_told_up_to_there,
+    a_capture_without_what_was_asked_holds_nothing,
     a_capture_of_which_nothing_can_be_read_is_named,
     a_capture_that_is_not_read_is_named_with_what_to_type,
     a_packed_capture_is_read_as_it_is,
@@ -101,6 +102,30 @@ fn a_capture_cut_short_is_told_up_to_there() -> Outcome {
     if !ran.stdout.contains("hop-limit-too-low") || !ran.stdout.contains("Incomplete") {
         return Err(format!("{ran:?}").into());
     }
+    Ok(())
+}
+
+fn a_capture_without_what_was_asked_holds_nothing() -> Outcome {
+    let folder = Folder::new()?;
+    let whole = capture("any-hop-limit-2.pcap")?;
+    let mut packets = Vec::new();
+    let mut rest = &whole[24..];
+    while let Some((head, behind)) = rest.split_at_checked(16) {
+        let length = u32::from_le_bytes(head[8..12].try_into()?) as usize;
+        packets.push((length, &rest[..16 + length]));
+        rest = &behind[length..];
+    }
+    // HTTP makes a packet longer than this: a token and a read are gone, and the numbers of TCP show that there was something.
+    let bare: Vec<&[u8]> = packets.iter().filter(|(length, _)| *length < 100).map(|(_, packet)| *packet).collect();
+    let file = folder.file("bare.pcap", [&whole[..24], &bare.concat()].concat())?;
+    let ran = replay(&file, &["--expect", "blocked", "--expect", "v2-only"])?;
+    ran.expect_code(1)?;
+    if bare.len() == packets.len() || ran.stdout.matches("sent bytes to IMDS that were seen nowhere").count() != 2 {
+        return Err(format!("{ran:?}").into());
+    }
+    // Of a connection that brought nothing they hold: its three handshake packets, each seen three times.
+    let file = folder.file("handshake.pcap", [&whole[..24], &bare[..9].concat()].concat())?;
+    replay(&file, &["--expect", "blocked", "--expect", "v2-only"])?.expect_code(0)?;
     Ok(())
 }
 

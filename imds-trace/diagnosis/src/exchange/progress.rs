@@ -78,7 +78,8 @@ impl Live {
         exchange.redirected = journey.redirected.or(exchange.redirected);
         exchange.acknowledges |= flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
         let first_byte = journey.connection.isn.map(|isn| isn.wrapping_add(1));
-        let is_behind = |first| !flags.has(TcpFlags::RST) && is_before(first, journey.tcp.seq);
+        // A FIN has a number, too, and no request is one byte.
+        let is_behind = |first: u32| !flags.has(TcpFlags::RST) && is_before(first.wrapping_add(1), journey.tcp.seq);
         exchange.unheard |= journey.icmp.is_none() && exchange.asked.is_none() && first_byte.is_some_and(is_behind);
         if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last()) {
             if last.hook.direction == Direction::Egress {

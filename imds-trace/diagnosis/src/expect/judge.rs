@@ -139,6 +139,12 @@ fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
     if let Some((who, unclear)) = scope.which(|seen| &seen.unclear) {
         return Err(format!("{who} was answered, and it cannot be told with what: {}", unclear.first));
     }
+    if let Some((who, unheard)) = scope.which(|seen| &seen.unheard) {
+        return Err(format!(
+            "{who} sent bytes to IMDS that were seen nowhere{}: it cannot be told what came of them",
+            times(unheard.count)
+        ));
+    }
     if let Some((who, unseen)) = scope.which(|seen| &seen.unseen) {
         return Err(format!(
             "{who} had a connection that passed no interface that is watched: {}{}, and it cannot be told whether that was a token or \
@@ -197,6 +203,12 @@ fn v2_only(scope: &Scope<'_>, lost: u64) -> Verdict {
             times(unread.count)
         ));
     }
+    if let Some((who, unheard)) = scope.which(|seen| &seen.unheard) {
+        return Err(format!(
+            "{who} sent bytes to IMDS that were seen nowhere{}: it cannot be told what they asked, or whether with a token",
+            times(unheard.count)
+        ));
+    }
     if let Some((who, unseen)) = scope.which(|seen| &seen.asked_unseen) {
         return Err(format!(
             "{who} had a connection that passed no interface that is watched: {}{}, and it was not seen whether it asked without a token",
@@ -224,6 +236,10 @@ fn no_errors(scope: &Scope<'_>, lost: u64) -> Verdict {
     }
     if let Some((who, unanswered)) = scope.which(|seen| &seen.unanswered) {
         return Err(format!("of {who} no error was found, but {}{}", unanswered.first, times(unanswered.count)));
+    }
+    if let Some((who, unknown)) = scope.which(|seen| &seen.unknown) {
+        let (first, times) = (&unknown.first, times(unknown.count));
+        return Err(format!("of {who} no error was found, but {first}{times}, and it was not seen with what"));
     }
     match scope.probed {
         Some(probed) if scope.exchanges() == 0 && probed.reached => return Ok(probed.summary.clone()),

@@ -45,6 +45,10 @@ pub(super) struct Seen {
     pub(super) v1: Noted,
     /// It was answered, and what it had asked was not seen.
     pub(super) unread: Noted,
+    /// It sent something that was not seen, and nothing that came back was.
+    pub(super) unheard: Noted,
+    /// It was answered, and with what was not seen.
+    pub(super) unknown: Noted,
     /// Connections that no hook saw and that brought it something, and those by which it may have asked for something.
     pub(super) unseen: Noted,
     pub(super) asked_unseen: Noted,
@@ -88,6 +92,8 @@ impl Seen {
             read: Noted::default(),
             v1: Noted::default(),
             unread: Noted::default(),
+            unheard: Noted::default(),
+            unknown: Noted::default(),
             unseen: Noted::default(),
             asked_unseen: Noted::default(),
         }
@@ -162,6 +168,12 @@ impl Seen {
         let came = answered || exchange.responded;
         if (asks == Asks::Unseen || unread) && came || elsewhere {
             self.unread.note(|| happened(exchange));
+        }
+        if asks == Asks::Unseen && exchange.unheard && !came {
+            self.unheard.note(|| happened(exchange));
+        }
+        if answered && status.is_none() {
+            self.unknown.note(|| happened(exchange));
         }
     }
 }

@@ -325,6 +325,26 @@ fn a_request_without_a_token_breaks_v2_only_answered_or_refused() {
 }
 
 #[test]
+fn bytes_that_nobody_saw_hold_nothing() {
+    let sent = |unheard| {
+        let Event::Exchange(mut event) = exchange(&container("web"), None, None) else { unreachable!() };
+        Rc::make_mut(&mut event).exchange.unheard = unheard;
+        [Event::Exchange(event)]
+    };
+    fails("blocked", &sent(true), "sent bytes to IMDS that were seen nowhere: it cannot be told what came of them");
+    fails("v2-only", &sent(true), "it cannot be told what they asked, or whether with a token");
+    holds("blocked", &sent(false), "a connection got no answer");
+    holds("v2-only", &sent(false), "never asked without a token");
+}
+
+#[test]
+fn an_answer_of_which_the_status_was_not_seen_may_have_been_an_error() {
+    let Event::Exchange(mut event) = exchange(&container("web"), Some(READ), Some(200)) else { unreachable!() };
+    Rc::make_mut(&mut event).exchange.response = None;
+    fails("no-errors", &[Event::Exchange(event)], "was answered, and it was not seen with what");
+}
+
+#[test]
 fn a_container_is_named_by_name_id_or_beginning_of_it() {
     let web = container("web");
     let id = web.container.as_ref().map(|container| container.id.clone()).unwrap();
