@@ -2,17 +2,23 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use imds_trace_tests::expect::{assert_no_secret, expect_equal, expect_that};
-use imds_trace_tests::{junit, tracer};
+use imds_trace_tests::pipelines::{self, Inputs, Job};
+use imds_trace_tests::{children, junit, tracer};
 
 use crate::Lab;
 use crate::trace::{SOON, ours_on};
 
-crate::tests![the_gitlab_jobs_pass_and_fail_as_they_should, the_github_steps_pass_and_fail_as_they_should];
+crate::tests![
+    the_gitlab_jobs_pass_and_fail_as_they_should,
+    the_github_steps_pass_and_fail_as_they_should,
+    the_action_traces_and_judges,
+    the_component_traces_and_judges,
+];
 
 type Told = anyhow::Result<()>;
 
@@ -111,4 +117,72 @@ fn the_gitlab_jobs_pass_and_fail_as_they_should(lab: &Lab) -> Told {
 fn the_github_steps_pass_and_fail_as_they_should(lab: &Lab) -> Told {
     expect_judged(lab, &read("github-actions.yml")?, "github")?;
     Ok(())
+}
+
+/// Has a job trace the samples' project, where the hop limit lets its containers through and where it does not.
+fn expect_traced(
+    lab: &Lab,
+    name: &str,
+    job: impl Fn(&dyn Fn(&str) -> Command, &Path, Inputs) -> Result<Job>,
+) -> Result<()> {
+    let (project, bin) = checkout(lab, name)?;
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+    let shell = |name: &str| {
+        let mut shell = lab.host.in_runner(name);
+        shell.env("PATH", &path);
+        shell
+    };
+    let inputs = [
+        ("run", "echo begun >&2\nmake integration-test > told"),
+        ("expect", "reachable:app\nv2-only:app"),
+        ("what-if", "tokens=required,hop-limit=1"),
+        ("artifact", name),
+    ];
+    // A component has no such input, and keeps everything.
+    let inputs = if name == "github-action" { &inputs[..] } else { &inputs[..3] };
+    for hop_limit in [1, 2] {
+        lab.host.imds().set(|behaviour| {
+            (behaviour.hop_limit, behaviour.give_up) = (hop_limit, Duration::from_millis(500));
+        });
+        lab.host.settle(SOON)?;
+        let done = job(&shell, &project, inputs)?;
+        let held = hop_limit == 2;
+        expect_equal(&format!("the code at {hop_limit}"), done.code == Some(0), held)
+            .with_context(|| format!("{done:?}"))?;
+        expect_that("the command was heard", done.stderr.contains("begun"), &done)?;
+        expect_equal("the log says what did not hold", done.stdout.contains("NOT HELD"), !held)?;
+        if name == "github-action" {
+            expect_equal("the page has the cause", done.summary.contains("hop-limit-too-low"), !held)?;
+            expect_equal("and the output", done.outputs["held"] == "true", held)?;
+        }
+        let kept = done.kept.clone().context("something is kept")?;
+        let recording = kept.join("recording.jsonl");
+        let replay = |claim: &str| {
+            let mut replay = children::command(tracer::program()?);
+            let replay = replay.arg("replay").arg(&recording).args(["--expect", claim]);
+            anyhow::Ok(replay.output().context("start a replay")?.status.code())
+        };
+        expect_equal("the recording says it all again", replay("reachable:app")?, Some(i32::from(!held)))?;
+        expect_equal("of everybody", replay("v2-only:app")?, Some(0))?;
+        let page = std::fs::read_to_string(kept.join("report.html")).context("a page")?;
+        expect_equal("the page has the loss", page.contains("hop-limit-too-low"), !held)?;
+        let cases = junit::read(&kept.join("junit.xml"))?;
+        let failed = cases.iter().any(|case| case.class == "imds-trace.expect" && case.failure.is_some());
+        expect_equal("JUnit says the same", failed, !held)?;
+        assert_no_secret(&[("the log", done.stdout.as_bytes())], &[&kept], &lab.host.imds().secrets())?;
+    }
+    expect_equal("nothing of the tracer is left", ours_on(lab.host.runner())?, Vec::new())
+}
+
+fn the_action_traces_and_judges(lab: &Lab) -> Told {
+    let own = |project: &Path| project.join("own of the runner");
+    expect_traced(lab, "github-action", |shell, project, inputs| {
+        pipelines::run_action(shell, project, &own(project), inputs)
+    })
+}
+
+fn the_component_traces_and_judges(lab: &Lab) -> Told {
+    expect_traced(lab, "gitlab-component", |shell, project, inputs| {
+        pipelines::run_component(shell, "bash", project, inputs)
+    })
 }
