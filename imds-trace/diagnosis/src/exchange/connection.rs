@@ -327,7 +327,7 @@ impl Entry {
         }
         let last = self.live.len() - 1;
         if unseen {
-            self.live.iter_mut().for_each(|live| live.response_at = live.response_at.or(Some(position)));
+            self.live.iter_mut().filter(|live| live.response_at.is_none()).for_each(|live| live.came_before(position));
             return last;
         }
         let index = self.live.iter().position(|live| live.response_at.is_none()).unwrap_or(last);

@@ -183,6 +183,12 @@ impl Live {
         before != (exchange.answered.is_some(), exchange.response_proof.is_some())
     }
 
+    /// Its answer came, seen nowhere, before a response here: who has what is before this has it.
+    pub(super) fn came_before(&mut self, position: Position) {
+        (self.response_at, self.response_end) = (Some(position), Some(position.0));
+        self.exchange.responded = true;
+    }
+
     /// Was anything of its answer seen?
     pub(super) fn has_answer(&self) -> bool {
         self.response_at.is_some() || self.response_end.is_some() || self.exchange.answered.is_some()
