@@ -10,10 +10,15 @@ const SLACK: usize = 4;
 /// A table of which less than this part is used is made smaller, to twice what it holds: so each entry is moved once more at most.
 const USED: usize = 8;
 
+/// How much room to keep of this, where so many entries are; `None` if all of it.
+fn room_to_keep(entries: usize, room: usize) -> Option<usize> {
+    (room > LEAST && entries < room / USED).then_some(2 * entries)
+}
+
 /// Makes a table smaller that is mostly empty.
 pub fn give_back<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, S>) {
-    if table.capacity() > LEAST && table.len() < table.capacity() / USED {
-        table.shrink_to(2 * table.len());
+    if let Some(room) = room_to_keep(table.len(), table.capacity()) {
+        table.shrink_to(room);
     }
 }
 
@@ -27,15 +32,15 @@ pub fn tidy<T>(order: &mut VecDeque<T>, count: usize, is_there: impl FnMut(&T) -
     if is_slack(order.len(), count) {
         order.retain(is_there);
     }
-    if order.capacity() > LEAST && order.len() < order.capacity() / USED {
-        order.shrink_to(2 * order.len());
+    if let Some(room) = room_to_keep(order.len(), order.capacity()) {
+        order.shrink_to(room);
     }
 }
 
 /// Makes a heap smaller that is mostly empty.
 pub fn give_back_heap<T: Ord>(heap: &mut BinaryHeap<T>) {
-    if heap.capacity() > LEAST && heap.len() < heap.capacity() / USED {
-        heap.shrink_to(2 * heap.len());
+    if let Some(room) = room_to_keep(heap.len(), heap.capacity()) {
+        heap.shrink_to(room);
     }
 }
 
