@@ -1,5 +1,7 @@
 //! Why did tests fail? What they said, once more behind everything else, where a log that was cut still has it.
 
+/// What the lab's tests write before one that failed and then passed.
+const FLAKY: &str = "flaky: ";
 /// Lines of one test that are shown again: its message stands in the first of them.
 const LINES: usize = 12;
 /// Characters of a line that are shown again.
@@ -9,8 +11,6 @@ const WIDTH: usize = 600;
 #[derive(Debug, Default)]
 pub struct Reasons {
     said: Vec<String>,
-    /// Flaky tests: they failed and then passed.
-    flaky: usize,
     /// Between the two lines `failures:` of libtest: how many lines of this test there were.
     reading: Option<usize>,
 }
@@ -18,8 +18,7 @@ pub struct Reasons {
 impl Reasons {
     /// Takes a line of a test program's stdout.
     pub fn take(&mut self, line: &str) {
-        if line.starts_with("flaky: ") {
-            self.flaky += 1;
+        if line.starts_with(FLAKY) {
             return self.keep(line);
         }
         match (line, self.reading) {
@@ -52,7 +51,7 @@ impl Reasons {
 
     /// How many tests failed and then passed.
     pub fn flaky(&self) -> usize {
-        self.flaky
+        self.said.iter().filter(|line| line.starts_with(FLAKY)).count()
     }
 }
 

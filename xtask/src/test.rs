@@ -73,7 +73,6 @@ fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<E
     println!("kernel half: {}", setup::compiler_half()?);
     let mut outcomes = Vec::new();
     let mut reasons = Reasons::default();
-    let again = if deadline.is_some() { AGAIN } else { 0 };
     let mut ahead = None;
     for &part in parts {
         println!("\n== {} ==", part.name());
@@ -84,7 +83,7 @@ fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<E
         }
         let deadline = deadline.map(|all| all.min(Instant::now() + PART_LIMIT));
         let (mut tally, begun) = (Tally::default(), Instant::now());
-        let run = part.run(filter, (deadline, again), &mut tally, &mut reasons);
+        let run = part.run(filter, deadline, &mut tally, &mut reasons);
         let mut why = run.unwrap_or_else(|error| Some(format!("{error:#}")));
         if tally.ran() == 0 && why.is_none() {
             why = Some("ran no test".to_owned());
@@ -143,11 +142,11 @@ impl Part {
     fn run(
         self,
         filter: &[String],
-        (deadline, again): (Option<Instant>, u32),
+        deadline: Option<Instant>,
         tally: &mut Tally,
         reasons: &mut Reasons,
     ) -> Result<Option<String>> {
-        let mut libtest = |targets: &[&str]| libtest(targets, filter, (deadline, again), tally, reasons);
+        let mut libtest = |targets: &[&str]| libtest(targets, filter, deadline, tally, reasons);
         let ours = ["imds-trace", "imds-trace-diagnosis", "imds-trace-tests", "imds-trace-replay-tests", "xtask"];
         let ours: Vec<String> = ours.iter().map(|name| format!("--package={name}")).collect();
         let ours: Vec<&str> = ours.iter().map(String::as_str).chain(["--lib", "--bins"]).collect();
@@ -205,7 +204,7 @@ fn no_lab() -> Result<Option<String>> {
 fn libtest(
     targets: &[&str],
     filter: &[String],
-    (deadline, again): (Option<Instant>, u32),
+    deadline: Option<Instant>,
     tally: &mut Tally,
     reasons: &mut Reasons,
 ) -> Result<Option<String>> {
@@ -214,6 +213,8 @@ fn libtest(
     }
     let mut command = workspace::cargo(["test", "--no-fail-fast"]);
     command.args(targets).arg("--").args(filter).env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
+    // Whoever runs a part by hand sees a failure at once.
+    let again = if deadline.is_some() { AGAIN } else { 0 };
     command.env("IMDS_LAB_AGAIN", again.to_string());
     let mut own = Tally::default();
     let status = workspace::stream(&mut command, deadline, |line| {
