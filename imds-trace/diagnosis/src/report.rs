@@ -37,6 +37,7 @@ impl Tallies {
                     let exchange = &event.exchange;
                     tally.unanswered += u64::from(exchange.answered.is_none());
                     tally.unproved += u64::from(exchange.answered.is_some() && exchange.response_proof.is_none());
+                    tally.unread += u64::from(exchange.response_proof.is_some() && exchange.response.is_none());
                     tally.hop_limit = tally.hop_limit.and(event.hop_limit);
                 }
             }
@@ -109,6 +110,7 @@ impl Tallies {
                     exchanges: 0,
                     unanswered: 0,
                     unproved: 0,
+                    unread: 0,
                     hop_limit: HopLimit::default(),
                     findings: Vec::new(),
                 });

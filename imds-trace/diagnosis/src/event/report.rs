@@ -148,6 +148,8 @@ pub struct Tally {
     pub unanswered: u64,
     /// Exchanges whose answer was seen, and nothing that shows that it arrived.
     pub unproved: u64,
+    /// Exchanges whose answer arrived, and its status was not seen.
+    pub unread: u64,
     /// Hop limit observed and needed.
     pub hop_limit: HopLimit,
     /// Names of the rules that fired, each once.

@@ -56,7 +56,7 @@ impl Assembler {
         match journey.heading {
             Heading::ToImds => entry.outward(journey, next, sink),
             Heading::FromImds if journey.icmp.is_some() => entry.refused(journey),
-            Heading::FromImds => entry.inward(journey, sink),
+            Heading::FromImds => entry.inward(journey, next, sink),
         }
         entry.prove(journey.at, sink);
         while entry.live.len() > MAX_EXCHANGES {
@@ -195,7 +195,7 @@ impl Assembler {
                 continue;
             }
             match entry.closed {
-                None => entry.close(entry.ending.unwrap_or(due), sink),
+                None => entry.close(entry.ending.unwrap_or(due), &mut self.next, sink),
                 Some(_) => entry.settle(sink),
             }
             if entry.forsaken && entry.is_told() {
@@ -218,7 +218,7 @@ impl Assembler {
         for entry in &mut entries {
             if entry.closed.is_none() {
                 let end = entry.ending.unwrap_or(entry.last.max(at));
-                entry.close(end, sink);
+                entry.close(end, &mut self.next, sink);
             }
         }
         for entry in entries {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::delivery::{Received, raise};
 use super::progress::{Live, Position};
+use super::sent::Sent;
 use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
 use crate::journey::{END, Fate, Journey};
 use crate::net::{Direction, Heading, Timestamp, is_before};
@@ -39,8 +40,8 @@ pub(super) struct Entry {
     received: Received,
     /// The sequence number behind the last byte from IMDS that was seen, wherever that was.
     seen_to: Option<u32>,
-    /// The sequence number behind the last byte to IMDS that was seen.
-    asked_to: Option<u32>,
+    /// What was seen of what the client sent.
+    sent: Sent,
     /// Is the client's socket known to be open? Then nothing of it is over.
     socket_open: bool,
     /// When it is looked at next, at the latest.
@@ -68,7 +69,7 @@ impl Entry {
             closed: None,
             received: Received::default(),
             seen_to: None,
-            asked_to: None,
+            sent: Sent::default(),
             socket_open: false,
             scheduled: END,
             forsaken: false,
@@ -95,10 +96,18 @@ impl Entry {
         self.closed.is_some() && self.live.iter().all(|live| live.settled || !live.is_to_settle())
     }
 
-    pub(super) fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
-        self.closed = Some(at);
+    pub(super) fn close(&mut self, at: Timestamp, next: &mut u64, sink: &mut Sink<'_>) {
         let received = self.received;
         self.notice_unseen(&received, at, sink);
+        if self.sent.is_missing() {
+            let index = match self.live.iter().position(|live| live.exchange.asked.is_none()) {
+                Some(index) => index,
+                None => self.another(at, at, next, sink),
+            };
+            let live = &mut self.live[index];
+            (live.exchange.unheard, live.told) = (true, true);
+        }
+        self.closed = Some(at);
         for live in &mut self.live {
             live.close(at, sink);
         }
@@ -120,7 +129,9 @@ impl Entry {
         }
         self.received.counted(witness.received, witness.closed.is_some());
         if let (Some(isn), Ok(acked)) = (isn, u32::try_from(witness.acked)) {
-            self.received.by_imds(isn.wrapping_add(1).wrapping_add(acked));
+            let acked = isn.wrapping_add(1).wrapping_add(acked);
+            self.received.by_imds(acked);
+            self.sent.reach(acked);
         }
     }
 
@@ -151,6 +162,7 @@ impl Entry {
                 // A reset acknowledges what a firewall wants it to.
                 if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
                     self.received.by_imds(journey.tcp.ack);
+                    self.sent.reach(journey.tcp.ack);
                 }
             }
             Heading::ToImds => {}
@@ -183,7 +195,7 @@ impl Entry {
             Head::Response(_) | Head::Token(_) => None,
         });
         if !journey.tcp.flags.has(TcpFlags::RST) {
-            raise(&mut self.asked_to, journey.tcp.end());
+            self.sent.see(journey.connection.isn, journey.tcp.seq, journey.tcp.end());
         }
         let mut seen = false;
         for (number, request) in requests.enumerate() {
@@ -228,25 +240,15 @@ impl Entry {
         let mut acknowledged = Received::default();
         acknowledged.by_client(journey.tcp.ack);
         self.notice_unseen(&acknowledged, journey.at, sink);
-        let needs_another = self.live.back().is_none_or(|last| last.exchange.asked.is_some());
-        if needs_another && let Some(last) = self.live.back_mut() {
-            if last.exchange.answered.is_some() {
-                // Another request on a connection that was kept alive.
-                last.close(journey.at, sink);
-                last.settle(sink);
-            }
-            *next += 1;
-            let mut exchange = Exchange::new(ExchangeId(*next), journey.connection.clone(), at);
-            exchange.handshake = last.exchange.handshake;
-            exchange.decrements = last.exchange.decrements;
-            self.live.push_back(Live::new(exchange));
-            (self.closed, self.ending) = (None, None);
+        let needs_another = |last: &Live| last.exchange.asked.is_some() || last.is_answered_before(journey.tcp.seq);
+        if self.live.back().is_none_or(needs_another) {
+            self.another(at, journey.at, next, sink);
         } else if let Some(last) = self.live.back_mut() {
             // A connection that had gone quiet before its first request was told as one without: it goes on.
             last.exchange.closed = None;
             last.settled = false;
-            (self.closed, self.ending) = (None, None);
         }
+        (self.closed, self.ending) = (None, None);
         // The answer to the one before begins at the same number: this one's is behind it, nobody knows where.
         let alone = !self.live.iter().any(|live| live.answer_begins == Some(journey.tcp.ack));
         let is_next = journey.tcp.flags.has(TcpFlags::ACK) && alone && !request.expects_continue;
@@ -262,7 +264,23 @@ impl Entry {
         index
     }
 
-    pub(super) fn inward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
+    /// Enters one more exchange of this connection, of which nothing is known yet; gives its index.
+    fn another(&mut self, opened: Timestamp, at: Timestamp, next: &mut u64, sink: &mut Sink<'_>) -> usize {
+        let Some(last) = self.live.back_mut() else { return 0 };
+        if last.exchange.answered.is_some() {
+            // Another request on a connection that was kept alive.
+            last.close(at, sink);
+            last.settle(sink);
+        }
+        *next += 1;
+        let mut exchange = Exchange::new(ExchangeId(*next), last.exchange.connection.clone(), opened);
+        exchange.handshake = last.exchange.handshake;
+        exchange.decrements = last.exchange.decrements;
+        self.live.push_back(Live::new(exchange));
+        self.live.len() - 1
+    }
+
+    pub(super) fn inward(&mut self, journey: &Journey, next: &mut u64, sink: &mut Sink<'_>) {
         let mut number = 0;
         let mut target = None;
         let mut interim = false;
@@ -270,8 +288,14 @@ impl Entry {
             match head {
                 Head::Response(response) if response.is_interim() => interim = true,
                 Head::Response(response) => {
-                    let unseen = number == 0 && self.follows_unseen(journey);
-                    let index = self.answers(response, (journey.tcp.seq, number), unseen);
+                    let position = (journey.tcp.seq, number);
+                    let index = match self.live.iter().position(|live| live.response_at == Some(position)) {
+                        Some(again) => again,
+                        None if number == 0 && self.sent.is_beyond(journey.tcp.ack) => {
+                            self.answers_unseen(journey, next, sink)
+                        }
+                        None => self.answers(response, position, number == 0 && self.follows_unseen(journey)),
+                    };
                     number += 1;
                     target = Some(index);
                     // What is known to be no answer of this exchange's says nothing of it but that it came.
@@ -307,27 +331,38 @@ impl Entry {
         }
     }
 
-    /// Does a response come behind bytes that were seen nowhere? IMDS acknowledges more than any request that was seen, or the response
-    /// begins further on than the first that is awaited would.
+    /// Does a response come behind bytes that were seen nowhere? It begins further on than the first that is awaited would.
     fn follows_unseen(&self, journey: &Journey) -> bool {
-        let unseen_request = self.asked_to.is_some_and(|asked| is_before(asked, journey.tcp.ack));
         let begins = self.live.iter().find(|live| live.response_at.is_none()).and_then(|live| live.answer_begins);
-        let unseen_response = begins.is_some_and(|begins| {
+        begins.is_some_and(|begins| {
             let next = self.seen_to.filter(|seen| is_before(begins, *seen)).unwrap_or(begins);
             is_before(next, journey.tcp.seq)
-        });
-        unseen_request || unseen_response
+        })
+    }
+
+    /// The index of the exchange of a response's head to a request that was seen nowhere: IMDS acknowledges more than any that was
+    /// seen. It may be the answer to one of several, so none has its status; those that wait have an answer if the client has this.
+    fn answers_unseen(&mut self, journey: &Journey, next: &mut u64, sink: &mut Sink<'_>) -> usize {
+        let position = (journey.tcp.seq, 0);
+        for live in self.live.iter_mut().filter(|live| live.response_at.is_none() && live.exchange.asked.is_some()) {
+            live.came_by(position, journey.tcp.end());
+        }
+        let is_free = |live: &Live| live.exchange.asked.is_none() && live.response_at.is_none();
+        let index = match self.live.iter().position(is_free) {
+            Some(index) => index,
+            None => self.another(journey.at, journey.at, next, sink),
+        };
+        let live = &mut self.live[index];
+        (live.response_at, live.answers_to, live.told) = (Some(position), Some(journey.tcp.ack), true);
+        index
     }
 
     /// The index of the exchange that a response's head belongs to. Behind `unseen` bytes nobody knows which: all that wait have an
     /// answer then, and none of them this status.
     fn answers(&mut self, response: &ResponseHead, position: Position, unseen: bool) -> usize {
-        if let Some(again) = self.live.iter().position(|live| live.response_at == Some(position)) {
-            return again;
-        }
         let last = self.live.len() - 1;
         if unseen {
-            self.live.iter_mut().filter(|live| live.response_at.is_none()).for_each(|live| live.came_before(position));
+            self.live.iter_mut().filter(|live| live.response_at.is_none()).for_each(|live| live.came_by(position, position.0));
             return last;
         }
         let index = self.live.iter().position(|live| live.response_at.is_none()).unwrap_or(last);
@@ -341,7 +376,7 @@ impl Entry {
 
     /// The index of the exchange that a packet without a head belongs to: the one whose answer has begun, else the first that waits.
     fn goes_on(&self) -> usize {
-        match self.live.iter().position(|live| live.exchange.response.is_none()) {
+        match self.live.iter().position(|live| live.response_at.is_none()) {
             None => self.live.len() - 1,
             Some(first) => first.saturating_sub(1),
         }

@@ -7,6 +7,7 @@ mod connection;
 mod delivery;
 pub mod imds;
 mod progress;
+mod sent;
 pub mod software;
 
 use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey};

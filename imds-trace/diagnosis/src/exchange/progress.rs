@@ -19,6 +19,8 @@ pub(super) struct Live {
     /// The sequence number behind the segment that carried the request's head, and behind the one that carried the response's.
     pub(super) request_end: Option<u32>,
     response_end: Option<u32>,
+    /// Up to where the request goes that its answer is to, if that answer was seen before any request was.
+    pub(super) answers_to: Option<u32>,
     /// The sequence number at which its answer begins, if nothing else is to come before it.
     pub(super) answer_begins: Option<u32>,
     pub(super) settled: bool,
@@ -35,6 +37,7 @@ impl Live {
             response_at: None,
             request_end: None,
             response_end: None,
+            answers_to: None,
             answer_begins: None,
             settled: false,
             told: false,
@@ -44,6 +47,11 @@ impl Live {
     /// Is an answer still to come?
     pub(super) fn waits(&self) -> bool {
         self.exchange.answered.is_none() && self.exchange.closed.is_none()
+    }
+
+    /// Was its answer one to bytes that lie before this one?
+    pub(super) fn is_answered_before(&self, begin: u32) -> bool {
+        self.answers_to.is_some_and(|end| !is_before(begin, end))
     }
 
     /// It is over.
@@ -183,9 +191,9 @@ impl Live {
         before != (exchange.answered.is_some(), exchange.response_proof.is_some())
     }
 
-    /// Its answer came, seen nowhere, before a response here: who has what is before this has it.
-    pub(super) fn came_before(&mut self, position: Position) {
-        (self.response_at, self.response_end) = (Some(position), Some(position.0));
+    /// Its answer came, seen nowhere, before a response here, or is that response: who has everything before `end` has it.
+    pub(super) fn came_by(&mut self, position: Position, end: u32) {
+        (self.response_at, self.response_end) = (Some(position), Some(end));
         self.exchange.responded = true;
     }
 

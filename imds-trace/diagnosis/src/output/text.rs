@@ -161,12 +161,14 @@ impl Text {
             }
             let unanswered: u64 = report.subjects.iter().map(|tally| tally.unanswered).sum();
             let unproved: u64 = report.subjects.iter().map(|tally| tally.unproved).sum();
-            let verdict = match (report.findings.is_empty(), unanswered, unproved, report.lost.sum()) {
-                (true, 0, 0, 0) => "Nothing wrong was seen.",
-                (true, 0, 0, _) => "Nothing wrong was seen in what could be kept.",
-                (true, 0, _, _) => "Nothing wrong was seen, but nothing shows of every answer that it arrived.",
-                (true, _, _, _) => "Not every exchange was answered, and no rule names the cause.",
-                (false, _, _, _) => "",
+            let unread: u64 = report.subjects.iter().map(|tally| tally.unread).sum();
+            let verdict = match (unanswered, unproved, unread, report.lost.sum()) {
+                _ if !report.findings.is_empty() => "",
+                (0, 0, 0, 0) => "Nothing wrong was seen.",
+                (0, 0, 0, _) => "Nothing wrong was seen in what could be kept.",
+                (0, 0, _, _) => "Nothing wrong was seen, but not every answer's status was.",
+                (0, _, _, _) => "Nothing wrong was seen, but nothing shows of every answer that it arrived.",
+                _ => "Not every exchange was answered, and no rule names the cause.",
             };
             if !verdict.is_empty() {
                 let _ = writeln!(out, "{verdict}");

@@ -155,7 +155,7 @@ impl Heard {
     fn of(conclusions: Conclusions) -> Self {
         let Conclusions { exchanges, report } = conclusions;
         let is_bad = |finding: &Finding| finding.severity > Severity::Notice;
-        let is_well = |tally: &Tally| tally.unanswered == 0 && tally.unproved == 0;
+        let is_well = |tally: &Tally| tally.unanswered == 0 && tally.unproved == 0 && tally.unread == 0;
         // Where no exchange was seen, that is what is said.
         let nothing_wrong = !exchanges.is_empty()
             && !report.findings.iter().any(is_bad)
