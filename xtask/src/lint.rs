@@ -183,8 +183,10 @@ const CLIPPY: [&str; 8] = [
 ];
 
 /// What takes the longest of it, not run yet.
-pub fn clippy_command() -> Command {
-    workspace::cargo(CLIPPY)
+pub fn builds() -> Result<Vec<Command>> {
+    let mut builds = vec![workspace::cargo(CLIPPY)];
+    builds.extend(other_machine::builds()?.into_iter().map(|(build, _)| build));
+    Ok(builds)
 }
 
 fn clippy() -> Result<Vec<String>> {

@@ -19,17 +19,11 @@ pub fn record() -> Result<ExitCode> {
 /// Writes what the program says now of the recordings beside them: look at the difference before you keep it.
 pub fn bless() -> Result<ExitCode> {
     for kept in ["recordings::", "captures::"] {
-        let mut bless = workspace::cargo(["test", "--package=imds-trace-replay-tests", "--test=replay", "--", kept]);
+        let mut bless = workspace::tested("test", &["--test=replay", "--", kept]);
         workspace::run(bless.env("IMDS_TRACE_BLESS", "1"))?;
     }
-    workspace::run(&mut workspace::cargo(["build", "--package=imds-trace"]))?;
-    let mut schemas = workspace::cargo([
-        "test",
-        "--package=imds-trace-tests",
-        "--test=cli",
-        "--",
-        "the_kept_schemas_are_what_is_generated",
-    ]);
+    workspace::run(&mut workspace::tested("build", &["--bin=imds-trace"]))?;
+    let mut schemas = workspace::tested("test", &["--test=cli", "--", "the_kept_schemas_are_what_is_generated"]);
     schemas.env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
     workspace::run(schemas.env("IMDS_TRACE_BLESS", "1"))?;
     println!("see `git diff --stat tests/recordings tests/captures docs/schema`");
@@ -37,7 +31,7 @@ pub fn bless() -> Result<ExitCode> {
 }
 
 fn lab(word: &str) -> Result<ExitCode> {
-    workspace::run(&mut workspace::cargo(["build", "--package=imds-trace", "--package=imds-trace-tests", "--bins"]))?;
+    workspace::run(&mut workspace::tested("build", &["--bins"]))?;
     let mut lab = Command::new(workspace::built("debug", "lab")?);
     lab.arg(word).env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
     workspace::run(&mut lab)?;

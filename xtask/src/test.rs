@@ -146,23 +146,23 @@ impl Part {
         tally: &mut Tally,
         reasons: &mut Reasons,
     ) -> Result<Option<String>> {
-        let mut libtest = |targets: &[&str]| libtest(targets, filter, deadline, tally, reasons);
-        let ours = ["imds-trace", "imds-trace-diagnosis", "imds-trace-tests", "imds-trace-replay-tests", "xtask"];
-        let ours: Vec<String> = ours.iter().map(|name| format!("--package={name}")).collect();
-        let ours: Vec<&str> = ours.iter().map(String::as_str).chain(["--lib", "--bins"]).collect();
+        let mut libtest = |tests: Command| libtest(tests, filter, deadline, tally, reasons);
         match self {
             Self::Lint => {
                 *tally = lint::run(filter);
                 Ok(None)
             }
             Self::Unit => {
-                let user = libtest(&ours)?;
-                let kernel = libtest(&["--package=imds-trace-ebpf", "--lib"])?;
+                let user = libtest(workspace::tested("test", &["--lib", "--bins"]))?;
+                let kernel = libtest(workspace::cargo(["test", "--package=imds-trace-ebpf", "--lib"]))?;
                 Ok(user.or(kernel))
             }
             // Needs neither the kernel half nor the program: stable Rust runs it anywhere.
-            Self::Replay => libtest(&["--package=imds-trace-replay-tests", "--test", "replay"]),
-            Self::Cli => libtest(&["--package=imds-trace-tests", "--test=cli"]),
+            Self::Replay => libtest(workspace::tested("test", &["--test=replay"])),
+            Self::Cli => {
+                program()?;
+                libtest(workspace::tested("test", &["--test=cli"]))
+            }
             Self::Endless => endless(deadline, tally),
             Self::Dist => dist::check(filter, tally),
             Self::Lab => {
@@ -170,7 +170,8 @@ impl Part {
                     return Ok(Some(why));
                 }
                 workspace::run(&mut workspace::cargo(["build", "--package=sdk-client"]))?;
-                libtest(&["--package=imds-trace-tests", "--test=lab"])
+                program()?;
+                libtest(workspace::tested("test", &["--test=lab"]))
             }
             Self::Vm => match no_lab()? {
                 Some(why) => Ok(Some(why)),
@@ -188,7 +189,9 @@ impl Part {
 
 /// Builds what the parts after the lab need.
 fn ahead_of_the_lab() -> Result<workspace::Background> {
-    Ok(workspace::background(vec![release::command(demo::PROGRAMS)?, lint::clippy_command()]))
+    let mut builds = vec![release::command(demo::PROGRAMS)?, release::command(dist::PROGRAM)?];
+    builds.extend(lint::builds()?);
+    Ok(workspace::background(builds))
 }
 
 /// Why the lab cannot be set up here.
@@ -200,19 +203,21 @@ fn no_lab() -> Result<Option<String>> {
     Ok(None)
 }
 
-/// `cargo test` with these targets, against the `imds-trace` of the same profile.
+/// Builds the `imds-trace` that is tested.
+fn program() -> Result<()> {
+    workspace::run(&mut workspace::tested("build", &["--bin=imds-trace"]))
+}
+
+/// `cargo test`, against the `imds-trace` of the same profile.
 fn libtest(
-    targets: &[&str],
+    mut command: Command,
     filter: &[String],
     deadline: Option<Instant>,
     tally: &mut Tally,
     reasons: &mut Reasons,
 ) -> Result<Option<String>> {
-    if targets.iter().any(|target| target.starts_with("--test=")) {
-        workspace::run(&mut workspace::cargo(["build", "--package=imds-trace", "--bins"]))?;
-    }
-    let mut command = workspace::cargo(["test", "--no-fail-fast"]);
-    command.args(targets).arg("--").args(filter).env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
+    command.arg("--no-fail-fast").arg("--").args(filter);
+    command.env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
     // Whoever runs a part by hand sees a failure at once.
     let again = if deadline.is_some() { AGAIN } else { 0 };
     command.env("IMDS_LAB_AGAIN", again.to_string());

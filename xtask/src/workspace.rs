@@ -40,6 +40,18 @@ pub fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) -> Comman
     command
 }
 
+/// What is tested. Cargo chooses the features of what these depend on by which of them a command names, and builds all of it anew for
+/// another choice: so a command always names them all, and says by its targets which it wants.
+const TESTED: [&str; 5] =
+    ["imds-trace", "imds-trace-diagnosis", "imds-trace-tests", "imds-trace-replay-tests", "xtask"];
+
+/// `cargo build` or `cargo test` with these targets of what is tested, e.g. `--test=cli`.
+pub fn tested(command: &str, targets: &[&str]) -> Command {
+    let mut cargo = cargo([command]);
+    cargo.args(TESTED.map(|name| format!("--package={name}"))).args(targets);
+    cargo
+}
+
 /// Runs it to its end; not succeeding is an error that names what was run.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("run {}", shown(command)))?;

@@ -1,6 +1,10 @@
 //! Is the kernel half the same for the other processor that EC2 has, Graviton? The programs may not depend on where they are built.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -9,14 +13,10 @@ use crate::{arch::Arch, toolchain, workspace};
 /// Builds it for both, and compares what the kernel gets to see, section by section. Registers of the host (`pt_regs`), whose layout
 /// differs, are only described: in type information, which is left out.
 pub fn same_programs() -> Result<Vec<String>> {
-    let toolchain = toolchain::find().map_err(anyhow::Error::msg)?;
-    let target = workspace::built("imds-trace-ebpf", "")?;
     let mut sections = Vec::new();
-    for arch in Arch::ALL {
-        // As build.rs keeps them.
-        let folder = if arch == Arch::own()? { target.clone() } else { target.join(arch.rust()) };
-        workspace::run(&mut toolchain.build(&workspace::root(), &folder, arch.rust()))?;
-        sections.push(read(&folder.join(toolchain::TARGET).join("release/imds-trace"))?);
+    for (mut build, built) in builds()? {
+        workspace::run(&mut build)?;
+        sections.push(read(&built)?);
     }
     let [here, there] = sections.as_slice() else { bail!("two machines") };
     if !here.contains_key("classifier") {
@@ -25,6 +25,19 @@ pub fn same_programs() -> Result<Vec<String>> {
     let names = here.keys().chain(there.keys().filter(|name| !here.contains_key(*name)));
     let differ = names.filter(|name| here.get(*name) != there.get(*name));
     Ok(differ.map(|name| format!("section {name} differs between processors")).collect())
+}
+
+/// What builds it for each, not run yet, and what that makes.
+pub fn builds() -> Result<Vec<(Command, PathBuf)>> {
+    let toolchain = toolchain::find().map_err(anyhow::Error::msg)?;
+    let target = workspace::built("imds-trace-ebpf", "")?;
+    let build = |arch: Arch| {
+        // As build.rs keeps them.
+        let folder = if arch == Arch::own()? { target.clone() } else { target.join(arch.rust()) };
+        let build = toolchain.build(&workspace::root(), &folder, arch.rust());
+        Ok((build, folder.join(toolchain::TARGET).join("release/imds-trace")))
+    };
+    Arch::ALL.into_iter().map(build).collect()
 }
 
 /// Sections by name, as hexadecimal dumps.
