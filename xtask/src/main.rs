@@ -12,6 +12,7 @@ mod cross;
 mod debian;
 mod demo;
 mod dist;
+mod fuzz;
 mod lint;
 mod reasons;
 mod record;
@@ -57,6 +58,8 @@ enum Task {
     Bless,
     /// Measure what tracing costs and what is lost, beside tcpdump, in the lab (root); be alone on the machine
     Bench(bench::Asked),
+    /// Look for bytes that a parser does not stand: each target of fuzz/, for so long, led by what it covers
+    Fuzz(fuzz::Asked),
     /// Make what others get, in target/dist: one static file, completions, manual pages, .deb, .rpm, image, sums, list of parts
     Dist {
         /// For another processor, e.g. arm64 (Graviton): in target/dist-arm64
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Task::Record => record::record(),
         Task::Bless => record::bless(),
         Task::Bench(asked) => bench::bench(&asked),
+        Task::Fuzz(asked) => fuzz::fuzz(&asked),
         Task::Dist { arch } => dist::dist(arch),
         Task::Vm(asked) => vm::vm(asked),
         Task::Ci => test::ci(),

@@ -168,6 +168,15 @@ pub fn unmarked(shown: &impl Debug) -> String {
     parts.fold(first, |text, part| text + MARK + part.trim_start_matches(|c: char| c.is_ascii_digit()))
 }
 
+/// So long the tests try each property, once all seeds were. CI has time for no more; `IMDS_TRACE_FOREIGN_SECONDS` has them look longer.
+const SECONDS: u64 = 4;
+
+/// How long the tests try each property.
+pub fn time() -> Duration {
+    let asked = std::env::var("IMDS_TRACE_FOREIGN_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(asked.unwrap_or(SECONDS))
+}
+
 /// Does a property hold of its seeds, and for so long of what chance makes of them? What it is broken by is shown by its panic.
 pub fn try_out(property: &Property, seeds: &[Vec<u8>], time: Duration) {
     let mut random = Random(0x0f0e_1617);
