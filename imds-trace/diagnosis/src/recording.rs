@@ -22,8 +22,10 @@
 
 mod carry;
 mod files;
+mod place;
 mod read;
 mod seal;
+mod sink;
 mod write;
 
 use std::io;

@@ -4,34 +4,29 @@
 //! time is that of its first line (UTC), the number its place in the chain; sorted by name they are sorted by time. A file that has
 //! been put away is never renamed or written to again; the oldest are deleted beyond what is to be kept.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::carry::Carry;
+use super::place::{Place, ZSTD, wall};
 use super::seal::{self, hex};
+use super::sink::Sink;
 use super::write::Writer;
 use super::{Error, Header, Previous, Reader};
 use crate::input::Input;
-use crate::net::{BootTime, Timestamp};
+use crate::net::Timestamp;
 use crate::unpack::unpack;
 
-/// The ending that asks for compression.
-const ZSTD: &str = ".zst";
-/// Level of compression: 3 is what zstd itself takes.
-const LEVEL: i32 = 3;
 /// Room for a seal, the closing line and the end of the compression.
 const ROOM: u64 = 1024;
 /// Bytes of facts that a file repeats, at most; and at most half of what it may have.
 const MAX_REPEATED: u64 = 4 << 20;
 /// Time between two flushes of a compressed file: each costs some compression.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
-/// Characters that a name gets when its file is put away: `.20261122T083400Z-000001`.
-const ROTATED: usize = 24;
 /// Bytes at the end of a file in which its closing line is looked for.
 const TAIL: u64 = 4096;
 
@@ -187,7 +182,7 @@ impl Files {
         let mut header = Header { at, ..self.header.clone() };
         header.chain.number += 1;
         // The next one is made under a name of its own first: there is always a file to write to.
-        let next = place.folder.join(format!(".{}{}.new", place.stem, place.ending));
+        let next = place.next();
         remove_if_there(&next)?;
         let sink = Sink::open(&next, true)?;
         let writer = std::mem::replace(&mut self.writer, Writer::new(Sink::nowhere()?, &header)?);
@@ -203,196 +198,6 @@ impl Files {
         (self.header, self.flushed) = (header, (at, 0, 0));
         place.keep(self.limits.keep)
     }
-}
-
-/// Where bytes go, and what their digest is.
-#[derive(Debug)]
-struct Hashing<W> {
-    out: W,
-    hash: Sha256,
-    bytes: u64,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.hash.update(&bytes[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-enum Sink {
-    Plain(BufWriter<Hashing<File>>),
-    Zstd(zstd::Encoder<'static, BufWriter<Hashing<File>>>),
-}
-
-impl std::fmt::Debug for Sink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Sink")
-    }
-}
-
-impl Sink {
-    /// Only its owner may read it. `new`: nothing may be there.
-    fn open(path: &Path, new: bool) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().write(true).create(true).truncate(false).create_new(new).mode(0o600).open(path)?;
-        if new {
-            // Says to other runs that it is being written, as long as it is open.
-            file.try_lock()?;
-        }
-        let out = BufWriter::new(Hashing { out: file, hash: Sha256::new(), bytes: 0 });
-        let name = path.to_string_lossy();
-        if name.ends_with(ZSTD) || name.ends_with(".zst.new") {
-            return Ok(Self::Zstd(zstd::Encoder::new(out, LEVEL)?));
-        }
-        Ok(Self::Plain(out))
-    }
-
-    /// In place of one that is being closed.
-    fn nowhere() -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).open("/dev/null")?;
-        Ok(Self::Plain(BufWriter::new(Hashing { out: file, hash: Sha256::new(), bytes: 0 })))
-    }
-
-    fn on_disk(&self) -> u64 {
-        match self {
-            Self::Plain(out) => out.get_ref().bytes,
-            Self::Zstd(out) => out.get_ref().get_ref().bytes,
-        }
-    }
-
-    /// Ends the file and gives the digest of its bytes.
-    fn finish(self) -> io::Result<String> {
-        let out = match self {
-            Self::Plain(out) => out,
-            Self::Zstd(out) => out.finish()?,
-        };
-        let hashing = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        // Closing alone would not do while a child that is being started has it open, too.
-        let _ = hashing.out.unlock();
-        Ok(hex(&hashing.hash.finalize()))
-    }
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(out) => out.write(bytes),
-            Self::Zstd(out) => out.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(out) => out.flush(),
-            Self::Zstd(out) => out.flush(),
-        }
-    }
-}
-
-/// Where the files of a recording are, and what their names are made of.
-#[derive(Debug)]
-struct Place {
-    folder: PathBuf,
-    stem: String,
-    /// With its dot, `.zst` included; may be empty.
-    ending: String,
-}
-
-impl Place {
-    fn of(path: &Path) -> io::Result<Self> {
-        let name = path.file_name().ok_or_else(|| io::Error::other("it has no file name"))?;
-        let name = name.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8"))?;
-        let (plain, zstd) = name.strip_suffix(ZSTD).map_or((name, ""), |plain| (plain, ZSTD));
-        let (stem, ending) = match plain.rfind('.') {
-            Some(at) if at > 0 => plain.split_at(at),
-            _ => (plain, ""),
-        };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(Self { folder: folder.to_owned(), stem: stem.to_owned(), ending: format!("{ending}{zstd}") })
-    }
-
-    /// Makes a file in the folder whose name is as long as those of files that are put away, and removes it.
-    fn try_longest(&self) -> io::Result<()> {
-        let because = |error: io::Error, why: String| io::Error::new(error.kind(), format!("{why}: {error}"));
-        // A dot in front: it is not taken for one of them.
-        let name = format!(".{}.{}{}", self.stem, "0".repeat(ROTATED - 2), self.ending);
-        let path = self.folder.join(&name);
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        match made {
-            Ok(mut file) => {
-                // A full disk often has room for an empty file.
-                let written = file.write_all(b"\n");
-                fs::remove_file(&path)
-                    .map_err(|error| because(error, "files in its folder cannot be removed".into()))?;
-                written.map_err(|error| because(error, format!("its folder {} takes no byte", self.folder.display())))
-            }
-            // One that another run is trying, or left.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Err(because(
-                error,
-                format!(
-                    "its name is too long: files that are rotated get {ROTATED} more characters (.20261122T083400Z-000001)"
-                ),
-            )),
-            Err(error) => Err(because(error, format!("no file can be made in its folder {}", self.folder.display()))),
-        }
-    }
-
-    /// Those that were put away, oldest first.
-    fn put_away(&self) -> io::Result<Vec<(u64, PathBuf)>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            if let Some(number) = entry.file_name().to_str().and_then(|name| self.number(name)) {
-                found.push((number, entry.path()));
-            }
-        }
-        found.sort();
-        Ok(found)
-    }
-
-    /// The number in the name of one that was put away.
-    fn number(&self, name: &str) -> Option<u64> {
-        let middle = name.strip_prefix(&self.stem)?.strip_suffix(&self.ending)?.strip_prefix('.')?;
-        let (time, number) = middle.split_once('-')?;
-        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let (day, second) = time.strip_suffix('Z')?.split_once('T')?;
-        (day.len() == 8 && second.len() == 6 && digits(day) && digits(second) && digits(number)).then_some(())?;
-        number.parse().ok()
-    }
-
-    /// The name under which a file is put away; one that is not taken.
-    fn free(&self, header: &Header, number: u64) -> PathBuf {
-        self.free_at(&wall(header.boot_time, header.at), number)
-    }
-
-    fn free_at(&self, time: &str, number: u64) -> PathBuf {
-        // 2026-11-22T08:34:00Z
-        let time: String = time.get(..19).unwrap_or_default().chars().filter(|c| !matches!(c, '-' | ':')).collect();
-        let name = |number: u64| self.folder.join(format!("{}.{time}Z-{number:06}{}", self.stem, self.ending));
-        (number..).map(name).find(|path| !path.exists()).unwrap_or_default()
-    }
-
-    /// Deletes the oldest of those that were put away.
-    fn keep(&self, most: Option<usize>) -> io::Result<()> {
-        let Some(most) = most else { return Ok(()) };
-        let found = self.put_away()?;
-        let over = found.len().saturating_sub(most);
-        found.iter().take(over).try_for_each(|(_, path)| fs::remove_file(path))
-    }
-}
-
-/// Wall-clock time, RFC 3339 with seconds; empty if there is no such time.
-fn wall(boot_time: BootTime, at: Timestamp) -> String {
-    let time = jiff::Timestamp::from_nanosecond(i128::from(boot_time.0) + i128::from(at.0));
-    time.map(|time| format!("{time:.0}")).unwrap_or_default()
 }
 
 fn previous(path: &Path) -> io::Result<Previous> {
