@@ -276,6 +276,8 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
         }
     }
     supervisor.stopping();
+    // What happens from here on may pass places that are watched no more: that nothing is seen of it there shows nothing.
+    session.ends(now()?);
     // The lost ones are asked for while there is somebody to ask; then nothing new comes, and what has come is read.
     let lost = tracer.lost();
     drop(tracer);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::event::{End, Event, ExchangeEvent, Lost, Probed};
 use crate::exchange::{ExchangeId, Imds, Travel};
 use crate::finding::{Finding, HopLimit, Path, Severity, Way};
+use crate::identity::Attribution;
 use crate::identity::fact::{ContainerDetail, Said};
 use crate::journey::Fate;
 use crate::net::Timestamp;
@@ -66,6 +67,10 @@ impl Own {
         self.pid == pid
     }
 
+    fn is_our_own(&self, who: &Attribution) -> bool {
+        who.process.as_ref().is_some_and(|process| process.pid == self.pid)
+    }
+
     /// The container that we ask for.
     pub fn container(&self) -> Option<&str> {
         self.container.as_ref().map(|container| container.id.as_str())
@@ -82,7 +87,7 @@ impl Own {
     pub fn hear(&mut self, event: &Event) {
         match event {
             Event::Exchange(event) => {
-                if event.who.process.as_ref().is_some_and(|process| process.pid == self.pid) {
+                if self.is_our_own(&event.who) {
                     self.exchanges.push((**event).clone());
                 }
             }
@@ -94,11 +99,16 @@ impl Own {
                 }
             }
             Event::Packet(packet) => {
-                if packet.who.process.as_ref().is_some_and(|process| process.pid == self.pid) {
+                if self.is_our_own(&packet.who) {
                     self.packets.push(event.clone());
                 }
             }
-            Event::Loss(..) | Event::Unseen(..) => self.losses.push(event.clone()),
+            Event::Loss(..) => self.losses.push(event.clone()),
+            Event::Unseen(_, unseen) => {
+                if self.is_our_own(&unseen.who) {
+                    self.losses.push(event.clone());
+                }
+            }
             Event::End(at, end) => (self.end, self.lost) = (*at, end.lost),
             Event::Ready(..) | Event::Probed(..) => {}
         }

@@ -53,6 +53,8 @@ pub(super) struct Session {
     readings: Vec<Said>,
     /// Why there is no recording any more.
     stopped: Option<std::io::Error>,
+    /// Until when the hooks were there, once they go.
+    ended: Option<Timestamp>,
     lost: u64,
     unreadable: u64,
 }
@@ -111,6 +113,7 @@ impl Session {
             tasks: Tasks::default(),
             readings: Vec::new(),
             stopped: None,
+            ended: None,
             lost: 0,
             unreadable: 0,
         })
@@ -202,6 +205,9 @@ impl Session {
                 self.unreadable += 1;
                 continue;
             };
+            if self.ended.is_some_and(|ended| input.at() > ended) {
+                continue;
+            }
             self.disown(&mut input);
             let connecting = if is_told { self.whom_to_ask(&input) } else { None };
             let at = input.at();
@@ -304,6 +310,11 @@ impl Session {
 
     pub(super) fn header_errors(&mut self, (v4, v6): (u64, u64)) -> anyhow::Result<()> {
         self.fact(Said::InHdrErrors { netns: self.names.netns, v4, v6 })
+    }
+
+    /// From this moment on hooks go: nothing later is taken in.
+    pub(super) fn ends(&mut self, at: Timestamp) {
+        self.ended = Some(at);
     }
 
     /// Ends it: closes what is open and tells the report, and before it what we were answered, if we asked.
