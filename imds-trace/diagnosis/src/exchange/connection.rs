@@ -362,7 +362,10 @@ impl Entry {
     fn answers(&mut self, response: &ResponseHead, position: Position, unseen: bool) -> usize {
         let last = self.live.len() - 1;
         if unseen {
-            self.live.iter_mut().filter(|live| live.response_at.is_none()).for_each(|live| live.came_by(position, position.0));
+            self.live
+                .iter_mut()
+                .filter(|live| live.response_at.is_none())
+                .for_each(|live| live.came_by(position, position.0));
             return last;
         }
         let index = self.live.iter().position(|live| live.response_at.is_none()).unwrap_or(last);
