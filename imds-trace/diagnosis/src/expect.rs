@@ -15,7 +15,7 @@ use crate::finding::Severity;
 use crate::identity::{Attribution, Key, Subject};
 use crate::net::Timestamp;
 use crate::what_if::Needs;
-use judge::{Scope, is_about, judged, works_at};
+use judge::{Scope, asserted, blocked, is_about, no_errors, reachable, v2_only, works_at};
 use seen::Seen;
 
 /// Subjects told apart at most; the rest is counted as lost.
@@ -29,8 +29,10 @@ pub struct Expectations {
     seen: Vec<Seen>,
     over: u64,
     listened: Listened,
-    /// What clients need, if a claim is about that.
-    needs: Option<Needs>,
+    /// Is a claim about what clients need?
+    about_settings: bool,
+    /// What they need, if one is.
+    needs: Needs,
     /// What a probe was answered, which it knows whether its packets were seen or not.
     probed: Option<Probed>,
 }
@@ -64,7 +66,7 @@ impl Expectations {
     /// Nothing seen yet.
     pub fn new(asked: Vec<Expectation>) -> Self {
         let about_settings = asked.iter().any(|asked| matches!(asked.claim, Claim::WorksAt(_)));
-        Self { asked, needs: about_settings.then(Needs::default), ..Self::default() }
+        Self { asked, about_settings, ..Self::default() }
     }
 
     /// Counts the last word on an exchange or a finding, and every other event.
@@ -72,8 +74,8 @@ impl Expectations {
         if self.asked.is_empty() {
             return;
         }
-        if let Some(needs) = &mut self.needs {
-            needs.count(event);
+        if self.about_settings {
+            self.needs.count(event);
         }
         match event {
             Event::Exchange(event) => {
@@ -107,11 +109,17 @@ impl Expectations {
         let all_lost = lost;
         let lost = lost.sum() + self.over;
         let judged = self.asked.iter().map(|asked| {
-            if let (Claim::WorksAt(settings), Some(needs)) = (asked.claim, &self.needs) {
-                return works_at(asked, &needs.judge(settings, at, all_lost, &|who| is_about(asked, who)));
-            }
             let scope = Scope::of(asked, &self.seen, self.probed.as_ref(), self.listened);
-            judged(asked, &scope, lost)
+            let held = match asked.claim {
+                Claim::Reachable => reachable(&scope),
+                Claim::Blocked => blocked(&scope, lost),
+                Claim::V2Only => v2_only(&scope, lost),
+                Claim::NoErrors => no_errors(&scope, lost),
+                Claim::WorksAt(settings) => {
+                    works_at(self.needs.judge(settings, at, all_lost, &|who| is_about(asked, who)))
+                }
+            };
+            asserted(asked, held)
         });
         judged.collect()
     }

@@ -2,7 +2,7 @@
 
 use super::Listened;
 use super::seen::{Noted, Seen};
-use crate::config::{Claim, Expectation, HOST};
+use crate::config::{Expectation, HOST};
 use crate::event::Asserted;
 use crate::event::{Outlook, Probed, WhatIf};
 use crate::identity::{Attribution, Key, Subject};
@@ -60,7 +60,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Of everybody silence is what was asked for; of one it shows nothing.
-    fn silence(&self, shows_nothing: &str) -> Verdict {
+    fn silence(&self, shows_nothing: &str) -> Held {
         match (self.named, self.listened) {
             (None, Listened::Nowhere) => {
                 Err(format!("{}, but no interface was listened on when it began", self.nothing()))
@@ -84,19 +84,11 @@ pub(super) fn is_about(asked: &Expectation, who: &Attribution) -> bool {
 }
 
 /// What was seen, as a reason why it held or not.
-type Verdict = Result<String, String>;
+pub(super) type Held = Result<String, String>;
 
-/// Does it hold? With the sentence that says why.
-pub(super) fn judged(asked: &Expectation, scope: &Scope<'_>, lost: u64) -> Asserted {
-    let verdict = match asked.claim {
-        Claim::Reachable => reachable(scope),
-        Claim::Blocked => blocked(scope, lost),
-        Claim::V2Only => v2_only(scope, lost),
-        Claim::NoErrors => no_errors(scope, lost),
-        // Judged by what each client needs: see `works_at`.
-        Claim::WorksAt(_) => Err("it was not looked at what clients need".to_owned()),
-    };
-    let (held, why) = match verdict {
+/// What came of an expectation.
+pub(super) fn asserted(asked: &Expectation, held: Held) -> Asserted {
+    let (held, why) = match held {
         Ok(why) => (true, why),
         Err(why) => (false, why),
     };
@@ -104,12 +96,11 @@ pub(super) fn judged(asked: &Expectation, scope: &Scope<'_>, lost: u64) -> Asser
 }
 
 /// Would all go on to work with these settings? Only what is known to holds.
-pub(super) fn works_at(asked: &Expectation, what_if: &WhatIf) -> Asserted {
-    let held = what_if.outlook == Outlook::Works;
-    Asserted { expect: asked.text.clone(), held, why: sentence(what_if.why.clone()) }
+pub(super) fn works_at(what_if: WhatIf) -> Held {
+    if what_if.outlook == Outlook::Works { Ok(what_if.why) } else { Err(what_if.why) }
 }
 
-fn reachable(scope: &Scope<'_>) -> Verdict {
+pub(super) fn reachable(scope: &Scope<'_>) -> Held {
     match scope.probed {
         Some(probed) if scope.exchanges() == 0 && probed.reached => return Ok(probed.summary.clone()),
         Some(probed) if scope.exchanges() == 0 => return Err(probed.summary.clone()),
@@ -129,7 +120,7 @@ fn reachable(scope: &Scope<'_>) -> Verdict {
     Ok(format!("{} got what was asked for ({})", names(&scope.within), counted(scope.exchanges(), "exchange")))
 }
 
-fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
+pub(super) fn blocked(scope: &Scope<'_>, lost: u64) -> Held {
     if let Some((who, granted)) = scope.which(|seen| &seen.granted) {
         return Err(format!("{who} was given a token or credentials: {}{}", granted.first, times(granted.count)));
     }
@@ -191,7 +182,7 @@ fn blocked(scope: &Scope<'_>, lost: u64) -> Verdict {
     Ok(sentence)
 }
 
-fn v2_only(scope: &Scope<'_>, lost: u64) -> Verdict {
+pub(super) fn v2_only(scope: &Scope<'_>, lost: u64) -> Held {
     if let Some((who, v1)) = scope.which(|seen| &seen.v1) {
         let sure = scope.within.iter().chain(&scope.unknown).filter(|seen| seen.v1.count > 0).any(|seen| seen.known);
         let hedge = if sure { "" } else { " (known by its address only: no socket of it was seen)" };
@@ -226,7 +217,7 @@ fn v2_only(scope: &Scope<'_>, lost: u64) -> Verdict {
     Ok(format!("{} never asked without a token ({})", names(&scope.within), counted(scope.exchanges(), "exchange")))
 }
 
-fn no_errors(scope: &Scope<'_>, lost: u64) -> Verdict {
+pub(super) fn no_errors(scope: &Scope<'_>, lost: u64) -> Held {
     let found = scope.which(|seen| &seen.errors).or_else(|| scope.which(|seen| &seen.errors_by_address));
     if let Some((who, error)) = found {
         return Err(format!("of {who} it was found: {}{}", error.first.trim_end_matches('.'), times(error.count)));

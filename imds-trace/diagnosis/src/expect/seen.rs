@@ -159,7 +159,7 @@ impl Seen {
             _ if delivered || exchange.is_one_way() => self.unclear.note(|| happened(exchange)),
             _ => self.stopped.note(|| happened(exchange)),
         }
-        let endpoint = exchange.connection.endpoint.address;
+        let endpoint = exchange.endpoint.address;
         let may_be_v1 = || exchange.request.as_ref().is_some_and(|request| may_be_v1(request, endpoint));
         if exchange.imds() == Some(Imds::V1) || status.is_some_and(is_success) && may_be_v1() {
             self.v1.note(|| happened(exchange));

@@ -102,7 +102,7 @@ fn lost(who: &Attribution) -> Event {
         netns: Netns::default(),
         callers: Vec::new(),
     };
-    let client = event.exchange.connection.client;
+    let client = event.exchange.client().unwrap();
     let fate = Fate::Dropped(Dropped { at: Timestamp(0), drop, ttl: Ttl(1), client });
     let exchange = &mut Rc::make_mut(&mut event).exchange;
     exchange.responded = true;
