@@ -50,11 +50,8 @@ fn said(inputs: &[Input], truths: &[Truth], v6: bool, lossless: bool, silent: us
     let mut wrong = Vec::new();
     for event in &told.exchanges {
         let exchange = &event.exchange;
-        let port = exchange.connection.client.port;
-        if exchange.attempt.is_some() {
-            // No packet of it was seen, so no port.
-            continue;
-        }
+        // Of an attempt no packet was seen, so no port.
+        let Some(port) = exchange.client().map(|client| client.port) else { continue };
         let its: Vec<&Truth> = truths.iter().filter(|truth| truth.port == port).collect();
         if its.is_empty() {
             wrong.push(format!("an exchange from port {port}, where nobody was"));

@@ -8,10 +8,10 @@ use crate::allow::AllowList;
 use crate::coverage::{Coverage, Span, Unseen, UnseenSockets};
 use crate::event::Reconciled;
 use crate::event::{End, Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
-use crate::exchange::{Assembler, Exchange, Moment};
+use crate::exchange::{Assembler, Exchange, Moment, Over};
 use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Refused, Spent, Surroundings, spent};
 use crate::identity::fact::{Connected, Outcome, Socket, TcpState};
-use crate::identity::{Attribution, Directory, Fact, Failed, Query, Said};
+use crate::identity::{Asked, Attribution, Directory, Fact, Failed, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Evidence, Joiner, Journey, Others};
 use crate::net::{Heading, Netns, Timestamp, Ttl};
@@ -268,7 +268,8 @@ impl Pipeline {
         if self.joiner.has_seen(isn) || self.joiner.has_seen_between(client, endpoint) {
             return;
         }
-        let query = Query { client, endpoint, isn: Some(isn), since: established, attempt: None };
+        let asked = Asked::Connection { client, isn: Some(isn) };
+        let query = Query { asked, endpoint, since: established };
         let who = self.interpreter.directory.who(query, established);
         sink(&Event::Unseen(at, Box::new(UnseenConnection { who, endpoint, established, counted })));
     }
@@ -297,15 +298,15 @@ impl Interpreter {
             return;
         }
         let exchange = assembler.latest(journey.connection.id);
-        let (attempt, opened) = exchange.map_or((None, journey.at), |exchange| (exchange.attempt, exchange.opened));
-        let who = self.directory.who(query(&journey.connection, attempt), opened);
+        let opened = exchange.map_or(journey.at, |exchange| exchange.opened);
+        let who = self.directory.who(of_connection(&journey.connection), opened);
         self.packets += 1;
         let exchange = exchange.map(|exchange| exchange.id);
         sink(&Event::Packet(Box::new(PacketEvent { number: self.packets, journey, exchange, who })));
     }
 
     fn interpret(&mut self, exchange: &Exchange, moment: Moment<'_>, now: Timestamp, sink: &mut Sink<'_>) {
-        let who = self.directory.who(query(&exchange.connection, exchange.attempt), exchange.opened);
+        let who = self.directory.who(query(exchange), exchange.opened);
         self.interpret_of(who, exchange, moment, now, sink);
     }
 
@@ -343,7 +344,7 @@ impl Interpreter {
                 self.judge(refused, now, sink);
             }
         }
-        let span = Span { from: exchange.connection.since.min(exchange.opened), to: now.max(exchange.opened) };
+        let span = Span { from: exchange.since().min(exchange.opened), to: now.max(exchange.opened) };
         let (history, host) = (&self.history, &self.surroundings);
         let directory = &self.directory;
         let coverage = &self.coverage;
@@ -362,7 +363,7 @@ impl Interpreter {
         }
         self.history.note(exchange, moment, &who, stands_in);
         if contradicted {
-            for refused in self.aftermath.again(exchange.connection.endpoint.address, when) {
+            for refused in self.aftermath.again(exchange.endpoint.address, when) {
                 self.judge(refused, now, sink);
             }
         }
@@ -377,7 +378,7 @@ impl Interpreter {
 
     fn judge(&mut self, (exchange, whose): Refused, now: Timestamp, sink: &mut Sink<'_>) {
         // What was learned since counts, unless the socket was forgotten since.
-        let who = self.directory.who(query(&exchange.connection, exchange.attempt), exchange.opened);
+        let who = self.directory.who(query(&exchange), exchange.opened);
         let who = if who.process.is_none() { whose } else { who };
         self.interpret_of(who, &exchange, Moment::Afterwards, now, sink);
     }
@@ -431,14 +432,18 @@ impl Interpreter {
     }
 }
 
-fn query(connection: &Connection, attempt: Option<u64>) -> Query {
-    Query {
-        client: connection.client,
-        endpoint: connection.endpoint,
-        isn: connection.isn,
-        since: connection.since,
-        attempt,
+fn query(exchange: &Exchange) -> Query {
+    match &exchange.over {
+        Over::Connection(connection) => of_connection(connection),
+        Over::Attempt { number, since } => {
+            Query { asked: Asked::Attempt(*number), endpoint: exchange.endpoint, since: *since }
+        }
     }
+}
+
+fn of_connection(connection: &Connection) -> Query {
+    let Connection { client, endpoint, isn, since, .. } = *connection;
+    Query { asked: Asked::Connection { client, isn }, endpoint, since }
 }
 
 fn tell_finding(finding: &Finding, at: Timestamp, sink: &mut Sink<'_>) {

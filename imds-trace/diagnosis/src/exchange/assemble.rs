@@ -2,14 +2,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rustc_hash::FxHashMap;
 
 use super::connection::{Entry, Witness};
 use super::progress::Live;
-use super::{Exchange, ExchangeId, Moment, Sink};
-use crate::journey::{Connection, ConnectionId, END, Journey};
+use super::{Exchange, ExchangeId, Moment, Over, Sink};
+use crate::journey::{ConnectionId, END, Journey};
 use crate::net::{Endpoint, Heading, Timestamp};
 use crate::observation::TcpFlags;
 use crate::room;
@@ -51,7 +50,7 @@ impl Assembler {
         entry.prove(journey.at, sink);
         entry.last = entry.last.max(journey.at);
         for live in entry.live.iter_mut().filter(|live| live.exchange.closed.is_none()) {
-            live.exchange.connection = journey.connection.clone();
+            live.exchange.over = Over::Connection(journey.connection.clone());
         }
         match journey.heading {
             Heading::ToImds => entry.outward(journey, next, sink),
@@ -86,14 +85,8 @@ impl Assembler {
         sink: &mut Sink<'_>,
     ) {
         self.next += 1;
-        let nowhere = match endpoint.address {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        let client = Endpoint { address: nowhere, port: 0 };
-        let connection = Connection { id: ConnectionId(0), client, endpoint, isn: None, since: began };
-        let mut exchange = Exchange::new(ExchangeId(self.next), connection, at);
-        exchange.attempt = Some(attempt);
+        let over = Over::Attempt { number: attempt, since: began };
+        let mut exchange = Exchange::of(ExchangeId(self.next), endpoint, over, at);
         exchange.closed = Some(at);
         sink(&exchange, Moment::Closed);
         sink(&exchange, Moment::Settled);
@@ -162,7 +155,7 @@ impl Assembler {
         let Some(entry) = self.entries.remove(&id) else { return };
         room::give_back(&mut self.entries);
         self.tidy();
-        let connection = entry.live.back().map(|live| &live.exchange.connection);
+        let connection = entry.live.back().and_then(|live| live.exchange.connection());
         let Some((isn, endpoint)) = connection.and_then(|connection| Some((connection.isn?, connection.endpoint)))
         else {
             return;

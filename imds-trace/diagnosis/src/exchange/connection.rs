@@ -273,7 +273,8 @@ impl Entry {
             last.settle(sink);
         }
         *next += 1;
-        let mut exchange = Exchange::new(ExchangeId(*next), last.exchange.connection.clone(), opened);
+        let Exchange { endpoint, over, .. } = &last.exchange;
+        let mut exchange = Exchange::of(ExchangeId(*next), *endpoint, over.clone(), opened);
         exchange.handshake = last.exchange.handshake;
         exchange.decrements = last.exchange.decrements;
         self.live.push_back(Live::new(exchange));

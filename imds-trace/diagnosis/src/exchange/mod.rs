@@ -79,13 +79,29 @@ impl Decrements {
     }
 }
 
+/// What an exchange went over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// A connection of which packets were seen.
+    Connection(Connection),
+    /// A connect that failed before a packet was made: there is nothing else of such an exchange.
+    Attempt {
+        /// The number of the attempt.
+        number: u64,
+        /// When it began.
+        since: Timestamp,
+    },
+}
+
 /// A request and its response, as far as they were seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
     /// Its number.
     pub id: ExchangeId,
-    /// The connection it went over.
-    pub connection: Connection,
+    /// Where to, as the client addressed it.
+    pub endpoint: Endpoint,
+    /// What it went over.
+    pub over: Over,
     /// When its first packet was first seen.
     pub opened: Timestamp,
     /// When the request's head was sent; `None` if it was not seen.
@@ -133,8 +149,6 @@ pub struct Exchange {
     pub discarded: bool,
     /// The token in the response.
     pub issued: Option<TokenMark>,
-    /// Its connect failed before a packet was made: the number of the attempt. There is nothing else of such an exchange.
-    pub attempt: Option<u64>,
     /// TTL of the token response as it came in from IMDS: the instance's hop limit, read off the wire.
     pub hop_limit: Option<Ttl>,
     /// What its packets' TTLs say of the way to this client.
@@ -144,9 +158,15 @@ pub struct Exchange {
 impl Exchange {
     /// An exchange of which nothing is known but its connection.
     pub(crate) fn new(id: ExchangeId, connection: Connection, opened: Timestamp) -> Self {
+        Self::of(id, connection.endpoint, Over::Connection(connection), opened)
+    }
+
+    /// An exchange of which nothing is known but where to, and what it went over.
+    fn of(id: ExchangeId, endpoint: Endpoint, over: Over, opened: Timestamp) -> Self {
         Self {
             id,
-            connection,
+            endpoint,
+            over,
             opened,
             asked: None,
             answered: None,
@@ -170,9 +190,39 @@ impl Exchange {
             cut_off: false,
             discarded: false,
             issued: None,
-            attempt: None,
             hop_limit: None,
             decrements: Decrements::default(),
+        }
+    }
+
+    /// The connection it went over; `None` if its connect failed before a packet was made.
+    pub fn connection(&self) -> Option<&Connection> {
+        match &self.over {
+            Over::Connection(connection) => Some(connection),
+            Over::Attempt { .. } => None,
+        }
+    }
+
+    /// The client's end, as [`Connection::client`].
+    pub fn client(&self) -> Option<Endpoint> {
+        self.connection().map(|connection| connection.client)
+    }
+
+    /// Did its connect fail before a packet was made?
+    pub fn is_attempt(&self) -> bool {
+        self.connection().is_none()
+    }
+
+    /// Did its connection begin before it was seen? Then nobody knows what was asked on it before.
+    pub fn begins_unseen(&self) -> bool {
+        self.connection().is_some_and(|connection| connection.isn.is_none())
+    }
+
+    /// When the first of what it went over was seen.
+    pub fn since(&self) -> Timestamp {
+        match &self.over {
+            Over::Connection(connection) => connection.since,
+            Over::Attempt { since, .. } => *since,
         }
     }
 
@@ -183,13 +233,12 @@ impl Exchange {
 
     /// What was asked for; `None` if the request was not seen.
     pub fn imds(&self) -> Option<Imds> {
-        self.request.as_ref().map(|request| imds::classify(request, self.connection.endpoint.address))
+        self.request.as_ref().map(|request| imds::classify(request, self.endpoint.address))
     }
 
     /// Did it ask something that was not seen? Where the connection's begin was not seen either, it may have.
     pub fn is_unheard(&self) -> bool {
-        let may_have_asked = self.responded || self.unheard || self.connection.isn.is_none();
-        self.request.is_none() && self.attempt.is_none() && may_have_asked
+        self.request.is_none() && (self.responded || self.unheard || self.begins_unseen())
     }
 
     /// The status that the client got: of a head of which it is proved that the client has it, or that came too late for it.

@@ -68,7 +68,7 @@ impl Aftermath {
         let all = std::mem::take(&mut self.judged);
         let is_recent = |(exchange, _): &Refused| at.since(exchange.opened) < WITHIN;
         let recent = all.into_iter().filter(is_recent);
-        let (again, others) = recent.partition(|(exchange, _)| exchange.connection.endpoint.address == endpoint);
+        let (again, others) = recent.partition(|(exchange, _)| exchange.endpoint.address == endpoint);
         self.judged = others;
         again
     }

@@ -52,7 +52,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         ),
     };
     verdict.remedy = case.redirects();
-    verdict.remedy.push(format!("ip route get {}", exchange.connection.endpoint.address));
+    verdict.remedy.push(format!("ip route get {}", exchange.endpoint.address));
     verdict.remedy.push("ss -ltnp".to_owned());
     verdict.caution = Some(
         "A metadata proxy (kube2iam, kiam, an ECS or test stand-in) does this on purpose; then the hop limit does not \

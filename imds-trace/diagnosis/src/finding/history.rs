@@ -148,7 +148,7 @@ pub struct History {
 impl History {
     /// Notes what has just happened. `stands_in`: somebody answers in the instance's place.
     pub fn note(&mut self, exchange: &Exchange, moment: Moment<'_>, who: &Attribution, stands_in: bool) {
-        let endpoint = exchange.connection.endpoint.address;
+        let endpoint = exchange.endpoint.address;
         let status = exchange.status();
         if let (Some(at), Some(status)) = (exchange.answered, status)
             && imds_disabled::shows_open(status)
@@ -178,7 +178,7 @@ impl History {
 
     fn note_role(&mut self, exchange: &Exchange) {
         let Some(role) = no_role::role(exchange).filter(|_| exchange.brought()) else { return };
-        let (endpoint, at) = (exchange.connection.endpoint.address, exchange.asked.unwrap_or(exchange.opened));
+        let (endpoint, at) = (exchange.endpoint.address, exchange.asked.unwrap_or(exchange.opened));
         self.roles.retain(|(known, name, _)| (*known, name.as_str()) != (endpoint, role));
         self.roles.push_back((endpoint, role.to_owned(), at));
         if self.roles.len() > MAX_ROLES {
@@ -188,7 +188,7 @@ impl History {
 
     /// Did the instance show shortly before, at this exchange's endpoint, that it has this role, or any if the name is empty?
     pub fn had_role(&self, exchange: &Exchange, role: &str) -> bool {
-        let (endpoint, asked) = (exchange.connection.endpoint.address, exchange.asked.unwrap_or(exchange.opened));
+        let (endpoint, asked) = (exchange.endpoint.address, exchange.asked.unwrap_or(exchange.opened));
         self.roles.iter().any(|(known, name, at)| {
             *known == endpoint && (role.is_empty() || name == role) && asked.since(*at) < WITHIN
         })
@@ -478,7 +478,7 @@ impl History {
 
     /// Did the instance answer somebody at this exchange's endpoint with anything but 403, shortly before or later?
     pub fn is_open(&self, exchange: &Exchange) -> bool {
-        let opened = self.opened.get(&exchange.connection.endpoint.address);
+        let opened = self.opened.get(&exchange.endpoint.address);
         opened.zip(exchange.answered).is_some_and(|(opened, now)| now.since(*opened) < OPEN_FOR)
     }
 }

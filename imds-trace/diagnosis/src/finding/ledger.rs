@@ -115,7 +115,7 @@ impl Ledger {
         if all.is_empty() {
             return false;
         }
-        let (endpoint, mut any) = (case.exchange.connection.endpoint.address, false);
+        let (endpoint, mut any) = (case.exchange.endpoint.address, false);
         for key in self.order.values() {
             let cause_of = key.cause.strip_suffix(BY_ADDRESS).unwrap_or(&key.cause);
             let is_meant = |(rule, cause): &Contradicted| key.rule == *rule && cause_of == cause;
@@ -229,7 +229,7 @@ impl Ledger {
         };
         told(&finding);
         self.order.insert(number, key.clone());
-        let endpoint = case.exchange.connection.endpoint.address;
+        let endpoint = case.exchange.endpoint.address;
         self.entries.insert(key, Entry { number, endpoint, told: finding.count, finding });
         while self.entries.len() > MAX_FINDINGS {
             let Some((_, oldest)) = self.order.pop_first() else { break };

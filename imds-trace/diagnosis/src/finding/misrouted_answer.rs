@@ -47,7 +47,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.path = case.path(None);
     verdict.weight = travel.copies.max(1);
     verdict.last = travel.last_lost;
-    let (address, endpoint) = (case.who.address, exchange.connection.endpoint.address);
+    let (address, endpoint) = (case.who.address, exchange.endpoint.address);
     let family = if endpoint.is_ipv4() { "" } else { "-6 " };
     let inward = shell_word(&travel.hops.first()?.hook.interface.name);
     verdict.remedy = vec![

@@ -269,12 +269,12 @@ impl<'a> Case<'a> {
 
     /// The tool for firewall rules of the endpoint's address family.
     fn iptables(&self) -> &'static str {
-        if self.exchange.connection.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" }
+        if self.exchange.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" }
     }
 
     /// `The connection attempt of container job-17`, with its port where that is none of IMDS's.
     fn connection_attempt(&self) -> String {
-        let port = match self.exchange.connection.endpoint.port {
+        let port = match self.exchange.endpoint.port {
             IMDS_PORT => String::new(),
             port => format!(" to port {port}"),
         };

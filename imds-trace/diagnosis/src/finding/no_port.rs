@@ -14,11 +14,11 @@ pub const RULE: Rule = Rule {
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let exchange = case.closed().filter(|exchange| exchange.attempt.is_some())?;
+    let exchange = case.closed().filter(|exchange| exchange.is_attempt())?;
     if !case.who.has_no_port {
         return None;
     }
-    let endpoint = exchange.connection.endpoint;
+    let endpoint = exchange.endpoint;
     let subject = case.subject();
     let mut verdict = Verdict::certain(
         "port",

@@ -15,7 +15,7 @@ pub const RULE: Rule = Rule {
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let mut verdict = if case.exchange.attempt.is_some() { never_left(case)? } else { not_sent_on(case)? };
+    let mut verdict = if case.exchange.is_attempt() { never_left(case)? } else { not_sent_on(case)? };
     verdict.caution = Some("A missing, prohibited or unreachable route may be there on purpose, to keep containers off IMDS. On EC2 the \
                        default route is enough for 169.254.169.254; fd00:ec2::254 needs IPv6 on the instance and on the network."
         .to_owned());
@@ -29,7 +29,7 @@ fn never_left(case: &Case<'_>) -> Option<Verdict> {
     if case.who.has_no_port || case.who.error.is_some() && is_refused(case) {
         return None;
     }
-    let endpoint = exchange.connection.endpoint;
+    let endpoint = exchange.endpoint;
     let subject = case.subject();
     let (cause, what) = match case.who.failed_after {
         None => (
@@ -87,7 +87,7 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
             .push_str(" (Or it does not forward: `sysctl net.ipv4.ip_forward` says; this kernel gives no reason.)");
     }
     let address = match failed.heading {
-        crate::net::Heading::ToImds => case.exchange.connection.endpoint.address,
+        crate::net::Heading::ToImds => case.exchange.endpoint.address,
         crate::net::Heading::FromImds => case.who.address,
     };
     verdict.remedy = vec![

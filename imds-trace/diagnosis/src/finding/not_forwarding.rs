@@ -60,7 +60,7 @@ struct Settings {
 }
 
 fn settings(case: &Case<'_>, failed: &Failed<'_>, interface: Option<&str>) -> Settings {
-    if case.exchange.connection.endpoint.address.is_ipv6() {
+    if case.exchange.endpoint.address.is_ipv6() {
         return Settings { all: Some("net.ipv6.conf.all.forwarding".to_owned()), own: None };
     }
     let all = Some("net.ipv4.ip_forward".to_owned());

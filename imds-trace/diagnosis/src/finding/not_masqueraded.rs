@@ -26,7 +26,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         absent,
     );
     verdict.path = case.path(None);
-    let (iptables, endpoint) = (case.iptables(), exchange.connection.endpoint.address);
+    let (iptables, endpoint) = (case.iptables(), exchange.endpoint.address);
     let bits = if endpoint.is_ipv4() { 32 } else { 128 };
     verdict.remedy = vec![
         format!("{iptables} -t nat -vnL POSTROUTING --line-numbers"),

@@ -32,8 +32,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
 fn elsewhere(case: &Case<'_>, exchange: &Exchange, to: Endpoint) -> Option<Verdict> {
     let travel = exchange.outward.as_ref()?;
     let subject = case.subject();
-    let begin =
-        format!("The connection of {subject} to {} was redirected to {to} on this host", exchange.connection.endpoint);
+    let begin = format!("The connection of {subject} to {} was redirected to {to} on this host", exchange.endpoint);
     let cause_of = format!("{to}");
     let mut verdict = match &travel.fate {
         Fate::Dropped(dropped) => {
@@ -108,7 +107,7 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
     verdict.path = case.path(None);
     verdict.remedy = case.redirects();
     let name = crate::printable::shell_word(&last.hook.interface.name);
-    let (to, from) = (exchange.connection.endpoint.address, last.client.address);
+    let (to, from) = (exchange.endpoint.address, last.client.address);
     verdict.remedy.push(format!("ip route get {to} from {from} iif {name}"));
     verdict.remedy.push(format!("bpftool net show dev {name}"));
     Some(verdict)

@@ -23,8 +23,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     // A client that had left of its own accord gets a reset for that.
     let has_left = |at| exchange.left.is_some_and(|left| left < at);
     let refusal = exchange.refusal.filter(|refusal| !has_left(refusal.at));
-    let told = error_of(case)
-        .filter(|_| exchange.refusal.is_none() && (exchange.attempt.is_none() || case.who.error.is_some()));
+    let told =
+        error_of(case).filter(|_| exchange.refusal.is_none() && (!exchange.is_attempt() || case.who.error.is_some()));
     if refusal.is_none() && told.is_none() {
         return None;
     }
@@ -62,7 +62,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let redirected = match exchange.redirected {
         Some(to) => format!(" Something on this host had redirected it (DNAT) to {to}, and nobody listens there."),
-        None if from_outside && exchange.connection.endpoint.port != IMDS_PORT => {
+        None if from_outside && exchange.endpoint.port != IMDS_PORT => {
             format!(" IMDS listens at port {IMDS_PORT} alone.")
         }
         None => String::new(),
@@ -87,7 +87,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         verdict.summary.push_str(" (What it answers was not seen: the want of a route, or a firewall rule.)");
     }
     let Some(dropped) = by_firewall else {
-        verdict.remedy = vec![format!("ip route get {}", exchange.connection.endpoint.address)];
+        verdict.remedy = vec![format!("ip route get {}", exchange.endpoint.address)];
         verdict.caution = Some(
             "EC2's IMDS does not refuse connections: with its endpoint disabled it answers 403. Something on the way \
                            does: a firewall, a network policy, or a proxy in the place of IMDS that does not run."

@@ -21,7 +21,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let subject = case.subject();
     let what = failed.packet(&subject);
     let (back, source) = match failed.heading {
-        Heading::FromImds => ("to IMDS", case.exchange.connection.endpoint.address),
+        Heading::FromImds => ("to IMDS", case.exchange.endpoint.address),
         Heading::ToImds => ("to the client", case.who.address),
     };
     let mut verdict = Verdict::certain(

@@ -63,7 +63,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let named = if case.rests_on_capture() { "<interface>".to_owned() } else { shell_word(interface) };
     verdict.remedy = vec![format!("ethtool -S {named} | grep linklocal_allowance_exceeded"), case.describe_options()];
     if link_local.is_some() {
-        verdict.remedy.push(format!("ip route get {}", exchange.connection.endpoint.address));
+        verdict.remedy.push(format!("ip route get {}", exchange.endpoint.address));
     } else if let Some(address) = elsewhere {
         let filter = if address.is_ipv4() { "addresses.private-ip-address" } else { "ipv6-addresses.ipv6-address" };
         verdict.remedy.push(format!("aws ec2 describe-network-interfaces --filters Name={filter},Values={address}"));

@@ -20,7 +20,7 @@ pub mod pod;
 mod containers;
 mod sockets;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
 use schemars::JsonSchema;
@@ -286,16 +286,26 @@ const MAX_CGROUP: usize = 160;
 /// What is asked of the directory.
 #[derive(Clone, Copy, Debug)]
 pub struct Query {
-    /// The client's end of the connection, before any translation that was seen.
-    pub client: Endpoint,
+    /// Whose what is sought.
+    pub asked: Asked,
     /// The IMDS end.
     pub endpoint: Endpoint,
-    /// The connection's first sequence number, if its SYN was seen.
-    pub isn: Option<u32>,
-    /// When the connection was first seen.
+    /// When it was first seen.
     pub since: Timestamp,
-    /// The number of an attempt that found no route; then nothing else counts.
-    pub attempt: Option<u64>,
+}
+
+/// That whose owner is sought.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked {
+    /// A connection.
+    Connection {
+        /// The client's end, before any translation that was seen.
+        client: Endpoint,
+        /// The first sequence number, if the SYN was seen.
+        isn: Option<u32>,
+    },
+    /// The number of a connect that failed before a packet was made.
+    Attempt(u64),
 }
 
 /// Everything the sources said, by time.
@@ -410,7 +420,7 @@ impl Directory {
     /// To whom a connection belonged at a moment.
     pub fn who(&self, query: Query, at: Timestamp) -> Attribution {
         let mut attribution = self.attribute(query, at);
-        if query.attempt.is_some() {
+        if let Asked::Attempt(_) = query.asked {
             // No packet of it was seen: its socket's address, if it got so far, or the container's own, if it has one.
             let by_socket = self.sockets.find(query).and_then(Socket::source);
             let is_v4 = query.endpoint.address.is_ipv4();
@@ -442,7 +452,11 @@ impl Directory {
             container: None,
             process: None,
             by: Key::Unknown,
-            address: query.client.address,
+            address: match (query.asked, query.endpoint.address) {
+                (Asked::Connection { client, .. }, _) => client.address,
+                (Asked::Attempt(_), IpAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
+                (Asked::Attempt(_), IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+            },
             initial_ttl: None,
             netns: None,
             error: None,
@@ -480,9 +494,10 @@ impl Directory {
                 return attribution;
             }
         }
+        let Asked::Connection { client, isn } = query.asked else { return attribution };
         // A container that is known to be in other namespaces has only the same address.
         let elsewhere = attribution.netns.filter(|netns| *netns != self.host_netns);
-        let at_address = self.containers.at_address(query.client.address, at, query.isn.is_some());
+        let at_address = self.containers.at_address(client.address, at, isn.is_some());
         if let Some(container) = at_address.filter(|container| !self.containers.is_elsewhere(&container.id, elsewhere))
         {
             attribution.container = Some(container);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::cgroup;
 use super::fact::{self, CUT, Connected, Connecting, Outcome, ProcessDetail, TICK, Told};
-use super::{Process, Query};
+use super::{Asked, Process, Query};
 use crate::net::{Endpoint, Netns, Timestamp, Ttl};
 use crate::room;
 
@@ -454,12 +454,12 @@ impl Sockets {
     /// The socket of a connection: by its first sequence number, which survives every translation. By its addresses only where
     /// the SYN was not seen: a forged packet can bear another's addresses, not its sequence number.
     pub fn find(&self, query: Query) -> Option<&Socket> {
-        let number = match (&query.attempt, query.isn) {
-            (Some(number), _) => number,
-            (None, Some(isn)) => self.by_isn.get(&(isn, query.endpoint))?,
-            (None, None) => self.by_flow.get(&(query.client, query.endpoint))?,
+        let number = match query.asked {
+            Asked::Attempt(number) => number,
+            Asked::Connection { isn: Some(isn), .. } => *self.by_isn.get(&(isn, query.endpoint))?,
+            Asked::Connection { client, isn: None } => *self.by_flow.get(&(client, query.endpoint))?,
         };
-        let socket: &Socket = self.all.get(number)?;
+        let socket: &Socket = self.all.get(&number)?;
         let apart = query.since.since(socket.at).max(socket.at.since(query.since));
         (apart < BELIEVED).then_some(socket)
     }

@@ -19,7 +19,8 @@ fn end(text: &str) -> Endpoint {
 }
 
 fn query(client: &str, isn: u32) -> Query {
-    Query { client: end(client), endpoint: end("169.254.169.254:80"), isn: Some(isn), since: at(1100), attempt: None }
+    let asked = Asked::Connection { client: end(client), isn: Some(isn) };
+    Query { asked, endpoint: end("169.254.169.254:80"), since: at(1100) }
 }
 
 fn task(socket: u64, pid: u32, netns: u32) -> Connecting {

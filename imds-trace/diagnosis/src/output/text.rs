@@ -331,7 +331,7 @@ fn job_words(job: &Job) -> String {
 
 pub(super) fn outcome(exchange: &Exchange) -> String {
     let took = exchange.duration().map(|duration| milliseconds(duration.as_secs_f64())).unwrap_or_default();
-    if exchange.attempt.is_some() {
+    if exchange.is_attempt() {
         return format!("{RED}never left{RED:#}: no SYN followed its connect()");
     }
     if let Some(status) = exchange.status() {
@@ -373,7 +373,7 @@ pub(super) fn outcome(exchange: &Exchange) -> String {
         }
         _ if exchange.refusal.is_some() => format!("{RED}refused{RED:#} after {took}"),
         // Its begin was not seen: nobody knows what it had asked, and got, before.
-        (None, None, _) if exchange.asked.is_none() && exchange.connection.isn.is_none() => {
+        (None, None, _) if exchange.asked.is_none() && exchange.begins_unseen() => {
             "part of a connection whose begin was not seen".to_owned()
         }
         (None, None, _) if exchange.asked.is_none() && exchange.unheard => {

@@ -136,7 +136,7 @@ enum Asks {
 
 fn asks(exchange: &Exchange) -> Asks {
     let Some(request) = &exchange.request else { return Asks::Unread };
-    let may_be_v1 = may_be_v1(request, exchange.connection.endpoint.address);
+    let may_be_v1 = may_be_v1(request, exchange.endpoint.address);
     match exchange.imds() {
         Some(Imds::Token) => Asks::Token,
         Some(Imds::V2) if request.empty_token => Asks::WithoutToken,

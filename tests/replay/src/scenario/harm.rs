@@ -161,7 +161,7 @@ impl Heard {
             && !report.findings.iter().any(is_bad)
             && report.lost.sum() == 0
             && report.subjects.iter().all(is_well);
-        let status = |event: &ExchangeEvent| Some((event.exchange.connection.client.port, event.exchange.status()?));
+        let status = |event: &ExchangeEvent| Some((event.exchange.client()?.port, event.exchange.status()?));
         let held = report.expectations.into_iter().filter(|asked| asked.held && !exchanges.is_empty());
         Self {
             held: held.map(|asked| asked.expect).collect(),

@@ -41,7 +41,8 @@ fn a_cgroup_that_a_user_named_after_somebody_elses_container_names_nobody() {
             let in_hosts = directory.who(query("10.0.0.8:40000", 7), at(1102));
             assert_eq!((in_hosts.told(), in_hosts.by), (None, Key::Cgroup), "a process of the host");
             directory.learn(&Fact { at: at(1102), said: Said::ContainerGone { id: ONE.into(), user: Some(1000) } });
-            let others = Query { isn: None, ..query("172.17.0.9:40000", 6) };
+            let asked = Asked::Connection { client: end("172.17.0.9:40000"), isn: None };
+            let others = Query { asked, ..query("172.17.0.9:40000", 6) };
             connect_from(&mut directory, 80, 20, "172.17.0.9:40000", 6, "/");
             assert_eq!(directory.who(others, at(1102)).by, Key::Netns, "it has not ended because he says so");
             assert!(

@@ -198,8 +198,8 @@ pub fn line(event: &ExchangeEvent, boot_time: BootTime) -> ExchangeLine<'_> {
         token: event.token.map(token),
         refused: exchange.refusal.map(refusal),
         // Of a connect that failed before its SYN no address is known.
-        client: exchange.attempt.is_none().then_some(&exchange.connection.client),
-        endpoint: &exchange.connection.endpoint,
+        client: exchange.connection().map(|connection| &connection.client),
+        endpoint: &exchange.endpoint,
         container: event.who.told(),
         process: process::line(&event.who.process, boot_time),
         attributed_by: event.who.by,
