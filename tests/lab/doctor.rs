@@ -5,8 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use imds_trace::ethtool;
-use imds_trace_replay_tests::schema::expect_valid;
-use imds_trace_tests::expect::{expect_equal, expect_that};
+use imds_trace_tests::expect::{expect_equal, expect_that, expect_valid};
 use imds_trace_tests::obstacle::{self, Family};
 use imds_trace_tests::{Container, ContainerSpec, Engine, Namespace, NetworkSpec, children, tracer};
 use serde_json::Value;

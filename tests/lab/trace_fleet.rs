@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use imds_trace_replay_tests::kept;
-use imds_trace_replay_tests::schema::expect_valid;
 use imds_trace_tests::children;
-use imds_trace_tests::expect::{expect_equal, expect_that};
+use imds_trace_tests::expect::{expect_equal, expect_that, expect_valid};
 use imds_trace_tests::tracer::program;
 use serde_json::Value;
 

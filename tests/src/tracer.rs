@@ -8,14 +8,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use imds_trace_replay_tests::schema::expect_valid;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::children;
 use crate::docker::next;
-use crate::expect::wait_until;
+use crate::expect::{expect_valid, wait_until};
 use crate::host::RunnerHost;
 use crate::image;
 

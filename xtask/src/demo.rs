@@ -6,8 +6,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::{arch::Arch, release, setup, workspace};
 
-/// The program, and those of the lab.
-pub const PROGRAMS: &[&str] = &["--package=imds-trace", "--package=imds-trace-tests", "--bins"];
+/// The program, and those of the lab without what only tests take: so what they depend on is built as for the program alone, once.
+pub const PROGRAMS: &[&str] = &[
+    "--package=imds-trace",
+    "--package=imds-trace-tests",
+    "--no-default-features",
+    "--features=imds-trace/live",
+    "--bins",
+];
 
 /// Builds, then runs the lab's demo and passes its exit code on.
 pub fn demo() -> Result<ExitCode> {

@@ -32,7 +32,8 @@ pub fn command(targets: &[&str]) -> Result<Command> {
 /// Builds a test program of a package, and says where it is.
 pub fn test_program(package: &str, test: &str, arch: Arch) -> Result<PathBuf> {
     let mut cargo = cargo("test", arch)?;
-    cargo.args(["--no-run", "--message-format=json-render-diagnostics", "--package", package, "--test", test]);
+    cargo.args(["--no-run", "--message-format=json-render-diagnostics", "--package", package]);
+    cargo.args(["--no-default-features", "--test", test]);
     let mut found = None;
     let status = workspace::read(&mut cargo, |line| {
         let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();

@@ -7,6 +7,7 @@ pub mod kept;
 pub mod load;
 pub mod random;
 pub mod scenario;
+#[cfg(feature = "schema")]
 pub mod schema;
 pub mod wire;
 

@@ -1,7 +1,7 @@
 //! Does memory stay flat and do files stay few, however long it runs? A million exchanges through pipeline and recording.
 //!
 //! A program and no test of cargo's, because it is meant to be optimised: `cargo xtask test endless` builds it so, runs it and counts
-//! it as one test.
+//! it as one test. `endless COUNT` runs so many exchanges.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use diagnosis::recording::{Files, Header, Limits, Reader, open};
 use imds_trace_replay_tests::load;
 use imds_trace_replay_tests::scenario::{HOST_NETNS, header};
 
-/// Exchanges, and after how many memory must have found its size: it remembers 57,000 sockets.
+/// Exchanges where nobody says how many, and after how many memory must have found its size: it remembers 57,000 sockets.
 const MANY: u64 = 1_000_000;
 const FEW: u64 = 100_000;
 /// Memory may grow by so many hundredths from then on.
@@ -27,7 +27,10 @@ const KEEP: usize = 3;
 
 fn main() -> ExitCode {
     let folder = std::env::temp_dir().join(format!("imds-trace-endless-{}", std::process::id()));
-    let result = fs::create_dir(&folder).context("make a folder").and_then(|()| run(&folder));
+    let result = many().and_then(|many| {
+        fs::create_dir(&folder).context("make a folder")?;
+        run(&folder, many)
+    });
     let _ = fs::remove_dir_all(&folder);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -38,7 +41,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(folder: &Path) -> Result<()> {
+fn many() -> Result<u64> {
+    let many =
+        std::env::args().nth(1).map_or(Ok(MANY), |word| word.parse().with_context(|| format!("{word}: no number")))?;
+    ensure!(many >= 2 * FEW, "{many} exchanges are too few: memory is compared with that after {FEW}");
+    Ok(many)
+}
+
+fn run(folder: &Path, many: u64) -> Result<()> {
     let start = Instant::now();
     let path = folder.join("host.jsonl");
     let limits = Limits { size: Some(SIZE), keep: Some(KEEP), age: None };
@@ -54,7 +64,7 @@ fn run(folder: &Path) -> Result<()> {
     };
     load::introduction().into_iter().try_for_each(&mut take)?;
     let mut early = 0;
-    for number in 0..MANY {
+    for number in 0..many {
         load::exchange(number).into_iter().try_for_each(&mut take)?;
         if (number + 1) % FEW == 0 {
             let peak = peak_kb()?;
@@ -62,8 +72,8 @@ fn run(folder: &Path) -> Result<()> {
             early = if early == 0 { peak } else { early };
         }
     }
-    load::conclusion(MANY).into_iter().try_for_each(&mut take)?;
-    files.close(load::begins(MANY))?;
+    load::conclusion(many).into_iter().try_for_each(&mut take)?;
+    files.close(load::begins(many))?;
     let late = peak_kb()?;
     let mut on_disk = 0;
     for entry in fs::read_dir(folder)? {
@@ -75,10 +85,10 @@ fn run(folder: &Path) -> Result<()> {
         reader.into_iter().try_for_each(|input| input.map(drop)).with_context(|| path.display().to_string())?;
     }
     println!(
-        "{told} exchanges in {:.0} s: peak memory {early} kB after {FEW}, {late} kB after {MANY}; {on_disk} bytes on disk",
+        "{told} exchanges in {:.0} s: peak memory {early} kB after {FEW}, {late} kB after {many}; {on_disk} bytes on disk",
         start.elapsed().as_secs_f64()
     );
-    ensure!(told == MANY, "{told} exchanges were told");
+    ensure!(told == many, "{told} exchanges were told");
     ensure!(on_disk <= SIZE * (KEEP as u64 + 1), "the files have {on_disk} bytes");
     ensure!(late * 100 <= early * (100 + GROWTH), "memory grew from {early} to {late} kB");
     Ok(())
