@@ -247,6 +247,10 @@ impl Entry {
             // A connection that had gone quiet before its first request was told as one without: it goes on.
             last.exchange.closed = None;
             last.settled = false;
+            if last.answers_to == Some(journey.tcp.end()) && !self.sent.lacks_before(journey.tcp.seq) {
+                // It was told of late: what came was the answer to this and to nothing else.
+                last.exchange.response = last.unclaimed.take();
+            }
         }
         (self.closed, self.ending) = (None, None);
         // The answer to the one before begins at the same number: this one's is behind it, nobody knows where.
@@ -293,7 +297,7 @@ impl Entry {
                     let index = match self.live.iter().position(|live| live.response_at == Some(position)) {
                         Some(again) => again,
                         None if number == 0 && self.sent.is_beyond(journey.tcp.ack) => {
-                            self.answers_unseen(journey, next, sink)
+                            self.answers_unseen(response, journey, next, sink)
                         }
                         None => self.answers(response, position, number == 0 && self.follows_unseen(journey)),
                     };
@@ -343,10 +347,18 @@ impl Entry {
 
     /// The index of the exchange of a response's head to a request that was seen nowhere: IMDS acknowledges more than any that was
     /// seen. It may be the answer to one of several, so none has its status; those that wait have an answer if the client has this.
-    fn answers_unseen(&mut self, journey: &Journey, next: &mut u64, sink: &mut Sink<'_>) -> usize {
+    fn answers_unseen(
+        &mut self,
+        response: &ResponseHead,
+        journey: &Journey,
+        next: &mut u64,
+        sink: &mut Sink<'_>,
+    ) -> usize {
         let position = (journey.tcp.seq, 0);
+        let mut others_wait = false;
         for live in self.live.iter_mut().filter(|live| live.response_at.is_none() && live.exchange.asked.is_some()) {
             live.came_by(position, journey.tcp.end());
+            others_wait = true;
         }
         let is_free = |live: &Live| live.exchange.asked.is_none() && live.response_at.is_none();
         let index = match self.live.iter().position(is_free) {
@@ -355,6 +367,7 @@ impl Entry {
         };
         let live = &mut self.live[index];
         (live.response_at, live.answers_to, live.told) = (Some(position), Some(journey.tcp.ack), true);
+        live.unclaimed = (!others_wait).then(|| response.clone());
         index
     }
 

@@ -21,6 +21,8 @@ pub(super) struct Live {
     response_end: Option<u32>,
     /// Up to where the request goes that its answer is to, if that answer was seen before any request was.
     pub(super) answers_to: Option<u32>,
+    /// The head of that answer, until it is known whose it is.
+    pub(super) unclaimed: Option<ResponseHead>,
     /// The sequence number at which its answer begins, if nothing else is to come before it.
     pub(super) answer_begins: Option<u32>,
     pub(super) settled: bool,
@@ -38,6 +40,7 @@ impl Live {
             request_end: None,
             response_end: None,
             answers_to: None,
+            unclaimed: None,
             answer_begins: None,
             settled: false,
             told: false,

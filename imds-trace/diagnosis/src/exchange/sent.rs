@@ -52,6 +52,11 @@ impl Sent {
         self.seen_to.is_some_and(|seen| holds_request(seen, end))
     }
 
+    /// Are bytes before this one missing?
+    pub(super) fn lacks_before(&self, begin: u32) -> bool {
+        self.whole_to.is_some_and(|whole| is_before(whole, begin))
+    }
+
     /// Are bytes missing?
     pub(super) fn is_missing(&self) -> bool {
         self.whole_to.zip(self.known_to).is_some_and(|(whole, known)| holds_request(whole, known))
@@ -73,9 +78,9 @@ mod tests {
         sent.see(Some(u32::MAX), u32::MAX, 0);
         sent.see(Some(u32::MAX), 200, 300);
         sent.see(Some(u32::MAX), 100, 200);
-        assert!(sent.is_missing());
+        assert!(sent.is_missing() && sent.lacks_before(100) && !sent.lacks_before(0));
         sent.see(Some(u32::MAX), 0, 100);
-        assert!(!sent.is_missing() && !sent.is_beyond(301));
+        assert!(!sent.is_missing() && !sent.is_beyond(301) && !sent.lacks_before(300));
         sent.reach(301);
         assert!(!sent.is_missing(), "its FIN");
         sent.reach(302);
