@@ -220,7 +220,12 @@ pub fn waited(what: &str, timeout: Duration) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+    use crate::event::UnseenConnection;
+    use crate::identity::{Key, Process};
+    use crate::net::{Endpoint, Netns};
 
     const SILENCE: Duration = Duration::from_millis(1500);
 
@@ -262,6 +267,46 @@ mod tests {
         let said = Own::new(7, "web".into(), Some(ContainerDetail { id: "ab".into(), ..ContainerDetail::default() }))
             .introduction();
         assert!(matches!(said, Some(Said::Container(ContainerDetail { pid: Some(7), .. }))), "{said:?}");
+    }
+
+    #[test]
+    fn what_others_did_unseen_is_not_ours_to_tell() {
+        let by = |pid: u32| {
+            let who = Attribution {
+                container: None,
+                process: Some(Process {
+                    pid,
+                    tid: pid,
+                    uid: 0,
+                    gid: 0,
+                    comm: "curl".into(),
+                    exe: None,
+                    argv: None,
+                    started: None,
+                    pid_in_container: None,
+                    pid_namespace: None,
+                    netns: Netns(20),
+                    cgroup_id: 1,
+                    cgroup: None,
+                    ancestors: Vec::new(),
+                }),
+                by: Key::Cgroup,
+                address: Ipv4Addr::LOCALHOST.into(),
+                initial_ttl: None,
+                netns: None,
+                error: None,
+                failed_after: None,
+                has_no_port: false,
+            };
+            let endpoint = Endpoint { address: Ipv4Addr::new(169, 254, 169, 254).into(), port: 80 };
+            let unseen = UnseenConnection { who, endpoint, established: Timestamp(1), counted: None };
+            Event::Unseen(Timestamp(2), Box::new(unseen))
+        };
+        let mut own = Own::new(7, "web".into(), None);
+        [by(8), by(7), by(9)].iter().for_each(|event| own.hear(event));
+        let mut told = 0;
+        own.tell(None, &mut |event| told += usize::from(matches!(event, Event::Unseen(..))));
+        assert_eq!(told, 1);
     }
 
     #[test]
