@@ -1,5 +1,7 @@
 //! Do real programs in containers of the lab behave as is known of them? No tracer is involved here.
 
+use std::time::Duration;
+
 use imds_trace_tests::expect::{assert_no_secret, expect_equal, expect_that};
 use imds_trace_tests::imds::Request;
 use imds_trace_tests::{ContainerSpec, Tokens};
@@ -25,6 +27,8 @@ crate::tests![
 
 /// How it ended, what it said, and what it asked (`PUT 200`, `GET 401`, ...), with no secret told.
 fn story(lab: &Lab, spec: ContainerSpec) -> anyhow::Result<(i32, String, Vec<String>)> {
+    // Each ends by its own patience.
+    lab.host.imds().set(|behaviour| behaviour.give_up = Duration::from_secs(5));
     let container = lab.host.run(spec)?;
     let code = container.wait(SOON)?;
     let said = container.logs()?;

@@ -76,7 +76,7 @@ pub struct Behaviour {
     pub keep_alive: bool,
     /// How long a hop-limited answer may stay unacknowledged before the connection is reset. The RST has the ordinary TTL
     /// under `LimitScope::TokenResponse`: the client of a real instance has been seen to receive it. To a client that has
-    /// closed by then nothing is sent any more.
+    /// closed by then nothing is sent any more. The real one goes on for longer; a test waits so long for each lost answer.
     pub give_up: Duration,
 }
 
@@ -99,7 +99,7 @@ impl Default for Behaviour {
             http10: false,
             reset_after_request: false,
             keep_alive: false,
-            give_up: Duration::from_secs(5),
+            give_up: Duration::from_millis(1500),
         }
     }
 }
