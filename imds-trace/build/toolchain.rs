@@ -107,6 +107,9 @@ impl Toolchain {
             .arg("--target-dir")
             .arg(target_dir)
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            // These are for the user half: what the verifier gets to see does not depend on them.
+            .env_remove("CARGO_PROFILE_RELEASE_OPT_LEVEL")
+            .env_remove("CARGO_PROFILE_RELEASE_DEBUG")
             // -Z is for nightly; a stable compiler takes it when told so, in this process alone.
             .env("RUSTC_BOOTSTRAP", "1")
             .current_dir(root)

@@ -140,7 +140,12 @@ pub fn background(commands: Vec<Command>) -> Background {
     let nice = |command: &Command| {
         let mut nice = Command::new("nice");
         nice.args(["-n", "19"]).arg(command.get_program()).args(command.get_args()).current_dir(root());
-        nice.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => nice.env(name, value),
+                None => nice.env_remove(name),
+            };
+        }
         nice.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()
     };
     let all = move || commands.iter().for_each(|command| drop(nice(command)));
