@@ -90,7 +90,7 @@ impl Pipeline {
     /// Nothing seen yet, and nothing but what a capture shows will be.
     pub fn of_capture() -> Self {
         let mut pipeline = Self::new(Host { netns: Netns::default(), pid_namespace: None, instance: None });
-        pipeline.joiner = Joiner::of_capture();
+        (pipeline.joiner, pipeline.assembler) = (Joiner::of_capture(), Assembler::of_capture());
         pipeline.interpreter.surroundings.evidence = Evidence::Capture;
         pipeline
     }

@@ -31,9 +31,16 @@ pub struct Assembler {
     next: u64,
     evicted: u64,
     forgotten: Vec<(u32, Endpoint)>,
+    /// Is it a capture's packets? What one lacks nothing else tells of.
+    of_capture: bool,
 }
 
 impl Assembler {
+    /// For the packets of a capture.
+    pub fn of_capture() -> Self {
+        Self { of_capture: true, ..Self::default() }
+    }
+
     /// Takes in a journey.
     pub fn push(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
         let id = journey.connection.id;
@@ -210,6 +217,7 @@ impl Assembler {
         entries.sort_by_key(|entry| entry.live.front().map(|live| live.exchange.id));
         for entry in &mut entries {
             if entry.closed.is_none() {
+                entry.cut_off_by_the_end(at);
                 let end = entry.ending.unwrap_or(entry.last.max(at));
                 entry.close(end, &mut self.next, sink);
             }
@@ -229,7 +237,10 @@ impl Assembler {
         self.next += 1;
         let opened = journey.hops.first().map_or(journey.at, |hop| hop.at);
         let exchange = Exchange::new(ExchangeId(self.next), journey.connection.clone(), opened);
-        let entry = Entry::new(Live::new(exchange), journey.at);
+        let mut first = Live::new(exchange);
+        // The capture may lack what came before, or have begun in the middle: whatever was asked on it, nobody saw.
+        first.told = self.of_capture && journey.connection.isn.is_none();
+        let entry = Entry::new(first, journey.at, self.of_capture);
         self.entries.insert(id, entry);
         if let Some(isn) = journey.connection.isn {
             self.by_isn.insert(isn, id);

@@ -48,6 +48,7 @@ pub(super) struct Entry {
     pub(super) scheduled: Timestamp,
     /// No packet of it comes any more: the joiner has forgotten it.
     pub(super) forsaken: bool,
+    of_capture: bool,
 }
 
 /// What is known of a client's socket that promised to say what its TCP counts.
@@ -61,7 +62,7 @@ pub(super) struct Witness {
 
 impl Entry {
     /// A connection whose first packet's journey ended `at`.
-    pub(super) fn new(first: Live, at: Timestamp) -> Self {
+    pub(super) fn new(first: Live, at: Timestamp, of_capture: bool) -> Self {
         Self {
             live: VecDeque::from([first]),
             last: at,
@@ -73,6 +74,7 @@ impl Entry {
             socket_open: false,
             scheduled: END,
             forsaken: false,
+            of_capture,
         }
     }
 
@@ -107,9 +109,25 @@ impl Entry {
             let live = &mut self.live[index];
             (live.exchange.unheard, live.told) = (true, true);
         }
+        // Of a connection that is not seen to end a capture may lack the rest.
+        if self.of_capture && self.ending.is_none() {
+            let silent = self.live.iter_mut().map(|live| &mut live.exchange);
+            silent.filter(|it| it.handshake && it.asked.is_none()).for_each(|it| it.unheard = true);
+        }
         self.closed = Some(at);
         for live in &mut self.live {
             live.close(at, sink);
+        }
+    }
+
+    /// The run ends at this moment: an answer that is not too late yet may still have come.
+    pub(super) fn cut_off_by_the_end(&mut self, end: Timestamp) {
+        if self.ending.is_some() || end.since(self.last) >= QUIET {
+            return;
+        }
+        for exchange in self.live.iter_mut().map(|live| &mut live.exchange) {
+            let was_dropped = exchange.request_drop().is_some() || exchange.response_drop().is_some();
+            exchange.under_way = exchange.answered.is_none() && exchange.refusal.is_none() && !was_dropped;
         }
     }
 
@@ -158,6 +176,8 @@ impl Entry {
             Heading::FromImds => {
                 if flags.has(TcpFlags::SYN) {
                     self.received.answered_from(journey.tcp.seq);
+                } else if !flags.has(TcpFlags::RST) {
+                    self.notice_unseen_response(journey.tcp.seq);
                 }
                 // A reset acknowledges what a firewall wants it to.
                 if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
@@ -167,6 +187,15 @@ impl Entry {
             }
             Heading::ToImds => {}
         }
+    }
+
+    /// IMDS goes on from this number: what lies between it and what was seen of its answers came unseen, whether it arrived or not.
+    fn notice_unseen_response(&mut self, seq: u32) {
+        let Some(waits) = self.live.iter_mut().find(|live| !live.has_answer()) else { return };
+        let Some(begins) = waits.answer_begins.filter(|_| waits.exchange.asked.is_some()) else { return };
+        let begins = self.seen_to.filter(|seen| is_before(begins, *seen)).unwrap_or(begins);
+        // One number may be that of its FIN.
+        waits.exchange.responded |= is_before(begins.wrapping_add(1), seq);
     }
 
     /// Looks whether what is known to be received changes what came of an exchange, and tells those anew that were told.

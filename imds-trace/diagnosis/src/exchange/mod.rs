@@ -141,6 +141,8 @@ pub struct Exchange {
     pub acknowledges: bool,
     /// Did its client send bytes before its request, or without one, that were not seen?
     pub unheard: bool,
+    /// Did the run end while an answer could still come?
+    pub under_way: bool,
     /// When a packet of its client was last seen leaving this host: so long, at least, that place was listened at.
     pub last_leaving: Option<Timestamp>,
     /// The answering side ended its side of the connection after its answer to an earlier request: this one was not to be answered on it.
@@ -186,6 +188,7 @@ impl Exchange {
             left: None,
             acknowledges: false,
             unheard: false,
+            under_way: false,
             last_leaving: None,
             cut_off: false,
             discarded: false,

@@ -128,11 +128,11 @@ pub(super) fn blocked(scope: &Scope<'_>, lost: u64) -> Held {
         return Err(format!("the probe was given a token: {}", probed.summary));
     }
     if let Some((who, unclear)) = scope.which(|seen| &seen.unclear) {
-        return Err(format!("{who} was answered, and it cannot be told with what: {}", unclear.first));
+        return Err(format!("of {who} it cannot be told what it was given: {}", unclear.first));
     }
     if let Some((who, unheard)) = scope.which(|seen| &seen.unheard) {
         return Err(format!(
-            "{who} sent bytes to IMDS that were seen nowhere{}: it cannot be told what came of them",
+            "{who} sent bytes to IMDS that were seen nowhere, or may have{}: it cannot be told what came of them",
             times(unheard.count)
         ));
     }
@@ -196,7 +196,7 @@ pub(super) fn v2_only(scope: &Scope<'_>, lost: u64) -> Held {
     }
     if let Some((who, unheard)) = scope.which(|seen| &seen.unheard) {
         return Err(format!(
-            "{who} sent bytes to IMDS that were seen nowhere{}: it cannot be told what they asked, or whether with a token",
+            "{who} sent bytes to IMDS that were seen nowhere, or may have{}: it cannot be told what they asked, or whether with a token",
             times(unheard.count)
         ));
     }

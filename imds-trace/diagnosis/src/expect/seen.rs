@@ -131,7 +131,8 @@ impl Seen {
             self.refused.note(|| happened(exchange));
         }
         // What was refused, nobody knows why.
-        let unexplained = exchange.request.is_none() && status.is_some_and(|status| status >= 400);
+        let unexplained =
+            (exchange.request.is_none() || exchange.begins_unseen()) && status.is_some_and(|status| status >= 400);
         if !exchange.is_answered_for_sure() || exchange.is_late() || unexplained {
             self.unanswered.note(|| happened(exchange));
         }
@@ -141,10 +142,12 @@ impl Seen {
             && matches!(exchange.response_delivery(), Delivery::Forwarded | Delivery::Unknown);
         // An answer whose status was not seen may have been any.
         let delivered = answered && status.is_none_or(is_success);
+        let takes_token = exchange.imds() == Some(Imds::V2);
         // What goes on where something took the connection is seen in part at most.
         let elsewhere = asks == Asks::Unseen && exchange.redirected.is_some() && exchange.handshake;
         match asks {
             _ if elsewhere && !answered => self.unclear.note(|| happened(exchange)),
+            _ if exchange.under_way => self.unclear.note(|| format!("{}, and the trace ended", happened(exchange))),
             Asks::Token | Asks::Credentials | Asks::Unclear | Asks::Unseen if unproved && status.is_none() => {
                 self.unclear.note(|| happened(exchange));
             }
@@ -153,6 +156,10 @@ impl Seen {
             Asks::Token | Asks::Credentials if exchange.brought() => {
                 self.granted.note(|| happened(exchange));
             }
+            // IMDS takes no token that it did not give out.
+            Asks::Credentials | Asks::Other if takes_token && (delivered || unproved && status.is_none()) => {
+                self.unclear.note(|| format!("{}, with a token that it was not seen to be given", happened(exchange)));
+            }
             Asks::Credentials | Asks::Other if delivered && status.is_some() => self.read.note(|| happened(exchange)),
             Asks::Other => {}
             // The client went on as if it had been answered: the way back is not shown.
@@ -160,7 +167,9 @@ impl Seen {
             _ => self.stopped.note(|| happened(exchange)),
         }
         let endpoint = exchange.endpoint.address;
-        let may_be_v1 = || exchange.request.as_ref().is_some_and(|request| may_be_v1(request, endpoint));
+        // Where the head was cut, its token may be behind the cut.
+        let request = exchange.request.as_ref().filter(|request| !request.cut);
+        let may_be_v1 = || request.is_some_and(|request| may_be_v1(request, endpoint));
         if exchange.imds() == Some(Imds::V1) || status.is_some_and(is_success) && may_be_v1() {
             self.v1.note(|| happened(exchange));
         }
@@ -169,7 +178,7 @@ impl Seen {
         if (asks == Asks::Unseen || unread) && came || elsewhere {
             self.unread.note(|| happened(exchange));
         }
-        if asks == Asks::Unseen && exchange.unheard && !came {
+        if asks == Asks::Unseen && (exchange.unheard || exchange.begins_unseen() || exchange.under_way) && !came {
             self.unheard.note(|| happened(exchange));
         }
         if answered && status.is_none() {

@@ -154,8 +154,11 @@ fn a_part_of_the_credentials_was_given_and_their_length_alone_was_not() {
     let credentials = "/latest/meta-data/iam/security-credentials/role with a token";
     let part = exchange(&container("job-17"), Some(&format!("GET {credentials}")), Some(206));
     fails("blocked", &[part], "was given a token or credentials");
-    let length = exchange(&container("job-17"), Some(&format!("HEAD {credentials}")), Some(200));
+    let length =
+        exchange(&container("job-17"), Some("HEAD /latest/meta-data/iam/security-credentials/role"), Some(200));
     holds("blocked", &[length], "but container job-17 reaches IMDS");
+    let held = exchange(&container("job-17"), Some(&format!("HEAD {credentials}")), Some(200));
+    fails("blocked", &[held], "with a token that it was not seen to be given");
 }
 
 #[test]
@@ -255,7 +258,7 @@ fn what_cannot_be_told_is_not_blocked() {
     for unclear in
         [None, Some("GET /latest/***"), Some("GET /latest/meta-data/iam/%73ecurity-credentials/role"), Some("*** /")]
     {
-        fails("blocked", &[exchange(&web, unclear, Some(200))], "it cannot be told with what");
+        fails("blocked", &[exchange(&web, unclear, Some(200))], "it cannot be told what");
         holds("blocked", &[exchange(&web, unclear, Some(401))], "401");
     }
     // Whom nobody could name may be anybody.
@@ -331,7 +334,11 @@ fn bytes_that_nobody_saw_hold_nothing() {
         Rc::make_mut(&mut event).exchange.unheard = unheard;
         [Event::Exchange(event)]
     };
-    fails("blocked", &sent(true), "sent bytes to IMDS that were seen nowhere: it cannot be told what came of them");
+    fails(
+        "blocked",
+        &sent(true),
+        "sent bytes to IMDS that were seen nowhere, or may have: it cannot be told what came of them",
+    );
     fails("v2-only", &sent(true), "it cannot be told what they asked, or whether with a token");
     holds("blocked", &sent(false), "a connection got no answer");
     holds("v2-only", &sent(false), "never asked without a token");
