@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::delivery::{Received, raise};
+use super::delivery::{Received, later, raise};
 use super::progress::{Live, Position};
 use super::sent::Sent;
 use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
@@ -193,9 +193,10 @@ impl Entry {
     fn notice_unseen_response(&mut self, seq: u32) {
         let Some(waits) = self.live.iter_mut().find(|live| !live.has_answer()) else { return };
         let Some(begins) = waits.answer_begins.filter(|_| waits.exchange.asked.is_some()) else { return };
-        let begins = self.seen_to.filter(|seen| is_before(begins, *seen)).unwrap_or(begins);
         // One number may be that of its FIN.
-        waits.exchange.responded |= is_before(begins.wrapping_add(1), seq);
+        if is_before(later(begins, self.seen_to).wrapping_add(1), seq) {
+            waits.responded_unseen();
+        }
     }
 
     /// Looks whether what is known to be received changes what came of an exchange, and tells those anew that were told.
@@ -368,10 +369,7 @@ impl Entry {
     /// Does a response come behind bytes that were seen nowhere? It begins further on than the first that is awaited would.
     fn follows_unseen(&self, journey: &Journey) -> bool {
         let begins = self.live.iter().find(|live| live.response_at.is_none()).and_then(|live| live.answer_begins);
-        begins.is_some_and(|begins| {
-            let next = self.seen_to.filter(|seen| is_before(begins, *seen)).unwrap_or(begins);
-            is_before(next, journey.tcp.seq)
-        })
+        begins.is_some_and(|begins| is_before(later(begins, self.seen_to), journey.tcp.seq))
     }
 
     /// The index of the exchange of a response's head to a request that was seen nowhere: IMDS acknowledges more than any that was

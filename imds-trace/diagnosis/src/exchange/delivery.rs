@@ -120,6 +120,11 @@ pub(super) fn raise(known: &mut Option<u32>, ack: u32) {
     }
 }
 
+/// The later of a sequence number and one that may be known.
+pub(super) fn later(seq: u32, known: Option<u32>) -> u32 {
+    known.filter(|known| is_before(seq, *known)).unwrap_or(seq)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! What does one packet change about an exchange?
 
-use super::delivery::Received;
+use super::delivery::{Received, later};
 use super::imds::is_success;
 use super::{Decrements, Exchange, Imds, Moment, Sink, Travel};
 use crate::journey::{Fate, Hop, Journey};
@@ -197,7 +197,14 @@ impl Live {
     /// Its answer came, seen nowhere, before a response here, or is that response: who has everything before `end` has it.
     pub(super) fn came_by(&mut self, position: Position, end: u32) {
         (self.response_at, self.response_end) = (Some(position), Some(end));
-        self.exchange.responded = true;
+        self.responded_unseen();
+    }
+
+    /// An answer came of which no packet was seen: what is known of the way back is the handshake's.
+    pub(super) fn responded_unseen(&mut self) {
+        if !self.exchange.responded {
+            (self.exchange.responded, self.exchange.inward) = (true, None);
+        }
     }
 
     /// Was anything of its answer seen?
@@ -216,14 +223,14 @@ impl Live {
     ) -> bool {
         let exchange = &mut self.exchange;
         let Some(begins) = self.answer_begins.filter(|_| exchange.asked.is_some()) else { return false };
-        let begins = seen_to.filter(|seen| is_before(begins, *seen)).unwrap_or(begins);
+        let begins = later(begins, seen_to);
         // One more may be the end that the other side said.
         let Some(proof) = received.proves_response(begins.wrapping_add(2)) else { return false };
         // What is seen later is the answer to another request.
         self.response_at = Some((begins, usize::MAX));
-        (exchange.responded, exchange.response_proof) = (true, Some(proof));
-        exchange.answered = Some(at);
-        sink(exchange, Moment::Answered);
+        self.responded_unseen();
+        (self.exchange.answered, self.exchange.response_proof) = (Some(at), Some(proof));
+        sink(&self.exchange, Moment::Answered);
         true
     }
 

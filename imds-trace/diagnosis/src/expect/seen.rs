@@ -178,7 +178,7 @@ impl Seen {
         if (asks == Asks::Unseen || unread) && came || elsewhere {
             self.unread.note(|| happened(exchange));
         }
-        if asks == Asks::Unseen && (exchange.unheard || exchange.begins_unseen() || exchange.under_way) && !came {
+        if (exchange.is_unheard() || asks == Asks::Unseen && exchange.under_way) && !came {
             self.unheard.note(|| happened(exchange));
         }
         if answered && status.is_none() {
@@ -242,6 +242,7 @@ fn happened(exchange: &Exchange) -> String {
         (Some(drop), _) => dropped(&format!("the answer to {asked}"), drop),
         (None, Some(drop)) => dropped(&asked, drop),
         (None, None) if exchange.refusal.is_some() => format!("{asked} was refused"),
+        (None, None) if exchange.responded => format!("{asked} was answered, and nothing shows that it arrived"),
         (None, None) => format!("{asked} got no answer"),
     }
 }

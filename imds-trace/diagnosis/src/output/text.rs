@@ -378,6 +378,7 @@ pub(super) fn outcome(exchange: &Exchange) -> String {
         }
         (None, None, _) if exchange.asked.is_none() && exchange.unheard => "what it asked was not seen".to_owned(),
         (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
+        _ if exchange.responded => "what came back was not seen".to_owned(),
         _ => format!("{RED}no answer{RED:#} in {took}"),
     }
 }
