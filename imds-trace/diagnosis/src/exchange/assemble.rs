@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use super::connection::{Entry, Witness};
 use super::progress::Live;
 use super::{Exchange, ExchangeId, Moment, Over, Sink};
-use crate::journey::{ConnectionId, END, Journey};
+use crate::journey::{ConnectionId, END, Evidence, Journey};
 use crate::net::{Endpoint, Heading, Timestamp};
 use crate::observation::TcpFlags;
 use crate::room;
@@ -31,14 +31,14 @@ pub struct Assembler {
     next: u64,
     evicted: u64,
     forgotten: Vec<(u32, Endpoint)>,
-    /// Is it a capture's packets? What one lacks nothing else tells of.
-    of_capture: bool,
+    /// What a capture lacks, nothing else tells of.
+    evidence: Evidence,
 }
 
 impl Assembler {
     /// For the packets of a capture.
     pub fn of_capture() -> Self {
-        Self { of_capture: true, ..Self::default() }
+        Self { evidence: Evidence::Capture, ..Self::default() }
     }
 
     /// Takes in a journey.
@@ -239,8 +239,8 @@ impl Assembler {
         let exchange = Exchange::new(ExchangeId(self.next), journey.connection.clone(), opened);
         let mut first = Live::new(exchange);
         // The capture may lack what came before, or have begun in the middle: whatever was asked on it, nobody saw.
-        first.told = self.of_capture && journey.connection.isn.is_none();
-        let entry = Entry::new(first, journey.at, self.of_capture);
+        first.told = self.evidence == Evidence::Capture && journey.connection.isn.is_none();
+        let entry = Entry::new(first, journey.at, self.evidence);
         self.entries.insert(id, entry);
         if let Some(isn) = journey.connection.isn {
             self.by_isn.insert(isn, id);

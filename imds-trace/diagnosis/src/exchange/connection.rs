@@ -10,7 +10,7 @@ use super::delivery::{Received, later, raise};
 use super::progress::{Live, Position};
 use super::sent::Sent;
 use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
-use crate::journey::{END, Fate, Journey};
+use crate::journey::{END, Evidence, Fate, Journey};
 use crate::net::{Direction, Heading, Timestamp, is_before};
 use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
 
@@ -48,7 +48,7 @@ pub(super) struct Entry {
     pub(super) scheduled: Timestamp,
     /// No packet of it comes any more: the joiner has forgotten it.
     pub(super) forsaken: bool,
-    of_capture: bool,
+    evidence: Evidence,
 }
 
 /// What is known of a client's socket that promised to say what its TCP counts.
@@ -62,7 +62,7 @@ pub(super) struct Witness {
 
 impl Entry {
     /// A connection whose first packet's journey ended `at`.
-    pub(super) fn new(first: Live, at: Timestamp, of_capture: bool) -> Self {
+    pub(super) fn new(first: Live, at: Timestamp, evidence: Evidence) -> Self {
         Self {
             live: VecDeque::from([first]),
             last: at,
@@ -74,7 +74,7 @@ impl Entry {
             socket_open: false,
             scheduled: END,
             forsaken: false,
-            of_capture,
+            evidence,
         }
     }
 
@@ -110,7 +110,7 @@ impl Entry {
             (live.exchange.unheard, live.told) = (true, true);
         }
         // Of a connection that is not seen to end a capture may lack the rest.
-        if self.of_capture && self.ending.is_none() {
+        if self.evidence == Evidence::Capture && self.ending.is_none() {
             let silent = self.live.iter_mut().map(|live| &mut live.exchange);
             silent.filter(|it| it.handshake && it.asked.is_none()).for_each(|it| it.unheard = true);
         }
