@@ -273,7 +273,6 @@ mod tests {
     fn what_others_did_unseen_is_not_ours_to_tell() {
         let by = |pid: u32| {
             let who = Attribution {
-                container: None,
                 process: Some(Process {
                     pid,
                     tid: pid,
@@ -291,12 +290,7 @@ mod tests {
                     ancestors: Vec::new(),
                 }),
                 by: Key::Cgroup,
-                address: Ipv4Addr::LOCALHOST.into(),
-                initial_ttl: None,
-                netns: None,
-                error: None,
-                failed_after: None,
-                has_no_port: false,
+                ..Attribution::of_nobody(Ipv4Addr::LOCALHOST.into())
             };
             let endpoint = Endpoint { address: Ipv4Addr::new(169, 254, 169, 254).into(), port: 80 };
             let unseen = UnseenConnection { who, endpoint, established: Timestamp(1), counted: None };

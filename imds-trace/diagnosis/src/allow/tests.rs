@@ -26,17 +26,8 @@ fn process(exe: Option<&str>, uid: u32) -> Option<Process> {
 }
 
 fn host(exe: &str) -> Attribution {
-    Attribution {
-        has_no_port: false,
-        container: None,
-        process: process(Some(exe), 0),
-        by: Key::Cgroup,
-        address: IpAddr::from([10, 0, 0, 10]),
-        initial_ttl: None,
-        netns: None,
-        error: None,
-        failed_after: None,
-    }
+    let address = IpAddr::from([10, 0, 0, 10]);
+    Attribution { process: process(Some(exe), 0), by: Key::Cgroup, ..Attribution::of_nobody(address) }
 }
 
 fn container(image: &str, exe: &str) -> Attribution {

@@ -27,17 +27,7 @@ fn container(name: &str) -> Attribution {
         name: Some(name.to_owned()),
         ..Container::default()
     };
-    Attribution {
-        container: Some(container),
-        process: None,
-        by: Key::Cgroup,
-        address: address(2),
-        initial_ttl: None,
-        error: None,
-        failed_after: None,
-        has_no_port: false,
-        netns: None,
-    }
+    Attribution { container: Some(container), by: Key::Cgroup, ..Attribution::of_nobody(address(2)) }
 }
 
 fn host() -> Attribution {

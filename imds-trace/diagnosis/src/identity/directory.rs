@@ -163,21 +163,12 @@ impl Directory {
     }
 
     fn attribute(&self, query: Query, at: Timestamp) -> Attribution {
-        let mut attribution = Attribution {
-            container: None,
-            process: None,
-            by: Key::Unknown,
-            address: match (query.asked, query.endpoint.address) {
-                (Asked::Connection { client, .. }, _) => client.address,
-                (Asked::Attempt(_), IpAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
-                (Asked::Attempt(_), IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
-            },
-            initial_ttl: None,
-            netns: None,
-            error: None,
-            failed_after: None,
-            has_no_port: false,
+        let address = match (query.asked, query.endpoint.address) {
+            (Asked::Connection { client, .. }, _) => client.address,
+            (Asked::Attempt(_), IpAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
+            (Asked::Attempt(_), IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
         };
+        let mut attribution = Attribution::of_nobody(address);
         let socket = self.sockets.find(query);
         if let Some(socket) = socket {
             attribution.process = Some(socket.process());

@@ -236,6 +236,21 @@ pub enum Subject {
 }
 
 impl Attribution {
+    /// Somebody of whom nothing is known but an address.
+    pub(crate) fn of_nobody(address: IpAddr) -> Self {
+        Self {
+            container: None,
+            process: None,
+            by: Key::Unknown,
+            address,
+            initial_ttl: None,
+            netns: None,
+            error: None,
+            failed_after: None,
+            has_no_port: false,
+        }
+    }
+
     /// The client's address, if it is known.
     pub fn known_address(&self) -> Option<IpAddr> {
         Some(self.address).filter(|address| !address.is_unspecified())

@@ -47,15 +47,10 @@ fn who(name: &str) -> Attribution {
     let container = Container { id: name.to_owned(), name: Some(name.to_owned()), ..Container::default() };
     let address = IpAddr::from([172, 17, 0, 2]);
     Attribution {
-        has_no_port: false,
         container: (!matches!(name, "host" | "?")).then_some(container),
-        process: None,
         by: if name == "?" { Key::Unknown } else { Key::Cgroup },
-        address,
         initial_ttl: Some(Ttl(64)),
-        netns: None,
-        error: None,
-        failed_after: None,
+        ..Attribution::of_nobody(address)
     }
 }
 

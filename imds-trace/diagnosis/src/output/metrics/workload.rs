@@ -77,17 +77,8 @@ mod tests {
 
     fn client(image: &str) -> Attribution {
         let container = Container { id: "c".into(), image: Some(image.into()), ..Container::default() };
-        Attribution {
-            container: Some(container),
-            process: None,
-            by: Key::Cgroup,
-            address: Ipv4Addr::LOCALHOST.into(),
-            initial_ttl: None,
-            netns: None,
-            error: None,
-            failed_after: None,
-            has_no_port: false,
-        }
+        let address = Ipv4Addr::LOCALHOST.into();
+        Attribution { container: Some(container), by: Key::Cgroup, ..Attribution::of_nobody(address) }
     }
 
     #[test]
