@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode},
 };
 
@@ -104,13 +104,9 @@ pub fn bench(asked: &Asked) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(worse > 0)))
 }
 
-fn read(path: &PathBuf) -> Result<Value> {
-    let text = fs::read_to_string(path).with_context(|| shown(path))?;
-    serde_json::from_str(&text).with_context(|| shown(path))
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
+fn read(path: &Path) -> Result<Value> {
+    let read = || anyhow::Ok(serde_json::from_str(&fs::read_to_string(path)?)?);
+    read().with_context(|| path.display().to_string())
 }
 
 /// Shows each ratio that was measured beside the kept one; gives how many are worse.

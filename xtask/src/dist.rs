@@ -26,8 +26,6 @@ mod sbom;
 pub use check::check;
 
 const NAME: &str = "imds-trace";
-/// What others get, built without anything of the lab's.
-pub const PROGRAM: &[&str] = &["--package=imds-trace", "--bins"];
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const SUMMARY: &str = "Finds out why containers on EC2 cannot get credentials";
 const DESCRIPTION: &str = "\
@@ -78,7 +76,7 @@ pub fn dist(arch: Option<Arch>) -> Result<ExitCode> {
 
 /// Builds, and writes everything anew. Gives the folder, and what of it can be copied to other machines.
 fn make(arch: Arch) -> Result<(PathBuf, Vec<String>)> {
-    let build = |arch| Ok::<_, anyhow::Error>(release::build(PROGRAM, arch)?.join(NAME));
+    let build = |arch| Ok::<_, anyhow::Error>(release::build(&["--package=imds-trace", "--bins"], arch)?.join(NAME));
     let built = build(arch)?;
     let is_own = arch == Arch::own()?;
     let folder = workspace::built(if is_own { "dist".to_owned() } else { format!("dist-{}", arch.debian()) }, "")?;

@@ -192,7 +192,7 @@ impl Part {
 
 /// Builds what the parts after the lab need.
 fn ahead_of_the_lab() -> Result<workspace::Background> {
-    let mut builds = vec![release::command(demo::PROGRAMS)?, release::command(dist::PROGRAM)?];
+    let mut builds = vec![release::command(demo::PROGRAMS)?];
     builds.extend(lint::builds()?);
     Ok(workspace::background(builds))
 }
