@@ -5,6 +5,8 @@ use std::path::Path;
 
 use imds_trace_replay_tests::foreign::{PROPERTIES, Property};
 use imds_trace_replay_tests::kept;
+// What is built here counts which ways it takes, and libFuzzer has what counts.
+use libfuzzer_sys as _;
 
 type Seeds = Vec<(String, Vec<u8>)>;
 

@@ -10,10 +10,11 @@ use diagnosis::net::{BootTime, Timestamp};
 use diagnosis::recording::{Chain, Files, Header, Limits, Notice, check};
 use imds_trace_replay_tests::load;
 use imds_trace_replay_tests::scenario::header;
+use imds_trace_tests::expect::wait_until;
 use serde_json::Value;
 
 use crate::Outcome;
-use crate::program::{Folder, Ran, command, finish, replay, run};
+use crate::program::{Folder, PATIENCE, Ran, command, finish, replay, run};
 
 crate::tests![
     files_of_one_run_say_what_one_file_says,
@@ -59,7 +60,14 @@ pub fn record_with(
     limits: Limits,
     close: bool,
 ) -> Result<Option<Notice>> {
-    let (mut files, notice) = Files::begin(path, header, limits)?;
+    // A program that another test starts just then has the files of this process until its exec, and with them the lock.
+    let begun = wait_until("the lock of the run before to be gone", PATIENCE, || {
+        match Files::begin(path, header.clone(), limits) {
+            Err(error) if error.to_string().contains("another run is writing it") => None,
+            begun => Some(begun),
+        }
+    })?;
+    let (mut files, notice) = begun?;
     for input in inputs {
         files.write(input)?;
         files.flush(input.at())?;

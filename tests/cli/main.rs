@@ -10,6 +10,7 @@ mod closing;
 mod deploying;
 mod describing;
 mod doctoring;
+mod doubtful;
 mod evidence;
 mod expecting;
 mod foreign;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         ("evidence", evidence::TESTS, false),
         ("spoilt", spoilt::TESTS, false),
         ("agreeing", agreeing::TESTS, false),
+        ("doubtful", doubtful::TESTS, false),
         ("asking", asking::TESTS, false),
         ("expecting", expecting::TESTS, false),
         ("readying", readying::TESTS, false),

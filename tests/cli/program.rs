@@ -15,7 +15,7 @@ use imds_trace_tests::{children, tracer};
 use serde_json::Value;
 
 /// No run here takes longer than a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A folder that goes with the test.
 pub struct Folder(PathBuf);

@@ -9,6 +9,7 @@ use diagnosis::config::{Telling, endpoints};
 use diagnosis::event::Event;
 use diagnosis::event::Report;
 use diagnosis::finding::Severity;
+use diagnosis::identity::Attribution;
 use diagnosis::net::BootTime;
 use diagnosis::pipeline::Pipeline;
 use diagnosis::reporter::Reporter;
@@ -79,7 +80,7 @@ impl Told {
     /// Rules of severity error, and whom they accuse.
     pub fn errors(&self) -> BTreeSet<(&'static str, String)> {
         let errors = self.report.findings.iter().filter(|finding| finding.severity == Severity::Error);
-        errors.map(|finding| (finding.rule, finding.who.address.to_string())).collect()
+        errors.map(|finding| (finding.rule, address(&finding.who))).collect()
     }
 
     /// Who asked.
@@ -87,10 +88,14 @@ impl Told {
         let client = |tally: &diagnosis::event::Tally| {
             let limit = tally.hop_limit;
             let (observed, needed) = (limit.observed.map(|ttl| ttl.0), limit.needed.map(|ttl| ttl.0));
-            (tally.who.address.to_string(), tally.exchanges, tally.unanswered, observed, needed)
+            (address(&tally.who), tally.exchanges, tally.unanswered, observed, needed)
         };
         self.report.subjects.iter().map(client).collect()
     }
+}
+
+fn address(who: &Attribution) -> String {
+    who.address.map(|address| address.to_string()).unwrap_or_default()
 }
 
 /// Ethernet frames of these links, with times changed for each link.

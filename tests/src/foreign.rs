@@ -1,8 +1,9 @@
 //! Does somebody else's program on the same interface, or on a cgroup, still see its packets?
 //!
-//! The smallest program there is: it returns a constant, and the kernel counts its runs. By tcx, or by clsact before Linux 6.6.
+//! The smallest program there is: it returns a constant, and the kernel counts its runs. One on a cgroup can send connects elsewhere. By tcx, or by clsact before Linux 6.6.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -23,7 +24,9 @@ const LINK_CREATE: libc::c_long = 28;
 const ENABLE_STATS: libc::c_long = 32;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_CGROUP_SKB: u32 = 8;
+const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const CGROUP_INET_EGRESS: u32 = 1;
+const CGROUP_INET4_CONNECT: u32 = 10;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 const F_BEFORE: u32 = 1 << 3;
@@ -120,11 +123,34 @@ impl ForeignProgram {
     /// Attaches one that lets every packet pass to what processes of a cgroup send.
     pub fn on_cgroup(folder: &Path, name: &str) -> Result<ForeignProgram> {
         const PASS: i32 = 1;
+        Self::in_cgroup(folder, name, load(PROG_TYPE_CGROUP_SKB, name, PASS), CGROUP_INET_EGRESS)
+    }
+
+    /// Attaches one that sends connects of a cgroup's processes from one address to another.
+    pub fn in_connect(folder: &Path, name: &str, from: Ipv4Addr, to: Ipv4Addr) -> Result<ForeignProgram> {
+        // Where `struct bpf_sock_addr` has `user_ip4`, in network byte order.
+        const USER_IP4: u16 = 4;
+        let [from, to] = [from, to].map(|address| u32::from_ne_bytes(address.octets()));
+        let words = [
+            // r2 = user_ip4; if it is another one, two further.
+            instruction(0x61, 0x12, USER_IP4, 0),
+            instruction(0x56, 0x02, 2, from),
+            // user_ip4 = r3 = to.
+            instruction(0xb4, 0x03, 0, to),
+            instruction(0x63, 0x31, USER_IP4, 0),
+            // Go on.
+            instruction(0xb7, 0, 0, 1),
+            instruction(0x95, 0, 0, 0),
+        ];
+        let program = load_words(PROG_TYPE_CGROUP_SOCK_ADDR, CGROUP_INET4_CONNECT, name, &words);
+        Self::in_cgroup(folder, name, program, CGROUP_INET4_CONNECT)
+    }
+
+    fn in_cgroup(folder: &Path, name: &str, program: io::Result<OwnedFd>, attach_type: u32) -> Result<ForeignProgram> {
         let statistics = bpf(ENABLE_STATS, &0u64).context("let the kernel count program runs")?;
-        let program =
-            load(PROG_TYPE_CGROUP_SKB, name, PASS).with_context(|| format!("load the foreign program {name}"))?;
+        let program = program.with_context(|| format!("load the foreign program {name}"))?;
         let cgroup = std::fs::File::open(folder).with_context(|| format!("open {}", folder.display()))?;
-        let link = link(&program, cgroup.as_raw_fd() as u32, CGROUP_INET_EGRESS, 0);
+        let link = link(&program, cgroup.as_raw_fd() as u32, attach_type, 0);
         let place = Place::Link(link.with_context(|| format!("attach {name} to {}", folder.display()))?);
         Ok(ForeignProgram { name: name.to_owned(), _program: program, _place: place, _statistics: statistics })
     }
@@ -153,6 +179,8 @@ struct LoadAttributes {
     kernel_version: u32,
     flags: u32,
     name: [u8; 16],
+    interface: u32,
+    expected: u32,
 }
 
 /// The first fields of `union bpf_attr` for BPF_LINK_CREATE, as tcx reads them.
@@ -167,10 +195,17 @@ struct LinkAttributes {
     expected_revision: u64,
 }
 
+/// One that returns a constant: `r0 = verdict; exit`.
 fn load(kind: u32, name: &str, verdict: i32) -> io::Result<OwnedFd> {
-    // One instruction is 8 bytes: opcode, registers, offset (2), immediate (4). `r0 = verdict; exit`.
-    let immediate = u64::from(verdict as u32) << 32;
-    let instructions = [0xb7 | immediate, 0x95];
+    load_words(kind, 0, name, &[instruction(0xb7, 0, 0, verdict as u32), instruction(0x95, 0, 0, 0)])
+}
+
+/// One instruction is 8 bytes: opcode, registers, offset (2), immediate (4).
+fn instruction(opcode: u8, registers: u8, offset: u16, immediate: u32) -> u64 {
+    u64::from(opcode) | u64::from(registers) << 8 | u64::from(offset) << 16 | u64::from(immediate) << 32
+}
+
+fn load_words(kind: u32, expected: u32, name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
     let mut short = [0; 16];
     let length = name.len().min(15);
     short[..length].copy_from_slice(&name.as_bytes()[..length]);
@@ -185,6 +220,8 @@ fn load(kind: u32, name: &str, verdict: i32) -> io::Result<OwnedFd> {
         kernel_version: 0,
         flags: 0,
         name: short,
+        interface: 0,
+        expected,
     };
     // Before Linux 5.11 programs count as locked memory, of which little is allowed; since then the limit does not matter, nor
     // whether it may be raised. What the lab starts keeps the usual one.

@@ -18,6 +18,7 @@ pub mod attached;
 pub mod bench;
 pub mod captured;
 pub mod capturer;
+pub mod cgroup;
 pub mod children;
 pub mod container;
 mod docker;

@@ -27,6 +27,7 @@ use crate::input::Input;
 use crate::net::Timestamp;
 use crate::observation::{Hook, Observation, Place, Streams};
 use crate::unpack;
+use crate::words::counted_were;
 pub use file::Error;
 pub use format::{Format, Unread, open};
 use known::Known;
@@ -50,6 +51,8 @@ const MAX_HOOKS: usize = 256;
 struct Again {
     hook: Hook,
     headers: Headers,
+    /// Of two that contradict each other neither is the other again.
+    begins: [u8; STATUS_LINE],
 }
 
 /// Reads captures.
@@ -65,7 +68,17 @@ pub struct Reader {
     /// Was everything read?
     is_read: bool,
     failures: VecDeque<Failed>,
+    /// Packets that were dropped before they could be captured, of which that was told.
+    told_missed: u64,
     last: Timestamp,
+}
+
+/// Bytes of `HTTP/1.1 200`.
+const STATUS_LINE: usize = 12;
+
+/// How a payload begins, if so much of it was kept.
+fn begin(payload: &[u8]) -> [u8; STATUS_LINE] {
+    payload.first_chunk().copied().unwrap_or_default()
 }
 
 impl Reader {
@@ -89,6 +102,7 @@ impl Reader {
             started,
             is_read: false,
             failures: VecDeque::new(),
+            told_missed: 0,
             last: started,
         };
         reader.fill();
@@ -130,7 +144,21 @@ impl Reader {
     /// What is to be said of what it did not tell.
     pub fn notes(&self) -> Vec<String> {
         let frames = self.sources.frames();
-        [self.order.notes(), self.counts.notes(frames, &self.endpoints)].concat()
+        let missed = match self.missed() {
+            0 => Vec::new(),
+            missed => {
+                let packets = counted_were(missed, "packet");
+                vec![format!(
+                    "{packets} dropped before they could be captured, as the file says itself: what was in them is not known"
+                )]
+            }
+        };
+        [self.order.notes(), self.counts.notes(frames, &self.endpoints), missed].concat()
+    }
+
+    /// How many packets were dropped before they could be captured, as far as the files say.
+    fn missed(&self) -> u64 {
+        self.sources.interfaces().map(|interface| interface.missed).fold(0, u64::saturating_add)
     }
 
     /// Reads on until there is no room for more.
@@ -150,7 +178,7 @@ impl Reader {
     /// What a packet says; `None` if it is one that was seen just now.
     fn observation(&mut self, at: Timestamp, hook: Hook, packet: &Sighted) -> Option<Observation> {
         let Headers { heading, flow, ttl, ip_id, protocol, tcp, icmp } = packet.headers;
-        if self.is_again(at, Again { hook: hook.clone(), headers: packet.headers }) {
+        if self.is_again(at, Again { hook: hook.clone(), headers: packet.headers, begins: begin(&packet.payload) }) {
             return None;
         }
         let tcp_payload = tcp.filter(|_| icmp.is_none());
@@ -199,6 +227,11 @@ impl Iterator for Reader {
             if let Some(observation) = self.observation(at, hook, &packet) {
                 return Some(Ok(Input::Observation(observation)));
             }
+        }
+        let missed = self.missed();
+        if missed > self.told_missed {
+            let ring_buffer = missed - std::mem::replace(&mut self.told_missed, missed);
+            return Some(Ok(Input::Lost { at: self.last, ring_buffer, unreadable: 0 }));
         }
         // Everything that could be read comes before what could not.
         self.failures.pop_front().map(Err)

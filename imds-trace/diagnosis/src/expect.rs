@@ -14,7 +14,7 @@ use crate::event::{Attached, Event, Lost, Probed};
 use crate::finding::Severity;
 use crate::identity::{Attribution, Key, Subject};
 use crate::net::Timestamp;
-use crate::what_if::Needs;
+use crate::what_if::{Needs, unwatched};
 use judge::{Scope, asserted, blocked, is_about, no_errors, reachable, v2_only, works_at};
 use seen::Seen;
 
@@ -29,6 +29,8 @@ pub struct Expectations {
     seen: Vec<Seen>,
     over: u64,
     listened: Listened,
+    /// What does not watch that shows who asks at all.
+    missing: Option<String>,
     /// Is a claim about what clients need?
     about_settings: bool,
     /// What they need, if one is.
@@ -92,6 +94,7 @@ impl Expectations {
             }
             Event::Ready(_, ready) => {
                 self.listened = Listened::by(&ready.hooks);
+                self.missing = self.missing.take().or_else(|| unwatched(ready));
             }
             Event::Probed(_, probed) => self.probed = Some((**probed).clone()),
             Event::Unseen(_, unseen) => {
@@ -112,9 +115,9 @@ impl Expectations {
             let scope = Scope::of(asked, &self.seen, self.probed.as_ref(), self.listened);
             let held = match asked.claim {
                 Claim::Reachable => reachable(&scope),
-                Claim::Blocked => blocked(&scope, lost),
-                Claim::V2Only => v2_only(&scope, lost),
-                Claim::NoErrors => no_errors(&scope, lost),
+                Claim::Blocked => blocked(&scope, lost).and_then(|why| self.covered(why)),
+                Claim::V2Only => v2_only(&scope, lost).and_then(|why| self.covered(why)),
+                Claim::NoErrors => no_errors(&scope, lost).and_then(|why| self.covered(why)),
                 Claim::WorksAt(settings) => {
                     works_at(self.needs.judge(settings, at, all_lost, &|who| is_about(asked, who)))
                 }
@@ -122,6 +125,14 @@ impl Expectations {
             asserted(asked, held)
         });
         judged.collect()
+    }
+
+    /// What was not seen may have been there, where something does not watch.
+    fn covered(&self, why: String) -> Result<String, String> {
+        match &self.missing {
+            Some(missing) => Err(format!("{}, but {missing}", why.trim_end_matches('.'))),
+            None => Ok(why),
+        }
     }
 
     fn of(&mut self, who: &Attribution) -> Option<&mut Seen> {

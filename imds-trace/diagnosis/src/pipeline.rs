@@ -167,7 +167,9 @@ impl Pipeline {
         assembler.finish(end, &mut |exchange, moment| interpreter.interpret(exchange, moment, end, sink));
         interpreter.judge_refusals(END, end, sink);
         for unseen in self.unseen.take() {
-            self.tell_unseen(Some(unseen), end, sink);
+            // It is open, and may receive what it has not yet: that it got nothing is not its last word.
+            let counted = unseen.counted.filter(|(received, _)| *received > 0);
+            self.tell_unseen(Some(Unseen { counted, ..unseen }), end, sink);
         }
         self.tell_losses(sink);
         let interpreter = &mut self.interpreter;
@@ -271,6 +273,9 @@ impl Pipeline {
         let asked = Asked::Connection { client, isn: Some(isn) };
         let query = Query { asked, endpoint, since: established };
         let who = self.interpreter.directory.who(query, established);
+        if counted.is_none_or(|(_, acked)| acked > 0) {
+            self.interpreter.history.unheard.note_unseen(established, &who);
+        }
         sink(&Event::Unseen(at, Box::new(UnseenConnection { who, endpoint, established, counted })));
     }
 
@@ -418,6 +423,10 @@ impl Interpreter {
                 }
             }
             Said::Uplinks { interfaces, inward, addresses, networks, watched } => {
+                // What passed by an interface that is none towards IMDS any more is not told from what passed inside.
+                if self.surroundings.uplinks.iter().any(|before| !interfaces.contains(before)) {
+                    self.coverage.watched(at, false);
+                }
                 self.surroundings.uplinks.clone_from(interfaces);
                 self.surroundings.inward.clone_from(inward);
                 self.surroundings.networks.clone_from(networks);

@@ -290,7 +290,7 @@ mod tests {
                     ancestors: Vec::new(),
                 }),
                 by: Key::Cgroup,
-                ..Attribution::of_nobody(Ipv4Addr::LOCALHOST.into())
+                ..Attribution::of_nobody(Some(Ipv4Addr::LOCALHOST.into()))
             };
             let endpoint = Endpoint { address: Ipv4Addr::new(169, 254, 169, 254).into(), port: 80 };
             let unseen = UnseenConnection { who, endpoint, established: Timestamp(1), counted: None };

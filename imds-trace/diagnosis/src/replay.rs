@@ -159,7 +159,7 @@ impl Replaying {
             if let Some(why) = &source.missing {
                 self.broken.note(why.clone());
                 last = last.max(source.header().at);
-                self.lose(&mut pipeline, &mut telling, last)?;
+                self.lose(&mut pipeline, &mut telling, last, 1)?;
             }
             if self.verbose {
                 source.notes().iter().for_each(|note| crate::say!("imds-trace: {}", printable(note, MAX_SHOWN)));
@@ -183,9 +183,12 @@ impl Replaying {
                     bail!("{name}: {error}{}", files::without(&[name.as_str()], &self.names));
                 }
                 // Everything before it is whole, and what is missing is said.
-                let goes_on = matches!(error, Error::Broken { .. });
+                let (goes_on, lines) = match &error {
+                    Error::Broken { first, last, .. } => (true, last.saturating_sub(*first) + 1),
+                    _ => (false, 1),
+                };
                 self.broken.note(format!("{name}: {error}"));
-                self.lose(&mut pipeline, &mut telling, last)?;
+                self.lose(&mut pipeline, &mut telling, last, lines)?;
                 if !goes_on {
                     break;
                 }
@@ -209,9 +212,15 @@ impl Replaying {
         Ok(self.reporter.take(&Event::Ready(at.after(Duration::from_nanos(telling.later)), ready))?)
     }
 
-    /// Counts a loss. It is told once there is something to tell of.
-    fn lose(&mut self, pipeline: &mut Pipeline, telling: &mut Telling, at: Timestamp) -> anyhow::Result<()> {
-        self.unheard += 1;
+    /// Counts the loss of so many lines. It is told once there is something to tell of.
+    fn lose(
+        &mut self,
+        pipeline: &mut Pipeline,
+        telling: &mut Telling,
+        at: Timestamp,
+        lines: u64,
+    ) -> anyhow::Result<()> {
+        self.unheard += lines;
         if self.inputs == 0 { Ok(()) } else { self.tell_loss(pipeline, telling, at) }
     }
 

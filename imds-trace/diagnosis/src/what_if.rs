@@ -11,7 +11,7 @@ mod way;
 
 use std::collections::{HashMap, HashSet};
 
-use crate::event::{Attached, Event, Needed};
+use crate::event::{Attached, Event, Needed, Ready};
 use crate::identity::{Attribution, Subject};
 use crate::net::Timestamp;
 use client::Client;
@@ -78,6 +78,12 @@ struct Listened {
     missing: Option<String>,
 }
 
+/// What is missing of what shows who asks at all, in a sentence.
+pub fn unwatched(ready: &Ready) -> Option<String> {
+    let told = ready.missing.iter().find(|missing| !SPARED.contains(&missing.hook.as_str()))?;
+    Some(format!("{} is not watched", told.hook))
+}
+
 impl Needs {
     /// Takes in the last word on an exchange or a finding, and every other event.
     pub fn count(&mut self, event: &Event) {
@@ -113,9 +119,7 @@ impl Needs {
                 let listened = &mut self.listened;
                 listened.from = Some(listened.from.map_or(*at, |from| from.min(*at)));
                 listened.in_capture |= captured;
-                let told = ready.missing.iter().find(|missing| !SPARED.contains(&missing.hook.as_str()));
-                listened.missing =
-                    listened.missing.take().or_else(|| told.map(|told| format!("{} is not watched", told.hook)));
+                listened.missing = listened.missing.take().or_else(|| unwatched(ready));
                 listened.nowhere |= !captured && !hooks().any(|hook| matches!(hook, Attached::Tc { .. }));
             }
             // What was lost is given to `judge`, whole.

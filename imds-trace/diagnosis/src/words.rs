@@ -21,12 +21,16 @@ pub fn counted_were(count: u64, what: &str) -> String {
     format!("{} {}", counted(count, what), if count == 1 { "was" } else { "were" })
 }
 
-/// Why a report has nothing to show, where so many exchanges were hidden by a filter.
-pub fn nothing_shown(hidden: u64) -> String {
-    match hidden {
-        0 => "No packet to or from IMDS was seen.".to_owned(),
-        hidden => format!("Nothing matches the filter; {} not shown.", counted_were(hidden, "exchange")),
+/// Why a report that ends at this moment has nothing to show. Where a filter hid what there is, it may be of another time.
+pub fn nothing_shown(report: &Report, end: Timestamp, boot_time: BootTime) -> String {
+    if report.hidden == 0 {
+        return "No packet to or from IMDS was seen.".to_owned();
     }
+    let time = |at| format!("{}Z", rfc3339(at, boot_time).get(..19).unwrap_or_default());
+    let from = report.coverage.listened.iter().map(|listened| listened.from).min();
+    let recorded = from.map(|from| format!(" Recorded was from {} to {}.", time(from), time(end)));
+    let hidden = counted_were(report.hidden, "exchange");
+    format!("Nothing matches the filter; {hidden} not shown.{}", recorded.unwrap_or_default())
 }
 
 /// ` (3 times)` behind a sentence; nothing for once.

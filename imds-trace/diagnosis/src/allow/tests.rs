@@ -27,7 +27,7 @@ fn process(exe: Option<&str>, uid: u32) -> Option<Process> {
 
 fn host(exe: &str) -> Attribution {
     let address = IpAddr::from([10, 0, 0, 10]);
-    Attribution { process: process(Some(exe), 0), by: Key::Cgroup, ..Attribution::of_nobody(address) }
+    Attribution { process: process(Some(exe), 0), by: Key::Cgroup, ..Attribution::of_nobody(Some(address)) }
 }
 
 fn container(image: &str, exe: &str) -> Attribution {

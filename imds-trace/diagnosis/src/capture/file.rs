@@ -3,7 +3,10 @@
 use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
 
-use pcap_parser::pcapng::{Block, EnhancedPacketBlock, InterfaceDescriptionBlock, OptionCode, UnknownBlock};
+use pcap_parser::pcapng::{
+    Block, EnhancedPacketBlock, InterfaceDescriptionBlock, InterfaceStatisticsBlock, OptionCode, PcapNGOption,
+    UnknownBlock,
+};
 use pcap_parser::traits::{PcapNGPacketBlock, PcapReaderIterator};
 use pcap_parser::{LegacyPcapReader, PcapBlockOwned, PcapError, PcapNGReader};
 use thiserror::Error;
@@ -34,6 +37,11 @@ const PACKET_BLOCK_KEPT: usize = 12;
 
 /// Options of pcapng blocks, draft-ietf-opsawg-pcapng.
 const EPB_FLAGS: OptionCode = OptionCode(2);
+/// Packets dropped between this one and the one before.
+const EPB_DROPCOUNT: OptionCode = OptionCode(4);
+/// Packets dropped so far, by the interface and by the operating system.
+const ISB_IFDROP: OptionCode = OptionCode(5);
+const ISB_OSDROP: OptionCode = OptionCode(7);
 const IF_TSOFFSET: OptionCode = OptionCode(14);
 
 /// Why a capture cannot be read further.
@@ -105,6 +113,8 @@ pub struct Described {
     pub is_ours: bool,
     /// Did a frame of it say which way it passed?
     pub says_direction: bool,
+    /// Packets that were dropped before they could be kept, as the file says itself.
+    pub missed: u64,
 }
 
 impl Described {
@@ -279,6 +289,10 @@ impl Contents {
             PcapBlockOwned::NG(Block::Unknown(block)) if self.word(block.block_type.to_le_bytes()) == PACKET_BLOCK => {
                 self.packet_block(&block).map(Some)
             }
+            PcapBlockOwned::NG(Block::InterfaceStatistics(statistics)) => {
+                self.statistics(&statistics);
+                Ok(None)
+            }
             PcapBlockOwned::NG(_) => Ok(None),
         }
     }
@@ -299,8 +313,26 @@ impl Contents {
             kept: described.snaplen,
             is_ours: self.is_ours,
             says_direction: false,
+            missed: 0,
         });
         Ok(())
+    }
+
+    /// What was dropped so far on an interface: by it, and by the operating system for want of room.
+    fn statistics(&mut self, statistics: &InterfaceStatisticsBlock<'_>) {
+        let dropped = [ISB_IFDROP, ISB_OSDROP].map(|code| self.count(&statistics.options, code)).into_iter();
+        let missed = dropped.fold(0, u64::saturating_add);
+        let interface = self.section.saturating_add(statistics.if_id as usize);
+        if let Some(described) = self.interfaces.get_mut(interface) {
+            described.missed = described.missed.max(missed);
+        }
+    }
+
+    /// An option that is a number; 0 if it is not there.
+    fn count(&self, options: &[PcapNGOption<'_>], code: OptionCode) -> u64 {
+        let option = options.iter().find(|option| option.code == code);
+        let bytes = option.and_then(|option| <[u8; 8]>::try_from(option.as_bytes().ok()?).ok()).unwrap_or_default();
+        if self.is_big_endian { u64::from_be_bytes(bytes) } else { u64::from_le_bytes(bytes) }
     }
 
     fn enhanced(&mut self, packet: &EnhancedPacketBlock<'_>) -> Result<Frame, Error> {
@@ -309,6 +341,10 @@ impl Contents {
         let direction = direction(flags.map_or(0, |flags| self.word(flags)));
         let interface = self.section.saturating_add(packet.if_id as usize);
         let at = self.at(interface, packet.ts_high, packet.ts_low);
+        let dropped = self.count(&packet.options, EPB_DROPCOUNT);
+        if let Some(described) = self.interfaces.get_mut(interface) {
+            described.missed = described.missed.saturating_add(dropped);
+        }
         self.frame(interface, at, direction, packet.packet_data())
     }
 
@@ -371,7 +407,7 @@ impl Described {
     /// As pcap has it, with times in microseconds.
     fn unnamed() -> Self {
         let (link, name, offset, kept) = (0, None, 0, 0);
-        Self { link, name, resolution: 6, offset, kept, is_ours: false, says_direction: false }
+        Self { link, name, resolution: 6, offset, kept, is_ours: false, says_direction: false, missed: 0 }
     }
 
     /// A time of this interface as nanoseconds since the Unix epoch; the nearest that there is, if it cannot be said.

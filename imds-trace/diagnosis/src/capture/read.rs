@@ -197,7 +197,11 @@ impl Counts {
                 Linked::Ip(ip) => ip,
                 Linked::Other => return Looked::Other,
                 Linked::Cut => return Looked::Cut,
-                Linked::Unopened(name) => return Looked::Unopened(name),
+                Linked::Unopened(name) => {
+                    // What is in it may be anything.
+                    self.unreadable += 1;
+                    return Looked::Unopened(name);
+                }
                 Linked::Foreign => return Looked::Foreign,
             };
             match packet::packet(ip.bytes, is_endpoint) {

@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use super::connection::{Entry, Witness};
 use super::progress::Live;
 use super::{Exchange, ExchangeId, Moment, Over, Sink};
-use crate::journey::{ConnectionId, END, Evidence, Journey};
+use crate::journey::{ConnectionId, END, Evidence, Fate, Journey};
 use crate::net::{Endpoint, Heading, Timestamp};
 use crate::observation::TcpFlags;
 use crate::room;
@@ -50,6 +50,9 @@ impl Assembler {
         let next = &mut self.next;
         let witness = journey.connection.isn.and_then(|isn| self.witnesses.get(&isn)).copied();
         let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.is_of_another(journey) {
+            return;
+        }
         if let Some(witness) = witness {
             entry.hear(witness, journey.connection.isn);
         }
@@ -72,7 +75,10 @@ impl Assembler {
         let flags = journey.tcp.flags;
         let is_open = entry.live.iter().any(Live::waits);
         let fin = flags.has(TcpFlags::FIN) && (journey.heading == Heading::ToImds || !is_open);
-        if (fin || flags.has(TcpFlags::RST)) && entry.ending.is_none() && entry.closed.is_none() {
+        // What never reached its client ends nothing for it.
+        let reset = flags.has(TcpFlags::RST)
+            && (journey.heading == Heading::ToImds || !matches!(journey.fate, Fate::Dropped(_)));
+        if (fin || reset) && entry.ending.is_none() && entry.closed.is_none() {
             entry.ending = Some(journey.at);
         }
         schedule(&mut self.due, entry, id);

@@ -3,15 +3,18 @@
 //! One after the other, or before the answer to the one before: the answers come in the order of the requests (RFC 9112 section 9.3.2).
 //! A head that is seen again at the same sequence number is one that was sent again.
 
+mod ending;
+mod unseen;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::delivery::{Received, later, raise};
 use super::progress::{Live, Position};
 use super::sent::Sent;
-use super::{Exchange, ExchangeId, Moment, Refusal, Refused, Sink};
-use crate::journey::{END, Evidence, Fate, Journey};
-use crate::net::{Direction, Heading, Timestamp, is_before};
+use super::{Exchange, ExchangeId, Moment, Sink};
+use crate::journey::{END, Evidence, Journey};
+use crate::net::{Heading, Timestamp, is_before};
 use crate::observation::{Head, RequestHead, ResponseHead, TcpFlags};
 
 /// An exchange in which nothing moves for so long is over. SDKs wait 0.5 to 5 s for an answer; a SYN is repeated after 1, 2 and
@@ -42,6 +45,8 @@ pub(super) struct Entry {
     seen_to: Option<u32>,
     /// What was seen of what the client sent.
     sent: Sent,
+    /// What was seen of what IMDS sent.
+    heard: Sent,
     /// Is the client's socket known to be open? Then nothing of it is over.
     socket_open: bool,
     /// When it is looked at next, at the latest.
@@ -71,6 +76,7 @@ impl Entry {
             received: Received::default(),
             seen_to: None,
             sent: Sent::default(),
+            heard: Sent::default(),
             socket_open: false,
             scheduled: END,
             forsaken: false,
@@ -109,14 +115,23 @@ impl Entry {
             let live = &mut self.live[index];
             (live.exchange.unheard, live.told) = (true, true);
         }
+        self.notice_holes();
+        if self.live.iter().all(|live| live.exchange.asked.is_none()) && self.sent.has_any() {
+            // What it asked was seen, and is no request that can be read.
+            self.live.iter_mut().for_each(|live| live.exchange.unheard = true);
+        }
         // Of a connection that is not seen to end a capture may lack the rest.
         if self.evidence == Evidence::Capture && self.ending.is_none() {
-            let silent = self.live.iter_mut().map(|live| &mut live.exchange);
-            silent.filter(|it| it.handshake && it.asked.is_none()).for_each(|it| it.unheard = true);
+            for exchange in self.live.iter_mut().map(|live| &mut live.exchange) {
+                exchange.unheard |= exchange.handshake && exchange.asked.is_none();
+                exchange.under_way |=
+                    exchange.asked.is_some() && exchange.answered.is_none() && exchange.refusal.is_none();
+                exchange.ends_unseen = exchange.answered.is_some();
+            }
         }
         self.closed = Some(at);
         for live in &mut self.live {
-            live.close(at, sink);
+            live.close(at, &received, sink);
         }
     }
 
@@ -129,14 +144,6 @@ impl Entry {
             let was_dropped = exchange.request_drop().is_some() || exchange.response_drop().is_some();
             exchange.under_way = exchange.answered.is_none() && exchange.refusal.is_none() && !was_dropped;
         }
-    }
-
-    /// The client has bytes from IMDS that were seen nowhere: they are the answer to the first request that has none. Looked at when no
-    /// sighting of them will come any more.
-    fn notice_unseen(&mut self, received: &Received, at: Timestamp, sink: &mut Sink<'_>) -> bool {
-        let waits = self.live.iter().position(|live| !live.has_answer());
-        let Some(live) = waits.and_then(|index| self.live.get_mut(index)) else { return false };
-        live.notice_unseen(received, self.seen_to, at, sink)
     }
 
     /// Takes in what the client's socket said.
@@ -161,23 +168,33 @@ impl Entry {
         }
         if journey.heading == Heading::ToImds && flags.has(TcpFlags::RST) {
             // Known before what it acknowledges proves that the answer arrived: it did, and nobody was there any more.
-            for live in self.live.iter_mut().filter(|live| live.exchange.responded) {
-                live.exchange.discarded = true;
+            let came = self.live.iter_mut().map(|live| &mut live.exchange).filter(|exchange| exchange.responded);
+            // What was acknowledged before was read, or could have been.
+            for exchange in came.filter(|exchange| exchange.response_proof.is_none()) {
+                exchange.discarded = true;
             }
         }
         match journey.heading {
             Heading::ToImds if flags.has(TcpFlags::ACK) => {
-                let is_first = self.live.len() == 1 && self.live.iter().all(|live| !live.exchange.responded);
+                // Its number shows that nothing was asked before it, and so nothing was answered.
+                let is_first = journey.connection.isn.is_some_and(|isn| isn.wrapping_add(1) == journey.tcp.seq);
                 if is_first && journey.tcp.len > 0 {
                     self.received.answered_from(journey.tcp.ack.wrapping_sub(1));
+                    self.heard.begin(journey.tcp.ack);
                 }
                 self.received.by_client(journey.tcp.ack);
+                self.heard.reach(journey.tcp.ack);
             }
             Heading::FromImds => {
                 if flags.has(TcpFlags::SYN) {
                     self.received.answered_from(journey.tcp.seq);
-                } else if !flags.has(TcpFlags::RST) {
+                    self.heard.begin(journey.tcp.seq.wrapping_add(1));
+                } else {
                     self.notice_unseen_response(journey.tcp.seq);
+                    match flags.has(TcpFlags::RST) {
+                        true => self.heard.reach_nearly(journey.tcp.seq),
+                        false => self.heard.see(None, journey.tcp.seq, journey.tcp.end()),
+                    }
                 }
                 // A reset acknowledges what a firewall wants it to.
                 if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
@@ -189,28 +206,25 @@ impl Entry {
         }
     }
 
-    /// IMDS goes on from this number: what lies between it and what was seen of its answers came unseen, whether it arrived or not.
-    fn notice_unseen_response(&mut self, seq: u32) {
-        let Some(waits) = self.live.iter_mut().find(|live| !live.has_answer()) else { return };
-        let Some(begins) = waits.answer_begins.filter(|_| waits.exchange.asked.is_some()) else { return };
-        // One number may be that of its FIN.
-        if is_before(later(begins, self.seen_to).wrapping_add(1), seq) {
-            waits.responded_unseen();
-        }
-    }
-
     /// Looks whether what is known to be received changes what came of an exchange, and tells those anew that were told.
     pub(super) fn prove(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
-        for live in &mut self.live {
-            if live.prove(&self.received, at, sink) {
-                live.revise(sink);
-            }
-        }
+        self.live.iter_mut().for_each(|live| live.prove(&self.received, at, sink));
         // Its socket's last word may come after its end.
         let received = self.received;
-        if self.closed.is_some() && self.notice_unseen(&received, at, sink) {
-            self.live.iter_mut().for_each(|live| live.revise(sink));
+        if self.closed.is_some() {
+            self.notice_unseen(&received, at, sink);
         }
+        self.live.iter_mut().for_each(|live| live.revise(sink));
+    }
+
+    /// Has a packet numbers that are not this connection's? Its ends were used before, and what was sent then still comes.
+    pub(super) fn is_of_another(&self, journey: &Journey) -> bool {
+        let number = match journey.heading {
+            Heading::ToImds => Some(journey.tcp.seq),
+            Heading::FromImds => journey.tcp.flags.has(TcpFlags::ACK).then_some(journey.tcp.ack),
+        };
+        let number = number.filter(|_| journey.icmp.is_none() && journey.connection.isn.is_some());
+        number.is_some_and(|number| !self.sent.is_near(number))
     }
 
     pub(super) fn settle(&mut self, sink: &mut Sink<'_>) {
@@ -224,8 +238,9 @@ impl Entry {
             Head::Request(request) => Some(request),
             Head::Response(_) | Head::Token(_) => None,
         });
-        if !journey.tcp.flags.has(TcpFlags::RST) {
-            self.sent.see(journey.connection.isn, journey.tcp.seq, journey.tcp.end());
+        match journey.tcp.flags.has(TcpFlags::RST) {
+            true => self.sent.reach_nearly(journey.tcp.seq),
+            false => self.sent.see(journey.connection.isn, journey.tcp.seq, journey.tcp.end()),
         }
         let mut seen = false;
         for (number, request) in requests.enumerate() {
@@ -239,6 +254,7 @@ impl Entry {
         let flags = journey.tcp.flags;
         let ends = flags.has(TcpFlags::FIN) || flags.has(TcpFlags::RST);
         for live in self.live.iter_mut().filter(|_| ends) {
+            live.client_ended = true;
             let exchange = &mut live.exchange;
             if exchange.answered.is_none() && exchange.left.is_none() {
                 exchange.left = Some(journey.at);
@@ -277,9 +293,10 @@ impl Entry {
             // A connection that had gone quiet before its first request was told as one without: it goes on.
             last.exchange.closed = None;
             last.settled = false;
-            if last.answers_to == Some(journey.tcp.end()) && !self.sent.lacks_before(journey.tcp.seq) {
+            if last.answers_to.is_some() {
+                let is_alone = last.answers_to == Some(journey.tcp.end()) && !self.sent.lacks_before(journey.tcp.seq);
                 // It was told of late: what came was the answer to this and to nothing else.
-                last.exchange.response = last.unclaimed.take();
+                last.exchange.response = last.unclaimed.take().filter(|_| is_alone);
             }
         }
         (self.closed, self.ending) = (None, None);
@@ -300,10 +317,11 @@ impl Entry {
 
     /// Enters one more exchange of this connection, of which nothing is known yet; gives its index.
     fn another(&mut self, opened: Timestamp, at: Timestamp, next: &mut u64, sink: &mut Sink<'_>) -> usize {
+        let received = self.received;
         let Some(last) = self.live.back_mut() else { return 0 };
         if last.exchange.answered.is_some() {
             // Another request on a connection that was kept alive.
-            last.close(at, sink);
+            last.close(at, &received, sink);
             last.settle(sink);
         }
         *next += 1;
@@ -325,11 +343,19 @@ impl Entry {
                 Head::Response(response) => {
                     let position = (journey.tcp.seq, number);
                     let index = match self.live.iter().position(|live| live.response_at == Some(position)) {
-                        Some(again) => again,
+                        Some(again) => {
+                            let known = &mut self.live[again].exchange.response;
+                            if known.as_ref().is_some_and(|known| known.status != response.status) {
+                                // Two that contradict each other: which of them the client has, nobody knows.
+                                *known = None;
+                            }
+                            again
+                        }
                         None if number == 0 && self.sent.is_beyond(journey.tcp.ack) => {
                             self.answers_unseen(response, journey, next, sink)
                         }
-                        None => self.answers(response, position, number == 0 && self.follows_unseen(journey)),
+                        None if number == 0 && self.follows_unseen(journey) => self.answers_some(position),
+                        None => self.answers(response, position, journey, next, sink),
                     };
                     number += 1;
                     target = Some(index);
@@ -339,7 +365,12 @@ impl Entry {
                 }
                 Head::Token(mark) => {
                     let index = target.unwrap_or_else(|| self.goes_on());
-                    self.live[index].exchange.issued = Some(*mark);
+                    let exchange = &mut self.live[index].exchange;
+                    exchange.issued = Some(*mark);
+                    if exchange.answered.is_some() && target.is_none() {
+                        // Its head came before, in a segment of its own: the token may be used before this exchange is over.
+                        sink(exchange, Moment::Answered);
+                    }
                 }
                 Head::Request(_) => {}
             }
@@ -349,17 +380,14 @@ impl Entry {
             let waits = self.live.iter().position(|live| live.exchange.response.is_none());
             self.live[waits.unwrap_or(last)].interim(journey, sink);
         } else if target.is_none() {
-            let flags = journey.tcp.flags;
-            if flags.has(TcpFlags::RST) {
+            if journey.tcp.flags.has(TcpFlags::RST) {
                 self.refused(journey);
             }
             let index = self.goes_on();
             self.live[index].inward(journey, None, sink);
         }
-        if journey.tcp.flags.has(TcpFlags::FIN) && journey.fate == Fate::Delivered {
-            // `Connection: close`, or a connection kept alive for long enough: its client asks again on another one.
-            let later = self.live.iter_mut().skip(1).map(|live| &mut live.exchange);
-            later.filter(|later| later.answered.is_none() && !later.responded).for_each(|later| later.cut_off = true);
+        if journey.tcp.flags.has(TcpFlags::FIN) {
+            self.ends(journey);
         }
         if journey.tcp.len > 0 {
             raise(&mut self.seen_to, journey.tcp.end());
@@ -390,7 +418,7 @@ impl Entry {
         let is_free = |live: &Live| live.exchange.asked.is_none() && live.response_at.is_none();
         let index = match self.live.iter().position(is_free) {
             Some(index) => index,
-            None => self.another(journey.at, journey.at, next, sink),
+            None => self.one_more(journey, next, sink),
         };
         let live = &mut self.live[index];
         (live.response_at, live.answers_to, live.told) = (Some(position), Some(journey.tcp.ack), true);
@@ -398,24 +426,48 @@ impl Entry {
         index
     }
 
-    /// The index of the exchange that a response's head belongs to. Behind `unseen` bytes nobody knows which: all that wait have an
-    /// answer then, and none of them this status.
-    fn answers(&mut self, response: &ResponseHead, position: Position, unseen: bool) -> usize {
-        let last = self.live.len() - 1;
-        if unseen {
-            self.live
-                .iter_mut()
-                .filter(|live| live.response_at.is_none())
-                .for_each(|live| live.came_by(position, position.0));
-            return last;
-        }
-        let index = self.live.iter().position(|live| live.response_at.is_none()).unwrap_or(last);
-        let live = &mut self.live[index];
-        if live.response_at.is_none() {
+    /// The index of the exchange that a response's head belongs to which is behind unseen bytes. Nobody knows which: all that wait have
+    /// an answer then, and none of them this status.
+    fn answers_some(&mut self, position: Position) -> usize {
+        let waits = self.live.iter_mut().filter(|live| live.response_at.is_none());
+        waits.for_each(|live| live.came_by(position, position.0));
+        self.live.len() - 1
+    }
+
+    /// The index of the exchange that a response's head belongs to.
+    fn answers(
+        &mut self,
+        response: &ResponseHead,
+        position: Position,
+        journey: &Journey,
+        next: &mut u64,
+        sink: &mut Sink<'_>,
+    ) -> usize {
+        if let Some(index) = self.live.iter().position(|live| live.response_at.is_none()) {
+            let live = &mut self.live[index];
             live.response_at = Some(position);
             live.exchange.response = Some(response.clone());
+            if live.exchange.asked.is_none() {
+                // What is asked behind what it answers is something else.
+                (live.answers_to, live.unclaimed) = (Some(journey.tcp.ack), Some(response.clone()));
+            }
+            return index;
         }
+        if self.seen_to.is_some_and(|seen| is_before(position.0, seen)) {
+            return self.live.len() - 1;
+        }
+        // All requests that were seen have their answers: it is to one that was not, or that could not be read.
+        let index = self.one_more(journey, next, sink);
+        let live = &mut self.live[index];
+        (live.response_at, live.answers_to, live.told) = (Some(position), Some(journey.tcp.ack), true);
+        live.unclaimed = Some(response.clone());
         index
+    }
+
+    /// Enters an exchange of which this packet is the first that was seen: the connection goes on, or its ends are used again.
+    fn one_more(&mut self, journey: &Journey, next: &mut u64, sink: &mut Sink<'_>) -> usize {
+        (self.closed, self.ending) = (None, None);
+        self.another(journey.at, journey.at, next, sink)
     }
 
     /// The index of the exchange that a packet without a head belongs to: the one whose answer has begun, else the first that waits.
@@ -423,20 +475,6 @@ impl Entry {
         match self.live.iter().position(|live| live.response_at.is_none()) {
             None => self.live.len() - 1,
             Some(first) => first.saturating_sub(1),
-        }
-    }
-
-    /// Somebody said no.
-    pub(super) fn refused(&mut self, journey: &Journey) {
-        let how = journey.icmp.map_or(Refused::Reset, Refused::Icmp);
-        let came_in = journey.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Ingress);
-        let at = journey.hops.first().map_or(journey.at, |hop| hop.at);
-        for live in &mut self.live {
-            let exchange = &mut live.exchange;
-            if exchange.answered.is_none() && !exchange.responded && exchange.refusal.is_none() {
-                live.told |= journey.icmp.is_some();
-                exchange.refusal = Some(Refusal { at, how, from_outside: came_in });
-            }
         }
     }
 }

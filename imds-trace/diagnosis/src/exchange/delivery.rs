@@ -88,6 +88,12 @@ impl Received {
         self.counted = Some((known.max(bytes), ended || last));
     }
 
+    /// The sequence number behind the last byte that the client's TCP counted.
+    pub(super) fn counted_to(&self) -> Option<u32> {
+        let (begins, (bytes, _)) = self.begins.zip(self.counted)?;
+        Some(begins.wrapping_add(u32::try_from(bytes).ok()?))
+    }
+
     /// What proves that the client has everything before the sequence number `end`.
     pub(super) fn proves_response(&self, end: u32) -> Option<Proof> {
         if let (Some(begins), Some((bytes, _))) = (self.begins, self.counted)
@@ -95,7 +101,8 @@ impl Received {
         {
             return Some(Proof::Socket);
         }
-        self.by_client.filter(|acked| !is_before(*acked, end)).map(|_| Proof::Ack)
+        // An acknowledgement that the socket's last word contradicts is somebody else's.
+        self.by_client.filter(|acked| !is_before(*acked, end) && !self.refutes_response(end)).map(|_| Proof::Ack)
     }
 
     /// Is it known that the client never got what ends before the sequence number `end`?
@@ -105,6 +112,11 @@ impl Received {
             (Some(begins), Some((bytes, true))) => bytes < u64::from(end.wrapping_sub(begins)),
             _ => false,
         }
+    }
+
+    /// Is what the client acknowledged less than what ends before the sequence number `end`?
+    pub(super) fn is_acked_short_of(&self, end: u32) -> bool {
+        self.by_client.is_some_and(|acked| is_before(acked, end))
     }
 
     /// What proves that IMDS has everything before the sequence number `end`.
@@ -150,6 +162,9 @@ mod tests {
         let mut received = Received::default();
         received.counted(0, true);
         assert!(received.refutes_response(1));
+        // Somebody else acknowledged it in its name.
+        received.by_client(1);
+        assert_eq!(received.proves_response(1), None);
         assert!(!Received::default().refutes_response(1));
     }
 }

@@ -21,6 +21,17 @@ pub enum Imds {
     Other,
 }
 
+/// The address of the instance's IMDS by which it is known, of those that it has: it answers alike at both.
+pub fn known_by(endpoint: IpAddr) -> IpAddr {
+    const V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    if endpoint == V6 { IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)) } else { endpoint }
+}
+
+/// Is this one of the addresses at which others answer?
+pub fn is_of_others(endpoint: IpAddr) -> bool {
+    OTHERS.contains(&endpoint)
+}
+
 /// Where tokens are asked for, below any version.
 pub const TOKEN_PATH: &str = "/api/token";
 
@@ -51,7 +62,7 @@ const OTHERS: [IpAddr; 5] = [
 
 /// Classifies a request to an address by method, path and the presence of a token.
 pub fn classify(request: &RequestHead, endpoint: IpAddr) -> Imds {
-    if OTHERS.contains(&endpoint) {
+    if is_of_others(endpoint) {
         return Imds::Other;
     }
     if request.method == "PUT" && asks_for_token(&request.path) {
@@ -70,8 +81,10 @@ pub fn classify(request: &RequestHead, endpoint: IpAddr) -> Imds {
 
 /// May a request that is [`Imds::Other`] all the same be read as one without a token, by an EC2 that takes it?
 pub fn may_be_v1(request: &RequestHead, endpoint: IpAddr) -> bool {
-    let tells_another = request.other_cloud || is_foreign(&request.path) || OTHERS.contains(&endpoint);
-    classify(request, endpoint) == Imds::Other && reads(request) && !request.token && !tells_another
+    let is_elsewhere = request.other_cloud && !climbs(&request.path);
+    let tells_another = is_elsewhere || is_foreign(&request.path) || is_of_others(endpoint);
+    let may_read = request.method != "PUT" && !request.token;
+    classify(request, endpoint) == Imds::Other && may_read && !tells_another
 }
 
 /// Is this where tokens are asked for, or meant to be?
@@ -85,14 +98,20 @@ pub fn is_success(status: u16) -> bool {
 }
 
 /// Where credentials are, below any version and `meta-data`, and what follows is the role.
-const CREDENTIALS: [&str; 2] = ["/iam/security-credentials/", "/identity-credentials/ec2/security-credentials/"];
+const CREDENTIALS: [&[&str]; 3] = [
+    &["iam", "security-credentials"],
+    &["iam", "security-credentials-extended"],
+    &["identity-credentials", "ec2", "security-credentials"],
+];
 
-/// The role whose credentials a path asks for.
+/// The role whose credentials a path asks for. Servers take several slashes for one.
 pub fn role(path: &str) -> Option<&str> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
-    let role = CREDENTIALS.iter().find_map(|place| path.split_once(place)).map(|(_, role)| role)?;
-    let role = role.strip_suffix('/').unwrap_or(role);
-    (!role.is_empty()).then_some(role)
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    CREDENTIALS.iter().find_map(|place| {
+        let begin = segments.windows(place.len()).position(|window| window == *place)?;
+        segments.get(begin + place.len()).copied()
+    })
 }
 
 fn reads(request: &RequestHead) -> bool {
@@ -101,7 +120,12 @@ fn reads(request: &RequestHead) -> bool {
 
 /// Is this a path of another cloud?
 pub fn is_foreign(path: &str) -> bool {
-    FOREIGN.iter().any(|prefix| path.starts_with(prefix))
+    FOREIGN.iter().any(|prefix| path.starts_with(prefix)) && !climbs(path)
+}
+
+/// May a path lead elsewhere than it begins, however that is spelled?
+fn climbs(path: &str) -> bool {
+    path.contains("..") || path.contains('%')
 }
 
 /// Does EC2 have something there? All that it tells stands below a version: `latest`, a day, or the first one, `1.0`.
@@ -161,6 +185,7 @@ mod tests {
         assert!(may_be_v1(&request("/", false), endpoint));
         assert!(!may_be_v1(&request("/", true), endpoint));
         assert!(!may_be_v1(&request("/openstack/latest", false), endpoint));
+        assert!(may_be_v1(&request("/v1/%2e%2e/latest/meta-data/", false), endpoint));
     }
 
     #[test]
@@ -169,6 +194,8 @@ mod tests {
             ("/latest/meta-data/iam/security-credentials/ci-runner", Some("ci-runner")),
             ("/2021-03-23/meta-data/iam/security-credentials/ci-runner?x", Some("ci-runner")),
             ("/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance", Some("ec2-instance")),
+            ("/latest/meta-data/iam/security-credentials-extended/ci-runner", Some("ci-runner")),
+            ("/latest/meta-data/iam//security-credentials/ci-runner/", Some("ci-runner")),
             ("/latest/meta-data/iam/security-credentials/", None),
             ("/latest/meta-data/iam/info", None),
         ] {

@@ -11,7 +11,7 @@ mod sent;
 pub mod software;
 
 use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey};
-use crate::net::{Direction, Endpoint, INITIAL_TTLS, Timestamp, Ttl, has_fallen};
+use crate::net::{Direction, Endpoint, INITIAL_TTLS, Netns, Timestamp, Ttl, has_fallen};
 pub use crate::observation::{Icmp, TokenMark};
 use crate::observation::{RequestHead, ResponseHead};
 pub use assemble::Assembler;
@@ -45,6 +45,8 @@ pub struct Decrements {
     pub seen: Option<u8>,
     /// TTL of a request packet at its first hook, and whether it came in there from somewhere else.
     pub first: Option<(Ttl, Direction)>,
+    /// Its TTL at its last.
+    pub last: Option<Ttl>,
     /// Hooks that saw that packet.
     pub hops: usize,
 }
@@ -71,8 +73,13 @@ impl Decrements {
     pub fn needed(&self, initial: Option<Ttl>) -> Option<Ttl> {
         let seen = self.seen?;
         let before = match (initial, self.first) {
+            // First seen leaving: what its TTL had fallen by then is this host's doing as well, and is not to be counted twice.
+            (Some(initial), Some((_, Direction::Egress))) => {
+                return initial.0.checked_sub(self.last?.0)?.checked_add(1).map(Ttl);
+            }
             (Some(initial), Some((first, _))) => initial.0.checked_sub(first.0)?,
-            (None, Some((first, Direction::Egress))) if has_fallen(first) => return None,
+            // How often it had fallen before nobody saw.
+            (None, Some((first, _))) if has_fallen(first) => return None,
             _ => 0,
         };
         seen.checked_add(before)?.checked_add(1).map(Ttl)
@@ -113,6 +120,10 @@ pub struct Exchange {
     pub response_proof: Option<Proof>,
     /// The client's TCP ended without having received the response's head.
     pub response_refuted: bool,
+    /// The client has the response's head, and not all of what came behind it: a part was dropped, or its TCP ended with less.
+    pub incomplete: bool,
+    /// How a part of the response behind the head's segment travelled, if one was lost.
+    pub rest: Option<Travel>,
     /// What proves that IMDS has the request.
     pub request_proof: Option<Proof>,
     /// When it was over; `None` while it is open.
@@ -133,8 +144,12 @@ pub struct Exchange {
     pub came: Option<Timestamp>,
     /// Somebody said no, and nothing else came back.
     pub refusal: Option<Refusal>,
+    /// Somebody said no, and that was dropped before it reached the client.
+    pub lost_refusal: Option<Refused>,
     /// Where something on this host sent its SYN instead of to IMDS.
     pub redirected: Option<Endpoint>,
+    /// Had that been done before the first place that saw it? See [`Journey::redirected_before`].
+    pub redirected_before: bool,
     /// When the client ended its side, if it had no answer by then.
     pub left: Option<Timestamp>,
     /// Did its client acknowledge anything? Then it has heard from the other end, whether that was seen or not.
@@ -143,10 +158,14 @@ pub struct Exchange {
     pub unheard: bool,
     /// Did the run end while an answer could still come?
     pub under_way: bool,
+    /// Was it answered on a connection that a capture does not show to the end? Then more may have been asked on it.
+    pub ends_unseen: bool,
     /// When a packet of its client was last seen leaving this host: so long, at least, that place was listened at.
     pub last_leaving: Option<Timestamp>,
     /// The answering side ended its side of the connection after its answer to an earlier request: this one was not to be answered on it.
     pub cut_off: bool,
+    /// The answering side ended its side of the connection and had not answered this.
+    pub hung_up: bool,
     /// The client's host reset the connection when the answer came: nobody was there any more.
     pub discarded: bool,
     /// The token in the response.
@@ -174,6 +193,8 @@ impl Exchange {
             answered: None,
             response_proof: None,
             response_refuted: false,
+            incomplete: false,
+            rest: None,
             request_proof: None,
             closed: None,
             request: None,
@@ -184,13 +205,17 @@ impl Exchange {
             responded: false,
             came: None,
             refusal: None,
+            lost_refusal: None,
             redirected: None,
+            redirected_before: false,
             left: None,
             acknowledges: false,
             unheard: false,
             under_way: false,
+            ends_unseen: false,
             last_leaving: None,
             cut_off: false,
+            hung_up: false,
             discarded: false,
             issued: None,
             hop_limit: None,
@@ -244,6 +269,12 @@ impl Exchange {
         self.request.is_none() && (self.responded || self.unheard || self.begins_unseen())
     }
 
+    /// Was it refused, and is it not known for what? What was asked was not seen, or not whole.
+    pub fn is_unexplained(&self) -> bool {
+        let is_known = self.request.as_ref().is_some_and(|request| !request.cut) && !self.begins_unseen();
+        !is_known && self.status().is_some_and(|status| status >= 400)
+    }
+
     /// The status that the client got: of a head of which it is proved that the client has it, or that came too late for it.
     pub fn status(&self) -> Option<u16> {
         self.answered?;
@@ -251,10 +282,31 @@ impl Exchange {
         self.response.as_ref().filter(|_| counts).map(|response| response.status)
     }
 
-    /// Did the client get what it asked for? 206 is a part of it; what answers a HEAD has no content.
+    /// The status of the response as it came in from IMDS, whether its client got it or not.
+    pub fn came_status(&self) -> Option<u16> {
+        self.response.as_ref().map(|response| response.status)
+    }
+
+    /// Did the client get what it asked for, as far as is known? 206 is a part of it; what answers a HEAD has no content.
     pub fn brought(&self) -> bool {
         let has_content = self.request.as_ref().is_none_or(|request| request.method != "HEAD");
-        has_content && self.status().is_some_and(imds::is_success)
+        has_content && !self.incomplete && self.status().is_some_and(imds::is_success) && !self.lacks_token()
+    }
+
+    /// Did the client get an answer of use? A 404 to a read is one: IMDS let it in.
+    pub fn is_served(&self) -> bool {
+        match self.status() {
+            _ if self.is_late() || self.incomplete || self.lacks_token() => false,
+            Some(200..=299) => true,
+            Some(404) => matches!(self.imds(), Some(Imds::V1 | Imds::V2)),
+            _ => false,
+        }
+    }
+
+    /// Did a token request bring something that is no token?
+    pub fn lacks_token(&self) -> bool {
+        let is_other = || self.response.as_ref().is_some_and(|response| !response.may_hold_token());
+        self.imds() == Some(Imds::Token) && self.issued.is_none() && is_other()
     }
 
     /// Did the answer come after the client had given up?
@@ -294,9 +346,26 @@ impl Exchange {
         dropped(self.inward.as_ref())
     }
 
+    /// How what came behind the response's head was lost, if the client lacks it for that.
+    pub fn rest_lost(&self) -> Option<&Travel> {
+        self.rest.as_ref().filter(|_| self.incomplete)
+    }
+
     /// The drop that ended the request, if one did.
     pub fn request_drop(&self) -> Option<&Dropped> {
         dropped(self.outward.as_ref())
+    }
+
+    /// Was it dropped in a network namespace that is neither the one that is watched, nor the client's, nor one that its packets are known
+    /// to pass before they are seen? Then it may have been a copy.
+    pub fn is_aside(&self, dropped: &Dropped, client: Option<Netns>) -> bool {
+        let netns = dropped.drop.netns;
+        let travels = [&self.outward, &self.inward].into_iter().flatten();
+        let mut hops = travels.flat_map(|travel| &travel.hops).peekable();
+        // Where nothing else was seen, nobody knows what is watched.
+        let watched = hops.peek().is_none() || hops.any(|hop| hop.hook.interface.netns == netns);
+        let is_nested = matches!(self.decrements.first, Some((first, Direction::Ingress)) if has_fallen(first));
+        client != Some(netns) && !watched && !is_nested
     }
 }
 
@@ -316,6 +385,15 @@ pub struct Refusal {
     pub how: Refused,
     /// Did it come in from outside? If not, this host said it.
     pub from_outside: bool,
+    /// Had its TTL fallen before it was first seen, going out? Then somebody else said it, and it came in unseen.
+    pub was_forwarded: bool,
+}
+
+impl Refusal {
+    /// Does it stand whatever comes later? An error about one packet does not.
+    pub fn stands(&self) -> bool {
+        self.how == Refused::Reset
+    }
 }
 
 /// In what form a connection or a request was refused.

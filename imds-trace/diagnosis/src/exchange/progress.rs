@@ -1,14 +1,30 @@
 //! What does one packet change about an exchange?
 
-use super::delivery::{Received, later};
+use super::delivery::{Proof, Received, later, raise};
 use super::imds::is_success;
 use super::{Decrements, Exchange, Imds, Moment, Sink, Travel};
 use crate::journey::{Fate, Hop, Journey};
 use crate::net::{Direction, Timestamp, Ttl, is_before};
 use crate::observation::{ResponseHead, TcpFlags};
 
+/// Bytes of the longest body that is believed in: user data of 16 KiB are the longest that IMDS has.
+const MAX_BODY: u32 = 1 << 20;
+
+/// Bytes of the shortest head of a response with a length: `HTTP/1.1 200 OK`, `Content-Length: 1` and the ends of three lines.
+const LEAST_HEAD: u64 = 38;
+
 /// Where a head was: sequence number of the segment, and its place among the heads there.
 pub(super) type Position = (u32, usize);
+
+/// What came of an exchange, as far as it may change when it is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    answered: bool,
+    proved: bool,
+    incomplete: bool,
+    responded: bool,
+    discarded: bool,
+}
 
 /// An exchange, and what its assembly needs to know of it.
 #[derive(Debug)]
@@ -19,6 +35,14 @@ pub(super) struct Live {
     /// The sequence number behind the segment that carried the request's head, and behind the one that carried the response's.
     pub(super) request_end: Option<u32>,
     response_end: Option<u32>,
+    /// The sequence number behind the last byte of its response that was seen, wherever that was.
+    rest_end: Option<u32>,
+    /// The highest sequence number of a part of its response that was lost.
+    rest_lost_at: Option<u32>,
+    /// The sequence number at which the other side ended, by FIN or by reset, if this is the last response before it.
+    pub(super) ends_at: Option<u32>,
+    /// Did its client end its side, or reset the connection?
+    pub(super) client_ended: bool,
     /// Up to where the request goes that its answer is to, if that answer was seen before any request was.
     pub(super) answers_to: Option<u32>,
     /// The head of that answer, until it is known whose it is.
@@ -26,6 +50,8 @@ pub(super) struct Live {
     /// The sequence number at which its answer begins, if nothing else is to come before it.
     pub(super) answer_begins: Option<u32>,
     pub(super) settled: bool,
+    /// What had come of it when it was told last.
+    told_as: Outcome,
     /// Worth telling: something besides the end of an older connection was seen.
     pub(super) told: bool,
 }
@@ -39,11 +65,27 @@ impl Live {
             response_at: None,
             request_end: None,
             response_end: None,
+            rest_end: None,
+            rest_lost_at: None,
+            ends_at: None,
+            client_ended: false,
             answers_to: None,
             unclaimed: None,
             answer_begins: None,
             settled: false,
+            told_as: Outcome::default(),
             told: false,
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        let exchange = &self.exchange;
+        Outcome {
+            answered: exchange.answered.is_some(),
+            proved: exchange.response_proof.is_some(),
+            incomplete: exchange.incomplete,
+            responded: exchange.responded,
+            discarded: exchange.discarded,
         }
     }
 
@@ -57,10 +99,12 @@ impl Live {
         self.answers_to.is_some_and(|end| !is_before(begin, end))
     }
 
-    /// It is over.
-    pub(super) fn close(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
+    /// It is over, with so much received.
+    pub(super) fn close(&mut self, at: Timestamp, received: &Received, sink: &mut Sink<'_>) {
         if self.exchange.closed.is_none() {
             self.exchange.closed = Some(at);
+            self.exchange.incomplete = self.exchange.response_proof.is_some() && self.lacks_rest(received);
+            self.told_as = self.outcome();
             if self.told {
                 sink(&self.exchange, Moment::Closed);
             }
@@ -86,7 +130,16 @@ impl Live {
     pub(super) fn outward(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
         let exchange = &mut self.exchange;
         let flags = journey.tcp.flags;
-        exchange.redirected = journey.redirected.or(exchange.redirected);
+        // The SYN that was sent again may have gone another way: the latest one led to what came.
+        let left = journey.hops.last().is_some_and(|last| last.hook.direction == Direction::Egress);
+        if flags.opens() && left && !exchange.handshake {
+            exchange.redirected = journey.redirected;
+        } else {
+            exchange.redirected = journey.redirected.or(exchange.redirected);
+        }
+        if journey.redirected.is_some() {
+            exchange.redirected_before = journey.redirected_before;
+        }
         exchange.acknowledges |= flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
         let first_byte = journey.connection.isn.map(|isn| isn.wrapping_add(1));
         // A FIN has a number, too, and no request is one byte.
@@ -102,8 +155,12 @@ impl Live {
                 && journey.hops.len() > exchange.decrements.hops
             {
                 let seen = first.ttl.0.checked_sub(last.ttl.0);
-                exchange.decrements =
-                    Decrements { seen, first: Some((first.ttl, first.hook.direction)), hops: journey.hops.len() };
+                exchange.decrements = Decrements {
+                    seen,
+                    first: Some((first.ttl, first.hook.direction)),
+                    last: Some(last.ttl),
+                    hops: journey.hops.len(),
+                };
             }
         }
         // The exchange was asked for in this packet, and in no earlier one.
@@ -137,19 +194,24 @@ impl Live {
             (exchange.answered, exchange.inward) = (None, None);
         }
         exchange.handshake |= journey.tcp.flags.has(TcpFlags::SYN);
+        // What was said of an earlier copy of the SYN: a later one came through.
+        exchange.refusal = exchange.refusal.filter(|refusal| refusal.stands() || !journey.tcp.flags.has(TcpFlags::SYN));
         self.told |= answers.is_some() || journey.fate != Fate::Delivered;
-        if has_payload && exchange.came.is_none() {
+        let begins = has_payload && exchange.came.is_none();
+        if begins {
             exchange.responded = true;
             exchange.came = Some(journey.hops.first().map_or(journey.at, |hop| hop.at));
             // The handshake led here.
             exchange.inward = None;
         }
         if let Some(head) = answers {
-            let grants_token = exchange.imds() == Some(Imds::Token) && is_success(head.status);
+            let grants_token = exchange.imds() == Some(Imds::Token) && is_success(head.status) && head.may_hold_token();
             if let Some(hop) =
                 journey.hops.first().filter(|hop| grants_token && hop.hook.direction == Direction::Ingress)
             {
-                exchange.hop_limit.get_or_insert(hop.ttl);
+                // Of several copies the one that went on says with what TTL one arrives.
+                let went_on = journey.fate == Fate::Delivered && exchange.answered.is_none();
+                exchange.hop_limit = exchange.hop_limit.filter(|_| !went_on).or(Some(hop.ttl));
             }
         }
         if let (Some(first), Some(last)) = (journey.hops.first(), journey.hops.last())
@@ -158,15 +220,33 @@ impl Live {
         {
             fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
         }
+        // What was known is of the begin of a head that ends here.
+        if decides && answers.is_some() && self.response_end.is_some_and(|known| !is_before(journey.tcp.seq, known)) {
+            (exchange.answered, exchange.response_proof, exchange.inward) = (None, None, None);
+        }
         if decides {
             self.response_end = Some(journey.tcp.seq.wrapping_add(journey.tcp.len));
+        }
+        if has_payload {
+            raise(&mut self.rest_end, journey.tcp.seq.wrapping_add(journey.tcp.len));
+        }
+        // What comes for a client that has ended is of no use to it.
+        let is_rest = has_payload && !decides && !self.client_ended;
+        let made_good = self.rest_lost_at.is_some_and(|lost| !is_before(lost, journey.tcp.seq));
+        if is_rest && (journey.fate != Fate::Delivered || made_good) {
+            travelled(&mut exchange.rest, journey, false);
+            if journey.fate != Fate::Delivered {
+                raise(&mut self.rest_lost_at, journey.tcp.seq);
+            }
         }
         let answered = decides && journey.fate == Fate::Delivered && exchange.answered.is_none();
         if answered {
             exchange.answered = Some(journey.hops.last().map_or(journey.at, |hop| hop.at));
         }
         let tells = !has_payload || decides;
-        travelled(&mut exchange.inward, journey, exchange.closed.is_some() || !tells);
+        // An answer that comes behind the end is told of, with the way it took.
+        let is_late = begins && journey.fate == Fate::Delivered;
+        travelled(&mut exchange.inward, journey, exchange.closed.is_some() && !is_late || !tells);
         if answered {
             sink(exchange, Moment::Answered);
         }
@@ -175,23 +255,64 @@ impl Live {
         }
     }
 
-    /// Looks at what both ends are known to have received. Gives whether that changes what came of the exchange.
-    pub(super) fn prove(&mut self, received: &Received, at: Timestamp, sink: &mut Sink<'_>) -> bool {
+    /// Looks at what both ends are known to have received.
+    pub(super) fn prove(&mut self, received: &Received, at: Timestamp, sink: &mut Sink<'_>) {
         let exchange = &mut self.exchange;
-        let before = (exchange.answered.is_some(), exchange.response_proof.is_some());
         if let Some(end) = self.request_end {
             exchange.request_proof = exchange.request_proof.or_else(|| received.proves_request(end));
         }
-        let Some(end) = self.response_end else { return false };
+        // An error about a packet is no refusal of one that IMDS has.
+        exchange.refusal = exchange.refusal.filter(|refusal| refusal.stands() || exchange.request_proof.is_none());
+        let Some(end) = self.response_end else { return };
         let proof = received.proves_response(end);
-        exchange.response_proof = exchange.response_proof.max(proof);
+        exchange.response_proof = match exchange.response_proof.max(proof) {
+            Some(Proof::Ack) if received.refutes_response(end) => None,
+            proof => proof,
+        };
+        let has_head = exchange.response_proof.is_some();
+        let incomplete = has_head && self.lacks_rest(received);
+        let exchange = &mut self.exchange;
+        exchange.incomplete = incomplete;
         if proof.is_some() && exchange.answered.is_none() {
             exchange.answered = Some(at);
             sink(exchange, Moment::Answered);
         } else if exchange.response_proof.is_none() && received.refutes_response(end) {
             (exchange.answered, exchange.response_refuted) = (None, true);
         }
-        before != (exchange.answered.is_some(), exchange.response_proof.is_some())
+    }
+
+    /// Is it known that the client has not all of what came behind the response's head?
+    fn lacks_rest(&self, received: &Received) -> bool {
+        let Some(end) = self.rest_end else { return false };
+        let said = self.declared_end();
+        // Its last bytes may have come unseen.
+        if said.is_some_and(|said| received.proves_response(said).is_some()) {
+            return false;
+        }
+        // Sent again it may have arrived.
+        let was_lost = self.exchange.rest.as_ref().is_some_and(|rest| rest.fate != Fate::Delivered)
+            && received.proves_response(end).is_none();
+        let declared = later(end, said);
+        // It ended with less than its head declares.
+        let was_cut = self.ends_at.is_some_and(|end| is_before(end, declared));
+        // Its client left before the rest came.
+        let was_left = self.client_ended && said.is_some_and(|said| received.is_acked_short_of(said));
+        // It has gone quiet, and the rest was never seen.
+        let is_missing = self.exchange.closed.is_some() && is_before(end, declared);
+        was_lost || was_cut || was_left || is_missing || received.refutes_response(declared)
+    }
+
+    /// A sequence number before which the response cannot end, by the length of its body that its head declares.
+    fn declared_end(&self) -> Option<u32> {
+        let has_body = self.exchange.request.as_ref().is_some_and(|request| request.method != "HEAD");
+        let response = self.exchange.response.as_ref().filter(|response| has_body && is_success(response.status));
+        let response = response?;
+        let (begins, place) = self.response_at?;
+        // How long its head was older recordings do not say.
+        let by_body = || response.content_length.filter(|_| place == 0)?.checked_add(LEAST_HEAD);
+        let length = response.ends.or_else(by_body)?;
+        let length = u32::try_from(length).ok().filter(|length| *length <= MAX_BODY)?;
+        Some(begins.wrapping_add(length))
     }
 
     /// Its answer came, seen nowhere, before a response here, or is that response: who has everything before `end` has it.
@@ -234,11 +355,12 @@ impl Live {
         true
     }
 
-    /// Tells anew what was told before, for its outcome has changed.
+    /// Tells anew what was told before, if its outcome has changed since.
     pub(super) fn revise(&mut self, sink: &mut Sink<'_>) {
-        if self.exchange.closed.is_none() || !self.told {
+        if self.exchange.closed.is_none() || !self.told || self.told_as == self.outcome() {
             return;
         }
+        self.told_as = self.outcome();
         sink(&self.exchange, Moment::Closed);
         if self.settled {
             self.settled = false;

@@ -1,4 +1,4 @@
-//! Did a client send bytes that were seen nowhere? What they asked, and what came of it, nobody knows.
+//! Did one side of a connection send bytes that were seen nowhere? What they asked or answered nobody knows.
 
 use super::delivery::raise;
 use crate::net::is_before;
@@ -6,7 +6,10 @@ use crate::net::is_before;
 /// Pieces behind a gap that are remembered at most. Of more than that it is said that some are missing, which may be too much.
 const MAX_AHEAD: usize = 32;
 
-/// What a client sent on one connection. Numbers are TCP sequence numbers.
+/// By how many bytes a number is believed to be ahead of what was seen; one further away is no part of this connection.
+pub(super) const MAX_JUMP: u32 = 1 << 20;
+
+/// What one side sent on one connection. Numbers are TCP sequence numbers.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     /// Behind the last byte before which none is missing.
@@ -15,8 +18,10 @@ pub(super) struct Sent {
     ahead: Vec<(u32, u32)>,
     /// Behind the last byte that was seen.
     seen_to: Option<u32>,
-    /// Behind the last byte that there is: one that was seen, or that IMDS or the client's own TCP says was received.
+    /// Behind the last byte that there is: one that was seen, or that the other side or the client's own TCP says was received.
     known_to: Option<u32>,
+    /// The first byte.
+    first: Option<u32>,
 }
 
 impl Sent {
@@ -24,7 +29,10 @@ impl Sent {
     pub(super) fn see(&mut self, isn: Option<u32>, begin: u32, end: u32) {
         raise(&mut self.seen_to, end);
         raise(&mut self.known_to, end);
-        let whole_to = self.whole_to.get_or_insert_with(|| isn.map_or(begin, |isn| isn.wrapping_add(1)));
+        if let Some(isn) = isn {
+            self.begin(isn.wrapping_add(1));
+        }
+        let whole_to = self.whole_to.get_or_insert(begin);
         if is_before(*whole_to, begin) {
             let piece = (begin, end);
             if self.ahead.len() < MAX_AHEAD && !self.ahead.contains(&piece) {
@@ -42,6 +50,20 @@ impl Sent {
         }
     }
 
+    /// The first byte has this number: before it there is nothing.
+    pub(super) fn begin(&mut self, first: u32) {
+        self.first.get_or_insert(first);
+        self.whole_to.get_or_insert(first);
+    }
+
+    /// A reset has this number, and everything before it was sent; one far from it is no part of this connection.
+    pub(super) fn reach_nearly(&mut self, end: u32) {
+        let near = |known: u32| end.wrapping_sub(known) <= MAX_JUMP;
+        if self.whole_to.is_some_and(near) {
+            self.reach(end);
+        }
+    }
+
     /// Somebody has everything before `end`.
     pub(super) fn reach(&mut self, end: u32) {
         raise(&mut self.known_to, end);
@@ -50,6 +72,19 @@ impl Sent {
     /// Does this number lie behind everything that was seen, so that there was another request?
     pub(super) fn is_beyond(&self, end: u32) -> bool {
         self.seen_to.is_some_and(|seen| holds_request(seen, end))
+    }
+
+    /// Can this be a number of this side's? Of one whose first byte is not known any may be.
+    pub(super) fn is_near(&self, number: u32) -> bool {
+        let (Some(first), Some(known)) = (self.first, self.known_to) else { return true };
+        // Its SYN has the number before its first byte.
+        let begin = first.wrapping_sub(1);
+        number.wrapping_sub(begin) <= known.wrapping_sub(begin).saturating_add(MAX_JUMP)
+    }
+
+    /// Was any of it seen?
+    pub(super) fn has_any(&self) -> bool {
+        self.first.zip(self.seen_to).is_some_and(|(first, seen)| holds_request(first, seen))
     }
 
     /// Are bytes before this one missing?
@@ -96,6 +131,16 @@ mod tests {
         assert!(!sent.is_missing());
         sent.see(None, 5_200, 5_300);
         assert!(sent.is_missing());
+    }
+
+    #[test]
+    fn numbers_of_whoever_had_these_ends_before_are_far_away() {
+        let mut sent = Sent::default();
+        assert!(sent.is_near(7));
+        sent.see(Some(u32::MAX), u32::MAX, 0);
+        sent.see(Some(u32::MAX), 0, 200);
+        assert!(sent.is_near(u32::MAX) && sent.is_near(200) && sent.is_near(200 + MAX_JUMP));
+        assert!(!sent.is_near(202 + MAX_JUMP) && !sent.is_near(u32::MAX - 1));
     }
 
     #[test]

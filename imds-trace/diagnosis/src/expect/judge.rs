@@ -112,12 +112,15 @@ pub(super) fn reachable(scope: &Scope<'_>) -> Held {
         if errors.count > 0 {
             return Err(format!("{} did not get through: {}", name(&seen.who), errors.first));
         }
-        if !seen.served {
-            let what = if seen.refused.count > 0 { &seen.refused.first } else { "nothing it asked was answered" };
+        if !seen.is_served() {
+            let what = if seen.refused.count > 0 { &seen.last_refused } else { "nothing it asked was answered" };
             return Err(format!("{} did not get through: {what}", name(&seen.who)));
         }
     }
-    Ok(format!("{} got what was asked for ({})", names(&scope.within), counted(scope.exchanges(), "exchange")))
+    let refused: u64 = scope.within.iter().map(|seen| seen.refused.count).sum();
+    let before = if refused > 0 { format!(", {refused} of them in vain before") } else { String::new() };
+    let exchanges = counted(scope.exchanges(), "exchange");
+    Ok(format!("{} got what was asked for ({exchanges}{before})", names(&scope.within)))
 }
 
 pub(super) fn blocked(scope: &Scope<'_>, lost: u64) -> Held {
@@ -132,7 +135,7 @@ pub(super) fn blocked(scope: &Scope<'_>, lost: u64) -> Held {
     }
     if let Some((who, unheard)) = scope.which(|seen| &seen.unheard) {
         return Err(format!(
-            "{who} sent bytes to IMDS that were seen nowhere, or may have{}: it cannot be told what came of them",
+            "{who} sent bytes to IMDS that were seen nowhere or cannot be read, or may have{}: it cannot be told what came of them",
             times(unheard.count)
         ));
     }
@@ -190,13 +193,13 @@ pub(super) fn v2_only(scope: &Scope<'_>, lost: u64) -> Held {
     }
     if let Some((who, unread)) = scope.which(|seen| &seen.unread) {
         return Err(format!(
-            "{who} was answered, and it was not seen what it had asked, or whether with a token{}",
+            "{who} was answered, or seen in part, and it was not seen what it had asked, or whether with a token{}",
             times(unread.count)
         ));
     }
     if let Some((who, unheard)) = scope.which(|seen| &seen.unheard) {
         return Err(format!(
-            "{who} sent bytes to IMDS that were seen nowhere, or may have{}: it cannot be told what they asked, or whether with a token",
+            "{who} sent bytes to IMDS that were seen nowhere or cannot be read, or may have{}: it cannot be told what they asked, or whether with a token",
             times(unheard.count)
         ));
     }
@@ -228,6 +231,15 @@ pub(super) fn no_errors(scope: &Scope<'_>, lost: u64) -> Held {
     if let Some((who, unanswered)) = scope.which(|seen| &seen.unanswered) {
         return Err(format!("of {who} no error was found, but {}{}", unanswered.first, times(unanswered.count)));
     }
+    if let Some((who, denied)) = scope.which(|seen| &seen.denied) {
+        return Err(format!("of {who} no error was found, but {}{}", denied.first, times(denied.count)));
+    }
+    if let Some((who, unseen)) = scope.which(|seen| &seen.unseen) {
+        let (first, times) = (&unseen.first, times(unseen.count));
+        return Err(format!(
+            "of {who} no error was found, but it had a connection that passed no interface that is watched: {first}{times}"
+        ));
+    }
     if let Some((who, unknown)) = scope.which(|seen| &seen.unknown) {
         let (first, times) = (&unknown.first, times(unknown.count));
         return Err(format!("of {who} no error was found, but {first}{times}, and it was not seen with what"));
@@ -245,7 +257,7 @@ fn name(who: &Attribution) -> String {
     match (&who.container, who.subject()) {
         (Some(container), _) => container.phrase(MAX_NAME),
         (None, Subject::Host) => "this host".to_owned(),
-        (None, _) => format!("the client at {}", who.address),
+        (None, _) => who.unnamed(),
     }
 }
 

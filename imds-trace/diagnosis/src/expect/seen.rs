@@ -1,10 +1,13 @@
 //! What was seen of one subject that a claim may be about?
 
 use crate::event::{ExchangeEvent, UnseenConnection};
-use crate::exchange::imds::{is_success, may_be_v1};
-use crate::exchange::{Delivery, Exchange, Imds};
+use crate::exchange::imds::{is_of_others, is_success, may_be_v1};
+use crate::exchange::{Delivery, Exchange, ExchangeId, Imds};
 use crate::identity::{Attribution, Key};
 use crate::journey::Dropped;
+use crate::net::Timestamp;
+use crate::observation::RequestHead;
+use crate::secret::MASK;
 
 /// Longer paths are cut where they are read (`observation::redact`): what stood behind is not known.
 const MAX_PATH: usize = 250;
@@ -21,10 +24,15 @@ pub(super) struct Noted {
 pub(super) struct Seen {
     pub(super) who: Attribution,
     pub(super) exchanges: u64,
-    /// Did it get what it asked for, once at least?
-    pub(super) served: bool,
-    /// It did not.
+    /// When it asked last for what it got, and for what it did not get.
+    served_at: Option<(Timestamp, ExchangeId)>,
+    refused_at: Option<(Timestamp, ExchangeId)>,
+    /// It did not get what it asked for.
     pub(super) refused: Noted,
+    /// What it did not get last.
+    pub(super) last_refused: String,
+    /// It was told that IMDS cannot serve it, or does not want to.
+    pub(super) denied: Noted,
     /// Nothing came, or nothing shows that what came arrived.
     pub(super) unanswered: Noted,
     /// Was a socket of it seen?
@@ -80,8 +88,11 @@ impl Seen {
         Self {
             who: who.clone(),
             exchanges: 0,
-            served: false,
+            served_at: None,
+            refused_at: None,
             refused: Noted::default(),
+            last_refused: String::new(),
+            denied: Noted::default(),
             unanswered: Noted::default(),
             known: false,
             errors: Noted::default(),
@@ -104,12 +115,20 @@ impl Seen {
         if self.known || self.errors.count > 0 { &self.errors } else { &self.errors_by_address }
     }
 
+    /// Did it get what it asked for, and last?
+    pub(super) fn is_served(&self) -> bool {
+        self.served_at.is_some() && self.served_at >= self.refused_at
+    }
+
     /// Takes in a connection that no hook saw. One by which nothing came proves that nothing did.
     pub(super) fn note_unseen(&mut self, unseen: &UnseenConnection) {
         self.known |= self.who.by != Key::Address;
         let endpoint = unseen.endpoint;
         match unseen.counted {
-            Some((0, _)) => {}
+            Some((0, 0)) => {}
+            Some((0, acked)) => {
+                self.unanswered.note(|| format!("its socket sent {acked} bytes to {endpoint} and got none"))
+            }
             Some((received, _)) => self.unseen.note(|| format!("its socket received {received} bytes from {endpoint}")),
             None => self.unseen.note(|| format!("it was connected to {endpoint}, and what came is not known")),
         }
@@ -125,23 +144,33 @@ impl Seen {
         let answered = exchange.answered.is_some();
         let status = exchange.status();
         let asks = asks(exchange);
-        if serves(exchange) {
-            self.served = true;
+        let at = Some((exchange.asked.unwrap_or(exchange.opened), exchange.id));
+        if exchange.is_served() {
+            self.served_at = self.served_at.max(at);
         } else {
             self.refused.note(|| happened(exchange));
+            if self.refused_at <= at {
+                (self.refused_at, self.last_refused) = (at, happened(exchange));
+            }
         }
-        // What was refused, nobody knows why.
-        let unexplained =
-            (exchange.request.is_none() || exchange.begins_unseen()) && status.is_some_and(|status| status >= 400);
-        if !exchange.is_answered_for_sure() || exchange.is_late() || unexplained {
+        if status.is_some_and(|status| denies(status, exchange.imds())) || exchange.lacks_token() && answered {
+            self.denied.note(|| happened(exchange));
+        }
+        let is_doubtful = exchange.incomplete || exchange.is_unexplained() || exchange.ends_unseen;
+        if !exchange.is_answered_for_sure() || exchange.is_late() || is_doubtful {
             self.unanswered.note(|| happened(exchange));
         }
         // A response that may have arrived, or may not, may have been any.
-        let unproved = exchange.responded
-            && !exchange.response_refuted
-            && matches!(exchange.response_delivery(), Delivery::Forwarded | Delivery::Unknown);
+        let is_open = match exchange.response_delivery() {
+            Delivery::Forwarded | Delivery::Unknown => true,
+            // It went on, perhaps, and a copy of it was dropped.
+            Delivery::Dropped => exchange.response_drop().is_some_and(|drop| exchange.is_aside(drop, event.who.netns)),
+            Delivery::Received(_) => false,
+        };
+        let unproved = exchange.responded && !exchange.response_refuted && is_open;
         // An answer whose status was not seen may have been any.
-        let delivered = answered && status.is_none_or(is_success);
+        // Behind 101 another protocol begins, in which anything may come.
+        let delivered = answered && status.is_none_or(|status| is_success(status) || status == 101);
         let takes_token = exchange.imds() == Some(Imds::V2);
         // What goes on where something took the connection is seen in part at most.
         let elsewhere = asks == Asks::Unseen && exchange.redirected.is_some() && exchange.handshake;
@@ -170,12 +199,20 @@ impl Seen {
         // Where the head was cut, its token may be behind the cut.
         let request = exchange.request.as_ref().filter(|request| !request.cut);
         let may_be_v1 = || request.is_some_and(|request| may_be_v1(request, endpoint));
-        if exchange.imds() == Some(Imds::V1) || status.is_some_and(is_success) && may_be_v1() {
+        let bare = request.is_some_and(|request| request.empty_token);
+        // What was let in without a token was, whether the response reached it or not.
+        let let_in = exchange.came_status().is_some_and(is_success);
+        if exchange.imds() == Some(Imds::V1) || let_in && (bare || may_be_v1()) {
             self.v1.note(|| happened(exchange));
         }
-        let unread = exchange.request.as_ref().is_some_and(|request| request.cut && !request.token);
+        // A method that is none was masked; who takes it for one that reads, reads.
+        let is_odd = |request: &RequestHead| request.method.contains(MASK) && status.is_some_and(is_success);
+        let request = exchange.request.as_ref();
+        let unread = request.is_some_and(|request| !request.token && (request.cut || is_odd(request)));
         let came = answered || exchange.responded;
-        if (asks == Asks::Unseen || unread) && came || elsewhere {
+        // What was asked before on the same connection.
+        let before = exchange.begins_unseen() || exchange.ends_unseen;
+        if asks == Asks::Unseen && came || unread || before || elsewhere {
             self.unread.note(|| happened(exchange));
         }
         if (exchange.is_unheard() || asks == Asks::Unseen && exchange.under_way) && !came {
@@ -187,13 +224,14 @@ impl Seen {
     }
 }
 
-/// Did the client get an answer of use? A 404 to a read is one: IMDS let it in.
-fn serves(exchange: &Exchange) -> bool {
-    match exchange.status() {
-        _ if exchange.is_late() => false,
-        Some(200..=299) => true,
-        Some(404) => matches!(exchange.imds(), Some(Imds::V1 | Imds::V2)),
-        _ => false,
+/// Does this status say that the client gets nothing, for a reason that no finding may name? What 401 and 417 are for is told by rules,
+/// and a client that asks again as it should is let in; 404 is an answer of use, and of what is no request to EC2's IMDS only the
+/// server's own errors count.
+fn denies(status: u16, imds: Option<Imds>) -> bool {
+    match status {
+        500.. => true,
+        200..=299 | 304 | 401 | 404 | 417 => false,
+        _ => imds != Some(Imds::Other),
     }
 }
 
@@ -201,6 +239,11 @@ fn asks(exchange: &Exchange) -> Asks {
     let Some(request) = &exchange.request else { return Asks::Unseen };
     if exchange.imds() == Some(Imds::Token) {
         return Asks::Token;
+    }
+    // Those give credentials of a task's or pod's role below whatever path they were told.
+    if is_of_others(exchange.endpoint.address) {
+        let names = request.path.to_ascii_lowercase().contains("credentials");
+        return if names { Asks::Credentials } else { Asks::Unclear };
     }
     // `iam/security-credentials/ROLE`, `…-extended/ROLE`, `identity-credentials/ec2/security-credentials/NAME`.
     let mut below = false;
@@ -211,7 +254,7 @@ fn asks(exchange: &Exchange) -> Asks {
         below = segment.starts_with("security-credentials");
     }
     // A masked or cut path, or one spelled otherwise, may have been one of them; so may a token's with another method.
-    let spelled = request.path.len() < MAX_PATH && !request.path.contains(['%', '*', ';']);
+    let spelled = request.path.len() < MAX_PATH && !request.path.contains(['%', '*', ';', '\\']);
     let plain = spelled && matches!(request.method.as_str(), "GET" | "HEAD");
     if plain { Asks::Other } else { Asks::Unclear }
 }
@@ -223,8 +266,13 @@ fn happened(exchange: &Exchange) -> String {
         None => "a connection".to_owned(),
     };
     if let Some(status) = exchange.status() {
-        let late = if exchange.is_late() { ", after the client had given up" } else { "" };
-        return format!("{asked} was answered with {status}{late}");
+        let but = match exchange.is_late() {
+            true => ", after the client had given up",
+            false if exchange.incomplete => ", and the response was not seen to arrive whole",
+            false if exchange.ends_unseen => ", and the end of its connection was not seen",
+            false => "",
+        };
+        return format!("{asked} was answered with {status}{but}");
     }
     if exchange.answered.is_some() {
         if exchange.response_proof.is_none() {

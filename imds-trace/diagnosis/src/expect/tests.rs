@@ -27,7 +27,7 @@ fn container(name: &str) -> Attribution {
         name: Some(name.to_owned()),
         ..Container::default()
     };
-    Attribution { container: Some(container), by: Key::Cgroup, ..Attribution::of_nobody(address(2)) }
+    Attribution { container: Some(container), by: Key::Cgroup, ..Attribution::of_nobody(Some(address(2))) }
 }
 
 fn host() -> Attribution {
@@ -35,7 +35,7 @@ fn host() -> Attribution {
 }
 
 fn unknown() -> Attribution {
-    Attribution { by: Key::Unknown, address: address(9), ..host() }
+    Attribution { by: Key::Unknown, address: Some(address(9)), ..host() }
 }
 
 /// Each exchange and each finding is another one.
@@ -56,7 +56,7 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
     });
     let connection = Connection {
         id: ConnectionId(1),
-        client: endpoint(who.address, 40_000),
+        client: endpoint(who.address.expect("it has one"), 40_000),
         endpoint: endpoint(IpAddr::from([169, 254, 169, 254]), 80),
         isn: Some(7),
         since: Timestamp(1),
@@ -327,7 +327,7 @@ fn bytes_that_nobody_saw_hold_nothing() {
     fails(
         "blocked",
         &sent(true),
-        "sent bytes to IMDS that were seen nowhere, or may have: it cannot be told what came of them",
+        "sent bytes to IMDS that were seen nowhere or cannot be read, or may have: it cannot be told what came of them",
     );
     fails("v2-only", &sent(true), "it cannot be told what they asked, or whether with a token");
     holds("blocked", &sent(false), "a connection got no answer");

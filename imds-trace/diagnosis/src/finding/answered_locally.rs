@@ -1,6 +1,6 @@
 //! Did the answer come from this host, and not from EC2?
 
-use super::{Case, Rule, Severity, Verdict};
+use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::net::{Direction, has_fallen};
 
 /// The rule.
@@ -11,6 +11,18 @@ pub const RULE: Rule = Rule {
               metadata proxy).",
     examine,
 };
+
+/// Did it leave by an interface, and come back in by that, which no container is behind? What lies there is not this host, whatever its
+/// routes said at the time.
+fn went_both_ways(case: &Case<'_>) -> bool {
+    let last = case.exchange.outward.as_ref().and_then(|travel| travel.hops.last());
+    let first = case.exchange.inward.as_ref().and_then(|travel| travel.hops.first());
+    last.zip(first).is_some_and(|(left, came)| {
+        let interface = left.hook.interface.index;
+        let is_back = interface == came.hook.interface.index && came.hook.direction == Direction::Ingress;
+        is_back && left.hook.direction == Direction::Egress && !case.host.inward.contains(&interface)
+    })
+}
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed()?;
@@ -26,7 +38,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let came_in = inward.hops.iter().any(|hop| case.host.is_uplink(hop, Direction::Ingress));
     let went_out = exchange.outward.iter().flat_map(|travel| &travel.hops);
     let went_out = went_out.into_iter().any(|hop| case.host.is_uplink(hop, Direction::Egress));
-    if redirected.is_none() && (came_in || went_out) {
+    if redirected.is_none() && (came_in || went_out || went_both_ways(case)) {
         return None;
     }
     let server = exchange.response.as_ref().and_then(|response| response.server.as_deref());
@@ -51,6 +63,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             case.absent_everywhere().ok()?,
         ),
     };
+    if came_in && redirected.is_some_and(|to| to.address.is_loopback() || case.host.addresses.contains(&to.address)) {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary.push_str(" (The answer came in from outside: a later SYN may have gone to IMDS after all.)");
+    }
     verdict.remedy = case.redirects();
     verdict.remedy.push(format!("ip route get {}", exchange.endpoint.address));
     verdict.remedy.push("ss -ltnp".to_owned());

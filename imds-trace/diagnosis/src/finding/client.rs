@@ -86,6 +86,17 @@ pub(super) struct Maker {
     placed: bool,
     /// Was it put into its container from outside?
     entered: bool,
+    /// What it calls itself.
+    comm: Option<Comm>,
+}
+
+/// A process's name as the kernel keeps it.
+type Comm = [u8; 16];
+
+fn comm(name: &str) -> Comm {
+    let mut comm = Comm::default();
+    comm.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte);
+    comm
 }
 
 impl Maker {
@@ -97,6 +108,7 @@ impl Maker {
             started: process.and_then(|process| process.started),
             placed: parent.is_some(),
             entered: parent.is_some_and(|parent| RUNTIMES.iter().any(|name| parent.comm.starts_with(name))),
+            comm: process.map(|process| comm(&process.comm)),
         }
     }
 
@@ -180,16 +192,19 @@ pub(super) fn goes_on(made: &Made, later: &Maker, asked: Timestamp, tie: Tie, fo
         _ => return None,
     };
     let gap = asked.since(over);
+    // Two programs of one shell may have nothing to do with each other.
+    let is_same_program = made.maker.comm == later.comm;
     match tie {
         // A number that was given to another process since.
         Tie::Process if made.maker.started != later.started => None,
-        Tie::Process => Some(true),
+        // One that lives long asks for many.
+        Tie::Process => Some(gap < NEXT_STEP),
         Tie::Shell | Tie::Caller if gap >= NEXT_STEP => None,
         Tie::Shell | Tie::Caller => match started_after(over) {
-            _ if found.below => Some(tie == Tie::Shell),
+            _ if found.below => Some(tie == Tie::Shell && is_same_program),
             // What was there before the other one was over is no next step: both were started side by side.
             Some(false) => None,
-            Some(true) => Some(tie == Tie::Shell),
+            Some(true) => Some(tie == Tie::Shell && is_same_program),
             None => Some(false),
         },
         Tie::Place => {
@@ -198,5 +213,40 @@ pub(super) fn goes_on(made: &Made, later: &Maker, asked: Timestamp, tie: Tie, fo
             let follows = made.maker.entered && later.entered && started_after(over) != Some(false);
             (gap <= patience && (is_unknown || follows)).then_some(false)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn maker(pid: u32, name: &str, started: u64) -> Maker {
+        let started = Some(Timestamp(started));
+        Maker { task: Some((pid, pid)), started, placed: true, entered: false, comm: Some(comm(name)) }
+    }
+
+    fn made(maker: Maker) -> Made {
+        let over = Some(Timestamp(2_000_000_000));
+        Made { maker, asked: Timestamp(1_000_000_000), over, closed: over }
+    }
+
+    #[test]
+    fn two_programs_of_one_shell_are_one_client_perhaps() {
+        let found = Sought { key: Key::Below(7), tie: Tie::Shell, below: false };
+        let asked = Timestamp(3_000_000_000);
+        let goes_on =
+            |comm| goes_on(&made(maker(8, "curl", 0)), &maker(9, comm, 2_500_000_000), asked, Tie::Shell, &found);
+        assert_eq!(goes_on("curl"), Some(true));
+        assert_eq!(goes_on("legacy-agent"), Some(false));
+    }
+
+    #[test]
+    fn a_process_that_asks_minutes_later_may_have_gone_on() {
+        let found = Sought { key: Key::Process(8), tie: Tie::Process, below: false };
+        let daemon = maker(8, "daemon", 0);
+        let asked =
+            |seconds: u64| goes_on(&made(daemon), &daemon, Timestamp(seconds * 1_000_000_000), Tie::Process, &found);
+        assert_eq!(asked(3), Some(true));
+        assert_eq!(asked(600), Some(false));
     }
 }

@@ -16,12 +16,12 @@ pub type Contradicted = (&'static str, String);
 /// What the case's answer contradicts.
 pub fn contradicted(case: &Case<'_>) -> Vec<Contradicted> {
     let Some(exchange) = case.closed() else { return Vec::new() };
-    let Some(status) = exchange.status().filter(|_| !case.is_answered_in_place()) else { return Vec::new() };
+    let Some(status) = exchange.came_status().filter(|_| !case.is_answered_in_place()) else { return Vec::new() };
     let mut all = Vec::new();
     if imds_disabled::shows_open(status) {
         all.push((imds_disabled::RULE.id, imds_disabled::CAUSE.to_owned()));
     }
-    if let Some(role) = no_role::role(exchange).filter(|_| exchange.brought()) {
+    if let Some(role) = no_role::shown(exchange) {
         // Whoever has a role has one to list.
         all.push((no_role::RULE.id, no_role::ANY.to_owned()));
         all.extend((!role.is_empty()).then(|| (no_role::RULE.id, role.to_owned())));

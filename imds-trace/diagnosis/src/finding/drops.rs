@@ -3,10 +3,10 @@
 //! Each drop has one cause, so that one rule speaks of it.
 
 use super::programs::{Gate, Program, program};
-use super::{Case, Verdict};
+use super::{Case, Confidence, Verdict};
 use crate::exchange::{Exchange, Moment};
 use crate::journey::{Dropped, Fate, Hop, Journey};
-use crate::net::{Direction, Heading, Timestamp};
+use crate::net::{Direction, Heading, Timestamp, Ttl};
 
 /// Why the kernel dropped a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +35,12 @@ pub(super) enum Cause {
 const FORWARDS: [&str; 2] = ["ip_forward", "ip6_forward"];
 /// The reason that such a drop has, and that of a broken header.
 const SPENT_REASON: &str = "IP_INHDR";
+/// What else they give where the kernel has no word for why.
+const NO_REASON: [&str; 2] = ["", "NOT_SPECIFIED"];
 /// Functions that drop for netfilter, by prefix.
 const NETFILTER: [&str; 5] = ["nf_", "nft_", "ipt_", "ip6t_", "xt_"];
+/// Those of them that track connections and translate addresses: they drop without a rule, with their table full for instance.
+const TRACKING: [&str; 4] = ["nf_conntrack", "nf_ct_", "nf_confirm", "nf_nat"];
 /// Where an IPv4 packet's route is looked for. What is dropped there mostly came by an interface that does not lead back, which
 /// kernels before 5.17 do not say.
 const CAME_BY_ANOTHER: &str = "ip_rcv_finish_core";
@@ -69,9 +73,12 @@ pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
     let function = plain(location.unwrap_or_default());
     let reason = dropped.drop.reason.as_deref().unwrap_or_default();
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| function.starts_with(prefix));
-    let forwards = FORWARDS.contains(&function) || (location.is_none() && reason == SPENT_REASON);
-    if heading == Heading::FromImds && dropped.ttl.0 <= 1 && forwards {
+    let gives = reason == SPENT_REASON || NO_REASON.contains(&reason) && location.is_some();
+    let forwards = (FORWARDS.contains(&function) || location.is_none()) && gives;
+    if dropped.ttl.0 <= 1 && forwards {
         Cause::Spent
+    } else if begins(&TRACKING) {
+        Cause::Other
     } else if reason == "NETFILTER_DROP" || begins(&NETFILTER) {
         Cause::Netfilter
     } else if reason == "IP_RPFILTER" || (reason.is_empty() && function == CAME_BY_ANOTHER) {
@@ -135,6 +142,15 @@ pub fn spent(journey: &Journey) -> Option<Spent<'_>> {
     }
 }
 
+/// Did a response's TTL fall by more, where it was seen, than its forwards take? Something here sets it, or it went in a circle; the hop
+/// limit of the instance is not why it was used up.
+pub(super) fn is_lowered(hops: &[Hop], dropped: &Dropped, needed: Option<Ttl>) -> bool {
+    let Some(first) = hops.first().filter(|hop| hop.hook.direction == Direction::Ingress) else { return false };
+    let forwards = hops.iter().filter(|hop| hop.hook.direction == Direction::Egress).count();
+    let ahead = needed.map_or(0, |needed| usize::from(needed.0.saturating_sub(1)));
+    usize::from(first.ttl.0.saturating_sub(dropped.ttl.0)) > forwards.max(ahead)
+}
+
 /// A drop that an exchange failed by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Failed<'a> {
@@ -148,18 +164,25 @@ pub(super) struct Failed<'a> {
     pub weight: u64,
     /// When the last of them was, if not now.
     pub last: Option<Timestamp>,
+    /// Is it a part of the response behind its head, which arrived?
+    pub is_rest: bool,
 }
 
 /// The drop that the case's exchange failed by, if that is what has just turned out, or one more copy of it.
 pub(super) fn failed<'a>(case: &Case<'a>) -> Option<Failed<'a>> {
     let exchange = case.exchange;
-    if exchange.answered.is_some() {
-        // Sent again, and that arrived.
-        return None;
-    }
     let (heading, dropped, weight, last) = match case.moment {
+        Moment::Closed if exchange.answered.is_some() => {
+            let rest = exchange.rest_lost()?;
+            let Fate::Dropped(dropped) = &rest.fate else { return None };
+            (Heading::FromImds, dropped, rest.copies, rest.last_lost)
+        }
+        // Sent again, and that arrived.
+        _ if exchange.answered.is_some() => return None,
         Moment::Closed => {
-            let outward = exchange.request_drop().map(|dropped| (Heading::ToImds, dropped, exchange.outward.as_ref()));
+            // Of a request that IMDS has, a copy came through.
+            let request_drop = exchange.request_drop().filter(|_| exchange.request_proof.is_none());
+            let outward = request_drop.map(|dropped| (Heading::ToImds, dropped, exchange.outward.as_ref()));
             let inward = exchange.response_drop().map(|dropped| (Heading::FromImds, dropped, exchange.inward.as_ref()));
             let (heading, dropped, travel) = inward.or(outward)?;
             (heading, dropped, travel?.copies, travel?.last_lost)
@@ -179,7 +202,7 @@ pub(super) fn failed<'a>(case: &Case<'a>) -> Option<Failed<'a>> {
     if exchange.redirected.is_some() && heading == Heading::ToImds && !drops_whatever_its_way(case, dropped) {
         return None;
     }
-    Some(Failed { heading, dropped, cause, weight, last })
+    Some(Failed { heading, dropped, cause, weight, last, is_rest: exchange.answered.is_some() })
 }
 
 /// Did something of this host drop it that does not ask where it goes? Else what was sent elsewhere died on that way, and not on the one to
@@ -198,7 +221,8 @@ pub(super) fn is_unexplained(dropped: &Dropped) -> bool {
 /// The cause, where the host's settings say what the kernel does not.
 fn cause_here(case: &Case<'_>, heading: Heading, dropped: &Dropped) -> Cause {
     let drop = &dropped.drop;
-    if is_unexplained(dropped) && drop.netns == case.host.netns {
+    let is_v6_off = drop.reason.as_deref() == Some(OFF_REASON);
+    if (is_unexplained(dropped) || is_v6_off) && drop.netns == case.host.netns {
         let forwarding = &case.host.forwarding;
         let is_off = |name: &str| forwarding.off.iter().any(|off| off == name);
         let off = match plain(drop.location.as_deref().unwrap_or_default()) {
@@ -230,6 +254,12 @@ impl Failed<'_> {
         verdict.drop = Some(self.dropped.clone());
         verdict.weight = self.weight;
         verdict.last = self.last;
+        if case.exchange.is_aside(self.dropped, case.who.netns) {
+            verdict.confidence = Confidence::Likely;
+            verdict.summary.push_str(
+                " (That is neither on this host nor where the client is: it may have been a copy, of a mirror for instance.)",
+            );
+        }
         verdict.resting_on(case.absent())
     }
 
@@ -237,8 +267,16 @@ impl Failed<'_> {
     pub(super) fn packet(&self, subject: &str) -> String {
         match self.heading {
             Heading::ToImds => format!("A request packet of {subject}"),
+            Heading::FromImds if self.is_rest => {
+                format!("A part of the response to {subject} behind its head, which arrived,")
+            }
             Heading::FromImds => format!("A response packet to {subject}"),
         }
+    }
+
+    /// What came of it for the client.
+    pub(super) fn so(&self) -> &'static str {
+        if self.is_rest { "so the response did not arrive whole" } else { "and no answer reached the client" }
     }
 
     /// ` on ens5`, or nothing.

@@ -9,7 +9,7 @@ use super::client::{Key, Made, Maker, Tie, goes_on, keys, sought};
 use super::contradiction::WITHIN;
 use super::unheard::Unheard;
 use super::{imds_disabled, no_role};
-use crate::exchange::imds::is_success;
+use crate::exchange::imds::{is_success, known_by};
 use crate::exchange::{Exchange, ExchangeId, Imds, Moment, TokenMark};
 use crate::identity::{Attribution, Subject};
 use crate::net::Timestamp;
@@ -148,13 +148,13 @@ pub struct History {
 impl History {
     /// Notes what has just happened. `stands_in`: somebody answers in the instance's place.
     pub fn note(&mut self, exchange: &Exchange, moment: Moment<'_>, who: &Attribution, stands_in: bool) {
-        let endpoint = exchange.endpoint.address;
         let status = exchange.status();
-        if let (Some(at), Some(status)) = (exchange.answered, status)
+        // What it says of the instance it says, whether it reached the client or not.
+        if let (Some(at), Some(status)) = (exchange.came, exchange.came_status())
             && imds_disabled::shows_open(status)
             && !stands_in
         {
-            let opened = self.opened.entry(endpoint).or_insert(at);
+            let opened = self.opened.entry(known_by(exchange.endpoint.address)).or_insert(at);
             *opened = at.max(*opened);
         }
         if matches!(moment, Moment::Closed) && !stands_in {
@@ -177,8 +177,8 @@ impl History {
     }
 
     fn note_role(&mut self, exchange: &Exchange) {
-        let Some(role) = no_role::role(exchange).filter(|_| exchange.brought()) else { return };
-        let (endpoint, at) = (exchange.endpoint.address, exchange.asked.unwrap_or(exchange.opened));
+        let Some(role) = no_role::shown(exchange) else { return };
+        let (endpoint, at) = (known_by(exchange.endpoint.address), exchange.asked.unwrap_or(exchange.opened));
         self.roles.retain(|(known, name, _)| (*known, name.as_str()) != (endpoint, role));
         self.roles.push_back((endpoint, role.to_owned(), at));
         if self.roles.len() > MAX_ROLES {
@@ -188,7 +188,7 @@ impl History {
 
     /// Did the instance show shortly before, at this exchange's endpoint, that it has this role, or any if the name is empty?
     pub fn had_role(&self, exchange: &Exchange, role: &str) -> bool {
-        let (endpoint, asked) = (exchange.endpoint.address, exchange.asked.unwrap_or(exchange.opened));
+        let (endpoint, asked) = (known_by(exchange.endpoint.address), exchange.asked.unwrap_or(exchange.opened));
         self.roles.iter().any(|(known, name, at)| {
             *known == endpoint && (role.is_empty() || name == role) && asked.since(*at) < WITHIN
         })
@@ -205,6 +205,8 @@ impl History {
         let came = match exchange.status().filter(|_| brought) {
             Some(status) if is_success(status) => Came::Granted,
             Some(status) => Came::Refused(status),
+            // It went on to a client that only does not send any more: whether it arrived was not seen.
+            None if after_the_end && !exchange.discarded => Came::Unknown,
             None if is_over && !brought => Came::Nothing { to_host: exchange.responded },
             None => Came::Unknown,
         };
@@ -476,9 +478,14 @@ impl History {
         Some(TokenUse { age: exchange.asked?.since(issued.at), lifetime: issued.lifetime })
     }
 
+    /// Did the instance ever answer somebody at this exchange's endpoint with anything but 403?
+    pub fn was_open(&self, exchange: &Exchange) -> bool {
+        self.opened.contains_key(&known_by(exchange.endpoint.address))
+    }
+
     /// Did the instance answer somebody at this exchange's endpoint with anything but 403, shortly before or later?
     pub fn is_open(&self, exchange: &Exchange) -> bool {
-        let opened = self.opened.get(&exchange.endpoint.address);
+        let opened = self.opened.get(&known_by(exchange.endpoint.address));
         opened.zip(exchange.answered).is_some_and(|(opened, now)| now.since(*opened) < OPEN_FOR)
     }
 }

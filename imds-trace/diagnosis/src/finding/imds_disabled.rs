@@ -22,7 +22,10 @@ pub(super) fn shows_open(status: u16) -> bool {
 /// Does this exchange's request explain a 403 to it?
 pub(super) fn has_reason(exchange: &Exchange) -> bool {
     let Some(request) = &exchange.request else { return true };
+    // What proxies add.
+    let is_odd = request.via || request.absolute || request.foreign_host;
     match exchange.imds() {
+        _ if is_odd => true,
         Some(Imds::Token) => request.forwarded_for || request.path != "/latest/api/token",
         Some(Imds::V1 | Imds::V2) => false,
         Some(Imds::Other) | None => true,
@@ -53,19 +56,26 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         // Somebody may refuse this read alone.
         verdict.confidence = Confidence::Likely;
     }
+    if exchange.request.as_ref().is_some_and(|request| request.cut) {
+        // What proxies add may be behind the cut.
+        verdict.confidence = Confidence::Likely;
+    }
+    if case.history.was_open(exchange) {
+        verdict.confidence = Confidence::Likely;
+        verdict
+            .summary
+            .push_str(" (It was not when it answered others before: it was switched off since, or refuses this one.)");
+    }
     verdict.remedy = vec![
         case.describe_options(),
-        format!(
-            "aws ec2 modify-instance-metadata-options --instance-id {instance} --http-endpoint enabled --http-tokens required"
-        ),
+        format!("aws ec2 modify-instance-metadata-options --instance-id {instance} --http-endpoint enabled"),
     ];
     verdict.lasting = Some(
-        "Terraform: metadata_options { http_endpoint = \"enabled\", http_tokens = \"required\" }; a launch template's \
-                       MetadataOptions changes new instances only."
+        "Terraform: http_endpoint = \"enabled\" in metadata_options; a launch template's MetadataOptions changes new instances only."
             .to_owned(),
     );
     verdict.caution = Some("It may be off on purpose. With it on, every process of the instance that reaches IMDS can take the instance's \
-                       role; a job with a role of its own (OIDC, ECS task role, EKS Pod Identity) needs no IMDS."
+                       role, without a token too unless tokens are required (the first command shows it); a job with a role of its own (OIDC, ECS task role, EKS Pod Identity) needs no IMDS."
         .to_owned());
     Some(voice.temper(verdict).resting_on(case.absent_before()))
 }

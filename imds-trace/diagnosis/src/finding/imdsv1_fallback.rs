@@ -28,7 +28,8 @@ fn without_token<'a>(case: &Case<'a>) -> Option<&'a Exchange> {
 }
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
-    let exchange = without_token(case)?;
+    // One that was gone when its answer came got none.
+    let exchange = without_token(case).filter(|exchange| !exchange.is_late())?;
     let status = exchange.status()?;
     // Refused whoever asks and however: no token would have helped.
     if matches!(status, 403 | 429 | 500..) {
@@ -43,7 +44,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         _ => format!("{seconds:.1} s in {tries} tries"),
     };
     let before = match refused {
-        None => format!("waited {kept} for a token that never came"),
+        None => format!("waited {kept} for a token and got none"),
         Some(refused) if seconds < SLOW => format!("was refused a token with {refused}"),
         Some(refused) => format!("spent {kept} on token requests, the last of which was refused with {refused}"),
     };

@@ -43,9 +43,11 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
              X-aws-ec2-metadata-token.",
             Confidence::Certain,
         ),
-        Had::Unclear => {
-            ("asked before", "It did ask for a token before; what came of that was not seen.", Confidence::Likely)
-        }
+        Had::Unclear => (
+            "asked before",
+            "A token was asked for before, perhaps by this client; what came of that for it was not seen.",
+            Confidence::Likely,
+        ),
     };
     let subject = case.subject();
     let mut verdict = Verdict::certain(
@@ -70,7 +72,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
 fn may_have_asked(case: &Case<'_>, exchange: &Exchange) -> bool {
     let Case { history, who, .. } = case;
     let hops = exchange.outward.iter().flat_map(|travel| &travel.hops);
-    let mut others = hops.map(|hop| hop.client.address).filter(|address| *address != who.address);
+    let mut others = hops.map(|hop| hop.client.address).filter(|address| Some(*address) != who.address);
     let is_capture = case.rests_on_capture();
     history.unheard.is_possible(exchange, who, is_capture)
         || (who.process.is_none() && history.somebody_asked(exchange, who.subject(), false))

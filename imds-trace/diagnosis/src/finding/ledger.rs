@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::contradiction::{Contradicted, WITHIN, contradicted};
 use super::{Case, Confidence, Finding, FindingId, HopLimit, RULES, Rule, Verdict, vantage};
+use crate::exchange::imds::known_by;
 use crate::exchange::{ExchangeId, Moment};
 use crate::identity::{Key, Subject};
 use crate::net::Timestamp;
@@ -44,6 +45,8 @@ struct Share {
     finding: u64,
     weight: u64,
     waited: Option<Duration>,
+    /// It was said of a packet that was not seen again: taken back only if the client has the response after all.
+    vanished: bool,
 }
 
 /// All findings of a run.
@@ -73,7 +76,7 @@ impl Ledger {
     /// (count 0) because the outcome of the exchange has changed.
     pub fn examine(&mut self, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) {
         let taken_back = match case.moment {
-            Moment::Closed => self.take_back(case.exchange.id),
+            Moment::Closed => self.take_back(case.exchange.id, case.exchange.response_proof.is_some()),
             Moment::Asked
             | Moment::Answered
             | Moment::Left
@@ -93,8 +96,9 @@ impl Ledger {
                     verdict.confidence = Confidence::Likely;
                     verdict.summary.push_str(&vantage::told(case.exchange));
                 }
-                let share = self.enter(rule, verdict, case, at, told);
-                if matches!(case.moment, Moment::Closed | Moment::Settled | Moment::Afterwards) {
+                let vanished = matches!(case.moment, Moment::Lost(_)) && verdict.drop.is_none();
+                let share = Share { vanished, ..self.enter(rule, verdict, case, at, told) };
+                if vanished || matches!(case.moment, Moment::Closed | Moment::Settled | Moment::Afterwards) {
                     self.remember(case.exchange.id, share);
                 }
             }
@@ -115,12 +119,13 @@ impl Ledger {
         if all.is_empty() {
             return false;
         }
-        let (endpoint, mut any) = (case.exchange.endpoint.address, false);
+        let (endpoint, mut any) = (known_by(case.exchange.endpoint.address), false);
         for key in self.order.values() {
             let cause_of = key.cause.strip_suffix(BY_ADDRESS).unwrap_or(&key.cause);
             let is_meant = |(rule, cause): &Contradicted| key.rule == *rule && cause_of == cause;
             let Some(entry) = self.entries.get_mut(key).filter(|_| all.iter().any(is_meant)) else { continue };
-            if entry.endpoint == endpoint && entry.finding.count > 0 && at.since(entry.finding.last) < WITHIN {
+            if known_by(entry.endpoint) == endpoint && entry.finding.count > 0 && at.since(entry.finding.last) < WITHIN
+            {
                 any = true;
                 (entry.finding.count, entry.finding.says.waited) = (0, None);
                 entry.finding.evidence.clear();
@@ -133,9 +138,15 @@ impl Ledger {
         any
     }
 
-    /// Takes back what an exchange added when it was over. Gives the numbers of the findings.
-    fn take_back(&mut self, exchange: ExchangeId) -> Vec<u64> {
-        let Some(shares) = self.shares.remove(&exchange) else { return Vec::new() };
+    /// Takes back what an exchange added when it was over; what it added before for want of a sighting, too, if it is `received`.
+    /// Gives the numbers of the findings.
+    fn take_back(&mut self, exchange: ExchangeId, received: bool) -> Vec<u64> {
+        let Some(shares) = self.shares.get_mut(&exchange) else { return Vec::new() };
+        let taken: Vec<Share> = shares.extract_if(.., |share| received || !share.vanished).collect();
+        if shares.is_empty() {
+            self.shares.remove(&exchange);
+        }
+        let shares = taken;
         for share in &shares {
             let Some(entry) = self.order.get(&share.finding).and_then(|key| self.entries.get_mut(key)) else {
                 continue;
@@ -211,7 +222,7 @@ impl Ledger {
                 *said = finding.count;
                 told(finding);
             }
-            return Share { finding: *number, weight, waited };
+            return Share { finding: *number, weight, waited, vanished: false };
         }
         let number = self.next;
         self.next += 1;
@@ -235,6 +246,6 @@ impl Ledger {
             let Some((_, oldest)) = self.order.pop_first() else { break };
             self.evicted += u64::from(self.entries.remove(&oldest).is_some());
         }
-        Share { finding: number, weight, waited }
+        Share { finding: number, weight, waited, vanished: false }
     }
 }

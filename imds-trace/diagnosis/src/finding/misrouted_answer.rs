@@ -47,7 +47,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.path = case.path(None);
     verdict.weight = travel.copies.max(1);
     verdict.last = travel.last_lost;
-    let (address, endpoint) = (case.who.address, exchange.endpoint.address);
+    let (address, endpoint) = (case.who.address?, exchange.endpoint.address);
     let family = if endpoint.is_ipv4() { "" } else { "-6 " };
     let inward = shell_word(&travel.hops.first()?.hook.interface.name);
     verdict.remedy = vec![
@@ -56,8 +56,8 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         format!("ip {family}route show table all {address}"),
     ];
     verdict.caution = Some(format!(
-        "A VPN or a policy rule that takes everything mostly does this: a rule before it that looks up {address}'s network in table main \
-         leaves the rest of its traffic where it is. The rule above shows the first one that matches."
+        "Mostly a catch-all route or policy rule of a VPN does this: a rule before it that looks up {address}'s network in table main \
+         leaves the rest of its traffic where it is. The first command above shows the route that is used."
     ));
     Some(verdict)
 }

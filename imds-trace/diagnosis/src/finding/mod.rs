@@ -6,6 +6,7 @@ mod aftermath;
 mod answered_locally;
 mod answerer;
 mod client;
+mod commands;
 mod contradiction;
 mod drops;
 mod firewall_drop;
@@ -52,7 +53,6 @@ use crate::exchange::{Exchange, ExchangeId, Moment, Travel};
 use crate::identity::{Attribution, Directory};
 use crate::journey::{Dropped, Evidence, Fate, Hop, Journey};
 use crate::net::{Netns, Timestamp, Ttl};
-use crate::printable::shell_word;
 pub use aftermath::{Aftermath, Refused};
 pub use drops::{Spent, spent};
 use history::Tries;
@@ -196,6 +196,11 @@ impl<'a> Case<'a> {
         self.coverage.absence_everywhere(self.span)
     }
 
+    /// The same of what comes in from outside, where it is known by which interfaces that could be.
+    fn absent_outside(&self) -> Result<Absent, WhyNot> {
+        if self.host.uplinks.is_empty() { self.absent() } else { self.absent_everywhere() }
+    }
+
     /// The same of what its client did shortly before.
     fn absent_before(&self) -> Result<Absent, WhyNot> {
         self.coverage.absence(Span { from: self.span.from.before(LOOKS_BACK), ..self.span })
@@ -226,7 +231,7 @@ impl<'a> Case<'a> {
         let outward = way(self.exchange.outward.as_ref());
         let inward = match response {
             Some(journey) => Way { hops: journey.hops.clone(), fate: journey.fate.clone() },
-            None => way(self.exchange.response_travel()),
+            None => way(self.exchange.rest_lost().or_else(|| self.exchange.response_travel())),
         };
         (!outward.hops.is_empty() || !inward.hops.is_empty()).then_some(Path { outward, inward })
     }
@@ -246,32 +251,6 @@ impl<'a> Case<'a> {
         self.host.instance.as_deref().unwrap_or("<instance-id>")
     }
 
-    /// The command that shows how the instance is set.
-    fn describe_options(&self) -> String {
-        format!(
-            "aws ec2 describe-instances --instance-ids {} --query 'Reservations[].Instances[].MetadataOptions'",
-            self.instance()
-        )
-    }
-
-    /// What goes before a command that is to run in this namespace: nothing in the host's.
-    fn enter(&self, netns: Netns) -> String {
-        if netns == self.host.netns || netns == Netns::default() {
-            return String::new();
-        }
-        // A container's first process lives as long as it does; the one that asked may be gone, or have been elsewhere.
-        let asked = self.who.process.as_ref().filter(|_| self.who.netns == Some(netns)).map(|process| process.pid);
-        match self.directory.pid_in(netns, self.exchange.opened).or(asked) {
-            Some(pid) => format!("nsenter -t {pid} -n "),
-            None => "nsenter -t <pid> -n ".to_owned(),
-        }
-    }
-
-    /// The tool for firewall rules of the endpoint's address family.
-    fn iptables(&self) -> &'static str {
-        if self.exchange.endpoint.address.is_ipv4() { "iptables" } else { "ip6tables" }
-    }
-
     /// `The connection attempt of container job-17`, with its port where that is none of IMDS's.
     fn connection_attempt(&self) -> String {
         let port = match self.exchange.endpoint.port {
@@ -281,13 +260,6 @@ impl<'a> Case<'a> {
         format!("The connection attempt of {}{port}", self.subject())
     }
 
-    /// The commands that show what redirects the client's packets on this host: a process of the host's own namespace meets OUTPUT,
-    /// whatever is forwarded PREROUTING.
-    fn redirects(&self) -> Vec<String> {
-        let chain = if self.who.netns == Some(self.host.netns) { "OUTPUT" } else { "PREROUTING" };
-        vec![format!("{} -t nat -vnL {chain} --line-numbers", self.iptables()), "nft -a list ruleset".to_owned()]
-    }
-
     /// Whose namespace it is, in a sentence about the client.
     fn whose(&self, netns: Netns) -> &'static str {
         match netns {
@@ -295,12 +267,6 @@ impl<'a> Case<'a> {
             netns if self.who.netns == Some(netns) => "the client's own network namespace",
             _ => "a network namespace on its way",
         }
-    }
-
-    /// The command that asks IMDS from inside the client's container, if it is one.
-    fn probe(&self) -> Option<String> {
-        let container = self.who.container.as_ref()?;
-        Some(format!("imds-trace probe {}", shell_word(&container.handle())))
     }
 
     /// What the client asked, e.g. `PUT /latest/api/token`.
@@ -344,10 +310,10 @@ impl<'a> Case<'a> {
         match (&self.who.container, self.who.by) {
             (Some(container), _) => container.phrase(MAX_NAME),
             (None, Key::Cgroup) => process.map_or("a process of this host".to_owned(), named),
-            (None, _) => match (process, self.who.known_address()) {
+            (None, _) => match (process, self.who.address) {
                 (Some(process), Some(address)) => format!("{} at {address}", named(process)),
                 (Some(process), None) => named(process),
-                (None, _) => format!("the client at {}", self.who.address),
+                (None, _) => self.who.unnamed(),
             },
         }
     }

@@ -4,6 +4,7 @@
 
 use super::{Case, Rule, Severity, Verdict, capitalised};
 use crate::exchange::Exchange;
+use crate::exchange::imds::is_success;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -17,16 +18,29 @@ pub const RULE: Rule = Rule {
 /// 404 where IMDS does not know it, which is no error.
 const ROLES: &str = "/meta-data/iam/security-credentials";
 
+/// The first version of the metadata that has roles (`latest` comes behind all days).
+const SINCE: &str = "2012-01-12";
+
 /// The cause where no role at all was asked for by name.
 pub(super) const ANY: &str = "none";
 
 /// The role that is asked for: empty where it is the list of them, `None` where it is something else.
 pub(super) fn role(exchange: &Exchange) -> Option<&str> {
-    let (_, role) = exchange.request.as_ref()?.path.split_once(ROLES)?;
+    let request = exchange.request.as_ref()?;
+    let (version, role) = request.path.split_once(ROLES)?;
+    // Below an older version nobody has one, and what does not read is told nothing.
+    if version.trim_matches('/') < SINCE || !matches!(request.method.as_str(), "GET" | "HEAD") {
+        return None;
+    }
     match role {
         "" => Some(""),
         role => Some(role.strip_prefix('/')?.trim_end_matches('/')),
     }
+}
+
+/// The role that the instance has by what it answered, whether that reached its client or not; empty where it listed them.
+pub(super) fn shown(exchange: &Exchange) -> Option<&str> {
+    role(exchange).filter(|_| exchange.came_status().is_some_and(is_success))
 }
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {

@@ -31,12 +31,17 @@ fn never_left(case: &Case<'_>) -> Option<Verdict> {
     }
     let endpoint = exchange.endpoint;
     let subject = case.subject();
+    // A pod's, inside its namespace: nobody watches there.
+    let own = match case.who.netns.is_some_and(|netns| netns != case.host.netns) {
+        true => "; or it left by an interface that its namespace has to itself (an ENI)",
+        false => "",
+    };
     let (cause, what) = match case.who.failed_after {
         None => (
             "attempt",
             format!(
-                "{subject} called connect() to {endpoint} and no SYN followed: the kernel found no route for it in the client's \
-                 network namespace, or was told to refuse it."
+                "{subject} called connect() to {endpoint} and no SYN followed: the kernel found no route for it in the \
+                 client's network namespace, or was told to refuse it, or a program in connect() sent it elsewhere."
             ),
         ),
         Some(after) => (
@@ -44,7 +49,7 @@ fn never_left(case: &Case<'_>) -> Option<Verdict> {
             format!(
                 "{subject} called connect() to {endpoint} and gave up after {:.1} s, and no packet of it was seen: it came to none \
                  of the places that are watched. The client's gateway does not answer (ARP, neighbour discovery), its interface is \
-                 down, or a redirect took it on its way in (DNAT on a bridge, with br_netfilter).",
+                 down, or a redirect took it on its way in (DNAT on a bridge, with br_netfilter){own}.",
                 after.as_secs_f64()
             ),
         ),
@@ -88,7 +93,7 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
     }
     let address = match failed.heading {
         crate::net::Heading::ToImds => case.exchange.endpoint.address,
-        crate::net::Heading::FromImds => case.who.address,
+        crate::net::Heading::FromImds => case.who.address?,
     };
     verdict.remedy = vec![
         format!("{enter}ip route get {address}"),

@@ -15,6 +15,12 @@ pub const RULE: Rule = Rule {
     examine,
 };
 
+/// What switching it on costs over IPv6 (`accept_ra` in the kernel's ip-sysctl).
+const IPV6: &str = "If the second command shows a route, it goes with the third: a host that forwards keeps no default route from router \
+                    advertisements, unless accept_ra of that interface is 2 (`sysctl -w net.ipv6.conf.<interface>.accept_ra=2`), and loses \
+                    its IPv6. And it passes on everything that the FORWARD chain lets through, not only what goes to IMDS: `ip6tables \
+                    -vnL FORWARD` shows its policy. It may be off on purpose.";
+
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let failed = failed(case).filter(|failed| failed.cause == Cause::NotForwarding)?;
     let drop = &failed.dropped.drop;
@@ -41,6 +47,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     );
     let keys: Vec<String> = all.into_iter().chain(own).map(|key| shell_word(&key)).collect();
     verdict.remedy.push(format!("{enter}sysctl {}", keys.join(" ")));
+    if case.exchange.endpoint.address.is_ipv6() {
+        verdict.remedy.push(format!("{enter}ip -6 route show default proto ra"));
+    }
     verdict.remedy.extend(keys.iter().map(|key| format!("{enter}sysctl -w {key}=1")));
     verdict.lasting = Some(format!(
         "A file in /etc/sysctl.d with {}: Docker switches forwarding on when it starts, and `sysctl --system` may switch it off again.",
@@ -50,6 +59,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
                        what goes to IMDS: `iptables -vnL FORWARD` shows its policy. It may be off on purpose; then containers reach \
                        nothing outside the host."
         .to_owned());
+    if case.exchange.endpoint.address.is_ipv6() {
+        verdict.caution = Some(IPV6.to_owned());
+    }
     Some(failed.concluded(verdict, case))
 }
 

@@ -31,6 +31,13 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
 /// Its SYN was seen on its way to somewhere else.
 fn elsewhere(case: &Case<'_>, exchange: &Exchange, to: Endpoint) -> Option<Verdict> {
     let travel = exchange.outward.as_ref()?;
+    // It turned on a bridge, and who is behind that answers there, which no hook sees.
+    let turned = travel.hops.first().zip(travel.hops.last()).is_some_and(|(first, last)| {
+        first.hook.interface.index == last.hook.interface.index && last.hook.direction == Direction::Egress
+    });
+    if turned && travel.fate == Fate::Delivered && !exchange.response_refuted {
+        return None;
+    }
     let subject = case.subject();
     let begin = format!("The connection of {subject} to {} was redirected to {to} on this host", exchange.endpoint);
     let cause_of = format!("{to}");
@@ -91,6 +98,10 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
     // A hop less seen, a drop less seen, and it says nothing. Of one packet it says nothing either.
     let absent = case.absent_everywhere().ok()?;
     if case.rests_on_capture() || travel.copies < 2 || exchange.inward.is_some() {
+        return None;
+    }
+    // Who has the endpoint's address itself is no client, and which way a packet between the two goes cannot be told.
+    if exchange.client().is_some_and(|client| client.address == exchange.endpoint.address) {
         return None;
     }
     let mut verdict = Verdict::likely(

@@ -20,6 +20,9 @@ pub const RULE: Rule = Rule {
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|exchange| exchange.answered.is_none() && !exchange.responded)?;
+    if exchange.cut_off {
+        return None;
+    }
     // A client that had left of its own accord gets a reset for that.
     let has_left = |at| exchange.left.is_some_and(|left| left < at);
     let refusal = exchange.refusal.filter(|refusal| !has_left(refusal.at));
@@ -48,11 +51,16 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         (Some(Refused::Reset), _) | (None, None) => "a TCP reset".to_owned(),
     };
     let from_outside = refusal.is_some_and(|refusal| refusal.from_outside);
+    let was_forwarded = refusal.is_some_and(|refusal| refusal.was_forwarded);
+    // Of a client whose packets pass no place that is watched, who has perhaps an interface of its own.
+    let is_unseen = refusal.is_none() && exchange.is_attempt() && case.who.netns != Some(case.host.netns);
     // In a capture at the client everything comes in from outside, in one at a bridge nothing does.
     let unknown = case.rests_on_capture() && !exchange.decrements.forwarded();
     let whence = match (from_outside, by_firewall) {
         _ if unknown => "from where this capture does not show".to_owned(),
         (true, _) => "from beyond this host".to_owned(),
+        (false, None) if was_forwarded => "from where was not seen: its TTL shows that it was forwarded".to_owned(),
+        (false, None) if is_unseen => "from where was not seen".to_owned(),
         (false, Some(dropped)) => {
             let at = hook(dropped).map(|hook| format!(" at netfilter's {hook} hook")).unwrap_or_default();
             let whose = case.whose(dropped.drop.netns);
@@ -80,7 +88,14 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.path = case.path(None);
     if !from_outside && by_firewall.is_none() {
         // That it was not seen coming in, or not at all.
-        verdict = verdict.resting_on(case.absent());
+        verdict = verdict.resting_on(case.absent_outside());
+    }
+    if (was_forwarded || is_unseen) && by_firewall.is_none() && !from_outside {
+        verdict.confidence = Confidence::Likely;
+    }
+    if refusal.is_none() && case.who.error.is_none() {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary.push_str(" (Or the client gave it up itself, or was ended: its socket was told no error.)");
     }
     if is_of_routing(refusal) && !from_outside && dropped.is_none() {
         verdict.confidence = Confidence::Likely;

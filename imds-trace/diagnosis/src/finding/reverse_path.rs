@@ -22,14 +22,15 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let what = failed.packet(&subject);
     let (back, source) = match failed.heading {
         Heading::FromImds => ("to IMDS", case.exchange.endpoint.address),
-        Heading::ToImds => ("to the client", case.who.address),
+        Heading::ToImds => ("to the client", case.who.address?),
     };
     let mut verdict = Verdict::certain(
         format!("{:?} {interface} {}", failed.heading, drop.netns.0),
         format!(
             "{what} was dropped by reverse-path filtering on {interface}: by the routes of {} the way back {back} does not \
-             lead out by that interface, and no answer reached the client.",
-            case.whose(drop.netns)
+             lead out by that interface, {}.",
+            case.whose(drop.netns),
+            failed.so()
         ),
     );
     if drop.reason.is_none() {

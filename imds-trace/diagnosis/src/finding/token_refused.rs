@@ -1,7 +1,7 @@
 //! Was a token refused, and is it known why?
 
 use super::history::{Had, lacks_token};
-use super::{Case, Rule, Severity, TokenUse, Verdict, capitalised};
+use super::{Case, Confidence, Rule, Severity, TokenUse, Verdict, capitalised};
 use crate::exchange::Imds;
 
 /// The rule.
@@ -51,6 +51,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         cause,
         capitalised(format!("{subject}{} asked {} with a token and got 401: {why}.", case.hint(), case.request_line())),
     );
+    if cause == "unknown" && case.history.unheard.is_possible(exchange, case.who, case.rests_on_capture()) {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary.push_str(" (Or it was issued on a connection of which not all was seen.)");
+    }
     verdict.remedy = case.probe().into_iter().collect();
     verdict.caution = Some("The command asks for a new token from inside the container and uses it: with that IMDS answers. Clients must request a \
                        new token on 401, and before the old one expires; a token holds for at most six hours (21600 s) and on \

@@ -21,6 +21,8 @@ const ISSUES: &str = "/latest/api/token";
 const LIFETIMES: std::ops::RangeInclusive<u32> = 1..=21_600;
 /// The status that says that an `Expect` cannot be met (RFC 9110 section 15.5.18).
 const EXPECTATION_FAILED: u16 = 417;
+/// Where no proxy is to be asked.
+const ENDPOINTS: &str = "169.254.169.254,fd00:ec2::254";
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     // A 403 may be one to everything, which shows a little later.
@@ -52,7 +54,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             None if request.cut => ("unknown", "what was seen of the request does not show why".to_owned()),
             None => (
                 "lifetime",
-                "it had no X-aws-ec2-metadata-token-ttl-seconds header, or one that is not a number".to_owned(),
+                "it had no X-aws-ec2-metadata-token-ttl-seconds header, or one that is no number of seconds".to_owned(),
             ),
             Some(seconds) if !LIFETIMES.contains(&seconds) => {
                 ("lifetime", format!("it asked for {seconds} s, and IMDS grants 1 to 21600"))
@@ -67,7 +69,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     );
     if cause == "forwarded" {
         verdict.remedy =
-            vec!["export NO_PROXY=169.254.169.254,fd00:ec2::254 no_proxy=169.254.169.254,fd00:ec2::254".to_owned()];
+            ["NO_PROXY", "no_proxy"].map(|name| format!("export {name}=\"${{{name}:+${name},}}{ENDPOINTS}\"")).to_vec();
         verdict.caution = Some("Set them where the client runs; most HTTP libraries honour one of the two.".to_owned());
     } else if cause == "expect" {
         verdict.remedy = vec![

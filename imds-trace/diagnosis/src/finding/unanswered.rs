@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use super::silence::{Source, Unanswered, source, unanswered};
 use super::{Case, Rule, Severity, Verdict};
+use crate::exchange::Refused;
 use crate::printable::shell_word;
 
 /// The rule.
@@ -28,11 +29,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exceeded = case.host.rise_of_exceeded(interface);
     let why = match exceeded {
         Some(0) => {
-            "The ENA driver's linklocal_allowance_exceeded did not rise meanwhile: EC2's link-local rate limit is not the cause."
+            "When it was read last, the ENA driver's linklocal_allowance_exceeded had not risen since the trace began: nothing speaks for \
+             EC2's link-local rate limit."
                 .into()
         }
         Some(packets) => format!(
-            "Meanwhile the ENA driver counted {packets} packets over the allowance for link-local services \
+            "Since the trace began the ENA driver has counted {packets} packets over the allowance for link-local services \
              (linklocal_allowance_exceeded): more than 1024 a second to IMDS, DNS and NTP together, and EC2 drops the rest."
         ),
         None => "The answer was lost before it reached this host, or never sent.".into(),
@@ -42,9 +44,19 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         IpAddr::V4(address) if address.is_link_local() => Some(address),
         _ => None,
     };
+    let came = match exchange.lost_refusal {
+        _ if exchange.hung_up => {
+            format!("its connection was ended from the other side without an answer in {seconds:.1} s.")
+        }
+        Some(how) => {
+            let no = if how == Refused::Reset { "a TCP reset" } else { "an ICMP error" };
+            format!("what came back in {seconds:.1} s was {no}, which was dropped before it reached the client.")
+        }
+        None => format!("nothing was seen coming back in {seconds:.1} s. {why}"),
+    };
     let mut verdict = Verdict::likely(
         if exchange.handshake { "request" } else { "connect" },
-        format!("{what} was seen leaving by {interface} and nothing was seen coming back in {seconds:.1} s. {why}"),
+        format!("{what} was seen leaving by {interface} and {came}"),
         absent,
     );
     verdict.path = case.path(None);

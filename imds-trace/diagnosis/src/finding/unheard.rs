@@ -15,7 +15,7 @@ const MAX_REMEMBERED: usize = 1_024;
 #[derive(Debug, Default)]
 pub struct Unheard {
     /// When it began, and whose it was; the latest ones.
-    exchanges: VecDeque<(ExchangeId, Timestamp, Vec<Key>)>,
+    exchanges: VecDeque<(Option<ExchangeId>, Timestamp, Vec<Key>)>,
     /// When connections were first seen that had begun before; the latest ones.
     connections: VecDeque<Timestamp>,
 }
@@ -23,11 +23,20 @@ pub struct Unheard {
 impl Unheard {
     /// An exchange of which the request was not seen.
     pub fn note(&mut self, exchange: &Exchange, who: &Attribution) {
-        if self.exchanges.back().is_some_and(|(id, ..)| *id == exchange.id) {
+        if self.exchanges.back().is_some_and(|(id, ..)| *id == Some(exchange.id)) {
             return;
         }
+        self.remember(Some(exchange.id), exchange.opened, who);
+    }
+
+    /// A connection that was established at this moment, and that no hook saw.
+    pub fn note_unseen(&mut self, established: Timestamp, who: &Attribution) {
+        self.remember(None, established, who);
+    }
+
+    fn remember(&mut self, id: Option<ExchangeId>, at: Timestamp, who: &Attribution) {
         let keys = keys(who).into_iter().map(|(key, _)| key).collect();
-        self.exchanges.push_back((exchange.id, exchange.opened, keys));
+        self.exchanges.push_back((id, at, keys));
         if self.exchanges.len() > MAX_REMEMBERED {
             self.exchanges.pop_front();
         }

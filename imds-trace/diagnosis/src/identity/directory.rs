@@ -12,7 +12,6 @@
 //! Cannot know: who uses a connection after it was opened. A socket may be inherited or handed over (fork, `SCM_RIGHTS`), and a
 //! proxy asks for others: named is the process that connected. Packets without a connect (a raw socket) have no process.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::cgroup;
@@ -141,7 +140,7 @@ impl Directory {
             let is_v4 = query.endpoint.address.is_ipv4();
             let by_container = |container: &Container| self.containers.address_of(&container.id, is_v4);
             let address = by_socket.or_else(|| attribution.container.as_ref().and_then(by_container));
-            attribution.address = address.unwrap_or(attribution.address);
+            attribution.address = address;
         }
         attribution
     }
@@ -163,10 +162,9 @@ impl Directory {
     }
 
     fn attribute(&self, query: Query, at: Timestamp) -> Attribution {
-        let address = match (query.asked, query.endpoint.address) {
-            (Asked::Connection { client, .. }, _) => client.address,
-            (Asked::Attempt(_), IpAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
-            (Asked::Attempt(_), IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+        let address = match query.asked {
+            Asked::Connection { client, .. } => Some(client.address),
+            Asked::Attempt(_) => None,
         };
         let mut attribution = Attribution::of_nobody(address);
         let socket = self.sockets.find(query);

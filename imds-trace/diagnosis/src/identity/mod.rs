@@ -210,8 +210,8 @@ pub struct Attribution {
     pub process: Option<Process>,
     /// What `container` rests on.
     pub by: Key,
-    /// The client's address as it stood in its packets nearest to it; the unspecified one where there was none and nobody told it.
-    pub address: IpAddr,
+    /// The client's address as it stood in its packets nearest to it; `None` where there was no packet and nobody told it.
+    pub address: Option<IpAddr>,
     /// The TTL its packets started with, from its socket.
     pub initial_ttl: Option<Ttl>,
     /// The network namespace of its socket.
@@ -233,11 +233,13 @@ pub enum Subject {
     Host,
     /// Somebody of whom only the address is known.
     Address(IpAddr),
+    /// Somebody of whom not even that is known.
+    Unknown,
 }
 
 impl Attribution {
-    /// Somebody of whom nothing is known but an address.
-    pub(crate) fn of_nobody(address: IpAddr) -> Self {
+    /// Somebody of whom nothing is known but an address, if that.
+    pub(crate) fn of_nobody(address: Option<IpAddr>) -> Self {
         Self {
             container: None,
             process: None,
@@ -251,17 +253,20 @@ impl Attribution {
         }
     }
 
-    /// The client's address, if it is known.
-    pub fn known_address(&self) -> Option<IpAddr> {
-        Some(self.address).filter(|address| !address.is_unspecified())
-    }
-
     /// For whom this is counted.
     pub fn subject(&self) -> Subject {
         match (&self.container, self.by) {
             (Some(container), _) => Subject::Container(container.id.clone()),
             (None, Key::Cgroup) => Subject::Host,
-            (None, _) => Subject::Address(self.address),
+            (None, _) => self.address.map_or(Subject::Unknown, Subject::Address),
+        }
+    }
+
+    /// Whoever cannot be named, in a sentence.
+    pub fn unnamed(&self) -> String {
+        match self.address {
+            Some(address) => format!("the client at {address}"),
+            None => "a client whose address was not seen".to_owned(),
         }
     }
 

@@ -56,6 +56,10 @@ pub struct State<Open> {
     latest: Option<PacketKey>,
     /// Behind the highest sequence number that was sent to IMDS, and from it.
     sent: [Option<u32>; 2],
+    /// Has the client sent a byte?
+    has_asked: bool,
+    /// Has the other side sent one, or ended?
+    has_answer: bool,
     /// Did each side send its FIN?
     ended: [bool; 2],
     /// The client's TCP has no such connection any more: it reset it, or its socket is closed.
@@ -79,17 +83,21 @@ impl<Open> State<Open> {
             self.sent[slot] = Some(tcp.end());
         }
         self.ended[slot] |= tcp.flags.has(TcpFlags::FIN);
+        self.has_asked |= heading == Heading::ToImds && tcp.len > 0;
+        let answers = tcp.len > 0 || tcp.flags.has(TcpFlags::FIN) || tcp.flags.has(TcpFlags::RST);
+        self.has_answer |= heading == Heading::FromImds && answers;
         // A reset in IMDS's name may be dropped on its way: the client's own is the one that counts.
         self.left |= heading == Heading::ToImds && tcp.flags.has(TcpFlags::RST);
     }
 
-    /// Can nothing that comes change what is known of it? Both sides ended, or the client's TCP did, and all that was seen to be sent
-    /// to the client was acknowledged: of an answer that is not, copies may come or be dropped for minutes.
+    /// Can nothing that comes change what is known of it? Both sides ended, or the client's TCP did when nothing it asked was without an
+    /// answer, and all that was seen to be sent to the client was acknowledged: of an answer that is not, copies may come or be dropped
+    /// for minutes, and one that was not seen yet may come as late.
     fn is_over(&self) -> bool {
         let has_all = |slot: usize| {
             self.sent[slot].is_none_or(|sent| self.acked[slot].is_some_and(|acked| !is_before(acked, sent)))
         };
-        has_all(1) && (self.left || self.ended == [true; 2] && has_all(0))
+        has_all(1) && (self.left && (self.has_answer || !self.has_asked) || self.ended == [true; 2] && has_all(0))
     }
 }
 
@@ -316,6 +324,8 @@ impl<Open> Connections<Open> {
                     *known |= other;
                 }
                 state.left |= half.left;
+                state.has_asked |= half.has_asked;
+                state.has_answer |= half.has_answer;
                 if takes_client {
                     state.connection.client = half.connection.client;
                     state.connection.endpoint = half.connection.endpoint;
@@ -384,6 +394,8 @@ impl<Open> Connections<Open> {
             last: observation.at,
             latest: None,
             sent: [None; 2],
+            has_asked: false,
+            has_answer: false,
             ended: [false; 2],
             left: false,
             listed_over: false,

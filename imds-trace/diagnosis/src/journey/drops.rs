@@ -6,7 +6,7 @@
 //! Cannot know: whether a filter that moves packets or copies them to another interface (tc mirred) had moved this one. It is taken for
 //! a copy, which says less.
 
-use crate::observation::Drop;
+use crate::observation::{Drop, OTHERHOST};
 
 /// What a drop says of the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ const COPIERS: [&str; 14] = [
     "bpf_clone_redirect",
 ];
 /// Reasons that only copies have: those of packet sockets, and those that a bridge flooded to ports that they are not meant for.
-const COPIES: [&str; 2] = ["PACKET_SOCK_ERROR", "OTHERHOST"];
+const COPIES: [&str; 2] = ["PACKET_SOCK_ERROR", OTHERHOST];
 /// Where kernels without reasons drop a flooded copy, and a packet whose IP header is broken, which is rarer.
 const FLOODED: [&str; 4] = ["ip_rcv_core", "ip6_rcv_core", "ip_rcv", "ipv6_rcv"];
 

@@ -41,6 +41,7 @@ struct Open {
     contradicted: bool,
     icmp: Option<Icmp>,
     redirected: Option<Endpoint>,
+    redirected_before: bool,
     join: Join,
     last: Timestamp,
 }
@@ -116,6 +117,8 @@ impl Joiner {
             Place::Hook(_) => false,
             // A TCP had it in hand: another one than it was meant for, and nobody listens there.
             Place::Drop(drop) if redirected.is_some() && meaning(drop) == Meaning::NoSocket => false,
+            // A copy everywhere else.
+            Place::Drop(drop) if drop.is_misaddressed() && self.is_at_client(drop, &observation) => false,
             Place::Drop(drop) => match (meaning(drop), self.is_others(drop, &observation)) {
                 (Meaning::Copy, _) | (Meaning::Unclear, false) => return,
                 (Meaning::Received | Meaning::NoSocket, false) => true,
@@ -155,6 +158,7 @@ impl Joiner {
                     contradicted: false,
                     icmp: observation.icmp,
                     redirected,
+                    redirected_before: redirected.is_some(),
                     join,
                     last: observation.at,
                 });
@@ -211,6 +215,13 @@ impl Joiner {
                 Some(_) | None => false,
             },
         }
+    }
+
+    /// Is it a drop of an answer in the network namespace that its client is said to be in, which is not the host's?
+    fn is_at_client(&self, drop: &Drop, observation: &Observation) -> bool {
+        let state = self.connections.at(observation).filter(|_| observation.heading == Heading::FromImds);
+        let socket = state.and_then(|state| self.sockets.get(&state.connection.isn?));
+        socket.is_some_and(|(netns, _)| *netns == drop.netns && *netns != self.host)
     }
 
     /// Where the connection with this first sequence number goes, as its client addressed it.
@@ -323,6 +334,7 @@ fn finish(open: Open, state: &State<Open>, misrouted: bool, in_capture: Option<b
         contradicted: open.contradicted,
         icmp: open.icmp,
         redirected: open.redirected,
+        redirected_before: open.redirected_before,
         hops: open.hops,
         fate,
         acked,

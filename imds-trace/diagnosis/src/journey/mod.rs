@@ -125,6 +125,9 @@ pub struct Journey {
     pub icmp: Option<Icmp>,
     /// Where something on this host sent it instead of to IMDS, as it stood in the packet that was seen last.
     pub redirected: Option<Endpoint>,
+    /// Was it on its way there already at the first place that saw it? Then it was redirected in its client's own network namespace, or on
+    /// a bridge (br_netfilter).
+    pub redirected_before: bool,
     /// Where it was seen, in order; empty if only its drop was seen.
     pub hops: Vec<Hop>,
     /// How it ended.

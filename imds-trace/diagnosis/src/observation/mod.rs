@@ -19,6 +19,9 @@ pub struct Hook {
     pub direction: Direction,
 }
 
+/// The reason of what has the MAC address of another host.
+pub const OTHERHOST: &str = "OTHERHOST";
+
 /// The kernel's own word for a drop.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Drop {
@@ -41,6 +44,11 @@ impl Drop {
     /// The function, for a sentence: `dropped in ...`.
     pub fn function(&self) -> &str {
         self.location.as_deref().unwrap_or("an unnamed function")
+    }
+
+    /// Was it dropped for its MAC address?
+    pub fn is_misaddressed(&self) -> bool {
+        self.reason.as_deref() == Some(OTHERHOST)
     }
 }
 

@@ -168,6 +168,15 @@ impl Stream {
         }
     }
 
+    /// How much of a body that has a length is to come; none if a message is over.
+    fn body_left(&self) -> Option<u64> {
+        match &self.within {
+            Within::Head(seen) if seen.is_empty() => Some(0),
+            Within::Body(left) | Within::Token(_, left) => Some(*left),
+            Within::Head(_) | Within::Chunks(_) | Within::Lost => None,
+        }
+    }
+
     fn take(&mut self, marker: &Marker, tcp: Tcp, payload: &[u8]) -> Vec<Head> {
         let end = tcp.seq.wrapping_add(tcp.len);
         let (ahead, behind) = (tcp.seq.wrapping_sub(self.next), self.next.wrapping_sub(tcp.seq));
@@ -194,6 +203,11 @@ impl Stream {
         let mut rest = new;
         while !rest.is_empty() {
             rest = self.step(marker, rest, &mut heads);
+            if let (Some(Head::Response(head)), Some(left)) = (heads.last_mut(), self.body_left())
+                && head.ends.is_none()
+            {
+                head.ends = Some((payload.len() - rest.len()) as u64 + left);
+            }
         }
         // What the record did not hold.
         let missed = u64::from(tcp.len).saturating_sub(payload.len() as u64);

@@ -115,11 +115,24 @@ impl Output for Allow {
 
 /// A client, on one line whatever it is called.
 fn title(who: &Attribution) -> String {
-    let process = who.process.as_ref().map(|process| printable(&process.comm, MAX_NAME)).unwrap_or_default();
     let place = match &who.container {
         Some(container) => printable(&container.title(), MAX_NAME),
         None if who.by == crate::identity::Key::Cgroup => "this host".to_owned(),
-        None => format!("the client at {}", who.address),
+        None => who.unnamed(),
     };
-    format!("{process} of {place}")
+    match &who.process {
+        Some(process) => format!("{} of {place}", printable(&process.comm, MAX_NAME)),
+        None => place,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_whose_process_is_not_known_is_told_by_its_place_alone() {
+        let who = Attribution::of_nobody("10.0.0.7".parse().ok());
+        assert_eq!(title(&who), "the client at 10.0.0.7");
+    }
 }

@@ -49,7 +49,7 @@ impl Output for Markdown {
         Ok(())
     }
 
-    fn report(&mut self, _: Timestamp, report: &Report) -> io::Result<()> {
+    fn report(&mut self, at: Timestamp, report: &Report) -> io::Result<()> {
         let mut out = format!("## imds-trace: {}\n", text::overview(report));
         if let Some(probed) = self.probed.take() {
             let _ = writeln!(out, "\n{}", block("text", &probed));
@@ -61,7 +61,7 @@ impl Output for Markdown {
             let _ = writeln!(out, "\n**Incomplete:** {}.", words::lost(report.lost));
         }
         if report.subjects.is_empty() {
-            let _ = writeln!(out, "\n{}", words::nothing_shown(report.hidden));
+            let _ = writeln!(out, "\n{}", words::nothing_shown(report, at, self.boot_time));
         }
         if !report.expectations.is_empty() {
             let rows = report.expectations.iter().map(|asserted| {

@@ -232,7 +232,7 @@ fn whose(who: &Attribution) -> String {
     let whose = match (&who.container, who.by) {
         (Some(container), _) => printable(&container.phrase(MAX_NAME), MAX_TITLE),
         (None, Key::Cgroup) => "host".to_owned(),
-        (None, _) => format!("client {}", who.address),
+        (None, _) => who.unnamed(),
     };
     match &who.process {
         Some(process) => format!("{whose}, {}[{}]", printable(&process.comm, MAX_NAME), process.pid),

@@ -100,8 +100,8 @@ impl Output for Text {
         }
     }
 
-    fn report(&mut self, _: Timestamp, report: &Report) -> io::Result<()> {
-        let text = self.whole(report);
+    fn report(&mut self, at: Timestamp, report: &Report) -> io::Result<()> {
+        let text = self.whole(at, report);
         self.stream.write_all(text.as_bytes())
     }
 
@@ -133,7 +133,7 @@ impl Text {
         format!("{}  {}  {what}  {}", self.time(exchange.opened), who(&event.who), outcome(exchange))
     }
 
-    fn whole(&self, report: &Report) -> String {
+    fn whole(&self, end: Timestamp, report: &Report) -> String {
         let mut out = String::new();
         if !self.probed {
             let _ = writeln!(out, "\n{BOLD}Report{BOLD:#}: {}", overview(report));
@@ -146,7 +146,7 @@ impl Text {
             let _ = writeln!(out, "{RED}Incomplete{RED:#}: {}", words::lost(report.lost));
         }
         if report.subjects.is_empty() && !self.probed {
-            let _ = writeln!(out, "{}", words::nothing_shown(report.hidden));
+            let _ = writeln!(out, "{}", words::nothing_shown(report, end, self.boot_time));
         } else if report.hidden > 0 {
             let _ = writeln!(out, "Filtered: {} not shown.", counted_were(report.hidden, "more exchange"));
         }
@@ -164,9 +164,13 @@ impl Text {
             let unread: u64 = report.subjects.iter().map(|tally| tally.unread).sum();
             let verdict = match (unanswered, unproved, unread, report.lost.sum()) {
                 _ if !report.findings.is_empty() => "",
-                (0, 0, 0, 0) => "Nothing wrong was seen.",
+                (0, 0, 0, 0) if !report.coverage.unseen.is_empty() => {
+                    "Nothing wrong was seen at the places that are watched."
+                }
+                (0, 0, 0, 0) if report.broken.is_empty() => "Nothing wrong was seen.",
+                (0, 0, 0, 0) => "Nothing wrong was seen in what could be read.",
                 (0, 0, 0, _) => "Nothing wrong was seen in what could be kept.",
-                (0, 0, _, _) => "Nothing wrong was seen, but not every answer's status was.",
+                (0, 0, _, _) => "Nothing wrong was seen, but not every request or status was.",
                 (0, _, _, _) => "Nothing wrong was seen, but nothing shows of every answer that it arrived.",
                 _ => "Not every exchange was answered, and no rule names the cause.",
             };
@@ -336,8 +340,14 @@ pub(super) fn outcome(exchange: &Exchange) -> String {
     }
     if let Some(status) = exchange.status() {
         let style = if status < 400 { Style::new() } else { YELLOW };
-        let late = if exchange.is_late() { format!(", {YELLOW}too late{YELLOW:#}") } else { String::new() };
-        return format!("{style}{status}{style:#} in {took}{late}");
+        let but = match exchange.is_late() {
+            true => format!(", {YELLOW}too late{YELLOW:#}"),
+            false if exchange.incomplete => {
+                format!(", {RED}not whole{RED:#}: a part of the response was not seen to arrive")
+            }
+            false => String::new(),
+        };
+        return format!("{style}{status}{style:#} in {took}{but}");
     }
     if exchange.answered.is_some() {
         let status = exchange.response.as_ref().map(|response| format!(" ({})", response.status)).unwrap_or_default();
@@ -409,7 +419,7 @@ fn who(who: &Attribution) -> String {
 }
 
 pub(super) fn subject(who: &Attribution) -> String {
-    let address = who.known_address().map_or_else(|| "address not known".to_owned(), |address| address.to_string());
+    let address = who.address.map_or_else(|| "address not known".to_owned(), |address| address.to_string());
     match (&who.container, who.by) {
         (Some(container), by) => {
             let inner = match container.short_inner() {

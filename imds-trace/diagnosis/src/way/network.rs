@@ -133,6 +133,8 @@ pub struct PolicyRule {
     pub suppressed: Option<u32>,
     /// It asks for something else besides.
     pub other: bool,
+    /// Among that: for some users' processes, and not for all.
+    pub users: bool,
 }
 
 /// By what an endpoint is reached.

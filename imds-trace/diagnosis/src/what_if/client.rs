@@ -41,6 +41,8 @@ pub struct Client {
     pub reads: Count,
     /// Requests for something else than a token, with one or without, that brought it something. A 404 is an answer of use.
     pub served: u64,
+    /// Those that brought it nothing, but for those without one that were refused for that.
+    pub failed: Count,
     /// Token requests to which the answer was no token.
     pub denied: Count,
     /// Connections that no hook saw.
@@ -65,6 +67,7 @@ impl Client {
             tokens: none,
             reads: none,
             served: 0,
+            failed: none,
             denied: none,
             unseen: none,
             token_way: None,
@@ -95,8 +98,17 @@ impl Client {
             self.way = join(self.way, way::of(event));
         }
         let asks = asks(exchange);
-        if matches!(asks, Asks::WithToken | Asks::WithoutToken) && !exchange.is_late() {
-            self.served += u64::from(exchange.status().is_some_and(|status| is_success(status) || status == 404));
+        if exchange.begins_unseen() || exchange.ends_unseen {
+            // There may have been more on its connection.
+            self.unread.note(at);
+        }
+        if matches!(asks, Asks::WithToken | Asks::WithoutToken) {
+            match exchange.is_served() {
+                true => self.served += 1,
+                // What 401 says of those without one is counted by itself.
+                false if matches!(asks, Asks::WithToken) || exchange.status() != Some(401) => self.failed.note(at),
+                false => {}
+            }
         }
         match asks {
             Asks::Token => {

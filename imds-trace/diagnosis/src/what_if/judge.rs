@@ -157,6 +157,9 @@ fn unclear(client: &Client, set: Set, needed: Needed) -> Vec<Reason> {
     if asked.count > 0 && client.served == 0 && client.tokens.count == 0 {
         reasons
             .push(reason("got nothing that it asked for, for a reason that is not shown to be these settings", asked));
+    } else if client.failed.count > 0 {
+        let text = "did not get all that it asked for, for a reason that is not shown to be these settings";
+        reasons.push(reason(text, client.failed));
     }
     if client.unseen.count > 0 {
         let text = "had a connection that passed no interface that is watched, and what it asked there is not known";
@@ -243,7 +246,7 @@ fn title(who: &Attribution) -> String {
             format!("{word}{}", bounded(&title, MAX_NAME))
         }
         (None, Subject::Host) => "this host".to_owned(),
-        (None, _) => format!("the client at {}, which could not be identified", who.address),
+        (None, _) => format!("{}, which could not be identified", who.unnamed()),
     };
     format!("{title}{behind}")
 }

@@ -50,7 +50,7 @@ fn who(name: &str) -> Attribution {
         container: (!matches!(name, "host" | "?")).then_some(container),
         by: if name == "?" { Key::Unknown } else { Key::Cgroup },
         initial_ttl: Some(Ttl(64)),
-        ..Attribution::of_nobody(address)
+        ..Attribution::of_nobody(Some(address))
     }
 }
 
@@ -107,7 +107,7 @@ impl Seen {
             }),
             handshake: true,
             responded: status.is_some(),
-            decrements: Decrements { seen: Some(falls), first: Some((first, Direction::Ingress)), hops: 2 },
+            decrements: Decrements { seen: Some(falls), first: Some((first, Direction::Ingress)), last: None, hops: 2 },
             ..Exchange::new(ExchangeId(1), connection, Timestamp(1))
         };
         let hop_limit = HopLimit { observed: at.map(Ttl), needed: Some(Ttl(falls + 1)) };

@@ -159,7 +159,7 @@ impl Scenario {
             None if !connect.no_port => {
                 Outcome::Established { counts: self.counted.iter().any(|counted| counted.client == connect.client) }
             }
-            error => Outcome::Failed(error),
+            error => Outcome::Failed(error.filter(|error| *error != 0)),
         };
         let socket = Socket { socket, source, destination, isn, netns };
         let connected = Said::Connected(Connected { socket, outcome });

@@ -1,7 +1,7 @@
 //! Does the pipeline conclude what a scenario expects, and nothing else?
 
 use anyhow::{Context, Result, bail};
-use diagnosis::config::Telling;
+use diagnosis::config::{Telling, expectation};
 use diagnosis::event::{Attached, Event, ExchangeEvent, Report, Via};
 use diagnosis::finding::{self, Confidence, RULES};
 use diagnosis::identity::{Attribution, Subject};
@@ -70,7 +70,10 @@ pub fn judge(scenario: &Scenario) -> Result<()> {
     let mut wrong = misspelt(scenario);
     for (ticks, when) in [(false, ""), (true, " (with the clock ticking)")] {
         let host = Host { netns: HOST_NETNS, pid_namespace: None, instance: Some(INSTANCE.to_owned()) };
-        let conclusions = conclude_telling(host, &inputs, ticks, &scenario.telling(Vec::new())?)?;
+        let asserted = scenario.not_held.iter().map(|text| Ok(expectation(text)?)).collect::<Result<_>>()?;
+        let conclusions = conclude_telling(host, &inputs, ticks, &scenario.telling(asserted)?)?;
+        let held = conclusions.report.expectations.iter().filter(|asserted| asserted.held);
+        wrong.extend(held.map(|held| format!("{} holds, and must not: {}{when}", held.expect, held.why)));
         wrong.extend(compare(scenario, &conclusions)?.into_iter().map(|sentence| format!("{sentence}{when}")));
     }
     if !wrong.is_empty() {
@@ -202,7 +205,7 @@ pub fn show(who: &Attribution) -> String {
     match (&who.container, who.subject()) {
         (Some(container), _) => container.name.clone().unwrap_or_else(|| format!("unnamed {}", container.id)),
         (None, Subject::Host) => "host".to_owned(),
-        (None, _) => who.address.to_string(),
+        (None, _) => who.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string()),
     }
 }
 

@@ -80,6 +80,9 @@ pub struct Scenario {
     /// All exchanges, in order: `WHO KIND STATUS`, e.g. `job-17 token 200`; `-` for what is not known. Absent: they are not judged, which a
     /// file of `tests/scenarios` may not leave so.
     pub exchanges: Option<Vec<String>>,
+    /// What is asserted, as behind `--expect`, and must not hold.
+    #[serde(default)]
+    pub not_held: Vec<String>,
     /// A part of the sentence in which the report tells that the kernel's counters say something else. Absent: there is none.
     pub difference: Option<String>,
 }
@@ -152,7 +155,7 @@ pub struct Connect {
     pub attempt_ms: Option<i64>,
     /// When its port and first sequence number were told before its SYN was sent; absent: they were not.
     pub sending_ms: Option<i64>,
-    /// The error with which it fails, a number of `errno.h`.
+    /// The error with which it fails, a number of `errno.h`; 0: it ends and is told none.
     pub error: Option<u16>,
     /// It fails for want of a local port.
     #[serde(default)]

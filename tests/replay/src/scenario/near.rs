@@ -106,6 +106,11 @@ fn changes(scenario: &Scenario) -> Vec<Scenario> {
     // Nobody is on the list.
     with(&|changed| changed.allow = Some(String::new()));
     with(&|changed| changed.lost.clear());
+    // Of what nobody received no sighting was lost either.
+    with(&|changed| {
+        changed.lost.clear();
+        changed.counted.iter_mut().for_each(|counted| counted.received = 0);
+    });
     with(&|changed| changed.exceeded.clear());
     with(&|changed| changed.forwarding = None);
     with(&|changed| {
@@ -189,6 +194,12 @@ fn packet_changes(packet: &Packet) -> Vec<Packet> {
             with(&|changed| changed.at[number].ttl.0 = ttl);
         }
         with(&|changed| changed.at[number].redirected = None);
+        // It came in with its TTL used up, and died there.
+        with(&|changed| {
+            changed.at.truncate(number + 1);
+            changed.at.iter_mut().for_each(|place| place.ttl.0 = 1);
+            changed.at.extend(Place::try_from(DROPS[0].to_owned()).ok());
+        });
     }
     // It came by the uplink, or left by it, after all.
     for place in ["ens5 ingress 64", "ens5 egress 63"] {

@@ -149,5 +149,6 @@ fn response(words: &str, packet: &Packet) -> Result<Head> {
         content_length: None,
         token_ttl: None,
         server: Some(packet.server.clone().unwrap_or_else(|| "EC2ws".to_owned())),
+        ends: None,
     }))
 }

@@ -48,8 +48,8 @@ struct SpanLine {
 struct UnwatchedLine<'a> {
     /// Who; `null` for the host's own processes only.
     container: Option<&'a Container>,
-    /// The client's address.
-    address: IpAddr,
+    /// The client's address; `null` where no packet of it was seen and nobody told it.
+    address: Option<IpAddr>,
     /// Where to.
     endpoint: &'a Endpoint,
     /// How many.

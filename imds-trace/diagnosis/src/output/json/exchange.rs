@@ -31,6 +31,8 @@ pub struct ExchangeLine<'a> {
     status: Option<u16>,
     /// Did an answer reach the client, in time or late?
     answered: bool,
+    /// Did only a part of the response reach it, its head and not all that came behind?
+    incomplete: bool,
     /// From the first packet to the answer.
     duration_ms: Option<f64>,
     /// User-Agent of the request, secrets masked.
@@ -191,6 +193,7 @@ pub fn line(event: &ExchangeEvent, boot_time: BootTime) -> ExchangeLine<'_> {
         path: request.map(|request| request.path.as_str()),
         status: exchange.status(),
         answered: exchange.is_answered(),
+        incomplete: exchange.incomplete,
         duration_ms: exchange.duration().map(milliseconds),
         user_agent: request.and_then(|request| request.user_agent.as_deref()),
         software: exchange.software(),
@@ -227,7 +230,10 @@ fn refusal(refusal: Refusal) -> RefusalLine {
         sender: icmp.map(|icmp| icmp.sender),
         icmp_type: icmp.map(|icmp| icmp.kind),
         icmp_code: icmp.map(|icmp| icmp.code),
-        from: if refusal.from_outside { RefusedFrom::Beyond } else { RefusedFrom::ThisHost },
+        from: match refusal.from_outside || refusal.was_forwarded {
+            true => RefusedFrom::Beyond,
+            false => RefusedFrom::ThisHost,
+        },
     }
 }
 

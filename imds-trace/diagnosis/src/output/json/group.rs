@@ -98,7 +98,7 @@ pub fn line<'a>(at: Timestamp, groups: &'a Groups, group: &'a Group, boot_time: 
         image: container.and_then(|container| container.image.as_deref()).filter(|_| is_one || by == GroupBy::Image),
         job: container.and_then(|container| container.job_id()).filter(|_| is_one || by == GroupBy::Job),
         path: group.path.as_deref(),
-        address: is_one.then_some(group.who.address),
+        address: group.who.address.filter(|_| is_one),
         exchanges: group.exchanges,
         answered: group.answered,
         token,

@@ -24,29 +24,25 @@ pub struct SumLine<'a> {
     at: When,
     /// Host by host.
     hosts: Vec<OfHost<'a>>,
-    /// Clients of all.
-    clients: u64,
-    /// Exchanges of all.
-    exchanges: u64,
-    /// Exchanges without an answer.
-    unanswered: u64,
-    /// Findings that are errors.
-    errors: u64,
-    /// Findings that are warnings.
-    warnings: u64,
-    /// Findings that are notices.
-    notices: u64,
-    /// Everything together that could not be kept.
-    lost: u64,
+    #[serde(flatten)]
+    all: Counts,
 }
 
 #[derive(Serialize, JsonSchema)]
 struct OfHost<'a> {
     /// As in the line of type `host`.
     name: &'a str,
-    /// Its clients.
+    #[serde(flatten)]
+    own: Counts,
+    /// Hop limit observed, and what its clients need.
+    hop_limit: HopLimit,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Counts {
+    /// Clients.
     clients: u64,
-    /// Its exchanges.
+    /// Exchanges.
     exchanges: u64,
     /// Exchanges without an answer.
     unanswered: u64,
@@ -56,40 +52,21 @@ struct OfHost<'a> {
     warnings: u64,
     /// Findings that are notices.
     notices: u64,
-    /// Hop limit observed, and what its clients need.
-    hop_limit: HopLimit,
     /// Everything together that could not be kept.
     lost: u64,
 }
 
 pub fn sum(hosts: &[HostSum], boot_time: BootTime) -> SumLine<'_> {
     let all = HostSum::together(hosts);
-    let [errors, warnings, notices] = all.findings;
-    SumLine {
-        at: When::of(all.at, boot_time),
-        hosts: hosts.iter().map(of_host).collect(),
-        clients: all.clients,
-        exchanges: all.exchanges,
-        unanswered: all.unanswered,
-        errors,
-        warnings,
-        notices,
-        lost: all.lost,
-    }
+    SumLine { at: When::of(all.at, boot_time), hosts: hosts.iter().map(of_host).collect(), all: counts(&all) }
 }
 
 fn of_host(host: &HostSum) -> OfHost<'_> {
-    let HostSum { name, at: _, clients, exchanges, unanswered, findings, hop_limit, lost } = host;
+    OfHost { name: &host.name, own: counts(host), hop_limit: host.hop_limit }
+}
+
+fn counts(of: &HostSum) -> Counts {
+    let HostSum { name: _, at: _, clients, exchanges, unanswered, findings, hop_limit: _, lost } = of;
     let [errors, warnings, notices] = *findings;
-    OfHost {
-        name,
-        clients: *clients,
-        exchanges: *exchanges,
-        unanswered: *unanswered,
-        errors,
-        warnings,
-        notices,
-        hop_limit: *hop_limit,
-        lost: *lost,
-    }
+    Counts { clients: *clients, exchanges: *exchanges, unanswered: *unanswered, errors, warnings, notices, lost: *lost }
 }

@@ -46,8 +46,8 @@ struct RecordingLine {
 struct TallyLine<'a> {
     /// Who; `null` for the host's own processes only.
     container: Option<&'a Container>,
-    /// The client's address.
-    address: IpAddr,
+    /// The client's address; `null` where no packet of it was seen and nobody told it.
+    address: Option<IpAddr>,
     /// Exchanges in all.
     exchanges: u64,
     /// Exchanges without an answer.

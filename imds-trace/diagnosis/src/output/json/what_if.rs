@@ -27,8 +27,8 @@ pub struct WhatIfLine<'a> {
     container: Option<&'a Container>,
     /// Who; `null` if its connect was not seen.
     process: Option<ProcessLine<'a>>,
-    /// The client's address.
-    address: IpAddr,
+    /// The client's address; `null` where no packet of it was seen and nobody told it.
+    address: Option<IpAddr>,
     /// What the naming of the container rests on.
     attributed_by: Key,
     /// Exchanges in all.

@@ -78,7 +78,7 @@ mod tests {
     fn client(image: &str) -> Attribution {
         let container = Container { id: "c".into(), image: Some(image.into()), ..Container::default() };
         let address = Ipv4Addr::LOCALHOST.into();
-        Attribution { container: Some(container), by: Key::Cgroup, ..Attribution::of_nobody(address) }
+        Attribution { container: Some(container), by: Key::Cgroup, ..Attribution::of_nobody(Some(address)) }
     }
 
     #[test]

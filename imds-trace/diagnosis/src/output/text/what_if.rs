@@ -79,7 +79,7 @@ fn basis(what_if: &WhatIf) -> String {
     let basis = &what_if.basis;
     let traced = format!("{:.0} s of tracing", basis.traced.as_secs_f64());
     let unseen = match basis.unseen {
-        0 => "no connection beside what is watched".to_owned(),
+        0 => "no connection bypassed the watched interfaces".to_owned(),
         unseen => format!("{} beside what is watched", counted(unseen, "connection")),
     };
     let gaps = if basis.gaps.is_empty() { "nothing lost".to_owned() } else { basis.gaps.join("; ") };
