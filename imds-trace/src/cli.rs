@@ -59,7 +59,7 @@ pub enum Command {
     /// Changes nothing (but with --clean) and sends nothing to IMDS. Works without root, and knows more with it.
     #[cfg(feature = "live")]
     Doctor(DoctorArgs),
-    /// Write to stdout: `allow`, an allow-list of whoever took a token or credentials in the recording on stdin; `schema`, of the lines of
+    /// Write to stdout: `allow`, an allow-list of whoever asked for a token or credentials in the recording on stdin; `schema`, of the lines of
     /// --output json, and `schema-doctor`; shells' completions and manual pages, for packages (`kinds` lists them)
     Generate(GenerateArgs),
 }
@@ -144,7 +144,7 @@ struct TellingArgs {
 struct SayingArgs {
     #[arg(long = "output", value_name = "KIND[=PATH]", help = output_help())]
     outputs: Vec<String>,
-    /// Exit 1 when a finding of severity `error` was made, shown or not: `--expect no-errors`, but for what was lost
+    /// Exit 1 when a finding of severity `error` was made, shown or not: like `--expect no-errors`, but lost records alone do not fail it
     #[arg(long)]
     exit_code: bool,
     /// Exit 1, and say why, when this did not hold (repeatable): `reachable`, `blocked` (neither a token nor credentials arrive),

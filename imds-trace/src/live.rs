@@ -28,6 +28,7 @@ use crate::kernel::attach::{ProbeLog, Tracer};
 use crate::kernel::backlog::Backlog;
 use crate::kernel::btf::Layout;
 use crate::kernel::features::{self, Features};
+use crate::kernel::programs;
 use crate::kernel::ring::MachineNames;
 use crate::kernel::symbols::Symbols;
 use crate::memory;
@@ -148,6 +149,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     let layout = Layout::of_this_kernel()?;
     let errors_before = procfs::in_hdr_errors();
     let features = Features::ask(Ok(&layout));
+    let others = programs::others_in_connect();
     let mut tracer = Tracer::load(&layout, features, &config.endpoints, config.verbosity > 1)?;
     let probe_log = if config.verbosity > 1 { tracer.log() } else { None };
     let (interfaces, changes) = interfaces::open()?;
@@ -172,7 +174,8 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
 
     // Before anything is given up that a low port takes.
     let server = Server::listen(&config.telling.outputs).await?;
-    let mut session = Session::begin(config, &tracer, names, follower.missing(&tracer), errand)?;
+    let missing = follower.missing(&tracer).into_iter().chain(others).collect();
+    let mut session = Session::begin(config, &tracer, names, missing, errand)?;
     session.header_errors(errors_before)?;
     session.surroundings(follower.surroundings(&tracer))?;
     session.surroundings(follower.forwarding())?;

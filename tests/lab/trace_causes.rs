@@ -23,6 +23,7 @@ crate::tests![
     a_route_that_says_no_is_no_route,
     a_gateway_that_does_not_answer_is_named,
     a_host_without_a_route_is_named,
+    a_stale_neighbour_is_named,
     an_answer_that_fails_the_reverse_path_is_named,
     a_request_that_leaves_unmasqueraded_is_named,
     a_proxy_that_answers_is_no_imds,
@@ -256,6 +257,19 @@ fn a_host_without_a_route_is_named(lab: &Lab) -> Outcome {
         ],
     )?;
     expect_says(only_errors(&seen, &containers, "no-route")?[0], "this host has no route for it")?;
+    Ok(())
+}
+
+fn a_stale_neighbour_is_named(lab: &Lab) -> Outcome {
+    let spec = client("moved", &endpoint(Family::V4));
+    let (seen, container) = asked(lab, spec, |own| obstacle::stale_neighbour(&lab.host, own))?;
+    // Without reasons it cannot be told from a copy that a bridge flooded.
+    if seen.reason("OTHERHOST")?.is_none() {
+        return seen.expect_no_error();
+    }
+    let finding = only_error(&seen, &container, "kernel-drop")?;
+    expect_says(finding, "stale neighbour entry")?;
+    expect_equal("it is not sure", &finding["confidence"], &json!("likely"))?;
     Ok(())
 }
 

@@ -24,7 +24,7 @@ crate::tests![
 
 type Outcome = Result<()>;
 
-/// What 8 MiB of ring buffer hold is some 1,400 exchanges.
+/// What 4 MiB of ring buffer hold is some 700 exchanges.
 const EACH: usize = 1_000;
 const THREADS: usize = 4;
 /// Eight packets, and acknowledgements that may or may not be apart, at two interfaces; and what TCPs discard at the end.

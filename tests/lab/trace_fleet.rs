@@ -46,7 +46,10 @@ struct Engine {
 impl Engine {
     /// The engine that `cargo xtask setup --lab` installs, with the lines of these hosts.
     fn with(hosts: &Hosts, dir: &Path) -> Result<Self> {
-        let target = program()?.ancestors().nth(2).context("the target folder")?.to_owned();
+        // In the target folder, which is two folders above the program, or three where its processor is named.
+        let program = program()?;
+        let mut python = program.ancestors().skip(2).take(2).map(|folder| folder.join("chdb/bin/python"));
+        let python = python.find(|path| path.exists()).context("chDB: `cargo xtask setup --lab` installs it")?;
         let mut text = String::new();
         for (host, lines) in hosts {
             for line in lines {
@@ -56,7 +59,7 @@ impl Engine {
         let lines = dir.join("lines.tsv");
         std::fs::write(&lines, text)?;
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/fleet/clickhouse");
-        Ok(Self { python: target.join("chdb/bin/python"), folder, lines })
+        Ok(Self { python, folder, lines })
     }
 
     fn ask(&self, question: &str, given: &[&str]) -> Result<Vec<Value>> {

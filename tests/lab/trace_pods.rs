@@ -5,11 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
-use imds_trace_tests::runtimes::{self, Cni, Node, PodContainer, Podman};
+use imds_trace_tests::runtimes::{self, Backend, Cni, Node, PodContainer, Podman, PodmanContainer};
 use imds_trace_tests::{ContainerSpec, Tracer, tracer};
 use serde_json::{Value, json};
 
 use crate::Lab;
+use crate::doctor::doctor;
 use crate::trace::{SOON, Seen, watched};
 
 crate::tests![
@@ -18,6 +19,7 @@ crate::tests![
     a_pod_beside_the_uplink_is_named_and_needs_one,
     a_pod_in_the_hosts_network_is_named_and_needs_one,
     a_container_of_podman_is_named_without_its_engine,
+    a_container_of_podman_with_cni_is_named_without_its_engine,
     a_container_of_docker_is_named_without_its_engine,
     a_probe_finds_what_is_printed,
     whoever_nobody_can_name_is_told_by_namespace_and_cgroup,
@@ -56,78 +58,169 @@ fn of<'a>(seen: &'a Seen, id: &str) -> Vec<&'a Value> {
     seen.outcome.exchanges().into_iter().filter(|exchange| exchange["container"]["id"] == id).collect()
 }
 
-/// A pod of one container that asks with a hop limit of 1 and one with 2: both are named, and what they need is told.
-fn pod(lab: &Lab, cni: Cni, on_node: bool, needed: u64) -> Outcome {
-    let node = Node::start(&lab.host, cni)?;
-    for hop_limit in [1, 2] {
-        let args = [&WAITING[..], &["/go"], &IMPATIENT[..]].concat();
-        let (seen, pod) = traced(lab, hop_limit, |tracer| {
-            let pod = node.run("web-7d4b9", "shop", "app", on_node, &args)?;
-            pod.go()?;
-            tracer.wait_for("an exchange of the pod", SOON, |events| {
-                events
-                    .iter()
-                    .any(|event| event["type"] == "exchange" && event["container"]["id"] == pod.id)
-                    .then_some(())
-            })?;
-            Ok(pod)
-        })?;
-        let exchanges = of(&seen, &pod.id);
-        let told = &exchanges.first().context("an exchange of the pod")?["container"];
-        let expected = json!({"uid": pod.uid, "name": "web-7d4b9", "namespace": "shop", "sandbox": pod.sandbox});
-        expect_equal("the pod", &told["pod"], &expected)?;
-        expect_equal("the container", &told["name"], &json!("app"))?;
-        expect_equal("the image", &told["image"], &json!("localhost/imdslab:1"))?;
-        expect_equal("the runtime", &told["runtime"], &json!("containerd"))?;
-        expect_equal("nobody else asked", exchanges.len(), seen.outcome.exchanges().len())?;
-        expect_equal("what it needs", &exchanges[0]["hop_limit"]["needed"], &json!(needed))?;
-        let lost = seen.findings().iter().any(|finding| finding["rule"] == "hop-limit-too-low");
-        expect_equal("whether it was too little", lost, needed > u64::from(hop_limit))?;
-        let text = text(&seen)?;
-        expect_that("people are told", text.contains("pod web-7d4b9/app (namespace shop)"), &text)?;
+/// The table of what this file's tests saw.
+const TABLE: &str = include_str!("../../docs/findings.md");
+
+/// A container of a kind, which waits for a word to ask, or sleeps.
+trait Client {
+    fn id(&self) -> &str;
+    fn go(&self) -> Result<()>;
+    /// What its runtime chose for its pod.
+    fn pod(&self) -> Vec<(&str, &str)> {
+        Vec::new()
     }
-    Ok(())
 }
 
-fn a_pod_on_a_bridge_is_named_and_needs_two(lab: &Lab) -> Outcome {
-    pod(lab, Cni::Bridge, false, 2)
+impl Client for PodContainer<'_> {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn go(&self) -> Result<()> {
+        PodContainer::go(self)
+    }
+
+    fn pod(&self) -> Vec<(&str, &str)> {
+        vec![("uid", &self.uid), ("sandbox", &self.sandbox)]
+    }
 }
 
-fn a_pod_with_a_route_of_its_own_is_named_and_needs_two(lab: &Lab) -> Outcome {
-    pod(lab, Cni::Routed, false, 2)
+impl Client for PodmanContainer<'_> {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn go(&self) -> Result<()> {
+        PodmanContainer::go(self)
+    }
 }
 
-fn a_pod_beside_the_uplink_is_named_and_needs_one(lab: &Lab) -> Outcome {
-    pod(lab, Cni::Macvlan, false, 1)
+/// What is to be said of a container of a kind.
+struct Kind<'a> {
+    /// As the table calls it.
+    name: &'a str,
+    /// The container as JSON has it, as far as it is known before.
+    container: Value,
+    /// As text has it; also what `probe` is to take.
+    told: &'a str,
+    probed: &'a str,
+    needed: u64,
 }
 
-fn a_pod_in_the_hosts_network_is_named_and_needs_one(lab: &Lab) -> Outcome {
-    pod(lab, Cni::Bridge, true, 1)
-}
-
-fn a_container_of_podman_is_named_without_its_engine(lab: &Lab) -> Outcome {
-    let podman = Podman::start(&lab.host)?;
+/// One asks with a hop limit of 1 and one with 2, one is probed and looked at by `doctor`, whose worst word counts: all is as the table
+/// has it.
+fn expect_row<C: Client>(lab: &Lab, kind: &Kind<'_>, run: impl Fn(&[&str]) -> Result<C>) -> Outcome {
+    let mut lost_at = Vec::new();
     for hop_limit in [1, 2] {
         let args = [&WAITING[..], &["/go"], &IMPATIENT[..]].concat();
         let (seen, container) = traced(lab, hop_limit, |tracer| {
-            let container = podman.run(&format!("web-{hop_limit}"), &[], &args)?;
+            let container = run(&args)?;
             container.go()?;
             tracer.wait_for("an exchange of it", SOON, |events| {
-                let is_its = |event: &&Value| event["type"] == "exchange" && event["container"]["id"] == container.id;
+                let is_its = |event: &&Value| event["type"] == "exchange" && event["container"]["id"] == container.id();
                 events.iter().find(is_its).map(|_| ())
             })?;
             Ok(container)
         })?;
-        let exchanges = of(&seen, &container.id);
-        let told = &exchanges.first().context("an exchange of it")?["container"];
-        expect_equal("its name", &told["name"], &json!(format!("web-{hop_limit}")))?;
-        expect_equal("its image", &told["image"], &json!("localhost/imdslab:1"))?;
-        expect_equal("its runtime", &told["runtime"], &json!("podman"))?;
-        expect_equal("what it needs", &exchanges[0]["hop_limit"]["needed"], &json!(2))?;
-        let lost = seen.findings().iter().any(|finding| finding["rule"] == "hop-limit-too-low");
-        expect_equal("whether it was too little", lost, hop_limit == 1)?;
+        let exchanges = of(&seen, container.id());
+        let told = exchanges.first().context("an exchange of it")?;
+        for (name, value) in kind.container.as_object().context("an object")? {
+            match value.as_object() {
+                Some(parts) => parts.iter().try_for_each(|(part, value)| {
+                    expect_equal(&format!("its {name}.{part}"), &told["container"][name][part], value)
+                })?,
+                None => expect_equal(&format!("its {name}"), &told["container"][name], value)?,
+            }
+        }
+        for (name, value) in container.pod() {
+            expect_equal(&format!("its pod's {name}"), &told["container"]["pod"][name], &json!(value))?;
+        }
+        expect_equal("nobody else asked", exchanges.len(), seen.outcome.exchanges().len())?;
+        expect_equal("what it needs", &told["hop_limit"]["needed"], &json!(kind.needed))?;
+        let text = text(&seen)?;
+        expect_that("people are told", text.contains(kind.told), &text)?;
+        if seen.findings().iter().any(|finding| finding["rule"] == "hop-limit-too-low") {
+            lost_at.push(hop_limit.to_string());
+        }
     }
-    Ok(())
+    let container = run(&["sleep", "1000"])?;
+    let options = options(lab)?;
+    let words: Vec<&str> = options.iter().map(String::as_str).chain([kind.probed]).collect();
+    let probe = Tracer::run_to_end(&lab.host, "probe", &words)?;
+    expect_that("its probe ends well", probe.status.success(), &probe)?;
+    let asked = probe.exchanges();
+    expect_equal(
+        "it asks for that one",
+        &asked.first().context("it asks")?["container"]["id"],
+        &json!(container.id()),
+    )?;
+    let words: Vec<&str> = options.iter().map(String::as_str).collect();
+    let answers = doctor(lab, &words)?;
+    let about: Vec<_> = answers.iter().filter(|answer| is_about(answer, kind)).collect();
+    let limits = about.iter().filter(|answer| answer["check"] == "hop-limit");
+    let words = format!("hop limit of {}", kind.needed);
+    let agrees = |answer: &&&Value| answer["summary"].as_str().is_some_and(|text| text.contains(&words));
+    expect_equal("doctor says that it needs as much", limits.clone().filter(agrees).count(), limits.count())?;
+    let worst = ["broken", "warning", "unknown", "ok"];
+    let worst = worst.into_iter().find(|status| about.iter().any(|answer| answer["status"] == *status));
+    let lost_at = if lost_at.is_empty() { "-".to_owned() } else { lost_at.join(", ") };
+    let row = format!(
+        "| {} | `{}` | {} | {lost_at} | `{}` | {} |",
+        kind.name,
+        kind.told,
+        kind.needed,
+        kind.probed,
+        worst.unwrap_or("-")
+    );
+    expect_that("docs/findings.md has this row", TABLE.lines().any(|line| line == row), (&row, &about))
+}
+
+fn is_about(answer: &Value, kind: &Kind<'_>) -> bool {
+    // Of a pod the network is spoken of, which its containers share.
+    let name = kind.probed.split('/').next().unwrap_or(kind.probed);
+    answer["subject"].as_str().is_some_and(|subject| subject.contains(name))
+}
+
+/// A pod of one container.
+fn pod(lab: &Lab, name: &str, cni: Cni, on_node: bool, needed: u64) -> Outcome {
+    let node = Node::start(&lab.host, cni)?;
+    let container = json!({
+        "pod": {"name": "web-7d4b9", "namespace": "shop"}, "name": "app", "image": "localhost/imdslab:1", "runtime": "containerd"
+    });
+    let told = "pod web-7d4b9/app (namespace shop)";
+    let kind = Kind { name, container, told, probed: "web-7d4b9/app", needed };
+    expect_row(lab, &kind, |args| node.run("web-7d4b9", "shop", "app", on_node, args))
+}
+
+fn a_pod_on_a_bridge_is_named_and_needs_two(lab: &Lab) -> Outcome {
+    pod(lab, "containerd: pod on a bridge", Cni::Bridge, false, 2)
+}
+
+fn a_pod_with_a_route_of_its_own_is_named_and_needs_two(lab: &Lab) -> Outcome {
+    pod(lab, "containerd: pod with a routed veth", Cni::Routed, false, 2)
+}
+
+fn a_pod_beside_the_uplink_is_named_and_needs_one(lab: &Lab) -> Outcome {
+    pod(lab, "containerd: pod on a macvlan", Cni::Macvlan, false, 1)
+}
+
+fn a_pod_in_the_hosts_network_is_named_and_needs_one(lab: &Lab) -> Outcome {
+    pod(lab, "containerd: pod with hostNetwork", Cni::Bridge, true, 1)
+}
+
+fn podman(lab: &Lab, name: &str, backend: Backend) -> Outcome {
+    let podman = Podman::start(&lab.host, backend)?;
+    let container = json!({"name": "web", "image": "localhost/imdslab:1", "runtime": "podman"});
+    let kind = Kind { name, container, told: "web", probed: "web", needed: 2 };
+    expect_row(lab, &kind, |args| podman.run("web", &[], args))
+}
+
+fn a_container_of_podman_is_named_without_its_engine(lab: &Lab) -> Outcome {
+    podman(lab, "podman, netavark", Backend::Netavark)
+}
+
+fn a_container_of_podman_with_cni_is_named_without_its_engine(lab: &Lab) -> Outcome {
+    podman(lab, "podman, CNI", Backend::Cni)
 }
 
 fn a_container_of_docker_is_named_without_its_engine(lab: &Lab) -> Outcome {
@@ -214,7 +307,7 @@ const CLIENTS: usize = 20;
 
 fn a_crowd_over_all_runtimes_is_told_apart(lab: &Lab) -> Outcome {
     let node = Node::start(&lab.host, Cni::Bridge)?;
-    let podman = Podman::start(&lab.host)?;
+    let podman = Podman::start(&lab.host, Backend::Netavark)?;
     // Each client is a process of its own, and says who it is.
     let script = |name: &str| {
         format!(

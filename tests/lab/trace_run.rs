@@ -1,23 +1,27 @@
 //! Does `run` trace what a command does, pass on how it ended, and fail when what was expected did not hold?
 
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use imds_trace_tests::cgroup::OwnCgroup;
 use imds_trace_tests::expect::{assert_no_secret, expect_equal, expect_that, wait_until};
+use imds_trace_tests::foreign::ForeignProgram;
 use imds_trace_tests::{Container, ContainerSpec, Engine, Outcome, Tracer, junit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::Lab;
-use crate::trace::{SOON, ours_on};
+use crate::trace::{SOON, client, go, ours_on};
 
 crate::tests![
     how_the_command_ended_is_passed_on,
     a_command_that_is_not_there_is_one_sentence,
     what_was_expected_and_did_not_hold_is_told,
     what_was_expected_and_held_leaves_the_commands_own_status,
+    nothing_is_blocked_for_sure_where_a_program_sends_connects_elsewhere,
     an_error_found_fails_a_command_that_ended_well,
     a_loss_after_the_command_ended_is_seen,
     sigterm_ends_the_command_and_then_the_trace,
@@ -116,6 +120,27 @@ fn what_was_expected_and_did_not_hold_is_told(lab: &Lab) -> Told {
     expect_equal("and what held", failure(&blocked)?, None)?;
     let address = container.address().context("an address")?;
     expect_equal("and nobody is blamed for being kept out as asked", failure(&format!("({address})"))?, None)?;
+    Ok(())
+}
+
+fn nothing_is_blocked_for_sure_where_a_program_sends_connects_elsewhere(lab: &Lab) -> Told {
+    lab.host.imds().set(|behaviour| behaviour.give_up = Duration::from_millis(500));
+    let container = lab.host.run(client("sent-elsewhere", "put-only --timeout-ms 300").wait_for_go())?;
+    let own = OwnCgroup::of(container.pid()?)?;
+    let [imds, nobody] = [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(192, 0, 2, 1)];
+    let program = ForeignProgram::in_connect(&own.folder, "lab_connect4", imds, nobody)?;
+    lab.host.settle(SOON)?;
+    let tracer = Tracer::start(&lab.host, &["--expect", "blocked"])?;
+    go(std::slice::from_ref(&container))?;
+    container.wait(SOON)?;
+    expect_that("the program ran", program.runs()? > 0, program.runs()?)?;
+    let outcome = tracer.stop()?;
+    left_nothing(lab, &outcome)?;
+    expect_equal("nobody knows what the client got", outcome.status.code(), Some(1))?;
+    let judged = &outcome.report()?["expectations"][0];
+    let why = judged["why"].as_str().unwrap_or_default();
+    expect_that("it says so", judged["held"] == false && why.contains("connect() as it was called"), judged)?;
+    expect_that("and whose doing that is", outcome.stderr.contains("(lab_connect4)"), &outcome.stderr)?;
     Ok(())
 }
 

@@ -41,6 +41,19 @@ struct Ends {
     server: TcpStream,
 }
 
+/// What tells a connection from all others: the kernel gives a port of the client's again, to another port of the server's.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    client: SocketAddr,
+    server: u16,
+}
+
+impl Link {
+    fn ports(&self) -> (u64, u64) {
+        (u64::from(self.client.port()), u64::from(self.server))
+    }
+}
+
 impl Ends {
     /// From `namespace` to a server of our own at `at`, where the fake IMDS is, too.
     fn connect(lab: &Lab, namespace: &Namespace, at: IpAddr, to: IpAddr) -> Result<Ends> {
@@ -53,6 +66,10 @@ impl Ends {
             end.set_nodelay(true)?;
         }
         Ok(Ends { client, server })
+    }
+
+    fn link(&self) -> Result<Link> {
+        Ok(Link { client: self.client.local_addr()?, server: self.client.peer_addr()?.port() })
     }
 
     fn ask(&mut self, bytes: usize) -> Result<()> {
@@ -239,39 +256,40 @@ const STORIES: &[Story] = &[
     }),
 ];
 
-/// The facts of this kind about a socket, by its port.
-fn facts(recording: &str, kind: &str) -> BTreeMap<u64, Vec<Value>> {
-    let mut found: BTreeMap<u64, Vec<Value>> = BTreeMap::new();
+/// The facts of this kind about a socket, by the ports of both its ends.
+fn facts(recording: &str, kind: &str) -> BTreeMap<(u64, u64), Vec<Value>> {
+    let mut found: BTreeMap<(u64, u64), Vec<Value>> = BTreeMap::new();
     for line in recording.lines() {
         let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
         let fact = &line["fact"][kind];
-        if let Some(port) = fact["source"]["port"].as_u64() {
-            found.entry(port).or_default().push(fact.clone());
+        let port = |end: &str| fact[end]["port"].as_u64();
+        if let (Some(client), Some(server)) = (port("source"), port("destination")) {
+            found.entry((client, server)).or_default().push(fact.clone());
         }
     }
     found
 }
 
-/// The recording, once the sockets with these ports are closed in it.
-fn closed(tracer: &Tracer, ports: &[u16]) -> Result<String> {
+/// The recording, once the clients' sockets of these are closed in it.
+fn closed(tracer: &Tracer, links: &[Link]) -> Result<String> {
     let recording = tracer.dir().join("recording.jsonl");
     let is_closed = |fact: &Value| fact["state"] == "closed";
     wait_until("all sockets to be closed in the recording", SOON, || {
         let text = std::fs::read_to_string(&recording).ok()?;
         let counted = facts(&text, "counted");
-        let all = ports.iter().all(|port| counted.get(&u64::from(*port)).is_some_and(|it| it.iter().any(is_closed)));
+        let all = links.iter().all(|link| counted.get(&link.ports()).is_some_and(|it| it.iter().any(is_closed)));
         all.then_some(text)
     })
 }
 
-fn expect_words(what: &str, recording: &str, client: SocketAddr, words: &[Word]) -> Result<()> {
-    let port = u64::from(client.port());
+fn expect_words(what: &str, recording: &str, link: Link, words: &[Word]) -> Result<()> {
+    let client = link.client;
     let (counted, connected) = (facts(recording, "counted"), facts(recording, "connected"));
     // The other family's sockets, and those of an earlier test that close meanwhile, may have the same port.
     let address = client.ip().to_canonical().to_string();
-    let its = |facts: &BTreeMap<u64, Vec<Value>>| -> Vec<Value> {
-        let of_port = facts.get(&port).into_iter().flatten();
-        of_port.filter(|fact| fact["source"]["address"].as_str() == Some(&address)).cloned().collect()
+    let its = |facts: &BTreeMap<(u64, u64), Vec<Value>>| -> Vec<Value> {
+        let of_ports = facts.get(&link.ports()).into_iter().flatten();
+        of_ports.filter(|fact| fact["source"]["address"].as_str() == Some(&address)).cloned().collect()
     };
     let counted = its(&counted);
     let said: Vec<_> = counted
@@ -315,15 +333,15 @@ fn a_clients_tcp_says_to_the_byte_what_it_received(lab: &Lab) -> Outcome {
         for at in endpoints(lab) {
             for (what, story) in STORIES {
                 let ends = Ends::connect(lab, &namespace, at, at).with_context(|| format!("{what}, at {at}"))?;
-                let client = ends.client.local_addr()?;
-                told.push((*what, client, story(ends).with_context(|| format!("{what}, at {at}"))?));
+                let link = ends.link()?;
+                told.push((*what, link, story(ends).with_context(|| format!("{what}, at {at}"))?));
             }
         }
-        let ports: Vec<_> = told.iter().map(|(_, client, _)| client.port()).collect();
-        Ok((closed(tracer, &ports)?, told))
+        let links: Vec<_> = told.iter().map(|(_, link, _)| *link).collect();
+        Ok((closed(tracer, &links)?, told))
     })?;
-    for (what, client, words) in &told {
-        expect_words(what, &recording, *client, words)?;
+    for (what, link, words) in &told {
+        expect_words(what, &recording, *link, words)?;
     }
     let fin_with_answer = recording.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).any(|line| {
         let tcp = &line["observation"]["tcp"];
@@ -343,7 +361,7 @@ fn what_a_client_lost_its_tcp_did_not_receive(lab: &Lab) -> Outcome {
 
             // Lost for good: its TTL does not take it through.
             let mut ends = Ends::connect(lab, &namespace, at, at)?;
-            let client = ends.client.local_addr()?;
+            let link = ends.link()?;
             ends.ask(REQUEST)?;
             wait_for_acknowledgement(&ends.client)?;
             set_ttl(&ends.server, 1)?;
@@ -356,11 +374,11 @@ fn what_a_client_lost_its_tcp_did_not_receive(lab: &Lab) -> Outcome {
             set_ttl(&ends.server, ORDINARY_TTL)?;
             reset(ends.server)?;
             ends.client.read(&mut [0]).expect_err("it was reset");
-            told.push(("dropped", client, vec![("closed", 0, 117, Some(libc::ECONNRESET))]));
+            told.push(("dropped", link, vec![("closed", 0, 117, Some(libc::ECONNRESET))]));
 
             // Both ends close while nothing comes through; then all is sent again.
             let mut ends = Ends::connect(lab, &namespace, at, at)?;
-            let client = ends.client.local_addr()?;
+            let link = ends.link()?;
             ends.ask(REQUEST)?;
             wait_for_acknowledgement(&ends.client)?;
             let obstacle = ["-d", "-s"].map(|end| {
@@ -375,13 +393,13 @@ fn what_a_client_lost_its_tcp_did_not_receive(lab: &Lab) -> Outcome {
             ends.client.read_exact(&mut [0; ANSWER])?;
             read_to_end(&mut ends.client)?;
             read_to_end(&mut ends.server)?;
-            told.push(("sent again", client, vec![("fin_wait", 0, 117, None), ("closed", 331, 117, None)]));
+            told.push(("sent again", link, vec![("fin_wait", 0, 117, None), ("closed", 331, 117, None)]));
         }
-        let ports: Vec<_> = told.iter().map(|(_, client, _)| client.port()).collect();
-        Ok((closed(tracer, &ports)?, told))
+        let links: Vec<_> = told.iter().map(|(_, link, _)| *link).collect();
+        Ok((closed(tracer, &links)?, told))
     })?;
-    for (what, client, words) in &told {
-        expect_words(what, &recording, *client, words)?;
+    for (what, link, words) in &told {
+        expect_words(what, &recording, *link, words)?;
     }
     Ok(())
 }
@@ -389,41 +407,41 @@ fn what_a_client_lost_its_tcp_did_not_receive(lab: &Lab) -> Outcome {
 fn a_mapped_address_is_counted_as_the_ipv4_address_it_is(lab: &Lab) -> Outcome {
     let container = idle(lab, "mapped")?;
     let namespace = container.namespace()?;
-    let (_, (recording, client)) = watched(lab, &[], |tracer| {
+    let (_, (recording, link)) = watched(lab, &[], |tracer| {
         let mapped: Ipv6Addr = ENDPOINT.to_ipv6_mapped();
         let mut ends = Ends::connect(lab, &namespace, ENDPOINT.into(), mapped.into())?;
-        let client = ends.client.local_addr()?;
+        let link = ends.link()?;
         ends.ask(REQUEST)?;
         ends.answer(ANSWER)?;
         drop(ends.client);
         read_to_end(&mut ends.server)?;
-        Ok((closed(tracer, &[client.port()])?, client))
+        Ok((closed(tracer, &[link])?, link))
     })?;
     let words = [("fin_wait", 331, 117, None), ("closed", 331, 117, None)];
-    expect_words("mapped", &recording, client, &words)?;
+    expect_words("mapped", &recording, link, &words)?;
     let counted = facts(&recording, "counted");
-    let of_client = counted.get(&u64::from(client.port())).context("it counted")?;
+    let of_client = counted.get(&link.ports()).context("it counted")?;
     expect_equal("to", &of_client[0]["destination"]["address"], &Value::from(ENDPOINT.to_string()))?;
     Ok(())
 }
 
 fn who_accepts_is_no_client(lab: &Lab) -> Outcome {
-    let (_, (recording, client)) = watched(lab, &[], |tracer| {
+    let (_, (recording, link)) = watched(lab, &[], |tracer| {
         // Somebody asks himself: the address of the one who accepts goes to a watched endpoint, too.
         let mut ends = Ends::connect(lab, lab.host.imds_ns(), ENDPOINT.into(), ENDPOINT.into())?;
-        let client = ends.client.local_addr()?;
-        expect_equal("it comes from there", client.ip(), IpAddr::V4(ENDPOINT))?;
+        let link = ends.link()?;
+        expect_equal("it comes from there", link.client.ip(), IpAddr::V4(ENDPOINT))?;
         ends.ask(REQUEST)?;
         ends.answer(ANSWER)?;
         drop(ends.client);
         read_to_end(&mut ends.server)?;
         drop(ends.server);
-        Ok((closed(tracer, &[client.port()])?, client))
+        Ok((closed(tracer, &[link])?, link))
     })?;
     let words = [("fin_wait", 331, 117, None), ("closed", 331, 117, None)];
-    expect_words("own", &recording, client, &words)?;
+    expect_words("own", &recording, link, &words)?;
     let ports: Vec<_> = facts(&recording, "counted").into_keys().collect();
-    expect_equal("nobody else counted", ports, vec![u64::from(client.port())])?;
+    expect_equal("nobody else counted", ports, vec![link.ports()])?;
     Ok(())
 }
 

@@ -75,8 +75,8 @@ struct ListeningArgs {
     /// Keep at most N rotated files beside the current one, and delete older ones [default: all]
     #[arg(long, value_name = "N")]
     record_keep: Option<String>,
-    /// Listen on this interface (repeatable, * stands for any characters) instead of on all by which traffic to the endpoints can
-    /// leave this host, every container bridge, and the links of pods that have none
+    /// Listen on this interface (repeatable, * stands for any characters) instead of the default: every interface with a route to
+    /// an endpoint, every container bridge, and the links of pods without a bridge
     #[arg(long = "interface", value_name = "NAME")]
     interfaces: Vec<String>,
     /// Engine (repeatable), Docker or podman [default: $DOCKER_HOST, else every socket of root's that is found]; no engine is

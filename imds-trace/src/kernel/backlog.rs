@@ -1,6 +1,6 @@
 //! Where do records wait that cannot be taken in at once?
 //!
-//! The ring buffer holds a tenth of a second of the fastest client. Who concludes is away for longer: when others have the processors, when
+//! The ring buffer holds a twentieth of a second of the fastest client. Who concludes is away for longer: when others have the processors, when
 //! stdout is a slow pipe, when two hundred bridges are attached to. So a thread of its own does nothing but empty the ring buffer into memory that
 //! grows with what waits and is given back afterwards.
 

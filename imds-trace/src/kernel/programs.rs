@@ -8,13 +8,17 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use aya::programs::loaded_programs;
+use aya::programs::{ProgramInfo, loaded_programs};
 use nix::libc;
 
 use super::features::cgroup2_root;
+use super::hooks::is_ours;
 use super::netlink::Netlink;
+use diagnosis::event::Missing;
 use diagnosis::net::{Direction, Ifindex};
+use diagnosis::printable::printable;
 use diagnosis::way::network::{Kind, Link};
+use diagnosis::words::counted;
 
 /// `BPF_PROG_QUERY` of `include/uapi/linux/bpf.h`.
 const PROG_QUERY: libc::c_long = 16;
@@ -34,6 +38,17 @@ const ON_CGROUP: [(u32, &str); 5] = [
     (10, "cgroup connect4"),
     (11, "cgroup connect6"),
 ];
+
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` of `include/uapi/linux/bpf.h`.
+const CGROUP_SOCK_ADDR: u32 = 18;
+/// How those of them begin that are run in connect().
+const IN_CONNECT: &str = "cgroup connect";
+/// What is missing where somebody may have changed it before it was seen.
+const CALLED: &str = "connect() as it was called";
+/// Cgroups that are looked at for programs; a host has some thousands at most.
+const MAX_CGROUPS: usize = 16_384;
+/// Bytes of a program's name that are shown.
+const MAX_NAME: usize = 32;
 
 /// Something that may decide.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +114,55 @@ pub fn of_cgroup(root: &Path, path: &str) -> Result<Vec<(Program, Option<String>
         }
     }
     Ok(found)
+}
+
+/// Is there a program of others in connect(), on whatever cgroup? It may send a connection elsewhere before the root cgroup's programs,
+/// ours among them, see where to: those of the cgroups below run first. Gives what is not seen then. To be asked before ours are there:
+/// without CAP_SYS_ADMIN nobody can tell whose they are.
+pub fn others_in_connect() -> Option<Missing> {
+    let is_in_cgroups = |program: ProgramInfo| program.program_type() as u32 == CGROUP_SOCK_ADDR;
+    let mut loaded = loaded_programs().peekable();
+    // Without CAP_SYS_ADMIN not even the first can be had, and the cgroups themselves must do. With it most hosts have none.
+    if matches!(loaded.peek(), Some(Ok(_))) && !loaded.flatten().any(is_in_cgroups) {
+        return None;
+    }
+    let hanging = in_connect(&cgroup_root()?);
+    let names = names(&hanging);
+    let mut those = hanging.iter().filter(|id| names.get(id).is_none_or(|name| !is_ours(name)));
+    let first = those.next()?;
+    let name = names.get(first).filter(|name| !name.is_empty());
+    let name = name.map(|name| format!(" ({})", printable(name, MAX_NAME))).unwrap_or_default();
+    let further = match those.count() {
+        0 => String::new(),
+        further => format!(" and {}", counted(further as u64, "other")),
+    };
+    Some(Missing {
+        hook: CALLED.to_owned(),
+        why: format!(
+            "BPF program {first}{name}{further} of a cgroup may send a connect() elsewhere before it is seen: of a client that is \
+             served so nothing is known. `bpftool cgroup tree` shows where it hangs."
+        ),
+    })
+}
+
+/// Programs in connect() on the cgroups from this one down.
+fn in_connect(root: &Path) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![root.to_owned()];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        seen += 1;
+        if let Ok(cgroup) = File::open(&folder) {
+            for (kind, _) in ON_CGROUP.iter().filter(|(_, how)| how.starts_with(IN_CONNECT)) {
+                found.extend(query(cgroup.as_raw_fd().cast_unsigned(), *kind, 0).unwrap_or_default());
+            }
+        }
+        if seen + folders.len() < MAX_CGROUPS {
+            let below = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            folders.extend(below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|it| it.path()));
+        }
+    }
+    found
 }
 
 /// The root of the machine's version 2 cgroup hierarchy, as far as this process can see it.
