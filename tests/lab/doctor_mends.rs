@@ -80,13 +80,13 @@ fn mended(lab: &Lab, container: Option<&Container>, check: &str, lowers_safety: 
 fn forwarding_that_is_off_is_mended(lab: &Lab) -> Outcome {
     let _job = waiting(lab, "job-17")?;
     let _off = sysctl(lab.host.runner(), "net/ipv4/ip_forward", "0", "1")?;
-    mended(lab, None, "ip-forward", false, &["/ip_forward ", "/forwarding ", "/accept_redirects "])
+    mended(lab, None, "ip-forward", true, &["/ip_forward ", "/forwarding ", "/accept_redirects "])
 }
 
 fn one_interface_that_does_not_forward_is_mended(lab: &Lab) -> Outcome {
     let _job = waiting(lab, "job-17")?;
     let _off = sysctl(lab.host.runner(), "net/ipv4/conf/ens5/forwarding", "0", "1")?;
-    mended(lab, None, "ip-forward", false, &["/ens5/forwarding "])
+    mended(lab, None, "ip-forward", true, &["/ens5/forwarding "])
 }
 
 fn a_strict_interface_is_mended(lab: &Lab) -> Outcome {
@@ -120,7 +120,7 @@ fn a_network_that_is_not_masqueraded_is_mended(lab: &Lab) -> Outcome {
             }
         }
     });
-    mended(lab, None, "masquerade", false, &["169.254.169.254"])
+    mended(lab, None, "masquerade", true, &["169.254.169.254"])
 }
 
 fn a_rule_in_a_containers_own_namespace_is_mended(lab: &Lab) -> Outcome {

@@ -1,14 +1,13 @@
 //! Does `doctor` name the programs of others that may decide about packets, wherever they hang on the way?
 
-use std::path::{Path, PathBuf};
-
 use anyhow::Context;
+use imds_trace_tests::cgroup::OwnCgroup;
 use imds_trace_tests::expect::expect_that;
 use imds_trace_tests::foreign::{ForeignProgram, Rank, Side, Verdict};
 use imds_trace_tests::{Engine, Namespace};
 
 use crate::Lab;
-use crate::doctor::{Undo, changed, doctor, expect, expect_nothing_broken, waiting};
+use crate::doctor::{changed, doctor, expect, expect_nothing_broken, waiting};
 
 crate::tests![
     programs_on_a_clients_way_are_named_and_never_called_broken,
@@ -48,33 +47,17 @@ fn programs_on_a_clients_way_are_named_and_never_called_broken(lab: &Lab) -> Out
 fn a_program_on_a_cgroup_is_named_with_whom_it_is_about(lab: &Lab) -> Outcome {
     let _other = waiting(lab, "job-18")?;
     let job = waiting(lab, "job-17")?;
-    let pid = job.pid()?;
-    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::")).context("a cgroup of version 2")?;
-    let above = root()?.join(path.trim_start_matches('/'));
-    let folder = above.join(format!("imdslab-{}", std::process::id()));
-    std::fs::create_dir(&folder)?;
-    std::fs::write(folder.join("cgroup.procs"), pid.to_string())?;
-    let _back = Undo(|| {
-        let _ = std::fs::write(above.join("cgroup.procs"), pid.to_string());
-        let _ = std::fs::remove_dir(&folder);
-    });
-    let _program = ForeignProgram::on_cgroup(&folder, "sd_fw_lab")?;
+    let own = OwnCgroup::of(job.pid()?)?;
+    let _program = ForeignProgram::on_cgroup(&own.folder, "sd_fw_lab")?;
     let answers = doctor(lab, &[])?;
     expect_nothing_broken(&answers)?;
     let inside = job.namespace()?;
     let who =
         if lab.host.engine() == Engine::Docker { "job-17".to_owned() } else { format!("namespace {}", inside.name()) };
-    let at = format!("cgroup egress of {}/imdslab-", path.trim_end_matches('/'));
-    expect(&answers, "bpf", &who, "unknown", &["`sd_fw_lab`", &at, "IPAddressDeny="])?;
+    let name = own.folder.file_name().context("a name")?.to_string_lossy();
+    let at = format!("/{name}");
+    expect(&answers, "bpf", &who, "unknown", &["`sd_fw_lab`", "cgroup egress of /", &at, "IPAddressDeny="])?;
     Ok(())
-}
-
-/// Where the version 2 hierarchy is.
-fn root() -> anyhow::Result<PathBuf> {
-    let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
-    let root = roots.into_iter().find(|root| root.join("cgroup.controllers").exists());
-    Ok(root.context("a version 2 hierarchy")?.to_owned())
 }
 
 fn a_filter_that_is_no_program_is_named_too(lab: &Lab) -> Outcome {

@@ -256,6 +256,17 @@ pub fn answers_elsewhere(host: &RunnerHost) -> Result<Obstacle> {
     Ok(obstacle)
 }
 
+/// The runner sends what is for this client on docker0 to a MAC address that nobody has.
+pub fn stale_neighbour(host: &RunnerHost, client: &Namespace) -> Result<Obstacle> {
+    let shown = client.ip("-4 -o addr show dev eth0")?;
+    let network = shown.split_whitespace().skip_while(|word| *word != "inet").nth(1).context("an address")?;
+    let address = network.split('/').next().unwrap_or_default();
+    let mut obstacle = Obstacle::default();
+    let add = format!("neigh replace {address} lladdr 02:00:00:00:00:99 dev docker0 nud permanent");
+    obstacle.with(host.runner(), "ip", &add, &format!("neigh del {address} dev docker0"))?;
+    Ok(obstacle)
+}
+
 /// Packets that failed the reverse path check in a namespace so far.
 pub fn failed_reverse_path(namespace: &Namespace) -> Result<u64> {
     namespace.counter("TcpExt", "IPReversePathFilter")

@@ -208,20 +208,47 @@ impl Drop for PodContainer<'_> {
     }
 }
 
-/// A podman with storage of its own, and containers on its own network (netavark).
+/// What makes podman's networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// podman's own.
+    Netavark,
+    /// CNI plugins, as podman 3 has them, and 4 where it was updated from there.
+    Cni,
+}
+
+/// A podman with storage of its own, and containers on its own network.
 pub struct Podman<'a> {
     host: &'a RunnerHost,
     dir: PathBuf,
     root: PathBuf,
+    backend: Backend,
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // CNI's bridge stays behind its containers, and has the addresses that netavark's would have.
+        if self.backend == Backend::Cni {
+            let _ = self.host.runner().ip("link del cni-podman0");
+        }
+    }
 }
 
 impl<'a> Podman<'a> {
     /// Loads its image.
-    pub fn start(host: &'a RunnerHost) -> Result<Podman<'a>> {
-        let podman = Podman { host, dir: host.dir().join(format!("podman-{}", next())), root: root(host)? };
+    pub fn start(host: &'a RunnerHost, backend: Backend) -> Result<Podman<'a>> {
+        let dir = host.dir().join(format!("podman-{}", next()));
+        let podman = Podman { host, dir, root: root(host)?, backend };
         std::fs::create_dir_all(&podman.dir)?;
         // Limits that root without CAP_SYS_RESOURCE may set, too.
-        let config = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\nruntime = \"runc\"\n";
+        let backend = match backend {
+            Backend::Netavark => "netavark",
+            Backend::Cni => "cni",
+        };
+        let config = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\nruntime = \"runc\"\n\
+             [network]\nnetwork_backend = \"{backend}\"\n"
+        );
         std::fs::write(podman.dir.join("containers.conf"), config)?;
         let archive = podman.dir.join("image.tar");
         std::fs::write(&archive, image::docker_archive(IMAGE)?)?;

@@ -1,12 +1,14 @@
-//! Which hop limit does each container need? By its network mode; `watch` measures it.
+//! Which hop limit does each container need? By its network mode, or by its way where no engine knows that; `watch` measures it.
 
-use super::sight::Sight;
+use super::firewall::fate::fate;
+use super::inside::Inside;
+use super::sight::{Arrival, Leg, Sight};
 use super::{Answer, Check, Status, Subject};
-use crate::sources::listing::{Network, Running};
+use crate::sources::listing::{Listing, Network, Running};
 
 /// The check.
 pub const CHECK: Check =
-    Check { id: "hop-limit", explain: "which hop limit each container needs, by its network mode", examine };
+    Check { id: "hop-limit", explain: "which hop limit each container needs, by its network mode or its way", examine };
 
 /// Containers that share another's network may form a chain; more links than this are a circle.
 const MAX_SHARES: usize = 8;
@@ -22,10 +24,48 @@ enum Need {
     Unknown(String),
 }
 
+const LOOK: &str =
+    "aws ec2 describe-instances --instance-ids <instance-id> --query 'Reservations[].Instances[].MetadataOptions'";
+
 fn examine(sight: &Sight) -> Vec<Answer> {
-    let Ok(listing) = &sight.engine else { return Vec::new() };
-    let look =
-        "aws ec2 describe-instances --instance-ids <instance-id> --query 'Reservations[].Instances[].MetadataOptions'";
+    let mut answers = sight.engine.as_ref().map(|listing| by_mode(sight, listing)).unwrap_or_default();
+    answers.extend(by_way(sight));
+    answers
+}
+
+/// Of containers and pods that no engine told of: does the host forward what they send?
+fn by_way(sight: &Sight) -> Vec<Answer> {
+    let listed: Vec<&String> =
+        sight.engine.iter().flat_map(|listing| &listing.containers).map(|container| &container.name).collect();
+    let others = sight.inside.iter().enumerate();
+    let others = others.filter(|(_, inside)| !inside.containers.iter().any(|name| listed.contains(&name)));
+    let answer = |(index, inside): (usize, &Inside)| {
+        // IPv4 first: most have nothing else.
+        let leg = sight.legs.iter().filter(|leg| leg.inside == index).min_by_key(|leg| leg.endpoint.is_ipv6())?;
+        let (status, summary) = match &leg.arrival {
+            Arrival::Host(_) if is_unsettled(sight, leg) => (Status::Unknown, UNSETTLED.to_owned()),
+            Arrival::Host(by) => (
+                Status::Ok,
+                format!(
+                    "It needs a hop limit of 2 or more: the host forwards what comes in by {by}; one more for each bridge inside it."
+                ),
+            ),
+            Arrival::Card(..) | Arrival::Own => (
+                Status::Ok,
+                "It needs a hop limit of 1, which every instance has: the host does not forward what it sends."
+                    .to_owned(),
+            ),
+            Arrival::Unknown(why) => {
+                (Status::Unknown, format!("The hop limit it needs is not known: {why}. watch measures it."))
+            }
+        };
+        Some(Answer::new(Subject::Container(inside.name()), status, summary).look(LOOK))
+    };
+    others.filter_map(answer).collect()
+}
+
+/// Of an engine's containers.
+fn by_mode(sight: &Sight, listing: &Listing) -> Vec<Answer> {
     let answer = |container: &Running| {
         let (status, summary) = match need(container, &listing.containers, &listing.networks, 0) {
             Need::Least(2.., how) if listing.rootless => (
@@ -37,6 +77,9 @@ fn examine(sight: &Sight) -> Vec<Answer> {
             ),
             Need::Least(1, how) => {
                 (Status::Ok, format!("It needs a hop limit of 1, which every instance has, by network mode ({how})."))
+            }
+            Need::Least(2.., _) if is_unsettled_by_name(sight, &container.name) => {
+                (Status::Unknown, UNSETTLED.to_owned())
             }
             Need::Least(least, how) => (
                 Status::Ok,
@@ -58,9 +101,23 @@ fn examine(sight: &Sight) -> Vec<Answer> {
                 format!("The hop limit it needs is not known from its network mode ({how}): watch measures it."),
             ),
         };
-        Answer::new(Subject::Container(container.name.clone()), status, summary).look(look)
+        Answer::new(Subject::Container(container.name.clone()), status, summary).look(LOOK)
     };
     listing.containers.iter().map(answer).collect()
+}
+
+/// What is said where rules make the TTL another.
+const UNSETTLED: &str = "The hop limit it needs is not known: a firewall rule of the host changes the TTL of what it is answered. watch \
+                         measures with which TTL that arrives.";
+
+/// May the host's rules change the TTL of a client's answers?
+fn is_unsettled(sight: &Sight, leg: &Leg) -> bool {
+    sight.client(leg).is_some_and(|client| fate(&sight.host.firewall.chains, &client).ttl_changed)
+}
+
+fn is_unsettled_by_name(sight: &Sight, container: &str) -> bool {
+    let is_its = |leg: &&Leg| sight.inside[leg.inside].containers.iter().any(|name| name == container);
+    sight.legs.iter().filter(is_its).any(|leg| is_unsettled(sight, leg))
 }
 
 /// Has a container's namespace more than loopback?

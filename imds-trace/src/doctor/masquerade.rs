@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::astray;
 use super::firewall::fate::{Client, fate};
+use super::firewall::rules::{Chain, Hook, Verdict, What};
 use super::sight::Sight;
 use super::{Answer, Check, Status, Subject, some_of};
 use crate::interfaces::snapshot::{Snapshot, Way};
@@ -15,14 +16,23 @@ use diagnosis::way::network::in_prefix;
 pub const CHECK: Check =
     Check { id: "masquerade", explain: "whether what clients send leaves under the host's address", examine };
 
+/// An address that a rule names, and that the uplink does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Given {
+    /// It is not of the uplink's subnets.
+    Foreign(IpAddr),
+    /// It is, and the uplink does not have it: an old one, or one that the host was not told of.
+    Unheld(IpAddr),
+}
+
 /// Clients that come in by one interface and go out by another, and fare alike.
 struct Group {
     by: String,
     uplink: Ifindex,
     v6: bool,
     masqueraded: Option<bool>,
-    /// The address that they get, where a rule names one that is not of the uplink's subnets.
-    foreign: Option<IpAddr>,
+    /// The address that they get, where a rule names one.
+    given: Option<Given>,
     /// Are they kept from being tracked, so that no rule for addresses is asked?
     untracked: Option<bool>,
     /// Has the uplink's network these addresses, too?
@@ -69,14 +79,15 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
         subnets.any(|(_, held, length)| in_prefix(address, (*held, *length)))
     };
     let own = of_uplink(address);
-    let becomes = fate.becomes.filter(|_| masqueraded == Some(true)).map(|(first, _)| first);
-    let foreign = becomes.filter(|address| !of_uplink(*address));
+    let becomes = fate.becomes.filter(|_| masqueraded == Some(true));
+    let held = |address| network.addresses.iter().any(|(index, held, _)| *index == uplink && *held == address);
+    let given = becomes.and_then(|(first, last)| given(first, last, &held, &of_uplink));
     // Pods with a link of their own are alike if they fare alike.
     let bridged = |by: &str| sight.bridge(by).is_some();
     let alike = |group: &&mut Group| {
         (group.by == by || !bridged(&group.by) && !bridged(&by))
             && (group.uplink, group.v6, group.masqueraded, group.own) == (uplink, v6, masqueraded, own)
-            && (group.foreign, group.untracked) == (foreign, untracked)
+            && (group.given, group.untracked) == (given, untracked)
     };
     match groups.iter_mut().find(alike) {
         Some(group) => {
@@ -91,7 +102,7 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
                 uplink,
                 v6,
                 masqueraded,
-                foreign,
+                given,
                 untracked,
                 own,
                 addresses,
@@ -99,6 +110,24 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
                 real: !client.is_example,
             });
         }
+    }
+}
+
+/// What is to be said of the addresses that a rule gives, first to last; nothing if the uplink has all of them.
+fn given(
+    first: IpAddr,
+    last: IpAddr,
+    held: &dyn Fn(IpAddr) -> bool,
+    of_uplink: &dyn Fn(IpAddr) -> bool,
+) -> Option<Given> {
+    if !of_uplink(first) {
+        return Some(Given::Foreign(first));
+    }
+    // One of many that is not held is enough, and the kernel takes any of them.
+    match (held(first), held(last)) {
+        (false, _) => Some(Given::Unheld(first)),
+        (true, false) => Some(Given::Unheld(last)),
+        (true, true) => None,
     }
 }
 
@@ -128,12 +157,22 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
         Answer::new(about.clone(), status, summary).look(look.clone())
     };
     let unread = sight.host.firewall.unread();
-    if let Some(foreign) = group.foreign {
-        let summary = format!(
-            "A rule gives what leaves {whose} by {uplink} the address {foreign}, which is not of that interface's subnet: EC2 drops it \
-             (not-masqueraded), unless it is the network interface's own."
-        );
-        return answer(Status::Warning, summary);
+    match group.given {
+        Some(Given::Foreign(address)) => {
+            let summary = format!(
+                "A rule gives what leaves {whose} by {uplink} the address {address}, which is not of that interface's subnet: EC2 drops \
+                 it (not-masqueraded), unless it is the network interface's own."
+            );
+            return answer(Status::Warning, summary);
+        }
+        Some(Given::Unheld(address)) => {
+            let summary = format!(
+                "A rule gives what leaves {whose} by {uplink} the address {address}, which that interface does not have: EC2 answers it \
+                 only if it is assigned to that network interface, which is not known here."
+            );
+            return answer(Status::Unknown, summary);
+        }
+        None => {}
     }
     if group.untracked.is_some() && !group.own {
         let (status, may) = match group.untracked {
@@ -173,16 +212,81 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
                 ),
             );
             let endpoint = sight.endpoints.iter().find(|endpoint| endpoint.is_ipv6() == group.v6);
+            if let Some(rule) = endpoint.and_then(|endpoint| left_out(&sight.host.firewall.chains, *endpoint)) {
+                return Answer {
+                    summary: format!("{} The rule `{rule}` leaves IMDS out, perhaps on purpose.", said.summary),
+                    ..said
+                };
+            }
             match (subnet, endpoint) {
                 // For IMDS alone: what else leaves is as it was. Before all others, one of which may have let it out as it is.
                 (Some((address, length)), Some(endpoint)) if has_tool || sight.host.firewall.chains.is_empty() => {
                     said.mend(format!(
-                        "{tool} -t nat -I POSTROUTING -s {address}/{length} -d {endpoint} -p tcp --dport 80 -o {} -j MASQUERADE",
+                        "{tool} -t nat -I POSTROUTING -s {address}/{length} -d {endpoint} -p tcp --dport 80 -o {} -j MASQUERADE  # lowers safety: every container of {address}/{length} can then take the instance's role",
                         shell_word(uplink)
                     ))
                 }
                 _ => said,
             }
         }
+    }
+}
+
+/// The rule of a table with chains for addresses that lets an endpoint out as it is, by naming it: an exception that somebody made.
+fn left_out(chains: &[Chain], endpoint: IpAddr) -> Option<&str> {
+    let nat: Vec<&Chain> = chains.iter().filter(|chain| chain.nat && chain.hook == Some(Hook::Postrouting)).collect();
+    let of_nat = |chain: &&Chain| {
+        nat.iter().any(|base| (base.tool, &base.family, &base.table) == (chain.tool, &chain.family, &chain.table))
+    };
+    let names = |rule: &&super::firewall::rules::Rule| {
+        rule.conditions.iter().any(|condition| {
+            let What::Destination(ranges) = &condition.what else { return false };
+            let covers = |(first, last): &(IpAddr, IpAddr)| {
+                !first.is_unspecified() && first.is_ipv6() == endpoint.is_ipv6() && (*first..=*last).contains(&endpoint)
+            };
+            let excepts = match rule.verdict {
+                Verdict::Accept | Verdict::Return => !condition.negated,
+                Verdict::Masquerade(_) => condition.negated,
+                _ => false,
+            };
+            excepts && ranges.iter().any(covers)
+        })
+    };
+    let rules = chains.iter().filter(of_nat).flat_map(|chain| &chain.rules);
+    rules.into_iter().find(names).map(|rule| rule.text.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::firewall::iptables;
+    use super::*;
+
+    #[test]
+    fn an_address_that_the_uplink_does_not_have_is_no_good_news() {
+        let at = |last| IpAddr::from([10, 0, 0, last]);
+        let held = |address| address == at(10) || address == at(11);
+        let of_uplink = |address: IpAddr| in_prefix(address, (at(0), 24));
+        let of = |first, last| given(first, last, &held, &of_uplink);
+        assert_eq!(of(at(10), at(10)), None);
+        assert_eq!(of(at(10), at(11)), None);
+        assert_eq!(of(at(99), at(99)), Some(Given::Unheld(at(99))));
+        assert_eq!(of(at(10), at(12)), Some(Given::Unheld(at(12))));
+        let other = IpAddr::from([10, 9, 0, 1]);
+        assert_eq!(of(other, other), Some(Given::Foreign(other)));
+    }
+
+    #[test]
+    fn an_exception_for_imds_is_seen_and_others_are_not() {
+        let excepted = |rule: &str| {
+            let text =
+                format!("*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n:SUB - [0:0]\n{rule}\nCOMMIT\n");
+            left_out(&iptables::read(&text, "iptables"), IpAddr::from([169, 254, 169, 254])).is_some()
+        };
+        assert!(excepted("-A POSTROUTING -d 169.254.169.254/32 -j ACCEPT"));
+        assert!(excepted("-A POSTROUTING -j SUB\n-A SUB -d 169.254.0.0/16 -j RETURN"));
+        assert!(excepted("-A POSTROUTING -s 172.17.0.0/16 ! -d 169.254.0.0/16 -j MASQUERADE"));
+        assert!(!excepted("-A POSTROUTING -d 10.0.0.0/8 -j ACCEPT"));
+        assert!(!excepted("-A POSTROUTING -s 172.17.0.0/16 ! -d 10.0.0.0/8 -j MASQUERADE"));
+        assert!(!excepted("-A POSTROUTING -d 0.0.0.0/0 -j ACCEPT"));
     }
 }

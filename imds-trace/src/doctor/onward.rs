@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use super::astray::{self, Astray};
 use super::firewall::fate::fate;
-use super::sight::{Arrival, Leg, Passage, Sight, is_link_local};
+use super::listeners::refused;
+use super::sight::{Arrival, Leg, Passage, Sight, is_link_local, own, refuses};
 use super::{Answer, Status};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
 use diagnosis::printable::shell_word;
-use diagnosis::way::network::{Kind, RouteKind, in_prefix};
+use diagnosis::way::network::{Kind, RouteKind, TableRoute, in_prefix};
 
 /// Where a route leads.
 pub struct Out<'a> {
@@ -41,8 +42,9 @@ pub fn out_of_host(
     // A route to that address alone, as the default route leads: nothing else goes another way by it.
     let straight =
         network.router.filter(|(card, _)| endpoint.is_ipv4() && astray::of(sight, *card, None, endpoint).is_none());
-    let mend = straight.map(|(card, router)| {
-        format!("ip route add {endpoint}/32 via {router} dev {}", shell_word(network.name(card)))
+    let verb = verb(&network.routing.routes, endpoint);
+    let mend = straight.zip(verb).map(|((card, router), verb)| {
+        format!("ip route {verb} {endpoint}/32 via {router} dev {}", shell_word(network.name(card)))
     });
     let astray = astray::of(sight, interface, gateway, endpoint);
     // A VPN's routes lie in tables of its own, which are asked before.
@@ -79,7 +81,10 @@ pub fn out_of_host(
             ));
         }
         None => {
-            let source = source.filter(|source| source.is_ipv4() && is_link_local(*source))?;
+            let source = source.filter(IpAddr::is_ipv4)?;
+            if !is_link_local(source) {
+                return foreign(sight, network, interface, endpoint, source).filter(|_| whose.is_empty());
+            }
             (
                 Status::Broken,
                 format!(
@@ -89,6 +94,47 @@ pub fn out_of_host(
         }
     };
     Some((status, summary, mend))
+}
+
+/// What is to be said of requests of the host itself that a route gives a source of another interface's subnet.
+fn foreign(
+    sight: &Sight,
+    network: &Snapshot,
+    interface: Ifindex,
+    endpoint: IpAddr,
+    source: IpAddr,
+) -> Option<(Status, String, Option<String>)> {
+    if !is_elsewhere(&network.addresses, interface, source) {
+        return None;
+    }
+    let masqueraded = fate(&sight.host.firewall.chains, &own(String::new(), Some(network), endpoint)?).masqueraded;
+    let (status, rule) = match masqueraded {
+        Some(true) => return None,
+        None if sight.host.firewall.unread().is_none() => (Status::Warning, "no rule gives them another"),
+        _ => (Status::Unknown, "whether a rule gives them another is not known"),
+    };
+    let name = network.name(interface);
+    let summary = format!(
+        "Requests to {endpoint} by {name} would leave under {source}, which is not of that interface's subnets, and {rule}: EC2 drops them then, unless it is the network interface's own."
+    );
+    Some((status, summary, None))
+}
+
+/// Is an address of none of an interface's subnets?
+fn is_elsewhere(addresses: &[(Ifindex, IpAddr, u8)], interface: Ifindex, address: IpAddr) -> bool {
+    let mut subnets = addresses.iter().filter(|(index, _, _)| *index == interface);
+    !subnets.any(|(_, held, length)| in_prefix(address, (*held, *length)))
+}
+
+/// How `ip route` makes a route to an endpoint alone: where the main table has one already, another cannot be added. `None` if there is
+/// one that is asked before, or one that somebody made to lead nowhere.
+fn verb(routes: &[TableRoute], endpoint: IpAddr) -> Option<&'static str> {
+    const MAIN: u32 = 254;
+    let mut there = routes.iter().filter(|route| route.to == (endpoint, 32)).peekable();
+    match there.peek() {
+        None => Some("add"),
+        Some(_) => there.all(|route| route.table == MAIN && route.kind == RouteKind::Unicast).then_some("replace"),
+    }
 }
 
 /// A client's way, from its namespace on.
@@ -184,6 +230,11 @@ pub fn further(
                 },
             }
         }
+        Some(Way::Local) if refused(&sight.host.listeners, &sight.host.firewall.chains, endpoint) => answer(
+            Status::Broken,
+            format!("{begins}, and the host has that address itself, and nobody listens on port 80 there: connections are refused."),
+        )
+        .look(look),
         Some(Way::Local) => answer(
             Status::Warning,
             format!("{begins}, and the host has that address itself: it would be answered there, not by IMDS."),
@@ -222,13 +273,19 @@ pub fn further(
 /// in whose subnet the next router is, or the endpoint itself if it is on the link (`inet_select_addr`).
 fn masked_by(sight: &Sight, leg: &Leg, out: Ifindex, gateway: Option<IpAddr>) -> Option<IpAddr> {
     let network = sight.host.network.as_ref().ok()?;
+    let fate = fate(&sight.host.firewall.chains, &sight.client(leg)?);
+    if fate.masqueraded != Some(true) || fate.ends {
+        return None;
+    }
+    if let Some((first, last)) = fate.becomes {
+        // A rule says which.
+        return (first == last && first.is_ipv4() && is_link_local(first)).then_some(first);
+    }
     let next = gateway.unwrap_or(leg.endpoint);
     let of_subnet = network.addresses.iter().find(|(index, held, length)| {
         *index == out && held.is_ipv4() && is_link_local(*held) && in_prefix(next, (*held, *length))
     });
-    let (_, address, _) = of_subnet?;
-    let fate = fate(&sight.host.firewall.chains, &sight.client(leg)?);
-    (fate.masqueraded == Some(true) && !fate.ends).then_some(*address)
+    of_subnet.map(|(_, address, _)| *address)
 }
 
 /// Does the host forward what comes in by an interface? Where it does not, its kernel says that there is no way.
@@ -280,6 +337,31 @@ fn strays_back<'a>(passage: &Passage, uplink: &str, name: &dyn Fn(Ifindex) -> &'
 /// Has the host a route that leads nowhere for an endpoint? Also if its routes are not known.
 fn has_blackhole(sight: &Sight, endpoint: IpAddr) -> bool {
     let Ok(network) = &sight.host.network else { return true };
-    let routes = &network.routing.routes;
-    endpoint.is_ipv6() || routes.iter().any(|route| route.kind == RouteKind::Nowhere && route.covers(endpoint))
+    endpoint.is_ipv6() || refuses(&network.routing, endpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_that_is_there_is_replaced_and_no_other_is_added_beside_it() {
+        let endpoint = IpAddr::from([169, 254, 169, 254]);
+        let route =
+            |table, length, kind| TableRoute { table, to: (endpoint, length), kind, by: Vec::new(), routed_on: false };
+        assert_eq!(verb(&[route(254, 16, RouteKind::Unicast)], endpoint), Some("add"));
+        assert_eq!(verb(&[route(254, 32, RouteKind::Unicast)], endpoint), Some("replace"));
+        assert_eq!(verb(&[route(254, 32, RouteKind::Nowhere)], endpoint), None);
+        assert_eq!(verb(&[route(9, 32, RouteKind::Unicast)], endpoint), None);
+    }
+
+    #[test]
+    fn a_source_of_another_interface_is_known_as_such() {
+        let of = |address: [u8; 4], length| (IpAddr::from(address), length);
+        let addresses = [(2, of([10, 77, 0, 10], 24)), (3, of([172, 17, 0, 1], 16))];
+        let addresses = addresses.map(|(index, (address, length))| (Ifindex(index), address, length));
+        let elsewhere = |address: [u8; 4]| is_elsewhere(&addresses, Ifindex(2), IpAddr::from(address));
+        assert!(elsewhere([172, 17, 0, 1]));
+        assert!(!elsewhere([10, 77, 0, 10]) && !elsewhere([10, 77, 0, 11]), "a second one of the card");
+    }
 }

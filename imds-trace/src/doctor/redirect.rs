@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::firewall::fate::Client;
+use super::firewall::fate::{Client, stops_redirected};
 use super::inside::View;
 use super::listeners;
 use super::sight::Sight;
 use crate::interfaces::snapshot::Snapshot;
 use diagnosis::printable::shell_word;
-use diagnosis::way::network::{RouteKind, in_prefix};
+use diagnosis::way::network::{RouteKind, TableRoute, in_prefix};
 
 /// IMDS's port, where a rule names none.
 const PORT: u16 = 80;
@@ -73,22 +73,19 @@ pub fn end(
         let values = ["all", by].map(|name| read(&format!("{name}/route_localnet")));
         match values {
             [Some(all), Some(own)] if all == "0" && own == "0" => {
-                let key = format!("net/ipv4/conf/{by}/route_localnet");
-                let mend = format!(
-                    "sysctl -w {}=1  # lowers safety: what listens on 127.0.0.1 of this host can then be reached by {by}",
-                    shell_word(&key)
-                );
-                let why = format!(
-                    "which is loopback: the kernel drops what comes in by {by} for it, because route_localnet is 0"
-                );
-                return End::Nobody(why, Some(mend));
+                let taken = matches!(listened(view, address, port, "this host"), End::Taken(_))
+                    && !stops_redirected(&view.firewall.chains, client, (address, port), None);
+                return kept_off_loopback(by, taken);
             }
             [Some(_), Some(_)] => {}
             _ => return End::Unknown,
         }
     }
     if address.is_loopback() || network.holder(address).is_some() {
-        return listened(view, address, port, "this host");
+        let end = listened(view, address, port, "this host");
+        // INPUT is asked behind the change.
+        let stopped = stops_redirected(&view.firewall.chains, client, (address, port), None);
+        return if stopped && matches!(end, End::Taken(_)) { End::Unknown } else { end };
     }
     if let Some(inside) = sight
         .inside
@@ -96,7 +93,15 @@ pub fn end(
         .find(|inside| is_host && inside.network().is_some_and(|network| network.holder(address).is_some()))
         && let Ok(view) = &inside.view
     {
-        return listened(view, address, port, &inside.name());
+        let end = listened(view, address, port, &inside.name());
+        let reached = leading(network, address);
+        let stopped = reached.is_none_or(|by| {
+            // Within one network the answer passes the bridge, and is changed back only if the bridge asks the rules.
+            Some(by) == client.by.as_deref() && !asks_rules(address)
+                // Networks are kept apart in FORWARD.
+                || stops_redirected(&sight.host.firewall.chains, client, (address, port), Some(by))
+        });
+        return if stopped && matches!(end, End::Taken(_)) { End::Unknown } else { end };
     }
     if is_no_hosts(address) {
         return End::Nobody(
@@ -105,6 +110,27 @@ pub fn end(
         );
     }
     on_link(sight, network, is_host, address)
+}
+
+/// What becomes of what comes in by an interface for loopback where its kernel drops that. `taken`: somebody would take it.
+fn kept_off_loopback(by: &str, taken: bool) -> End {
+    let why = format!("which is loopback: the kernel drops what comes in by {by} for it, because route_localnet is 0");
+    if !taken {
+        return End::Nobody(format!("{why}, and it is not known that anybody would take it there"), None);
+    }
+    let key = format!("net/ipv4/conf/{by}/route_localnet");
+    let mend = format!(
+        "sysctl -w {}=1  # lowers safety: what listens on 127.0.0.1 of this host can then be reached by {by}",
+        shell_word(&key)
+    );
+    End::Nobody(why, Some(mend))
+}
+
+/// Do bridges ask the rules of iptables (`br_netfilter`)?
+fn asks_rules(address: IpAddr) -> bool {
+    let tool = if address.is_ipv6() { "ip6tables" } else { "iptables" };
+    let said = std::fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{tool}"));
+    said.is_ok_and(|said| said.trim() == "1")
 }
 
 fn listened(view: &View, address: IpAddr, port: u16, whose: &str) -> End {
@@ -118,11 +144,20 @@ fn listened(view: &View, address: IpAddr, port: u16, whose: &str) -> End {
     }
 }
 
+/// The narrowest route to an address.
+fn narrowest(network: &Snapshot, address: IpAddr) -> Option<&TableRoute> {
+    let routes = network.routing.routes.iter().filter(|route| route.covers(address));
+    routes.reduce(|best, route| if route.to.1 > best.to.1 { route } else { best })
+}
+
+/// The interface by which an address is reached.
+fn leading(network: &Snapshot, address: IpAddr) -> Option<&str> {
+    narrowest(network, address)?.by.first().map(|index| network.name(*index))
+}
+
 /// What is left: other hosts.
 fn on_link(sight: &Sight, network: &Snapshot, is_host: bool, address: IpAddr) -> End {
-    let routes = network.routing.routes.iter().filter(|route| route.covers(address));
-    let best = routes.reduce(|best, route| if route.to.1 > best.to.1 { route } else { best });
-    match best {
+    match narrowest(network, address) {
         None if address.is_ipv4() && !network.routing.routes.is_empty() => {
             End::Nobody("to which there is no route".to_owned(), None)
         }
@@ -181,5 +216,15 @@ mod tests {
         let nobody = |text: &str| is_no_hosts(text.parse().expect("an address"));
         assert!(nobody("192.0.2.1") && nobody("203.0.113.9") && nobody("0.1.2.3") && nobody("2001:db8::1"));
         assert!(!nobody("192.0.3.1") && !nobody("10.0.0.1") && !nobody("fd00::1"));
+    }
+
+    #[test]
+    fn loopback_is_opened_for_nobody_where_nobody_would_take_it() {
+        let mend = |taken| match kept_off_loopback("docker0", taken) {
+            End::Nobody(_, mend) => mend,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(mend(false), None);
+        assert!(mend(true).is_some_and(|mend| mend.starts_with("sysctl -w net/ipv4/conf/docker0/route_localnet=1 ")));
     }
 }

@@ -1,10 +1,9 @@
 //! Would reverse-path filtering drop the answers? A strict interface takes a packet only if the route back leads out by itself.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::IpAddr;
 
-use super::sight::Sight;
+use super::sight::{Sight, ipv4_setting};
 use super::{Answer, Check, Status, Subject};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
@@ -41,9 +40,7 @@ fn examine(sight: &Sight) -> Vec<Answer> {
     let mut answers = Vec::new();
     for endpoint in sight.endpoints.iter().filter(|endpoint| endpoint.is_ipv4()) {
         for (interface, part) in parts(sight, network, *endpoint) {
-            answers.push(judge(network.name(interface), &part, *endpoint, &|name, key| {
-                fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/{key}")).ok()?.trim().parse().ok()
-            }));
+            answers.push(judge(network.name(interface), &part, *endpoint, &ipv4_setting));
         }
     }
     answers

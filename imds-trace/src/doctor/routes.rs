@@ -2,10 +2,16 @@
 
 use std::net::IpAddr;
 
+use super::firewall::fate::{Client, fate};
+use super::firewall::holds::Holds;
+use super::firewall::mark::Bits;
+use super::firewall::rules::Chain;
 use super::inside::Inside;
-use super::sight::{Leg, Sight};
+use super::listeners::{Listeners, refused};
+use super::sight::{self, Leg, Sight};
 use super::{Answer, Check, Status, Subject, onward};
 use crate::interfaces::snapshot::{Snapshot, Way};
+use diagnosis::way::network::{PolicyRule, Routing, in_prefix};
 
 /// The check.
 pub const CHECK: Check = Check { id: "route", explain: "whether routes to the endpoints lead out", examine };
@@ -14,7 +20,14 @@ fn examine(sight: &Sight) -> Vec<Answer> {
     let plain = |command: &str| command.to_owned();
     let mut answers = match &sight.host.network {
         Ok(network) => {
-            let place = Place { sight, inside: None, about: &|| Subject::Host, command: &plain };
+            let place = Place {
+                sight,
+                inside: None,
+                chains: &sight.host.firewall.chains,
+                listeners: Some(&sight.host.listeners),
+                about: &|| Subject::Host,
+                command: &plain,
+            };
             judge(&place, network)
         }
         Err(why) => vec![Answer::new(Subject::Host, Status::Unknown, format!("The routes could not be read: {why}."))],
@@ -28,7 +41,15 @@ fn examine(sight: &Sight) -> Vec<Answer> {
             }
             Ok(Ok(network)) => {
                 let command = |command: &str| inside.command(command);
-                let place = Place { sight, inside: Some((index, inside)), about: &about, command: &command };
+                let chains = inside.view.as_ref().map(|view| view.firewall.chains.as_slice()).unwrap_or_default();
+                let place = Place {
+                    sight,
+                    inside: Some((index, inside)),
+                    chains,
+                    listeners: inside.view.as_ref().ok().map(|view| &view.listeners),
+                    about: &about,
+                    command: &command,
+                };
                 answers.extend(judge(&place, network));
             }
             Ok(Err(why)) => {
@@ -46,13 +67,37 @@ fn examine(sight: &Sight) -> Vec<Answer> {
 struct Place<'a> {
     sight: &'a Sight,
     inside: Option<(usize, &'a Inside)>,
+    chains: &'a [Chain],
+    listeners: Option<&'a Listeners>,
     about: &'a dyn Fn() -> Subject,
     command: &'a dyn Fn(&str) -> String,
 }
 
 /// The routes of one namespace.
 fn judge(place: &Place, network: &Snapshot) -> Vec<Answer> {
-    place.sight.endpoints.iter().map(|endpoint| one(place, network, *endpoint)).collect()
+    let of = |endpoint: &IpAddr| {
+        let said = one(place, network, *endpoint);
+        if said.status == Status::Ok && asks_users(&network.routing, *endpoint) {
+            return of_some_users(said).look((place.command)("ip rule"));
+        }
+        said
+    };
+    place.sight.endpoints.iter().map(of).collect()
+}
+
+/// May a rule for routes send what some users' processes send elsewhere than others'?
+fn asks_users(routing: &Routing, endpoint: IpAddr) -> bool {
+    let may_hold =
+        |rule: &&PolicyRule| rule.users && (rule.inverted || rule.to.is_none_or(|to| in_prefix(endpoint, to)));
+    endpoint.is_ipv4() && routing.rules.iter().any(|rule| may_hold(&rule))
+}
+
+fn of_some_users(said: Answer) -> Answer {
+    let summary = format!(
+        "{} That is so for root; a rule for routes asks whose process it is (uidrange), and whether other users' reach it cannot be decided here.",
+        said.summary
+    );
+    Answer { status: Status::Unknown, summary, ..said }
 }
 
 /// Most have no IPv6, which is no fault where IPv4 leads to IMDS.
@@ -63,6 +108,12 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
         let look = (place.command)(&format!("{family} route get {endpoint}"));
         Answer::new((place.about)(), status, summary).look(look)
     };
+    if is_rerouted(place.chains, network, endpoint) {
+        let summary = format!(
+            "How {endpoint} is reached depends on marks that firewall rules set in OUTPUT, and on rules for routes that ask for them: not decided here."
+        );
+        return answer(Status::Unknown, summary).look((place.command)("ip rule"));
+    }
     match network.way(endpoint) {
         Some(Way::Out { interface, .. }) if network.name(*interface) == "lo" => answer(
             Status::Warning,
@@ -87,6 +138,14 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
                 }
             }
         }
+        Some(Way::Local) if place.listeners.is_some_and(|listeners| refused(listeners, place.chains, endpoint)) => {
+            answer(
+                Status::Broken,
+                format!(
+                    "{endpoint} is an address of this very namespace (a local route), and nobody listens on port 80 there: connections are refused."
+                ),
+            )
+        }
         Some(Way::Local) => answer(
             Status::Warning,
             format!(
@@ -110,5 +169,58 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
             answer(Status::Unknown, format!("The kernel did not tell how {endpoint} is reached: {why}."))
         }
         None => answer(Status::Unknown, format!("The kernel was not asked how {endpoint} is reached.")),
+    }
+}
+
+/// May a mark that firewall rules give to what processes of this namespace send choose another route than no mark does?
+fn is_rerouted(chains: &[Chain], network: &Snapshot, endpoint: IpAddr) -> bool {
+    let mut asked = network.routing.rules.iter().filter_map(|rule| rule.mark).peekable();
+    if asked.peek().is_none() {
+        return false;
+    }
+    let nowhere = || Client { endpoint: Some(endpoint), ..Client::default() };
+    let client = sight::own(String::new(), Some(network), endpoint).unwrap_or_else(nowhere);
+    let [mark, _] = fate(chains, &client).marks;
+    asked.any(|(value, mask)| {
+        let unmarked = Bits::default().are(value, mask);
+        let marked = mark.are(value, mask);
+        marked == Holds::Maybe || marked != unmarked
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::firewall::iptables;
+    use super::*;
+
+    #[test]
+    fn a_mark_set_in_output_counts_where_a_rule_for_routes_asks_for_it() {
+        let rerouted = |mark: Option<(u32, u32)>, rule: &str| {
+            let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rule}\nCOMMIT\n");
+            let mut network = Snapshot::default();
+            network.routing.rules.push(PolicyRule { mark, ..PolicyRule::default() });
+            is_rerouted(&iptables::read(&text, "iptables"), &network, IpAddr::from([169, 254, 169, 254]))
+        };
+        let seven = Some((7, u32::MAX));
+        assert!(rerouted(seven, "-A OUTPUT -d 169.254.0.0/16 -j MARK --set-xmark 0x7/0xffffffff"));
+        assert!(rerouted(seven, "-A OUTPUT -m owner --uid-owner 0 -j MARK --set-xmark 0x7/0xffffffff"));
+        assert!(!rerouted(None, "-A OUTPUT -d 169.254.0.0/16 -j MARK --set-xmark 0x7/0xffffffff"));
+        assert!(!rerouted(seven, "-A OUTPUT -d 10.0.0.0/8 -j MARK --set-xmark 0x7/0xffffffff"));
+        assert!(!rerouted(seven, "-A OUTPUT -j MARK --set-xmark 0x80/0x80"));
+        assert!(!rerouted(seven, "-A PREROUTING -j MARK --set-xmark 0x7/0xffffffff"));
+    }
+
+    #[test]
+    fn a_rule_for_some_users_leaves_the_others_way_open() {
+        let endpoint = IpAddr::from([169, 254, 169, 254]);
+        let asks = |users, to: Option<([u8; 4], u8)>| {
+            let to = to.map(|(address, length)| (IpAddr::from(address), length));
+            let rule = PolicyRule { users, other: users, to, ..PolicyRule::default() };
+            asks_users(&Routing { rules: vec![rule], ..Routing::default() }, endpoint)
+        };
+        assert!(asks(true, None) && asks(true, Some(([169, 254, 0, 0], 16))));
+        assert!(!asks(true, Some(([10, 0, 0, 0], 8))) && !asks(false, None));
+        let said = of_some_users(Answer::new(Subject::Host, Status::Ok, "It is reached."));
+        assert!(said.status == Status::Unknown && said.summary.starts_with("It is reached. "), "{said:?}");
     }
 }

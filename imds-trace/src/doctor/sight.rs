@@ -13,7 +13,7 @@ use crate::sources::listing::{self, Listing, Running};
 use crate::sources::runtime::Runtimes;
 use diagnosis::net::Ifindex;
 use diagnosis::way::hops::below;
-use diagnosis::way::network::Kind;
+use diagnosis::way::network::{Kind, RouteKind, Routing};
 
 /// Docker's first bridge.
 const DEFAULT_BRIDGE: &str = "docker0";
@@ -152,8 +152,12 @@ impl Sight {
             requests.push(Asked { to: passage.endpoint, inward, mark: mark.known_part(), answer: false });
         }
         let onward = snapshot::ask(&requests).ok()?;
+        let filtered = |way: Way, to: IpAddr, by: &str| {
+            let strict = to.is_ipv4() && is_strict(by) && !refuses(&network.routing, to);
+            by_filter(way, strict)
+        };
         for (passage, way) in passages.iter_mut().zip(onward) {
-            passage.onward = way;
+            passage.onward = filtered(way, passage.endpoint, &passage.by);
             let Way::Out { interface, .. } = passage.onward else { continue };
             let client =
                 self.passing(String::new(), Some(passage.source), &passage.by, Some(interface), passage.endpoint)?;
@@ -164,7 +168,8 @@ impl Sight {
         }
         let mut back = snapshot::ask(&answers).ok()?.into_iter();
         for passage in passages.iter_mut().filter(|passage| matches!(passage.onward, Way::Out { .. })) {
-            passage.back = back.next();
+            let Way::Out { interface, .. } = passage.onward else { continue };
+            passage.back = back.next().map(|way| filtered(way, passage.source, network.name(interface)));
         }
         Some(passages)
     }
@@ -391,10 +396,48 @@ fn bridges(network: Option<&Snapshot>, engine: Option<&Listing>) -> Vec<Bridge> 
     found.into_values().map(|bridge| Bridge { used: ports(&bridge.name), ..bridge }).collect()
 }
 
+/// May a route or a rule refuse what goes to an address?
+pub fn refuses(routing: &Routing, address: IpAddr) -> bool {
+    routing.routes.iter().any(|route| route.kind == RouteKind::Nowhere && route.covers(address))
+        || routing.rules.iter().any(|rule| rule.table.is_none() && !rule.vrf)
+}
+
+/// A setting of an interface, or of `all`, in the host's namespace; `None` if it cannot be read.
+pub fn ipv4_setting(interface: &str, key: &str) -> Option<u8> {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{interface}/{key}")).ok()?.trim().parse().ok()
+}
+
+/// Is reverse-path filtering strict at an interface? The greater of both values is used.
+fn is_strict(interface: &str) -> bool {
+    ["all", interface].iter().filter_map(|name| ipv4_setting(name, "rp_filter")).max() == Some(1)
+}
+
+/// A kernel that was asked about a packet that its filter drops says EXDEV or, where it gives drops a reason (6.14 and later), EINVAL,
+/// as for a blackhole. Where the filter is `strict`, and no route or rule refuses the packet, the filter is why.
+fn by_filter(way: Way, strict: bool) -> Way {
+    match way {
+        Way::Nowhere { why: "blackhole", answer } if strict => Way::Nowhere { why: "reverse path", answer },
+        way => way,
+    }
+}
+
 /// Is it an address that nobody routes?
 pub fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_strict_filter_drops_is_not_taken_for_a_blackhole() {
+        let way = |why| Way::Nowhere { why, answer: "Invalid argument".into() };
+        assert_eq!(by_filter(way("blackhole"), true), way("reverse path"));
+        assert_eq!(by_filter(way("blackhole"), false), way("blackhole"));
+        assert_eq!(by_filter(way("no route"), true), way("no route"));
     }
 }

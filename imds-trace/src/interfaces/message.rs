@@ -160,10 +160,13 @@ pub fn rule(message: &RuleMessage) -> PolicyRule {
             // The kernel's -1 stands for none.
             RuleAttribute::SuppressPrefixLen(length) if *length != u32::MAX => rule.suppressed = Some(*length),
             RuleAttribute::SuppressIfGroup(group) if *group != u32::MAX => rule.other = true,
+            RuleAttribute::UidRange(range) => {
+                rule.users = (range.start, range.end) != (0, u32::MAX);
+                rule.other |= rule.users;
+            }
             RuleAttribute::Oifname(_)
             | RuleAttribute::Goto(_)
             | RuleAttribute::TunId(_)
-            | RuleAttribute::UidRange(_)
             | RuleAttribute::IpProtocol(_)
             | RuleAttribute::SourcePortRange(_)
             | RuleAttribute::DestinationPortRange(_) => rule.other = true,

@@ -90,7 +90,7 @@ pub fn ask(packets: &[Asked]) -> Result<Vec<Way>, Error> {
     with_handle(async |handle| {
         let mut ways = Vec::with_capacity(packets.len());
         for asked in packets {
-            ways.push(way(&handle, asked).await);
+            ways.push(way(&handle, asked, None).await);
         }
         Ok(ways)
     })
@@ -123,9 +123,7 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
     }
     let mut snapshot = Snapshot { links, addresses, ..Snapshot::default() };
     for endpoint in endpoints {
-        let own = Asked { to: *endpoint, inward: None, mark: 0, answer: false };
-        let way = way(handle, &own).await;
-        snapshot.ways.push((*endpoint, way));
+        snapshot.ways.push((*endpoint, connected(handle, *endpoint).await));
     }
     for all in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
         let mut routes = std::pin::pin!(handle.route().get(all).execute());
@@ -146,13 +144,34 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
     Ok(snapshot)
 }
 
-async fn way(handle: &Handle, asked: &Asked) -> Way {
+/// The way of what a process of this namespace sends. Of IPv4 connect(2) asks twice, the second time with the address that the first
+/// answer gives (`ip_route_connect`), about which rules may ask.
+async fn connected(handle: &Handle, endpoint: IpAddr) -> Way {
+    let own = Asked { to: endpoint, inward: None, mark: 0, answer: false };
+    let first = way(handle, &own, None).await;
+    let Way::Out { source: Some(IpAddr::V4(source)), .. } = first else { return first };
+    let second = way(handle, &own, Some(source)).await;
+    settled(first, second)
+}
+
+/// The second answer, under the address that the first gave: the kernel does not repeat what it was told.
+fn settled(first: Way, second: Way) -> Way {
+    match (first, second) {
+        (Way::Out { source, .. }, Way::Out { interface, gateway, .. }) => Way::Out { interface, gateway, source },
+        (_, second) => second,
+    }
+}
+
+/// `own`: the address under which a process here sends, if it is settled.
+async fn way(handle: &Handle, asked: &Asked, own: Option<Ipv4Addr>) -> Way {
     let inward = asked.inward.filter(|(from, _)| from.is_ipv4() == asked.to.is_ipv4());
     let mut message = match asked.to {
         IpAddr::V4(to) => {
             let mut message = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32);
             if let Some((IpAddr::V4(from), by)) = inward {
                 message = message.source_prefix(from, 32).input_interface(by.0);
+            } else if let Some(own) = own {
+                message = message.source_prefix(own, 32);
             }
             message.build()
         }
@@ -253,5 +272,17 @@ mod tests {
         assert_eq!((why, answer.as_str()), ("no route", "Network is unreachable"));
         assert!(matches!(refused(EACCES), Way::Nowhere { why: "prohibit", .. }));
         assert!(matches!(refused(1), Way::Unknown(_)));
+    }
+
+    #[test]
+    fn the_second_answer_counts_under_the_address_of_the_first() {
+        let out = |interface, source: Option<[u8; 4]>| Way::Out {
+            interface: Ifindex(interface),
+            gateway: None,
+            source: source.map(IpAddr::from),
+        };
+        let first = || out(2, Some([10, 77, 0, 10]));
+        assert_eq!(settled(first(), out(3, None)), out(3, Some([10, 77, 0, 10])));
+        assert_eq!(settled(first(), refused(EHOSTUNREACH)), refused(EHOSTUNREACH));
     }
 }

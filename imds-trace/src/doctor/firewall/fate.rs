@@ -58,13 +58,15 @@ pub struct Fate<'a> {
     pub untracked: Option<bool>,
     /// The requests end here: nothing goes out to the endpoint.
     pub ends: bool,
+    /// A rule may change the TTL of the answers, so that what they bring along does not say how far they come.
+    pub ttl_changed: bool,
     /// Marks of requests and of answers where the kernel looks for their route.
     pub marks: [Bits; 2],
 }
 
 /// What becomes of a client's packets.
 pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
-    use Heading::{Answer, Request};
+    use Heading::Answer;
     let mut fate = Fate::default();
     let Some(endpoint) = client.endpoint else { return fate };
     let uplink = || client.uplink.clone().map_or(Side::Unknown, Side::Is);
@@ -79,11 +81,15 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
         to: Side::Nothing,
         state: "new",
         maybe_untracked: false,
+        before_tracking: false,
+        ttl_changed: false,
         beside: Vec::new(),
         port: Side::Nothing,
         // IMDS is not this host, unless somebody made it so, which the routes show.
         local: Some(false),
         translated: None,
+        leaves_as: None,
+        masks: client.masked,
         mark: Bits::default(),
         connmark: Bits::default(),
     };
@@ -102,19 +108,8 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
             (Hook::Egress, Side::Nothing, uplink()),
         ],
     };
-    let [inner, outer] = client.sides();
-    for (hook, from, to) in out {
-        (request.from, request.to) = (from.clone(), to.clone());
-        let inward = matches!(hook, Hook::Ingress | Hook::Prerouting);
-        (request.beside, request.port) = if inward { inner.clone() } else { outer.clone() };
-        let ended = fate.take(Request, walk(chains, *hook, &mut request));
-        if matches!(hook, Hook::Prerouting | Hook::Output) {
-            fate.marks[0] = request.mark;
-        }
-        if ended {
-            fate.ends = true;
-            return fate;
-        }
+    if fate.send(chains, client, out, &mut request) {
+        return fate;
     }
     fate.untracked = match (request.state, request.maybe_untracked) {
         ("untracked", _) => Some(true),
@@ -129,22 +124,37 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
         Some(false) => None,
         None => client.address,
     };
+    let mut later = Packet {
+        source: client.address,
+        state: "established",
+        maybe_untracked: false,
+        mark: Bits::default(),
+        leaves_as: fate.masqueraded.map(|_| masked),
+        ..request.clone()
+    };
+    if fate.send_on(chains, client, out, &mut later) {
+        return fate;
+    }
     let mut answer = Packet {
         source: Some(endpoint),
         destination: masked,
         source_ports: PORT,
         destination_ports: CLIENT_PORTS,
-        state: if request.state == "untracked" { "untracked" } else { "established" },
+        state: "established",
+        // Tracked by itself, an answer to what was not is taken for INVALID.
+        maybe_untracked: request.state == "untracked" || request.maybe_untracked,
         local: match (&client.by, fate.masqueraded) {
             (None, _) | (_, Some(true)) => Some(true),
             (_, None) => Some(false),
             (_, Some(false)) => None,
         },
         mark: Bits::default(),
+        ttl_changed: false,
         ..request
     };
     // Translated back in the middle of the first hook.
     answer.translated = client.address.filter(|_| client.by.is_some());
+    let [inner, outer] = client.sides();
     let back: &[(Hook, Side, Side)] = match &client.by {
         Some(_) => &[
             (Hook::Ingress, uplink(), Side::Nothing),
@@ -170,6 +180,7 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
             (answer.destination, answer.local) = (Some(translated), Some(false));
         }
         let ended = fate.take(Answer, walk(chains, *hook, &mut answer));
+        fate.ttl_changed |= answer.ttl_changed;
         if *hook == Hook::Prerouting {
             fate.marks[1] = answer.mark;
         }
@@ -178,6 +189,40 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
         }
     }
     fate
+}
+
+/// May a rule stop requests of a client whose destination was changed to this one, behind the change? `to`: the interface by which the
+/// new destination is reached; `None` if it is this namespace itself.
+pub fn stops_redirected(chains: &[Chain], client: &Client, to: (IpAddr, u16), by: Option<&str>) -> bool {
+    let from = client.by.clone().unwrap_or_else(|| "lo".to_owned());
+    let [mark, _] = fate(chains, client).marks;
+    let packet = |state| Packet {
+        v6: to.0.is_ipv6(),
+        source: client.address,
+        destination: Some(to.0),
+        source_ports: CLIENT_PORTS,
+        destination_ports: (to.1, to.1),
+        from: Side::Is(from.clone()),
+        to: by.map_or(Side::Nothing, |by| Side::Is(by.to_owned())),
+        state,
+        maybe_untracked: false,
+        before_tracking: false,
+        ttl_changed: false,
+        beside: Vec::new(),
+        port: Side::Nothing,
+        local: Some(by.is_none()),
+        translated: None,
+        leaves_as: None,
+        masks: None,
+        mark,
+        connmark: Bits::default(),
+    };
+    let hook = if by.is_some() { Hook::Forward } else { Hook::Input };
+    let stops = |hit: &Hit| match hit.rule.map(|rule| &rule.verdict) {
+        None | Some(Verdict::Drop | Verdict::Reject | Verdict::Asks(_)) => true,
+        Some(_) => false,
+    };
+    ["new", "established"].into_iter().any(|state| walk(chains, hook, &mut packet(state)).iter().any(stops))
 }
 
 impl Client {
@@ -195,6 +240,49 @@ impl Client {
 }
 
 impl<'a> Fate<'a> {
+    /// Takes a request through its hooks; true if it gets no further.
+    fn send(&mut self, chains: &'a [Chain], client: &Client, out: &[(Hook, Side, Side)], request: &mut Packet) -> bool {
+        let [inner, outer] = client.sides();
+        for (hook, from, to) in out {
+            (request.from, request.to) = (from.clone(), to.clone());
+            let inward = matches!(hook, Hook::Ingress | Hook::Prerouting);
+            (request.beside, request.port) = if inward { inner.clone() } else { outer.clone() };
+            let ended = self.take(Heading::Request, walk(chains, *hook, request));
+            if matches!(hook, Hook::Prerouting | Hook::Output) {
+                self.marks[0] = request.mark;
+            }
+            if ended {
+                self.ends = true;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The same for what a client sends once its connection is established: the request itself. What befalls both is noted once.
+    fn send_on(
+        &mut self,
+        chains: &'a [Chain],
+        client: &Client,
+        out: &[(Hook, Side, Side)],
+        later: &mut Packet,
+    ) -> bool {
+        let mut fate = Fate::default();
+        self.ends = fate.send(chains, client, out, later);
+        self.marks[0] = self.marks[0].or(fate.marks[0]);
+        for (heading, hit) in fate.hits {
+            let same = |(_, known): &&mut (Heading, Hit)| {
+                std::ptr::eq(known.chain, hit.chain)
+                    && known.rule.map(std::ptr::from_ref) == hit.rule.map(std::ptr::from_ref)
+            };
+            match self.hits.iter_mut().find(same) {
+                Some((_, known)) => known.sure |= hit.sure,
+                None => self.hits.push((heading, hit)),
+            }
+        }
+        self.ends
+    }
+
     /// Notes what happens at a hook; true if the packets get no further.
     fn take(&mut self, heading: Heading, hits: Vec<Hit<'a>>) -> bool {
         for hit in hits {

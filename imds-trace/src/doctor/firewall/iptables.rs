@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::mark::Marking;
-use super::rules::{Chain, Condition, End, Hook, Rule, Verdict, What, range};
+use super::rules::{Chain, Changed, Condition, End, Hook, MUCH, Rule, Verdict, What, range};
 
 /// Matches that ask nothing but what their options say.
 const SAID_BY_OPTIONS: &[&str] =
@@ -18,7 +19,6 @@ const GOES_ON: &[&str] = &[
     "CONNSECMARK",
     "CT",
     "DSCP",
-    "HL",
     "LED",
     "LOG",
     "NFLOG",
@@ -30,7 +30,6 @@ const GOES_ON: &[&str] = &[
     "TEE",
     "TOS",
     "TRACE",
-    "TTL",
     "ULOG",
 ];
 
@@ -65,7 +64,11 @@ pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
             let text = &line[begin..];
             let words = words(text);
             let Some(name) = words.get(1) else { continue };
-            let rule = rule(&words[2..], text);
+            let mut rule = rule(&words[2..], text);
+            if let (Verdict::Redirect(to), "POSTROUTING") = (&rule.verdict, name.as_str()) {
+                // NETMAP gives a source there.
+                rule.verdict = Verdict::Masquerade(range(to));
+            }
             if let Some(chain) = places.get(name).and_then(|place| chains.get_mut(*place)) {
                 chain.rules.push(rule);
             }
@@ -196,6 +199,19 @@ fn jump(target: &str, options: &[&str]) -> Verdict {
         "SNAT" => Verdict::Masquerade(option("--to-source").and_then(|to| sources(&to))),
         "NOTRACK" => Verdict::Notrack,
         "CT" if options.contains(&"--notrack") => Verdict::Notrack,
+        // What comes back is looked up in another zone, unless that is set there, too. One of `--zone-orig` asks nothing of answers.
+        "CT" if options.iter().any(|option| matches!(*option, "--zone" | "--zone-reply")) => {
+            Verdict::Changes(Changed::Zone)
+        }
+        "TTL" | "HL" => {
+            let set = option("--ttl-set").or(option("--hl-set")).and_then(|value| value.parse::<u64>().ok());
+            let raised = options.iter().any(|option| matches!(*option, "--ttl-inc" | "--hl-inc"));
+            if raised || set.is_some_and(|value| value >= MUCH) {
+                Verdict::Changes(Changed::MoreTtl)
+            } else {
+                Verdict::Changes(Changed::Ttl)
+            }
+        }
         target if GOES_ON.contains(&target) => Verdict::Continue,
         chain => Verdict::Jump(chain.to_owned()),
     }
@@ -265,7 +281,7 @@ fn condition(option: &str, values: &[&str], connmark: bool) -> What {
         "--dport" | "--destination-port" | "--dports" | "--destination-ports" => ports(What::DestinationPort),
         "-i" | "--in-interface" => What::From(list()),
         "-o" | "--out-interface" => What::To(list()),
-        "--ctstate" | "--state" => What::State(list()),
+        "--ctstate" | "--state" => states(list()),
         "--dst-type" if value == "LOCAL" => What::ToThisHost,
         // No client has such an address, nor IMDS.
         "--dst-type" if matches!(value, "BROADCAST" | "MULTICAST") => What::Protocol(Vec::new()),
@@ -285,6 +301,16 @@ fn condition(option: &str, values: &[&str], connmark: bool) -> What {
         }
         _ => What::Undecided,
     }
+}
+
+/// Whose destination was translated is told as redirected, and nobody else is in the state `DNAT`. Whose source was is not known here.
+fn states(names: Vec<String>) -> What {
+    const KNOWN: [&str; 6] = ["NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED", "DNAT"];
+    let (known, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| KNOWN.contains(&name.as_str()));
+    if others.is_empty() {
+        return What::State(known);
+    }
+    What::AnyOf(Arc::new(vec![vec![What::State(known)], vec![What::Undecided]]))
 }
 
 /// `80` or `8000:8080`.

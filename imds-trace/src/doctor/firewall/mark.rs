@@ -66,7 +66,7 @@ impl Bits {
     }
 
     /// What is known if it is one of both.
-    fn or(self, other: Self) -> Self {
+    pub(super) fn or(self, other: Self) -> Self {
         let known = self.known & other.known & !(self.value ^ other.value);
         Self { value: self.value & known, known }
     }

@@ -5,12 +5,15 @@ pub mod fate;
 pub mod holds;
 pub mod ipset;
 pub mod iptables;
+mod mangle;
 pub mod mark;
 pub mod nft;
 pub mod owner;
 pub mod rules;
+mod shortened;
 mod tables;
 pub mod walk;
+mod wording;
 
 #[cfg(test)]
 mod tests;
@@ -92,8 +95,6 @@ impl Firewall {
     /// Reads the tables that iptables did not tell of in its own words, which hold more.
     fn nft(&mut self, nft: &Tool, theirs: &[(String, String)]) {
         let mut read = || -> Result<(), String> {
-            let understood = |error: serde_json::Error| format!("says what cannot be understood ({error})");
-            let could = |why: String| format!("could not read the rules ({why})");
             let tables = run(nft, &["-j", "list", "tables"]).map_err(could)?;
             let tables = nft::tables(&tables).map_err(understood)?;
             let others: Vec<_> = tables.into_iter().filter(|table| !theirs.contains(table)).collect();
@@ -102,15 +103,17 @@ impl Firewall {
                 _ => vec![vec!["list", "ruleset"]],
             };
             for list in lists {
-                let with = |option| std::iter::once(option).chain(list.iter().copied()).collect::<Vec<_>>();
-                let json = run(nft, &with("-j")).map_err(could)?;
-                // The elements of sets are in the JSON; a tool that cannot leave them out here is older than 2019.
-                let worded = run(nft, &[&["-t"][..], &with("-a")].concat()).or_else(|_| run(nft, &with("-a")));
-                let wording = worded.unwrap_or_default();
-                let chains = nft::read(&json, &wording).map_err(understood)?;
+                let listed = listed(nft, &list)?;
                 let iptables_told =
                     |chain: &rules::Chain| theirs.contains(&(chain.family.clone(), chain.table.clone()));
-                self.chains.extend(chains.into_iter().filter(|chain| !iptables_told(chain)));
+                let chains = listed.into_iter().map(|listed| listed.chain);
+                self.chains.extend(chains.filter(|chain| !iptables_told(chain)));
+            }
+            // Rules that ask a set are in iptables' tables if somebody added them with nft.
+            if !theirs.is_empty() && !tables::no_sets() {
+                for (family, table) in theirs {
+                    shortened::complete(&mut self.chains, listed(nft, &["list", "table", family, table])?);
+                }
             }
             Ok(())
         };
@@ -119,6 +122,23 @@ impl Firewall {
             Err(why) => self.unread.push(("nft", why)),
         }
     }
+}
+
+fn understood(error: serde_json::Error) -> String {
+    format!("says what cannot be understood ({error})")
+}
+
+fn could(why: String) -> String {
+    format!("could not read the rules ({why})")
+}
+
+/// What nft says when it is asked for a list.
+fn listed(nft: &Tool, list: &[&str]) -> Result<Vec<nft::Listed>, String> {
+    let with = |option| std::iter::once(option).chain(list.iter().copied()).collect::<Vec<_>>();
+    let json = run(nft, &with("-j")).map_err(could)?;
+    // Only the text says of every nft which tables are dormant. The elements of sets are in the JSON; a tool that cannot leave them out here is older than 2019.
+    let worded = run(nft, &[&["-t"][..], &with("-a")].concat()).or_else(|_| run(nft, &with("-a"))).map_err(could)?;
+    nft::listed(&json, &worded).map_err(understood)
 }
 
 /// Names of one family's tools: with the kernel's nf_tables, with its older tables, and where there is only one.

@@ -7,21 +7,37 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::elements::{MAX_ELEMENTS, bounded};
+use super::mangle::{changed, marking};
 use super::mark::Marking;
 use super::rules::{Chain, Condition, Hook, Rule, Verdict, What, range};
+use super::wording::{Key, dormant, on_devices, worded};
 
-/// Family, table, and name of a set or handle of a rule.
-type Key = (String, String, String);
+/// A chain as it is listed, and what each rule of the list became.
+pub struct Listed {
+    /// The chain.
+    pub chain: Chain,
+    /// How many of its rules one listed rule became, and whether that asks a set or a map.
+    pub made: Vec<(usize, bool)>,
+}
 
 /// The chains of a ruleset. `wording` is the same ruleset as text with handles; without it, rules are told by their handle.
 pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> {
+    Ok(listed(json, wording)?.into_iter().map(|listed| listed.chain).collect())
+}
+
+/// The same, rule by rule.
+pub fn listed(json: &str, wording: &str) -> Result<Vec<Listed>, serde_json::Error> {
     let whole = bounded(json)?;
     let objects = whole["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let worded = worded(wording);
     let on_devices = on_devices(wording);
+    let mut dormant = dormant(wording);
+    let tables = objects.iter().filter_map(|object| object.get("table")).filter(|table| is_dormant(table));
+    dormant.extend(tables.map(|table| (text(table, "family"), text(table, "name"))));
+    let sleeps = |chain: &Value| dormant.contains(&(text(chain, "family"), text(chain, "table")));
     let key = |object: &Value, last: &str| -> Key { (text(object, "family"), text(object, "table"), last.to_owned()) };
     let mut sets: HashMap<Key, Vec<Value>> = HashMap::new();
-    let mut chains: Vec<Chain> = Vec::new();
+    let mut chains: Vec<Listed> = Vec::new();
     let mut places: HashMap<Key, usize> = HashMap::new();
     // Sets and chains may stand behind the rules that name them.
     for object in objects {
@@ -35,12 +51,12 @@ pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> 
         }
         if let Some(chain) = object.get("chain") {
             places.insert(key(chain, &text(chain, "name")), chains.len());
-            chains.push(Chain {
+            let chain = Chain {
                 tool: "nft",
                 family: text(chain, "family"),
                 table: text(chain, "table"),
                 name: text(chain, "name"),
-                hook: chain["hook"].as_str().and_then(hook),
+                hook: chain["hook"].as_str().and_then(hook).filter(|_| !sleeps(chain)),
                 priority: chain["prio"].as_i64().and_then(|at| i32::try_from(at).ok()).unwrap_or_default(),
                 nat: chain["type"] == "nat",
                 drops_the_rest: chain["policy"] == "drop",
@@ -48,20 +64,35 @@ pub fn read(json: &str, wording: &str) -> Result<Vec<Chain>, serde_json::Error> 
                     .or_else(|| on_devices.get(&key(chain, &text(chain, "name"))).cloned())
                     .unwrap_or_default(),
                 rules: Vec::new(),
-            });
+            };
+            chains.push(Listed { chain, made: Vec::new() });
         }
     }
     for rule in objects.iter().filter_map(|object| object.get("rule")) {
         let (family, table) = (text(rule, "family"), text(rule, "table"));
         let place = places.get(&key(rule, &text(rule, "chain")));
-        let Some(chain) = place.and_then(|place| chains.get_mut(*place)) else { continue };
+        let Some(listed) = place.and_then(|place| chains.get_mut(*place)) else { continue };
         let handle = rule["handle"].to_string();
         let text = worded.get(&key(rule, &handle)).cloned().unwrap_or_else(|| format!("rule with handle {handle}"));
         let elements = |name: &str| sets.get(&(family.clone(), table.clone(), name.to_owned()));
         let expressions = rule["expr"].as_array().cloned().unwrap_or_default();
-        chain.rules.extend(rules(&expressions, &text, &elements));
+        let made = rules(&expressions, &text, &elements);
+        listed.made.push((made.len(), expressions.iter().any(asks_set)));
+        listed.chain.rules.extend(made);
     }
     Ok(chains)
+}
+
+/// Does an expression look something up in a set or a map, named or not?
+fn asks_set(expression: &Value) -> bool {
+    match expression {
+        Value::Object(fields) => fields.iter().any(|(field, value)| {
+            matches!(field.as_str(), "set" | "map" | "vmap") || field != "prefix" && asks_set(value)
+        }),
+        Value::Array(list) => list.iter().any(asks_set),
+        Value::String(text) => text.starts_with('@'),
+        _ => false,
+    }
 }
 
 /// Families and names of the tables, out of `nft -j list tables`.
@@ -70,26 +101,6 @@ pub fn tables(json: &str) -> Result<Vec<(String, String)>, serde_json::Error> {
     let objects = whole["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let tables = objects.iter().filter_map(|object| object.get("table"));
     Ok(tables.map(|table| (text(table, "family"), text(table, "name"))).collect())
-}
-
-/// Each rule as it is written, by family, table and handle.
-fn worded(text: &str) -> HashMap<Key, String> {
-    let mut found = HashMap::new();
-    let (mut family, mut table) = (String::new(), String::new());
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        if line.starts_with("table ") {
-            words.next();
-            family = words.next().unwrap_or_default().to_owned();
-            table = words.next().unwrap_or_default().to_owned();
-        } else if let Some((rule, handle)) = line.rsplit_once(" # handle ")
-            && !rule.ends_with('{')
-        {
-            let key = (family.clone(), table.clone(), handle.trim().to_owned());
-            found.insert(key, rule.trim().to_owned());
-        }
-    }
-    found
 }
 
 fn hook(name: &str) -> Option<Hook> {
@@ -114,28 +125,10 @@ fn devices(said: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// The same out of the text: `type filter hook ingress device "ens5" priority filter; policy accept;`, or `devices = { ens5, ens6 }`.
-fn on_devices(text: &str) -> HashMap<Key, Vec<String>> {
-    let mut found = HashMap::new();
-    let (mut family, mut table, mut chain) = (String::new(), String::new(), String::new());
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("table") => {
-                (family, table) = (words.next().unwrap_or_default().into(), words.next().unwrap_or_default().into());
-            }
-            Some("chain") => chain = words.next().unwrap_or_default().to_owned(),
-            Some("type") if line.contains(" hook ") => {
-                let Some((_, names)) = line.split_once(" device") else { continue };
-                let names = names.trim_start_matches('s').split(" priority ").next().unwrap_or_default();
-                let bare = |name: &str| name.trim_matches(|c: char| " ={}\"".contains(c)).to_owned();
-                let names: Vec<String> = names.split(',').map(bare).filter(|name| !name.is_empty()).collect();
-                found.insert((family.clone(), table.clone(), chain.clone()), names);
-            }
-            _ => {}
-        }
-    }
-    found
+/// Are a table's chains not asked? nft 1.1 and later say so.
+fn is_dormant(table: &Value) -> bool {
+    let flags = &table["flags"];
+    flags == "dormant" || flags.as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "dormant"))
 }
 
 fn text(object: &Value, field: &str) -> String {
@@ -165,24 +158,33 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
                         }
                     }
                 }
-                None => conditions.push(undecided()),
+                None => {
+                    conditions.push(undecided());
+                    decide(Verdict::Asks("a verdict map that could not be read".into()), &conditions);
+                }
             },
             "mangle" => {
                 let of = |field: &str| body["key"][field]["key"] == "mark";
                 let packet = match (of("meta"), of("ct")) {
                     (true, _) => true,
                     (_, true) => false,
-                    _ => continue,
+                    _ => {
+                        if let Some(changed) = changed(&body["key"], &body["value"]) {
+                            decide(Verdict::Changes(changed), &conditions);
+                        }
+                        continue;
+                    }
                 };
                 for (conditions, value) in chosen(&body["value"], &conditions, elements) {
                     decide(Verdict::Mark(marking(packet, &value)), &conditions);
                 }
             }
             "notrack" => decide(Verdict::Notrack, &conditions),
+            "fwd" => decide(Verdict::Asks("another interface, past routes and rules (fwd)".into()), &conditions),
             "queue" => decide(Verdict::Asks("a program in user space (queue)".into()), &conditions),
             // These ask nothing of the packet, and change nothing that is asked elsewhere.
-            "counter" | "log" | "comment" | "set" | "map" | "flow" | "ct helper" | "ct timeout" | "ct expectation"
-            | "secmark" | "dup" | "last" => {}
+            "counter" | "log" | "comment" | "flow" | "ct helper" | "ct timeout" | "ct expectation" | "secmark"
+            | "dup" | "last" => {}
             // iptables' own modules, which nft only names.
             "xt" if body["type"] == "target" => match body["name"].as_str() {
                 Some("MASQUERADE" | "SNAT") => decide(Verdict::Masquerade(None), &conditions),
@@ -195,6 +197,8 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
                 }
                 _ => {}
             },
+            // `update @flood { ip saddr limit rate over 100/second }` asks what it says behind the element, which not every nft writes.
+            "set" | "map" => conditions.push(undecided()),
             "limit" | "quota" | "xt" | "ct count" | "meter" | "synproxy" => conditions.push(undecided()),
             "redirect" => {
                 let port = body["port"].as_u64().map_or(String::new(), |port| format!(", port {port}"));
@@ -232,6 +236,14 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
     rules
 }
 
+/// An element of a set or a map that stands for all that no other is.
+const REST: &str = "*";
+
+/// An element as such: one with a time-out or a comment is wrapped.
+fn bare(element: &Value) -> Value {
+    element.get("elem").map_or(element, |inner| &inner["val"]).clone()
+}
+
 /// What a map gives, entry by entry, each with what must hold for it; `None` if the map's elements are not known.
 fn choices<'a>(
     map: &Value,
@@ -242,14 +254,22 @@ fn choices<'a>(
         Value::String(name) => elements(name.trim_start_matches('@'))?.clone(),
         data => data["set"].as_array()?.clone(),
     };
-    let choice = |entry: Value| {
+    // What matches all that no other entry does.
+    let is_rest = |entry: &Value| entry.get(0).map(bare).is_some_and(|value| value == REST);
+    let named: Vec<Value> =
+        entries.iter().filter(|entry| !is_rest(entry)).filter_map(|entry| entry.get(0)).cloned().collect();
+    let choice = |entry: &Value| {
         let (value, said) = (entry.get(0)?, entry.get(1)?);
         let mut all = conditions.to_vec();
-        all.extend(matched(&map["key"], value, false, true, elements));
+        if !is_rest(entry) {
+            all.extend(matched(&map["key"], value, false, true, elements));
+        } else if !named.is_empty() {
+            all.extend(matched(&map["key"], &Value::Array(named.clone()), true, true, elements));
+        }
         Some((all, said.clone()))
     };
     // One that cannot be read may be the one that holds.
-    entries.into_iter().map(choice).collect()
+    entries.iter().map(choice).collect()
 }
 
 /// A value as it stands, or each that a map gives. Of a map that is not known: something, perhaps.
@@ -263,36 +283,6 @@ fn chosen<'a>(
         let perhaps = conditions.iter().cloned().chain([undecided()]);
         vec![(perhaps.collect(), Value::Null)]
     })
-}
-
-/// What a mark becomes: a number, another mark, or `mark & a ^ b` as `and`, `or` and `xor` are written.
-fn marking(packet: bool, value: &Value) -> Marking {
-    let any = if packet { Marking::AnyPacket } else { Marking::AnyConnection };
-    let constant = |value, mask| if packet { Marking::Packet(value, mask) } else { Marking::Connection(value, mask) };
-    let is_mark = |value: &Value, field: &str| value[field]["key"] == "mark";
-    let (own, other) = if packet { ("meta", "ct") } else { ("ct", "meta") };
-    if let Some(value) = value.as_u64() {
-        return u32::try_from(value).map_or(any, |value| constant(value, u32::MAX));
-    }
-    if is_mark(value, other) {
-        return if packet { Marking::Restore(u32::MAX, u32::MAX) } else { Marking::Save(u32::MAX, u32::MAX) };
-    }
-    /// `(mark & kept) ^ flipped`
-    fn changed(value: &Value, own: &str, depth: u8) -> Option<(u32, u32)> {
-        if value[own]["key"] == "mark" {
-            return Some((u32::MAX, 0));
-        }
-        let (operation, sides) = value.as_object()?.iter().next()?;
-        let ((kept, flipped), by) = (changed(sides.get(0)?, own, depth.checked_sub(1)?)?, sides.get(1)?.as_u64()?);
-        let by = u32::try_from(by).ok()?;
-        match operation.as_str() {
-            "&" => Some((kept & by, flipped & by)),
-            "|" => Some((kept & !by, flipped & !by | by)),
-            "^" => Some((kept, flipped ^ by)),
-            _ => None,
-        }
-    }
-    changed(value, own, 8).map_or(any, |(kept, flipped)| constant(flipped, !kept))
 }
 
 fn verdict_of(expression: &Value) -> Option<Verdict> {
@@ -325,7 +315,8 @@ fn matched<'a>(
 ) -> Vec<Condition> {
     let certain = |what| Condition { negated: false, what };
     let (Some(values), true) = (values(right, elements), understood) else { return vec![undecided()] };
-    if let Some(parts) = left["concat"].as_array() {
+    let everything = values.iter().any(|value| value == REST);
+    if let Some(parts) = left["concat"].as_array().filter(|_| !everything) {
         return concatenated(parts, &values, negated, elements);
     }
     let words = || values.iter().map(word).collect::<Option<Vec<_>>>();
@@ -392,6 +383,7 @@ fn matched<'a>(
             _ => What::Undecided,
         },
     };
+    let what = if everything { What::Always } else { what };
     conditions.push(Condition { negated, what });
     conditions
 }
@@ -438,12 +430,7 @@ fn values<'a>(right: &Value, elements: &dyn Fn(&str) -> Option<&'a Vec<Value>>) 
         },
         single => vec![single.clone()],
     };
-    // An element with a time-out or a comment is wrapped.
-    Some(
-        list.into_iter()
-            .map(|element| element.get("elem").map_or(element.clone(), |inner| inner["val"].clone()))
-            .collect(),
-    )
+    Some(list.iter().map(bare).collect())
 }
 
 /// The only value, if it is a number of 32 bits.

@@ -1,6 +1,8 @@
 //! Who set a rule up? By its chain, table and comment: what a tool made, that tool changes, and nobody deletes behind its back.
 
-use super::rules::{Chain, Rule, What};
+use std::net::IpAddr;
+
+use super::rules::{Chain, Condition, Rule, Verdict, What};
 
 /// Somebody who sets rules up, and how to have others of him.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +66,12 @@ const ANTREA: Owner = Owner { name: "Antrea", advice: "a policy decides: look at
 
 /// Beginnings of chains' names; the first that fits.
 const CHAINS: &[(&str, Owner)] = &[
-    ("DOCKER", DOCKER),
+    ("DOCKER-ISOLATION", DOCKER),
+    ("DOCKER-FORWARD", DOCKER),
+    ("DOCKER-BRIDGE", DOCKER),
+    ("DOCKER-CT", DOCKER),
+    ("DOCKER-INTERNAL", DOCKER),
+    ("DOCKER-INGRESS", DOCKER),
     ("KUBE-ROUTER", KUBE_ROUTER),
     ("KUBE-POD-FW", KUBE_ROUTER),
     ("KUBE-NWPLCY", KUBE_ROUTER),
@@ -125,13 +132,47 @@ const COMMENTS: &[(&str, Owner)] = &[
     ("name: \\\"", CNI),
 ];
 
+/// May a container have this address? IMDS's is one that nobody routes, and so are none of theirs.
+fn is_routed(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_link_local(),
+        IpAddr::V6(address) => address.segments()[..2] != [0xfd00, 0x0ec2],
+    }
+}
+
+/// Does a name begin so, as a word of its own?
+fn begins(name: &str, begin: &str) -> bool {
+    let separated = begin.ends_with(['-', '_']);
+    name.strip_prefix(begin).is_some_and(|rest| separated || rest.is_empty() || rest.starts_with(['-', '_']))
+}
+
+/// Has a name this word?
+fn has_word(name: &str, word: &str) -> bool {
+    name.match_indices(word).any(|(at, _)| {
+        let (before, behind) = (&name[..at], &name[at + word.len()..]);
+        !before.ends_with(char::is_alphabetic) && (word.ends_with('_') || !behind.starts_with(char::is_alphabetic))
+    })
+}
+
+/// Of a chain with one of firewalld's shorter beginnings: is it a zone's or a policy's? These have parts, to which the chain leads.
+fn is_zones(chain: &Chain) -> bool {
+    const SHORT: [&str; 4] = ["IN_", "FWD_", "PRE_", "POST_"];
+    const PARTS: [&str; 5] = ["_pre", "_log", "_deny", "_allow", "_post"];
+    let leads = |rule: &Rule| matches!(&rule.verdict, Verdict::Jump(to) if PARTS.iter().any(|part| *to == format!("{}{part}", chain.name)));
+    !SHORT.iter().any(|begin| chain.name.starts_with(begin))
+        || PARTS.iter().any(|part| chain.name.ends_with(part))
+        || chain.rules.iter().any(leads)
+}
+
 /// Who set up a rule of this chain, or its policy; `None`: nobody who is known, so perhaps a person.
 pub fn of(chain: &Chain, rule: Option<&Rule>) -> Option<Owner> {
-    if chain.name == "DOCKER-USER" {
-        return None;
+    match chain.name.as_str() {
+        "DOCKER-USER" => return None,
+        "DOCKER" => return Some(DOCKER),
+        _ => {}
     }
-    let by_chain = CHAINS.iter().find(|(begin, _)| chain.name.starts_with(begin));
-    let by_table = TABLES.iter().find(|(part, _)| chain.tool == "nft" && chain.table.contains(part));
+    let by_chain = CHAINS.iter().find(|(begin, _)| begins(&chain.name, begin) && is_zones(chain));
+    let by_table = TABLES.iter().find(|(part, _)| chain.tool == "nft" && has_word(&chain.table, part));
     if let Some((_, owner)) = by_chain.or(by_table) {
         return Some(*owner);
     }
@@ -145,11 +186,26 @@ pub fn of(chain: &Chain, rule: Option<&Rule>) -> Option<Owner> {
             return Some(*owner);
         }
     }
-    // Docker 28: published ports are reached by their own bridge only.
-    if chain.table == "raw" && chain.name == "PREROUTING" && rule.conditions.iter().any(|condition| condition.negated) {
+    // Docker 28: containers' addresses are reached by their own bridge only.
+    let guards = |condition: &Condition| match &condition.what {
+        What::Destination(ranges) => {
+            !condition.negated && ranges.iter().all(|(first, last)| first == last && is_routed(*first))
+        }
+        _ => false,
+    };
+    let elsewhere = |condition: &Condition| condition.negated && matches!(condition.what, What::From(_));
+    if chain.table == "raw"
+        && chain.name == "PREROUTING"
+        && rule.conditions.iter().any(guards)
+        && rule.conditions.iter().any(elsewhere)
+    {
         return Some(DOCKER);
     }
-    let pods = |condition: &super::rules::Condition| match &condition.what {
+    if !matches!(rule.verdict, Verdict::Drop | Verdict::Reject) {
+        // An agent for pods' credentials redirects by the same interfaces.
+        return None;
+    }
+    let pods = |condition: &Condition| match &condition.what {
         What::From(names) if !condition.negated => names.iter().any(|name| matches!(name.as_str(), "eni+" | "eni*")),
         _ => false,
     };

@@ -59,6 +59,10 @@ pub struct Packet {
     pub state: &'static str,
     /// A rule may have kept it from being tracked.
     pub maybe_untracked: bool,
+    /// Connections are not tracked yet where it is, so that it has no state.
+    pub before_tracking: bool,
+    /// A rule may have changed its TTL.
+    pub ttl_changed: bool,
     /// Interfaces that it passes on the side of this hook, by any of which a card's own chain sees it.
     pub beside: Vec<String>,
     /// The bridge's port by which it passes a bridge on this side: none, one, or one that is not known.
@@ -67,6 +71,10 @@ pub struct Packet {
     pub local: Option<bool>,
     /// Where it is bound for behind the chains that translate addresses (destination NAT), if that is elsewhere.
     pub translated: Option<IpAddr>,
+    /// The source that its connection's first packet got, if known, where it got one: it gets that behind the chains that translate.
+    pub leaves_as: Option<Option<IpAddr>>,
+    /// The address that it gets where it is masqueraded, if known.
+    pub masks: Option<IpAddr>,
     /// Its mark.
     pub mark: Bits,
     /// Its connection's mark.
@@ -156,9 +164,38 @@ pub enum Verdict {
     Mark(Marking),
     /// A program in user space decides.
     Asks(String),
+    /// Changes it in a way on which depends whether it arrives: goes on.
+    Changes(Changed),
     /// Counts, logs: goes on.
     Continue,
 }
+
+/// What a rule changes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// How often it may still be forwarded.
+    Ttl,
+    /// That, upwards: it arrives all the better.
+    MoreTtl,
+    /// In which zone its connection is looked up.
+    Zone,
+    /// An address or a port, without the connection's being noted.
+    Ends,
+}
+
+impl Changed {
+    /// In a sentence.
+    pub fn words(self) -> &'static str {
+        match self {
+            Changed::Ttl | Changed::MoreTtl => "the TTL",
+            Changed::Zone => "the connection tracking zone",
+            Changed::Ends => "an address or a port",
+        }
+    }
+}
+
+/// A TTL of which any way of ours leaves enough.
+pub const MUCH: u64 = 8;
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,7 +275,7 @@ impl What {
             What::From(names) => interface(names, &packet.from),
             What::To(names) => interface(names, &packet.to),
             What::State(names) => match names.iter().any(|name| name.eq_ignore_ascii_case(packet.state)) {
-                _ if packet.maybe_untracked => Holds::Maybe,
+                _ if packet.maybe_untracked || packet.before_tracking => Holds::Maybe,
                 is => yes(is),
             },
             What::ToThisHost => packet.local.map_or(Holds::Maybe, yes),

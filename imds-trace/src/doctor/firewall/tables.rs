@@ -8,6 +8,8 @@ use rtnetlink::sys::{Socket, SocketAddr};
 const NETLINK_NETFILTER: isize = 12;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE`, of `include/uapi/linux/netfilter`.
 const GET_TABLE: u16 = 10 << 8 | 1;
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSET`
+const GET_SET: u16 = 10 << 8 | 10;
 /// `NLM_F_REQUEST | NLM_F_DUMP`
 const DUMP: u16 = 0x301;
 /// `NLMSG_DONE`: the end of a list.
@@ -17,17 +19,22 @@ const LENGTH: u32 = 16 + 4;
 
 /// Certainly none? An error, as without CAP_NET_ADMIN, is no answer, and so is everything else.
 pub fn none() -> bool {
-    ask().is_ok_and(|kind| kind == DONE)
+    ask(GET_TABLE).is_ok_and(|kind| kind == DONE)
+}
+
+/// Certainly no sets in them, not even such as have no name?
+pub fn no_sets() -> bool {
+    ask(GET_SET).is_ok_and(|kind| kind == DONE)
 }
 
 /// The kind of the first message of the list.
-fn ask() -> io::Result<u16> {
+fn ask(what: u16) -> io::Result<u16> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut asked = Vec::new();
     asked.extend(LENGTH.to_ne_bytes());
-    asked.extend(GET_TABLE.to_ne_bytes());
+    asked.extend(what.to_ne_bytes());
     asked.extend(DUMP.to_ne_bytes());
     // Sequence number, sender, and a family of 0: all of them.
     asked.resize(LENGTH as usize, 0);

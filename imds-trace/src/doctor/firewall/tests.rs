@@ -1,5 +1,8 @@
 //! Are real rules, as their tools show them, understood?
 
+mod hidden;
+mod uncertain;
+
 use std::net::IpAddr;
 
 use super::fate::{Client, fate};
@@ -295,6 +298,19 @@ fn who_set_a_rule_up_is_known_by_its_chain_table_or_words() {
         saved("filter", "-A FORWARD -d 169.254.169.254/32 -i eni+ -j DROP").is_some_and(|name| name.contains("eksctl"))
     );
     assert_eq!(saved("filter", "-A FORWARD -d 169.254.169.254/32 -i eni1 -j DROP"), None);
+    let to_agent = "-A PREROUTING -d 169.254.169.254/32 -i eni+ -p tcp -j DNAT --to-destination 10.0.0.5:8181";
+    assert_eq!(saved("nat", to_agent), None, "an agent's");
+    assert_eq!(saved("raw", "-A PREROUTING -d 169.254.169.254/32 ! -i ens5 -j DROP"), None);
+    for own in ["DOCKER-BLOCKLIST", "IN_HOUSE", "FLANNELS", "ufwx"] {
+        assert_eq!(saved("filter", &format!("-A {own} -d 169.254.169.254/32 -j DROP")), None, "{own}");
+    }
+    assert_eq!(saved("filter", "-A DOCKER -o docker0 -j DROP"), Some("Docker"));
+    assert_eq!(saved("filter", "-A IN_public -j IN_public_deny"), Some("firewalld"));
+    assert_eq!(saved("filter", "-A IN_public_deny -j DROP"), Some("firewalld"));
+    for (table, name) in [("laws", None), ("docker-bridges", Some("Docker")), ("crowdsec6", Some("CrowdSec"))] {
+        let chain = Chain { table: table.into(), ..nft_rules().first().cloned().expect("a chain") };
+        assert_eq!(owner::of(&chain, None).map(|owner| owner.name), name, "{table}");
+    }
     assert_eq!(saved("filter", "-A FORWARD -m comment --comment \"cali:abc\" -j DROP"), Some("Calico"));
 }
 

@@ -1,7 +1,9 @@
 //! Would these rules let this packet through? A walk through chains, hook by hook, as the kernel takes it. Pure.
 
+use std::net::IpAddr;
+
 use super::holds::Holds;
-use super::rules::{Chain, Hook, Packet, Rule, Side, Verdict};
+use super::rules::{Chain, Changed, Hook, Packet, Rule, Side, Verdict};
 
 /// Chains jumped into at most; the kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
 const MAX_DEPTH: usize = 32;
@@ -12,6 +14,8 @@ const MAX_STEPS: u32 = 100_000;
 
 /// Where destinations are translated (`NF_IP_PRI_NAT_DST`): chains behind it see the translated one.
 const NAT_DST: i32 = -100;
+/// Where sources are (`NF_IP_PRI_NAT_SRC`).
+const NAT_SRC: i32 = 100;
 /// Where connections begin to be tracked (`NF_IP_PRI_CONNTRACK`).
 const CONNTRACK: i32 = -200;
 
@@ -31,6 +35,16 @@ pub struct Hit<'a> {
 impl Chain {
     fn in_table_of(&self, other: &Chain) -> bool {
         self.tool == other.tool && self.family == other.family && self.table == other.table
+    }
+
+    /// When it is asked: all that change addresses are asked at one moment, whatever their own priorities are among them
+    /// (`nf_nat_inet_fn`).
+    fn asked_at(&self, hook: Hook) -> i32 {
+        match hook {
+            _ if !self.nat => self.priority,
+            Hook::Postrouting | Hook::Input => NAT_SRC,
+            _ => NAT_DST,
+        }
     }
 
     fn is_asked(&self, hook: Hook, packet: &Packet) -> bool {
@@ -56,9 +70,21 @@ impl Chain {
     }
 }
 
+impl Packet {
+    /// Is it for this namespace itself, so that it is not forwarded any more?
+    fn stays(&self) -> bool {
+        self.local == Some(true) && self.translated.is_none()
+    }
+
+    /// Is it an answer that arrives only if its connection is known?
+    fn needs_translation(&self) -> bool {
+        self.state == "established" && self.translated.is_some() && self.translated != self.destination
+    }
+}
+
 /// How a walk through a chain ends.
 enum End {
-    /// Decided: accepted, or not.
+    /// Decided. `accepted`: it may have been let through.
     Decided { accepted: bool },
     /// Came to the end. `sure`: nothing on the way may have let it through for good.
     Through { sure: bool },
@@ -70,8 +96,13 @@ pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &mut Packet) -> Vec<Hit
     // Of thousands of chains, all but a few are only jumped to.
     let hooked = chains.iter().filter(|chain| chain.hook.is_some());
     let mut bases: Vec<&Chain> = hooked.filter(|chain| chain.is_asked(hook, packet)).collect();
-    bases.sort_by_key(|chain| chain.priority);
+    bases.sort_by_key(|chain| (chain.asked_at(hook), chain.priority));
+    let mut masqueraded = false;
     for base in bases {
+        if masqueraded && base.nat {
+            // The first that gives a source is the last that is asked.
+            continue;
+        }
         if hook == Hook::Prerouting
             && base.priority > NAT_DST
             && let Some(translated) = packet.translated.take()
@@ -79,8 +110,18 @@ pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &mut Packet) -> Vec<Hit
             packet.destination = Some(translated);
             packet.local = Some(false);
         }
+        if (hook == Hook::Egress || hook == Hook::Postrouting && base.priority > NAT_SRC)
+            && let Some(source) = packet.leaves_as.take()
+        {
+            packet.source = source;
+        }
         let (from, to) = (packet.from.clone(), packet.to.clone());
         hits.priority = base.priority;
+        packet.before_tracking = match hook {
+            Hook::Ingress => true,
+            Hook::Prerouting | Hook::Output => base.priority < CONNTRACK,
+            _ => false,
+        };
         let mut sure = !(base.nat && packet.maybe_untracked);
         if base.family == "bridge" {
             // A bridge's rules name its ports.
@@ -92,12 +133,23 @@ pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &mut Packet) -> Vec<Hit
             sure &= !base.devices.is_empty();
             (packet.from, packet.to) = (Side::Unknown, Side::Unknown);
         }
+        let before = hits.found.len();
         let end = through(chains, base, packet, Certainty { sure, named: false }, 0, &mut hits);
         (packet.from, packet.to) = (from, to);
-        if let End::Through { sure: true } = end
+        if hook == Hook::Postrouting
+            && let Some((to, sure)) = hits.found[before..].iter().find_map(Hit::masquerades)
+        {
+            masqueraded = sure;
+            packet.source = match to {
+                _ if !sure => None,
+                Some((first, last)) => (first == last).then_some(first),
+                None => packet.masks,
+            };
+        }
+        if let End::Through { sure: alone } = end
             && base.drops_the_rest
         {
-            hits.found.push(Hit { chain: base, rule: None, sure, named: false });
+            hits.found.push(Hit { chain: base, rule: None, sure: sure && alone, named: false });
         }
         if hits.found.last().is_some_and(|hit| sure && hit.sure && hit.ends()) {
             break;
@@ -107,6 +159,14 @@ pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &mut Packet) -> Vec<Hit
 }
 
 impl Hit<'_> {
+    /// The addresses that it gives as a source, and whether it certainly does.
+    fn masquerades(&self) -> Option<(Option<(IpAddr, IpAddr)>, bool)> {
+        match self.rule.map(|rule| &rule.verdict) {
+            Some(Verdict::Masquerade(to)) => Some((*to, self.sure)),
+            _ => None,
+        }
+    }
+
     /// Is it the end of the packet's way, if it happens?
     pub fn ends(&self) -> bool {
         self.rule.is_none_or(|rule| matches!(rule.verdict, Verdict::Drop | Verdict::Reject))
@@ -138,6 +198,12 @@ fn through<'a>(
     let hook_priority = hits.priority;
     // Nothing on the way may have let it through for good.
     let mut not_accepted = true;
+    // Something on the way may have sent it back, past all that follows here.
+    let mut maybe_back = false;
+    let decided = |accepted: bool, maybe_back: bool| match maybe_back {
+        true => End::Through { sure: !accepted },
+        false => End::Decided { accepted },
+    };
     for rule in &chain.rules {
         hits.steps += 1;
         if hits.steps > MAX_STEPS {
@@ -155,19 +221,35 @@ fn through<'a>(
         let here = Certainty { sure: way.sure && certain, named: way.named || rule.names(packet) };
         match &rule.verdict {
             Verdict::Continue => {}
-            Verdict::Notrack if here.sure && hook_priority < CONNTRACK => packet.state = "untracked",
+            Verdict::Changes(Changed::MoreTtl) => packet.ttl_changed = true,
+            Verdict::Changes(Changed::Ttl) if packet.stays() => {}
+            Verdict::Changes(changed) => {
+                packet.ttl_changed |= *changed == Changed::Ttl;
+                hits.found.push(Hit { chain, rule: Some(rule), sure: false, named: here.named });
+            }
+            Verdict::Notrack if hook_priority < CONNTRACK && packet.needs_translation() => {
+                hits.found.push(Hit { chain, rule: Some(rule), sure: false, named: here.named });
+            }
+            Verdict::Notrack if here.sure && hook_priority < CONNTRACK => {
+                packet.state = "untracked";
+                packet.maybe_untracked = false;
+            }
             Verdict::Notrack => packet.maybe_untracked |= hook_priority < CONNTRACK,
             Verdict::Mark(marking) => marking.apply(&mut packet.mark, &mut packet.connmark, here.sure),
             Verdict::Asks(_) => {
                 hits.found.push(Hit { chain, rule: Some(rule), sure: false, named: here.named });
                 if certain {
-                    return End::Through { sure: false };
+                    // Who is asked decides, and no policy does.
+                    return decided(true, maybe_back);
                 }
                 way.sure = false;
                 not_accepted = false;
             }
             Verdict::Return if certain => return End::Through { sure: not_accepted },
-            Verdict::Return => way.sure = false,
+            Verdict::Return => {
+                way.sure = false;
+                maybe_back = true;
+            }
             Verdict::Jump(target) | Verdict::Goto(target) => {
                 let goes = matches!(rule.verdict, Verdict::Goto(_));
                 let target = chains.iter().find(|other| other.name == *target && other.in_table_of(chain));
@@ -175,10 +257,11 @@ fn through<'a>(
                     // A target that is not known here may let it through, or not.
                     way.sure = false;
                     not_accepted = false;
+                    maybe_back |= goes;
                     continue;
                 };
                 match through(chains, target, packet, here, depth + 1, hits) {
-                    End::Decided { accepted } if certain => return End::Decided { accepted },
+                    End::Decided { accepted } if certain => return decided(accepted || !not_accepted, maybe_back),
                     End::Decided { accepted: true } | End::Through { sure: false } => {
                         way.sure = false;
                         not_accepted = false;
@@ -188,12 +271,17 @@ fn through<'a>(
                 if goes && certain {
                     return End::Through { sure: not_accepted };
                 }
+                if goes {
+                    // It came back from there to where this chain was jumped to, if it went.
+                    way.sure = false;
+                    maybe_back = true;
+                }
             }
             verdict => {
                 hits.found.push(Hit { chain, rule: Some(rule), sure: here.sure, named: here.named });
                 let accepted = !matches!(verdict, Verdict::Drop | Verdict::Reject);
                 if certain {
-                    return End::Decided { accepted };
+                    return decided(accepted || !not_accepted, maybe_back);
                 }
                 if accepted {
                     way.sure = false;
