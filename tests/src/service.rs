@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cgroup::hierarchy;
 use crate::children;
 use crate::docker::next;
 use crate::expect::wait_until;
@@ -156,13 +157,4 @@ fn remove_below(cgroup: &Path) -> std::io::Result<()> {
         remove_below(&entry.path())?;
     }
     std::fs::remove_dir(cgroup)
-}
-
-/// Where cgroups of version 2 are.
-fn hierarchy() -> Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let words = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let found =
-        words.filter(|words| words.get(2) == Some(&"cgroup2")).find_map(|words| Some(words.get(1)?.to_string()));
-    found.map(PathBuf::from).context("no cgroups of version 2 are mounted: systemd needs them")
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{arch::Arch, demo, release, setup, workspace};
+use crate::{arch::Arch, release, setup, workspace};
 
 /// The figures that others are compared with; of a quiet machine.
 const KEPT: &str = "docs/design/bench.json";
@@ -88,7 +88,7 @@ pub fn bench(asked: &Asked) -> Result<ExitCode> {
     let kept = workspace::root().join(KEPT);
     let before = asked.check.then(|| read(&kept)).transpose()?;
     eprintln!("building imds-trace and the lab …");
-    let programs = release::build(demo::PROGRAMS, Arch::own()?)?;
+    let programs = release::build(release::Together::Lab, Arch::own()?)?;
     let folder = workspace::built("bench", "")?;
     let mut lab = Command::new(programs.join("lab"));
     lab.arg("bench").arg(&folder).arg(asked.rounds.to_string()).args(&asked.parts);

@@ -13,7 +13,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::{arch::Arch, release, setup, workspace};
+use crate::{
+    arch::Arch,
+    release::{self, Together},
+    setup, workspace,
+};
 
 mod check;
 mod deb;
@@ -68,15 +72,15 @@ struct Contents {
 pub fn dist(arch: Option<Arch>) -> Result<ExitCode> {
     setup::compiler_half()?;
     setup::dist_half()?;
-    let (folder, _) = make(arch.map_or_else(Arch::own, Ok)?)?;
+    let (folder, _) = make(Together::Program, arch.map_or_else(Arch::own, Ok)?)?;
     println!("{}", fs::read_to_string(folder.join(SUMS)).context("read the sums")?.trim_end());
     println!("all in {}", folder.display());
     Ok(ExitCode::SUCCESS)
 }
 
 /// Builds, and writes everything anew. Gives the folder, and what of it can be copied to other machines.
-fn make(arch: Arch) -> Result<(PathBuf, Vec<String>)> {
-    let build = |arch| Ok::<_, anyhow::Error>(release::build(&["--package=imds-trace", "--bins"], arch)?.join(NAME));
+fn make(together: Together, arch: Arch) -> Result<(PathBuf, Vec<String>)> {
+    let build = |arch| Ok::<_, anyhow::Error>(release::build(together, arch)?.join(NAME));
     let built = build(arch)?;
     let is_own = arch == Arch::own()?;
     let folder = workspace::built(if is_own { "dist".to_owned() } else { format!("dist-{}", arch.debian()) }, "")?;

@@ -16,24 +16,39 @@ const STATIC: &str = "-Ctarget-feature=+crt-static";
 /// Stands between flags in `$CARGO_ENCODED_RUSTFLAGS`.
 const BETWEEN: &str = "\x1f";
 
-/// Builds these targets, e.g. `--package=imds-trace --bins`; says where the programs are.
-pub fn build(targets: &[&str], arch: Arch) -> Result<PathBuf> {
-    workspace::run(cargo("build", arch)?.args(targets))?;
+/// What is built together. Cargo chooses the features of what programs depend on by all that a command builds, and another choice is
+/// another build of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Together {
+    /// The program by itself, as packagers build it.
+    Program,
+    /// With the lab's programs, without what only tests take: what they depend on is built as for the program alone.
+    Lab,
+    /// With all that is tested: CI builds once for all of its parts.
+    Tests,
+}
+
+/// Builds the programs; says where they are.
+pub fn build(together: Together, arch: Arch) -> Result<PathBuf> {
+    workspace::run(&mut together.add_to(cargo("build", arch)?, "--bins"))?;
+    folder(arch)
+}
+
+/// Where programs of this processor are.
+pub fn folder(arch: Arch) -> Result<PathBuf> {
     workspace::built(Path::new(&arch.target()).join("release"), "")
 }
 
-/// The build of these targets for this machine, not run yet.
-pub fn command(targets: &[&str]) -> Result<Command> {
-    let mut build = cargo("build", Arch::own()?)?;
-    build.args(targets);
-    Ok(build)
+/// `cargo build`, `cargo test` or the like for this machine, not run yet.
+pub fn own(command: &str) -> Result<Command> {
+    cargo(command, Arch::own()?)
 }
 
-/// Builds a test program of a package, and says where it is.
-pub fn test_program(package: &str, test: &str, arch: Arch) -> Result<PathBuf> {
-    let mut cargo = cargo("test", arch)?;
-    cargo.args(["--no-run", "--message-format=json-render-diagnostics", "--package", package]);
-    cargo.args(["--no-default-features", "--test", test]);
+/// Builds the lab's test program, and says where it is.
+pub fn lab(together: Together, arch: Arch) -> Result<PathBuf> {
+    let test = "lab";
+    let mut cargo = together.add_to(cargo("test", arch)?, &format!("--test={test}"));
+    cargo.args(["--no-run", "--message-format=json-render-diagnostics"]);
     let mut found = None;
     let status = workspace::read(&mut cargo, |line| {
         let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
@@ -50,6 +65,24 @@ pub fn test_program(package: &str, test: &str, arch: Arch) -> Result<PathBuf> {
 /// Copies a program without what debuggers want.
 pub fn strip(program: &Path, to: &Path, arch: Arch) -> Result<()> {
     workspace::run(Command::new(arch.tool("strip")).arg("--strip-all").arg("-o").arg(to).arg(program))
+}
+
+impl Together {
+    /// What of it a command builds, e.g. `--bins`.
+    fn add_to(self, mut cargo: Command, targets: &str) -> Command {
+        match self {
+            Self::Program => cargo.args(["--package=imds-trace", targets]),
+            Self::Lab => cargo.args([
+                "--package=imds-trace",
+                "--package=imds-trace-tests",
+                "--no-default-features",
+                "--features=imds-trace/live",
+                targets,
+            ]),
+            Self::Tests => return workspace::of_tested(cargo, &[targets]),
+        };
+        cargo
+    }
 }
 
 fn cargo(command: &str, arch: Arch) -> Result<Command> {

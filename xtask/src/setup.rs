@@ -18,12 +18,12 @@ use crate::{
 /// Debian's compiler that is new enough, with core's source.
 const COMPILER_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
 
-/// What the lab runs, and the Debian package it comes in.
+/// What the demo runs, and the Debian package it comes in.
+const DEMO_PROGRAMS: &[(&str, &str)] =
+    &[("dockerd", "docker.io"), ("busybox", "busybox-static"), ("iptables", "iptables"), ("ip", "iproute2")];
+
+/// What the lab runs besides.
 const LAB_PROGRAMS: &[(&str, &str)] = &[
-    ("dockerd", "docker.io"),
-    ("busybox", "busybox-static"),
-    ("iptables", "iptables"),
-    ("ip", "iproute2"),
     ("nft", "nftables"),
     ("tcpdump", "tcpdump"),
     // It brings capinfos, in wireshark-common, with it; and dumpcap.
@@ -146,11 +146,16 @@ fn install_linker(compiler: &Compiler) -> Result<()> {
     )
 }
 
+/// What the demo runs: found, or installed.
+pub fn demo_half() -> Result<()> {
+    programs(DEMO_PROGRAMS)
+}
+
 /// What the lab runs: found, or installed.
 pub fn lab_half() -> Result<()> {
     let missing = LAB_SERVICES.iter().filter(|(program, _)| !has(program));
     missing.filter(|_| workspace::is_root()).try_for_each(|(_, unit)| mask(unit))?;
-    programs(LAB_PROGRAMS)?;
+    programs(&[DEMO_PROGRAMS, LAB_PROGRAMS].concat())?;
     clickhouse()
 }
 

@@ -1,14 +1,24 @@
 //! Does everything work? Runs the tests part by part, adds them up, and says what did not run and why.
 
 use std::{
+    path::PathBuf,
     process::{Command, ExitCode},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::{arch::Arch, demo, dist, lint, reasons::Reasons, release, setup, tally::Tally, vm, workspace};
+use crate::{
+    arch::Arch,
+    demo, dist, lint,
+    reasons::Reasons,
+    release::{self, Together},
+    setup,
+    tally::Tally,
+    vm, workspace,
+};
 
 /// How long `ci` may take altogether before what runs is taken for hanging. It takes less than forty minutes on two quiet cores.
 const CI_LIMIT: Duration = Duration::from_secs(70 * 60);
@@ -51,6 +61,15 @@ pub enum Part {
 const TESTS: &[Part] =
     &[Part::Unit, Part::Replay, Part::Cli, Part::Lab, Part::Lint, Part::Endless, Part::Dist, Part::Vm];
 
+/// As what the tests and what they test are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Built {
+    /// Soon, and soon again after a change; what must be optimised is built beside it, without the tests.
+    Soon,
+    /// As it ships, once for all parts.
+    Once,
+}
+
 /// What came of a part.
 struct Outcome {
     part: Part,
@@ -77,10 +96,16 @@ fn run(parts: &[Part], filter: &[String], deadline: Option<Instant>) -> Result<E
     let mut outcomes = Vec::new();
     let mut reasons = Reasons::default();
     let mut ahead = None;
+    // Fetching waits for others' machines, and the first parts for this one's processors.
+    let mut fetching = deadline.filter(|_| workspace::is_root()).map(|_| thread::spawn(setup::lab_half));
     for &part in parts {
         println!("\n== {} ==", part.name());
         match part {
-            Part::Lab if deadline.is_some() => ahead = Some(ahead_of_the_lab()?),
+            Part::Lab if deadline.is_some() => {
+                // What failed is tried again by the lab itself, which says why.
+                drop(fetching.take().map(JoinHandle::join));
+                ahead = Some(workspace::background(lint::builds()?));
+            }
             // It goes on with what is built by then.
             _ => drop(ahead.take()),
         }
@@ -149,52 +174,77 @@ impl Part {
         tally: &mut Tally,
         reasons: &mut Reasons,
     ) -> Result<Option<String>> {
-        let mut libtest = |tests: Command| libtest(tests, filter, deadline, tally, reasons);
+        let built = if deadline.is_some() { Built::Once } else { Built::Soon };
+        let mut libtest = |tests: Command| libtest(tests, built, filter, deadline, tally, reasons);
         match self {
             Self::Lint => {
                 *tally = lint::run(filter);
                 Ok(None)
             }
             Self::Unit => {
-                let user = libtest(workspace::tested("test", &["--lib", "--bin=xtask"]))?;
+                let user = libtest(built.tested("test", &["--lib", "--bin=xtask"])?)?;
                 let kernel = libtest(workspace::cargo(["test", "--package=imds-trace-ebpf", "--lib"]))?;
                 Ok(user.or(kernel))
             }
             // Needs neither the kernel half nor the program: stable Rust runs it anywhere.
-            Self::Replay => libtest(workspace::tested("test", &["--test=replay"])),
+            Self::Replay => libtest(built.tested("test", &["--test=replay"])?),
             Self::Cli => {
-                program()?;
-                libtest(workspace::tested("test", &["--test=cli"]))
+                built.program()?;
+                libtest(built.tested("test", &["--test=cli"])?)
             }
-            Self::Endless => endless(deadline, tally),
-            Self::Dist => dist::check(filter, tally),
+            Self::Endless => endless(built.together(), deadline, tally),
+            Self::Dist => dist::check(built.together(), filter, tally),
             Self::Lab => {
                 if let Some(why) = no_lab()? {
                     return Ok(Some(why));
                 }
                 workspace::run(&mut workspace::cargo(["build", "--package=sdk-client"]))?;
-                program()?;
-                libtest(workspace::tested("test", &["--test=lab"]))
+                built.program()?;
+                libtest(built.tested("test", &["--test=lab"])?)
             }
             Self::Vm => match no_lab()? {
                 Some(why) => Ok(Some(why)),
-                None => vm::part(deadline, tally).map(|()| None),
+                None => vm::part(built.together(), deadline, tally).map(|()| None),
             },
             Self::Demo => {
                 if let Some(why) = no_lab()? {
                     return Ok(Some(why));
                 }
-                demonstrate(deadline, tally)
+                demonstrate(built.together(), deadline, tally)
             }
         }
     }
 }
 
-/// Builds what the parts after the lab need.
-fn ahead_of_the_lab() -> Result<workspace::Background> {
-    let mut builds = vec![release::command(demo::PROGRAMS)?];
-    builds.extend(lint::builds()?);
-    Ok(workspace::background(builds))
+impl Built {
+    /// `cargo build` or `cargo test` with these targets of what is tested.
+    fn tested(self, command: &str, targets: &[&str]) -> Result<Command> {
+        match self {
+            Self::Soon => Ok(workspace::tested(command, targets)),
+            Self::Once => Ok(workspace::of_tested(release::own(command)?, targets)),
+        }
+    }
+
+    /// Builds the `imds-trace` that is tested.
+    fn program(self) -> Result<()> {
+        workspace::run(&mut self.tested("build", &["--bin=imds-trace"])?)
+    }
+
+    /// Where that is.
+    fn folder(self) -> Result<PathBuf> {
+        match self {
+            Self::Soon => workspace::built("debug", ""),
+            Self::Once => release::folder(Arch::own()?),
+        }
+    }
+
+    /// With what the parts build that need it as it ships.
+    fn together(self) -> Together {
+        match self {
+            Self::Soon => Together::Lab,
+            Self::Once => Together::Tests,
+        }
+    }
 }
 
 /// Why the lab cannot be set up here.
@@ -206,21 +256,19 @@ fn no_lab() -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Builds the `imds-trace` that is tested.
-fn program() -> Result<()> {
-    workspace::run(&mut workspace::tested("build", &["--bin=imds-trace"]))
-}
-
-/// `cargo test`, against the `imds-trace` of the same profile.
+/// `cargo test`, against the `imds-trace` that was built with it.
 fn libtest(
     mut command: Command,
+    built: Built,
     filter: &[String],
     deadline: Option<Instant>,
     tally: &mut Tally,
     reasons: &mut Reasons,
 ) -> Result<Option<String>> {
     command.arg("--no-fail-fast").arg("--").args(filter);
-    command.env("IMDS_TRACE_BIN", workspace::built("debug", "imds-trace")?);
+    command.env("IMDS_TRACE_BIN", built.folder()?.join("imds-trace"));
+    // The SDK's client is no part of what ships: nobody waits for it to be fast.
+    command.env("IMDS_LAB_SDK_CLIENT", workspace::built("debug", "sdk-client")?);
     // Whoever runs a part by hand sees a failure at once.
     let again = if deadline.is_some() { AGAIN } else { 0 };
     command.env("IMDS_LAB_AGAIN", again.to_string());
@@ -242,8 +290,8 @@ fn libtest(
 }
 
 /// One test: memory stays flat and files stay few. It says its figures itself.
-fn endless(deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
-    let mut program = Command::new(release::build(demo::PROGRAMS, Arch::own()?)?.join("endless"));
+fn endless(together: Together, deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
+    let mut program = Command::new(release::build(together, Arch::own()?)?.join("endless"));
     program.args(deadline.map(|_| ENDLESS));
     let status = workspace::stream(&mut program, deadline, |_| {})?;
     let why = match status {
@@ -256,8 +304,8 @@ fn endless(deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String
 }
 
 /// The demo counts as one test: it ends well, and it finds what it was set up to show.
-fn demonstrate(deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
-    let mut lab = demo::prepare()?;
+fn demonstrate(together: Together, deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
+    let mut lab = demo::prepare(together)?;
     let mut found = false;
     let status = workspace::stream(&mut lab, deadline, |line| {
         found |= line.contains("hop-limit-too-low") || line.contains("hop limit");

@@ -11,7 +11,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{arch::Arch, release, setup, tally::Tally, workspace};
+use crate::{
+    arch::Arch,
+    release::{self, Together},
+    setup,
+    tally::Tally,
+    workspace,
+};
 use kernel::Kernel;
 use machine::{Accelerator, Qemu, Run};
 
@@ -68,7 +74,7 @@ pub fn vm(asked: Asked) -> Result<ExitCode> {
     let mut tally = Tally::default();
     let only_writes = asked.page && asked.kernels.is_empty() && asked.kernel.is_none();
     if !only_writes {
-        run(&asked, true, None, &mut tally)?;
+        run(&asked, Together::Lab, true, None, &mut tally)?;
     }
     if asked.page {
         table::write(&workspace::root().join(PAGE), &kept()?)?;
@@ -81,13 +87,13 @@ pub fn vm(asked: Asked) -> Result<ExitCode> {
 }
 
 /// The part of CI: the default kernels and scenarios.
-pub fn part(deadline: Option<Instant>, tally: &mut Tally) -> Result<()> {
+pub fn part(together: Together, deadline: Option<Instant>, tally: &mut Tally) -> Result<()> {
     let asked = Asked { kernels: Vec::new(), kernel: None, modules: None, page: false, filter: Vec::new() };
-    run(&asked, false, deadline, tally)
+    run(&asked, together, false, deadline, tally)
 }
 
 /// With `all`, every row of the table, and its results are kept.
-fn run(asked: &Asked, all: bool, deadline: Option<Instant>, tally: &mut Tally) -> Result<()> {
+fn run(asked: &Asked, together: Together, all: bool, deadline: Option<Instant>, tally: &mut Tally) -> Result<()> {
     if !workspace::is_root() {
         bail!("unpacking kernels and the machine's programs takes root");
     }
@@ -102,7 +108,7 @@ fn run(asked: &Asked, all: bool, deadline: Option<Instant>, tally: &mut Tally) -
     let mut kinds = BTreeMap::new();
     for kernel in &kernels {
         if let Entry::Vacant(place) = kinds.entry(kernel.arch) {
-            place.insert(Kind::prepare(kernel, work.path(), &arguments)?);
+            place.insert(Kind::prepare(kernel, together, work.path(), &arguments)?);
         }
     }
     let started = Instant::now();
@@ -183,10 +189,10 @@ struct Programs {
 }
 
 impl Programs {
-    fn build(arch: Arch) -> Result<Self> {
+    fn build(together: Together, arch: Arch) -> Result<Self> {
         println!("building imds-trace and the lab for {} …", arch.rust());
-        let folder = release::build(crate::demo::PROGRAMS, arch)?;
-        let lab = release::test_program("imds-trace-tests", "lab", arch)?;
+        let folder = release::build(together, arch)?;
+        let lab = release::lab(together, arch)?;
         Ok(Self { arch, folder, lab })
     }
 }
@@ -202,9 +208,9 @@ struct Kind {
 
 impl Kind {
     /// For a kernel, with which what accelerates it is found out.
-    fn prepare(kernel: &Kernel, work: &Path, arguments: &image::Arguments<'_>) -> Result<Self> {
+    fn prepare(kernel: &Kernel, together: Together, work: &Path, arguments: &image::Arguments<'_>) -> Result<Self> {
         let qemu = Qemu::find(kernel.arch)?;
-        let programs = Programs::build(kernel.arch)?;
+        let programs = Programs::build(together, kernel.arch)?;
         println!("packing what the virtual machines hold …");
         let source = image::Source::find(kernel.arch)?;
         let common = image::common(work, &source)?;

@@ -47,7 +47,11 @@ const TESTED: [&str; 5] =
 
 /// `cargo build` or `cargo test` with these targets of what is tested, e.g. `--test=cli`.
 pub fn tested(command: &str, targets: &[&str]) -> Command {
-    let mut cargo = cargo([command]);
+    of_tested(cargo([command]), targets)
+}
+
+/// The same of another `cargo build` or `cargo test`.
+pub fn of_tested(mut cargo: Command, targets: &[&str]) -> Command {
     cargo.args(TESTED.map(|name| format!("--package={name}"))).args(targets);
     cargo
 }

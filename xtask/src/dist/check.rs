@@ -10,10 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{NAME, SUMS, VERSION, make};
-use crate::{arch::Arch, setup, tally::Tally, workspace};
+use crate::{arch::Arch, release::Together, setup, tally::Tally, workspace};
 
 /// What was made, and a folder to work in.
 struct Made {
+    together: Together,
     dist: PathBuf,
     names: Vec<String>,
     work: PathBuf,
@@ -41,12 +42,12 @@ const TESTS: &[Test] = &[
 const EXPOSURE: &str = "--threshold=21";
 
 /// Makes everything, then tries it. Says what could not be tried, if anything.
-pub fn check(filters: &[String], tally: &mut Tally) -> Result<Option<String>> {
+pub fn check(together: Together, filters: &[String], tally: &mut Tally) -> Result<Option<String>> {
     if !workspace::is_root() {
         return Ok(Some("needs root: a .deb is installed into a folder, with root's files".to_owned()));
     }
     setup::dist_half()?;
-    let (dist, names) = make(Arch::own()?)?;
+    let (dist, names) = make(together, Arch::own()?)?;
     let work = workspace::built("dist-check", "")?;
     for (name, test) in TESTS {
         if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
@@ -54,7 +55,7 @@ pub fn check(filters: &[String], tally: &mut Tally) -> Result<Option<String>> {
         }
         let _ = fs::remove_dir_all(&work);
         fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
-        let made = Made { dist: dist.clone(), names: names.clone(), work: work.clone() };
+        let made = Made { together, dist: dist.clone(), names: names.clone(), work: work.clone() };
         match test(&made) {
             Ok(()) => {
                 println!("test dist::{name} ... ok");
@@ -327,7 +328,7 @@ fn the_image_holds_the_program_its_parts_and_terms(made: &Made) -> Result<()> {
 
 fn made_again_it_is_the_same(made: &Made) -> Result<()> {
     let before = fs::read_to_string(made.dist.join(SUMS))?;
-    make(Arch::own()?)?;
+    make(made.together, Arch::own()?)?;
     let after = fs::read_to_string(made.dist.join(SUMS))?;
     let differ: Vec<_> = before.lines().zip(after.lines()).filter(|(one, other)| one != other).collect();
     ensure!(before == after, "other bytes: {differ:?}");
