@@ -5,12 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
-use imds_trace_tests::runtimes::{self, Backend, Cni, Node, PodContainer, Podman, PodmanContainer};
+use imds_trace_tests::runtimes::{self, Backend, Cni, Node, OWN_CARD, PodContainer, Podman, PodmanContainer};
 use imds_trace_tests::{ContainerSpec, Tracer, tracer};
 use serde_json::{Value, json};
 
 use crate::Lab;
-use crate::doctor::doctor;
+use crate::doctor::{changed, doctor};
 use crate::trace::{SOON, Seen, watched};
 
 crate::tests![
@@ -18,6 +18,7 @@ crate::tests![
     a_pod_with_a_route_of_its_own_is_named_and_needs_two,
     a_pod_beside_the_uplink_is_named_and_needs_one,
     a_pod_in_the_hosts_network_is_named_and_needs_one,
+    a_pod_with_a_card_of_its_own_is_named_and_nothing_holds_of_it,
     a_container_of_podman_is_named_without_its_engine,
     a_container_of_podman_with_cni_is_named_without_its_engine,
     a_container_of_docker_is_named_without_its_engine,
@@ -206,6 +207,59 @@ fn a_pod_beside_the_uplink_is_named_and_needs_one(lab: &Lab) -> Outcome {
 
 fn a_pod_in_the_hosts_network_is_named_and_needs_one(lab: &Lab) -> Outcome {
     pod(lab, "containerd: pod with hostNetwork", Cni::Bridge, true, 1)
+}
+
+fn a_pod_with_a_card_of_its_own_is_named_and_nothing_holds_of_it(lab: &Lab) -> Outcome {
+    let (runner, imds) = (lab.host.runner(), lab.host.imds_ns());
+    let card = format!("link add beyond type veth peer name {OWN_CARD} netns {}", runner.name());
+    let _card = changed(imds, "ip", &card, "link del beyond")?;
+    imds.ip("addr add 10.89.0.1/24 dev beyond")?;
+    imds.ip("link set beyond up")?;
+    let node = Node::start(&lab.host, Cni::Card)?;
+    let (name, namespace, container) = ("web-7d4b9", "shop", "app");
+    let args = [&WAITING[..], &["/go"], &IMPATIENT[..]].concat();
+    // Nobody forwards its answers, so a hop limit of 1 is enough for it.
+    let (seen, id) = traced(lab, 1, |tracer| {
+        let pod = node.run(name, namespace, container, false, &args)?;
+        pod.go()?;
+        tracer.wait_for("its connection", SOON, |events| {
+            let is_its = |event: &&Value| event["type"] == "unseen" && event["container"]["id"] == *pod.id;
+            events.iter().find(is_its).map(|_| ())
+        })?;
+        Ok(pod.id.clone())
+    })?;
+    expect_equal("no hook saw an exchange", seen.outcome.exchanges().len(), 0)?;
+    let all = seen.outcome.events.iter().filter(|event| event["type"] == "unseen");
+    for unseen in all {
+        expect_equal("whose it was", &unseen["container"]["id"], &json!(id))?;
+        expect_equal("its pod", &unseen["container"]["pod"]["name"], &json!(name))?;
+        expect_that("it was answered", unseen["received"].as_u64() > Some(0), unseen)?;
+    }
+    let text = text(&seen)?;
+    let told = format!("pod {name}/{container} (namespace {namespace})");
+    expect_that("people are told", text.contains(&told) && !text.contains("Nothing wrong"), &text)?;
+    for claim in ["blocked", "v2-only", "no-errors"] {
+        let mut replay = Command::new(tracer::program()?);
+        let judged = replay.arg("replay").arg(&seen.outcome.recording).args(["--expect", claim]).output()?;
+        expect_equal(&format!("{claim} does not hold"), judged.status.code(), Some(1))?;
+    }
+    let pod = node.run(name, namespace, container, false, &["sleep", "1000"])?;
+    let options = options(lab)?;
+    let probed = format!("{name}/{container}");
+    let words: Vec<&str> = options.iter().map(String::as_str).chain([probed.as_str()]).collect();
+    let probe = Tracer::run_to_end(&lab.host, "probe", &words)?;
+    let summary = probe.events.iter().find(|event| event["type"] == "probe").context("what it found")?;
+    let says = summary["summary"].as_str().unwrap_or_default();
+    expect_that("it reaches IMDS", says.contains("reaches IMDS: token and read answered 200"), summary)?;
+    expect_that("and nothing was seen of that", says.contains("none of its packets was seen"), summary)?;
+    let words: Vec<&str> = options.iter().map(String::as_str).collect();
+    let answers = doctor(lab, &words)?;
+    // The lab's host is no machine of its own, so whoever has no link to it may be anybody's.
+    let about = answers.iter().find(|answer| answer["subject"].as_str().is_some_and(|subject| subject.contains(name)));
+    expect_that("doctor does not judge whom it cannot tell to be of this host", about.is_none(), about)?;
+    drop(pod);
+    let row = format!("| containerd: pod with a card of its own | `{told}` | - | - | `{probed}` | - |");
+    expect_that("docs/findings.md has this row", TABLE.lines().any(|line| line == row), &row)
 }
 
 fn podman(lab: &Lab, name: &str, backend: Backend) -> Outcome {

@@ -44,7 +44,12 @@ pub enum Cni {
     Routed,
     /// An interface beside the host's uplink, in its network: no hop more.
     Macvlan,
+    /// The host's card [`OWN_CARD`] itself, as a task of ECS gets an ENI: it is in the pod's network namespace, and no more in the host's.
+    Card,
 }
+
+/// The card that a pod with one of its own is given.
+pub const OWN_CARD: &str = "ens6";
 
 impl Cni {
     fn config(self, dir: &Path) -> String {
@@ -52,6 +57,7 @@ impl Cni {
             Self::Bridge => r#""type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true"#,
             Self::Routed => r#""type":"ptp","ipMasq":true"#,
             Self::Macvlan => r#""type":"macvlan","master":"ens5","mode":"bridge""#,
+            Self::Card => &format!(r#""type":"host-device","device":"{OWN_CARD}""#),
         };
         let (subnet, range) = match self {
             Self::Bridge => ("10.88.7.0/24", ""),
@@ -60,6 +66,7 @@ impl Cni {
             Self::Macvlan => {
                 ("10.77.0.0/24", r#","rangeStart":"10.77.0.100","rangeEnd":"10.77.0.200","gateway":"10.77.0.1""#)
             }
+            Self::Card => ("10.89.0.0/24", r#","rangeStart":"10.89.0.100","gateway":"10.89.0.1""#),
         };
         format!(
             r#"{{"cniVersion":"0.4.0","name":"lab","plugins":[{{{plugin},"ipam":{{"type":"host-local",
