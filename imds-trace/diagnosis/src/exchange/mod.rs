@@ -41,14 +41,30 @@ pub struct Travel {
 /// What is known of the TTL from a client's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Decrements {
-    /// How often the TTL fell between the hooks that saw a packet, on its way out of this host or in from it.
+    /// How often the TTL of a request packet fell between the hooks that saw it.
     pub seen: Option<u8>,
+    /// The same of an answer that passed all of the way that was watched.
+    pub back: Returned,
     /// TTL of a request packet at its first hook, and whether it came in there from somewhere else.
     pub first: Option<(Ttl, Direction)>,
     /// Its TTL at its last.
     pub last: Option<Ttl>,
     /// Hooks that saw that packet.
     pub hops: usize,
+    /// Those among them that saw it leave: each is one forward, and the TTL falls by no more unless something sets it.
+    pub forwards: usize,
+}
+
+/// How often the TTL of an answer fell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Returned {
+    /// None was seen all the way.
+    #[default]
+    Unseen,
+    /// So often.
+    Fell(u8),
+    /// It rose: something on this host sets it.
+    Rose,
 }
 
 impl Decrements {
@@ -58,7 +74,12 @@ impl Decrements {
             Some((first, Direction::Egress)) => has_fallen(first),
             Some((_, Direction::Ingress)) | None => false,
         };
-        fell_before || self.seen.is_some_and(|seen| seen > 0)
+        fell_before || self.fell()
+    }
+
+    /// Did a TTL fall between the hooks that saw a packet?
+    pub fn fell(&self) -> bool {
+        self.seen.is_some_and(|seen| seen > 0) || matches!(self.back, Returned::Fell(1..))
     }
 
     /// The TTL that the client's packets started with, most likely: the next of those in use.
@@ -67,11 +88,15 @@ impl Decrements {
         INITIAL_TTLS.into_iter().find(|initial| first.0 <= *initial).map(Ttl)
     }
 
-    /// The hop limit a response needs to reach the client: one more than the number of times its TTL falls on the way, known
-    /// from the request. `initial` is the TTL that the client's socket starts with, which shows decrements before the first hook
-    /// (in a nested network namespace). `None` if not known.
+    /// The hop limit a response needs to reach the client: one more than the number of times its TTL falls on the way, as an answer shows
+    /// or, where none passed all of it, the request. `initial` is the TTL that the client's socket starts with, which shows decrements
+    /// before the first hook (in a nested network namespace). `None` if not known, or if something on this host sets the TTL.
     pub fn needed(&self, initial: Option<Ttl>) -> Option<Ttl> {
-        let seen = self.seen?;
+        let seen = match self.back {
+            Returned::Fell(fell) => fell,
+            Returned::Rose => return None,
+            Returned::Unseen => self.seen.filter(|seen| usize::from(*seen) <= self.forwards)?,
+        };
         let before = match (initial, self.first) {
             // First seen leaving: what its TTL had fallen by then is this host's doing as well, and is not to be counted twice.
             (Some(initial), Some((_, Direction::Egress))) => {
@@ -162,7 +187,8 @@ pub struct Exchange {
     pub ends_unseen: bool,
     /// When a packet of its client was last seen leaving this host: so long, at least, that place was listened at.
     pub last_leaving: Option<Timestamp>,
-    /// The answering side ended its side of the connection after its answer to an earlier request: this one was not to be answered on it.
+    /// The answering side ended its side of the connection, and this was not the first request that waited on it: it was not to be answered
+    /// on it, and its client asks again on another one.
     pub cut_off: bool,
     /// The answering side ended its side of the connection and had not answered this.
     pub hung_up: bool,

@@ -2,9 +2,9 @@
 
 use super::delivery::{Proof, Received, later, raise};
 use super::imds::is_success;
-use super::{Decrements, Exchange, Imds, Moment, Sink, Travel};
+use super::{Decrements, Exchange, Imds, Moment, Returned, Sink, Travel};
 use crate::journey::{Fate, Hop, Journey};
-use crate::net::{Direction, Timestamp, Ttl, is_before};
+use crate::net::{Direction, Timestamp, is_before};
 use crate::observation::{ResponseHead, TcpFlags};
 
 /// Bytes of the longest body that is believed in: user data of 16 KiB are the longest that IMDS has.
@@ -155,8 +155,11 @@ impl Live {
                 && journey.hops.len() > exchange.decrements.hops
             {
                 let seen = first.ttl.0.checked_sub(last.ttl.0);
+                let leaves = |hop: &&Hop| hop.hook.direction == Direction::Egress;
                 exchange.decrements = Decrements {
                     seen,
+                    back: exchange.decrements.back,
+                    forwards: journey.hops.iter().filter(leaves).count(),
                     first: Some((first.ttl, first.hook.direction)),
                     last: Some(last.ttl),
                     hops: journey.hops.len(),
@@ -218,7 +221,15 @@ impl Live {
             && first.hook.direction == Direction::Ingress
             && last.hook.direction == Direction::Egress
         {
-            fell(&mut exchange.decrements.seen, first.ttl, last.ttl);
+            let asked = exchange.outward.as_ref().and_then(|travel| travel.hops.first().zip(travel.hops.last()));
+            let is_whole = asked.is_none_or(|(entered, left)| {
+                entered.hook.interface == last.hook.interface && left.hook.interface == first.hook.interface
+            });
+            let back = &mut exchange.decrements.back;
+            // That of the response's own head counts; until then any.
+            if is_whole && (answers.is_some() || *back == Returned::Unseen) {
+                *back = first.ttl.0.checked_sub(last.ttl.0).map_or(Returned::Rose, Returned::Fell);
+            }
         }
         // What was known is of the begin of a head that ends here.
         if decides && answers.is_some() && self.response_end.is_some_and(|known| !is_before(journey.tcp.seq, known)) {
@@ -392,13 +403,6 @@ impl Live {
         let same = |(hop, last): (&Hop, &Hop)| hop.hook == last.hook && hop.ttl == last.ttl;
         let last = journey.hops.last().zip(before.hops.last());
         !journey.acked && journey.fate == Fate::Delivered && spent && last.is_some_and(same)
-    }
-}
-
-/// Enters how often a TTL fell between two hooks; the most that was seen, as ways may differ.
-fn fell(seen: &mut Option<u8>, first: Ttl, last: Ttl) {
-    if let Some(decrements) = first.0.checked_sub(last.0) {
-        *seen = Some(seen.map_or(decrements, |known| known.max(decrements)));
     }
 }
 

@@ -17,7 +17,7 @@ fn taken(exchange: &Exchange) -> &'static str {
         whole |= !has_fallen(hop.ttl);
         fallen |= has_fallen(hop.ttl);
     }
-    let fell = exchange.decrements.seen.is_some_and(|times| times > 0);
+    let fell = exchange.decrements.fell();
     match (whole, fallen) {
         _ if fell => " taken on both sides of a forward",
         (true, true) => " taken on both sides of a forward",

@@ -107,7 +107,14 @@ impl Seen {
             }),
             handshake: true,
             responded: status.is_some(),
-            decrements: Decrements { seen: Some(falls), first: Some((first, Direction::Ingress)), last: None, hops: 2 },
+            decrements: Decrements {
+                seen: Some(falls),
+                first: Some((first, Direction::Ingress)),
+                last: None,
+                hops: 2,
+                forwards: 1,
+                ..Decrements::default()
+            },
             ..Exchange::new(ExchangeId(1), connection, Timestamp(1))
         };
         let hop_limit = HopLimit { observed: at.map(Ttl), needed: Some(Ttl(falls + 1)) };
