@@ -29,9 +29,16 @@ impl Span {
     }
 }
 
-/// Proof that what was not seen in a span of time was not there. Made by [`Coverage::absence`] alone.
+/// Proof that what was not seen in a span of time was not there, as far as losses are known by now. Made by [`Coverage::absence`] alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Absent(());
+pub struct Absent(Span);
+
+impl Absent {
+    /// Is it refuted by records that were lost in this time, which became known later?
+    pub fn is_refuted_by(&self, loss: Span) -> bool {
+        self.0.touches(&loss)
+    }
+}
 
 /// Why absence cannot be concluded from not seeing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +74,8 @@ impl Coverage {
     }
 
     /// Records were lost, noticed `at`, after `heard`, the latest that was not. `gap`: what follows it in time may be lost, too, up to
-    /// what is heard next.
-    pub fn lost(&mut self, at: Timestamp, heard: Timestamp, gap: bool) {
+    /// what is heard next. Gives the time in which they may have been lost.
+    pub fn lost(&mut self, at: Timestamp, heard: Timestamp, gap: bool) -> Span {
         let slack = u64::try_from(NOTICED_WITHIN.as_nanos()).unwrap_or(u64::MAX);
         let from = Timestamp(at.min(heard).0.saturating_sub(slack));
         let span = Span { from, to: at };
@@ -83,6 +90,7 @@ impl Coverage {
         {
             next.from = next.from.min(oldest.from);
         }
+        span
     }
 
     /// From this moment on there are hooks on every interface towards IMDS, or there are not.
@@ -118,7 +126,7 @@ impl Coverage {
         if losses.any(|loss| loss.touches(&span) || (is_last(loss) && span.to >= loss.from)) {
             return Err(WhyNot::Lost);
         }
-        Ok(Absent(()))
+        Ok(Absent(span))
     }
 
     /// May it be concluded that what was not seen passed no interface towards IMDS?

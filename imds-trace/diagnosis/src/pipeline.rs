@@ -144,7 +144,9 @@ impl Pipeline {
                     self.now = at;
                 }
                 self.lost.add(Lost { ring_buffer, unreadable, state_evicted: 0 });
-                self.interpreter.coverage.lost(at, self.now, unreadable > 0);
+                let (now, interpreter) = (self.now, &mut self.interpreter);
+                let loss = interpreter.coverage.lost(at, now, unreadable > 0);
+                interpreter.ledger.doubt(loss, &mut |finding| tell_finding(finding, now.max(at), sink));
             }
         }
         self.forget();

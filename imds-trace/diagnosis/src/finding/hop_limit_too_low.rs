@@ -92,6 +92,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     // By the numbers it would have arrived; or the limit is not on what it answers; or with what TTL it came to this host was not seen.
     let came_in = journey.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Ingress);
     let is_doubtful = is_enough || is_other || !came_in;
+    let absent = if let Lost::Vanished(absent) = &lost { Some(*absent) } else { None };
     let Told { how, confidence, drop, cause } = lost.told(case, journey, is_doubtful)?;
     let what = if is_token { "The token response" } else { "A response" };
     let did = if is_token { case.what_the_client_did() } else { String::new() };
@@ -116,6 +117,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         // Copies whose drop was seen and copies that vanished in the same namespace are one finding.
         cause: cause.0.to_string(),
         confidence,
+        absent,
         weight,
         last: None,
         drop,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::contradiction::{Contradicted, WITHIN, contradicted};
 use super::{Case, Confidence, Finding, FindingId, HopLimit, RULES, Rule, Verdict, vantage};
+use crate::coverage::{Span, WhyNot};
 use crate::exchange::imds::known_by;
 use crate::exchange::{ExchangeId, Moment};
 use crate::identity::{Key, Subject};
@@ -136,6 +137,20 @@ impl Ledger {
             }
         }
         any
+    }
+
+    /// Records turn out to have been lost in this time: what was certain because something was not seen in it is not.
+    pub fn doubt(&mut self, loss: Span, told: &mut dyn FnMut(&Finding)) {
+        for key in self.order.values() {
+            let Some(entry) = self.entries.get_mut(key) else { continue };
+            let says = &mut entry.finding.says;
+            if says.confidence == Confidence::Certain && says.absent.is_some_and(|absent| absent.is_refuted_by(loss)) {
+                says.doubt(WhyNot::Lost);
+                if entry.told > 0 {
+                    told(&entry.finding);
+                }
+            }
+        }
     }
 
     /// Takes back what an exchange added when it was over; what it added before for want of a sighting, too, if it is `received`.

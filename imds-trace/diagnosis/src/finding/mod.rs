@@ -64,7 +64,7 @@ pub use surroundings::Surroundings;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Works, with nothing to spare.
+    /// Works, and is worth knowing: one hop more would be too many, say.
     Notice,
     /// Works, but not as it should.
     Warning,
@@ -337,6 +337,8 @@ pub struct Verdict {
     pub cause: String,
     /// What it rests on.
     pub confidence: Confidence,
+    /// That something was not there, if it rests on that and has taken it for proved.
+    pub absent: Option<Absent>,
     /// How much it adds to the count.
     pub weight: u64,
     /// When it was last seen, if that was later than the case's own moment.
@@ -374,21 +376,28 @@ impl Verdict {
 
     /// Something of it rests on what was not seen: no more than likely without the proof that it would have been.
     fn resting_on(mut self, absent: Result<Absent, WhyNot>) -> Self {
-        let why = match absent {
-            Ok(Absent { .. }) => return self,
-            Err(WhyNot::Lost) => "Some records were lost: what is missing here may have been there.",
-            Err(WhyNot::NotWatched) => {
-                "Not every interface towards IMDS was watched: what is missing here may have passed there."
-            }
-        };
-        self.confidence = Confidence::Likely;
-        self.summary.push_str(&format!(" ({why})"));
+        match absent {
+            Ok(absent) => self.absent = Some(absent),
+            Err(why) => self.doubt(why),
+        }
         self
     }
 
+    /// What it takes for absent may have been there.
+    fn doubt(&mut self, why: WhyNot) {
+        let why = match why {
+            WhyNot::Lost => "Some records were lost: what is missing here may have been there.",
+            WhyNot::NotWatched => {
+                "Not every interface towards IMDS was watched: what is missing here may have passed there."
+            }
+        };
+        (self.confidence, self.absent) = (Confidence::Likely, None);
+        self.summary.push_str(&format!(" ({why})"));
+    }
+
     /// One exchange, and what follows from the proof that something would have been seen.
-    fn certain_by_absence(cause: impl Into<String>, summary: String, _: Absent) -> Self {
-        Self::certain(cause, summary)
+    fn certain_by_absence(cause: impl Into<String>, summary: String, absent: Absent) -> Self {
+        Self { absent: Some(absent), ..Self::certain(cause, summary) }
     }
 
     /// One exchange, and what is concluded from not seeing something: no more than likely, and only with the proof that it would have been
@@ -402,6 +411,7 @@ impl Verdict {
         Self {
             cause: cause.into(),
             confidence: Confidence::Certain,
+            absent: None,
             weight: 1,
             last: None,
             drop: None,
