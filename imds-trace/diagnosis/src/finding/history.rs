@@ -23,6 +23,8 @@ const MAX_REQUESTS: usize = 16;
 const MAX_TOKEN_REQUESTS: usize = 28_000;
 /// Tokens remembered at most.
 const MAX_TOKENS: usize = 57_000;
+/// A token holds for so long at most.
+const LONGEST_LIFETIME: Duration = Duration::from_hours(6);
 /// Roles remembered at most: an instance has one.
 const MAX_ROLES: usize = 64;
 /// An answer other than 403 shows so long that the endpoint is not switched off.
@@ -135,6 +137,8 @@ pub struct History {
     request_order: VecDeque<ExchangeId>,
     tokens: HashMap<TokenMark, Issued>,
     token_order: VecDeque<TokenMark>,
+    /// When a token was last issued that could not be read, or is not remembered any more.
+    unread: Option<Timestamp>,
     /// When a request was last made after which it is of interest whether its client is let in.
     expected: Option<Timestamp>,
     /// Where a role was listed (an empty name) or its credentials were given, and when last; the latest ones.
@@ -165,7 +169,7 @@ impl History {
         }
         match (exchange.imds(), moment) {
             (Some(Imds::Token), Moment::Asked | Moment::Left | Moment::Answered | Moment::Closed) => {
-                self.note_token(exchange);
+                self.note_token(exchange, matches!(moment, Moment::Closed));
                 self.note_request(exchange, who);
             }
             (Some(Imds::V1), Moment::Closed) => self.note_read(exchange, status, who),
@@ -283,8 +287,14 @@ impl History {
         self.clients.entry(key).or_default()
     }
 
-    fn note_token(&mut self, exchange: &Exchange) {
-        let (Some(mark), Some(at)) = (exchange.issued, exchange.came) else { return };
+    fn note_token(&mut self, exchange: &Exchange, is_over: bool) {
+        let Some(at) = exchange.came else { return };
+        let Some(mark) = exchange.issued else {
+            if is_over && exchange.came_status().is_none_or(is_success) {
+                self.unread = self.unread.max(Some(at));
+            }
+            return;
+        };
         let granted = exchange.response.as_ref().and_then(|response| response.token_ttl);
         let asked_for = exchange.request.as_ref().and_then(|request| request.requested_ttl);
         let lifetime = granted.or(asked_for).map(|seconds| Duration::from_secs(seconds.into()));
@@ -292,8 +302,8 @@ impl History {
             self.token_order.push_back(mark);
         }
         while self.token_order.len() > MAX_TOKENS {
-            if let Some(oldest) = self.token_order.pop_front() {
-                self.tokens.remove(&oldest);
+            if let Some(oldest) = self.token_order.pop_front().and_then(|mark| self.tokens.remove(&mark)) {
+                self.unread = self.unread.max(Some(oldest.at));
             }
         }
     }
@@ -476,6 +486,13 @@ impl History {
     pub fn token_use(&self, exchange: &Exchange) -> Option<TokenUse> {
         let issued = self.tokens.get(&exchange.request.as_ref()?.mark?)?;
         Some(TokenUse { age: exchange.asked?.since(issued.at), lifetime: issued.lifetime })
+    }
+
+    /// May the token of this request have been issued while tracing, though none that was read is it? Its own or another could not be read.
+    pub fn may_be_issued(&self, exchange: &Exchange) -> bool {
+        let unread =
+            self.unread.zip(exchange.asked).is_some_and(|(issued, used)| used.since(issued) < LONGEST_LIFETIME);
+        unread || exchange.request.as_ref().is_none_or(|request| request.mark.is_none() && request.cut)
     }
 
     /// Did the instance ever answer somebody at this exchange's endpoint with anything but 403?

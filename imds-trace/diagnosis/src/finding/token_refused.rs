@@ -51,7 +51,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         cause,
         capitalised(format!("{subject}{} asked {} with a token and got 401: {why}.", case.hint(), case.request_line())),
     );
-    if cause == "unknown" && case.history.unheard.is_possible(exchange, case.who, case.rests_on_capture()) {
+    if cause == "unknown" && case.history.may_be_issued(exchange) {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary.push_str(" (Or it is one of those that could not be read.)");
+    } else if cause == "unknown" && case.history.unheard.is_possible(exchange, case.who, case.rests_on_capture()) {
         verdict.confidence = Confidence::Likely;
         verdict.summary.push_str(" (Or it was issued on a connection of which not all was seen.)");
     }

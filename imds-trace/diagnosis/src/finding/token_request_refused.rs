@@ -54,7 +54,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             None if request.cut => ("unknown", "what was seen of the request does not show why".to_owned()),
             None => (
                 "lifetime",
-                "it had no X-aws-ec2-metadata-token-ttl-seconds header, or one that is no number of seconds".to_owned(),
+                "it had no X-aws-ec2-metadata-token-ttl-seconds header, or one that IMDS does not take: it grants 1 to 21600".to_owned(),
             ),
             Some(seconds) if !LIFETIMES.contains(&seconds) => {
                 ("lifetime", format!("it asked for {seconds} s, and IMDS grants 1 to 21600"))
