@@ -8,6 +8,9 @@ use diagnosis::pipeline::Host;
 use imds_trace_replay_tests::scenario::{self, HOST_NETNS, Scenario, conclude_telling, harm, judge, near};
 use libtest_mimic::{Failed, Trial};
 
+/// Where rules are told to people.
+const FINDINGS: &str = include_str!("../../docs/findings.md");
+
 /// One for each file, and those about all of them.
 pub fn trials() -> Result<Vec<Trial>> {
     let files = scenario::all()?;
@@ -26,6 +29,7 @@ pub fn trials() -> Result<Vec<Trial>> {
     }
     trials.push(Trial::test("every_rule_has_a_scenario_that_fires_it_and_one_that_does_not", every_rule_has_both));
     trials.push(Trial::test("the_way_and_the_caution_of_every_rule_are_judged_once_at_least", all_is_judged));
+    trials.push(Trial::test("every_rule_has_its_row_in_the_documents", every_rule_has_its_row));
     trials.push(Trial::test("every_scenario_says_its_exchanges_and_a_command_of_each_finding", nothing_is_left_out));
     trials.push(Trial::test("a_word_that_nobody_knows_is_an_error", unknown_words_are_errors));
     Ok(trials)
@@ -49,6 +53,22 @@ fn every_rule_has_both() -> Result<(), Failed> {
         }
     }
     if missing.is_empty() { Ok(()) } else { Err(missing.join("\n").into()) }
+}
+
+/// The table of docs/findings.md names the rules that there are, each once and with its severity, and no others.
+fn every_rule_has_its_row() -> Result<(), Failed> {
+    let table = FINDINGS.split("## Rules").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap_or_default();
+    let rows: BTreeSet<String> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .map(|(id, rest)| format!("{id} {}", rest.split(' ').next().unwrap_or_default()))
+        .collect();
+    let rules: BTreeSet<String> =
+        RULES.iter().map(|rule| format!("{} {}", rule.id, format!("{:?}", rule.severity).to_lowercase())).collect();
+    let missing = rules.difference(&rows).map(|rule| format!("docs/findings.md has no row for {rule}"));
+    let unknown = rows.difference(&rules).map(|row| format!("docs/findings.md has a row for {row}, which is no rule"));
+    let wrong: Vec<String> = missing.chain(unknown).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 
 fn all_is_judged() -> Result<(), Failed> {

@@ -11,7 +11,7 @@
 //!                                                                   |
 //!   reporter:   filter, tallies, groups, expectations, report
 //!                                                                   |
-//!   output:     text | json | junit | pcapng | markdown | html | metrics
+//!   output:     text | json | junit | pcapng | markdown | html | metrics | allow
 //! ```
 //!
 //! No clock, no lock, no channel, no lookup, and no crate that needs Linux: this crate builds on stable Rust, without the BPF
