@@ -343,7 +343,7 @@ impl Interpreter {
                 exchange: exchange.clone(),
                 who: who.clone(),
                 hop_limit: seen,
-                token: self.history.token_use(exchange),
+                token: self.history.tokens.used(exchange),
                 fell_back: self.history.fell_back(exchange, &who),
             }));
             sink(&event);

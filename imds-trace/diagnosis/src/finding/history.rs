@@ -1,5 +1,5 @@
-//! What did a client do before, and after? Token requests and what they came to; tokens that were issued; requests that IMDS let in; and
-//! when the instance last answered with anything but 403.
+//! What did a client do before, and after? Token requests and what they came to; requests that IMDS let in; and when the instance last
+//! answered with anything but 403.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -7,24 +7,21 @@ use std::time::Duration;
 
 use super::client::{Key, Made, Maker, Tie, goes_on, keys, sought};
 use super::contradiction::WITHIN;
+use super::tokens::Tokens;
 use super::unheard::Unheard;
 use super::{imds_disabled, no_role};
 use crate::exchange::imds::{is_success, known_by};
-use crate::exchange::{Exchange, ExchangeId, Imds, Moment, TokenMark};
+use crate::exchange::{Exchange, ExchangeId, Imds, Moment};
 use crate::identity::{Attribution, Subject};
 use crate::net::Timestamp;
 
-// Tables that are never more than half full (of 28,672 and 114,688) tidy themselves up in place, and never double.
+// A table that is never more than half full (of 28,672) tidies itself up in place, and never doubles.
 /// Clients remembered at most, under each of their keys.
 const MAX_CLIENTS: usize = 28_000;
 /// Token requests remembered per client.
 const MAX_REQUESTS: usize = 16;
 /// Token requests remembered at most.
 const MAX_TOKEN_REQUESTS: usize = 28_000;
-/// Tokens remembered at most.
-const MAX_TOKENS: usize = 57_000;
-/// A token holds for so long at most.
-const LONGEST_LIFETIME: Duration = Duration::from_hours(6);
 /// Roles remembered at most: an instance has one.
 const MAX_ROLES: usize = 64;
 /// An answer other than 403 shows so long that the endpoint is not switched off.
@@ -65,22 +62,6 @@ struct Timeline {
     let_in: Option<Timestamp>,
     /// The same by whom no process was known.
     nobody_let_in: Option<Timestamp>,
-}
-
-/// A token that was issued while tracing.
-#[derive(Clone, Copy, Debug)]
-struct Issued {
-    at: Timestamp,
-    lifetime: Option<Duration>,
-}
-
-/// A token, the moment it is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenUse {
-    /// Since it was issued.
-    pub age: Duration,
-    /// What it was issued for; `None` if that was not seen.
-    pub lifetime: Option<Duration>,
 }
 
 /// What a client had before it made a request without a token.
@@ -135,16 +116,14 @@ pub struct History {
     order: VecDeque<Key>,
     requests: HashMap<ExchangeId, TokenRequest>,
     request_order: VecDeque<ExchangeId>,
-    tokens: HashMap<TokenMark, Issued>,
-    token_order: VecDeque<TokenMark>,
-    /// When a token was last issued that could not be read, or is not remembered any more.
-    unread: Option<Timestamp>,
     /// When a request was last made after which it is of interest whether its client is let in.
     expected: Option<Timestamp>,
     /// Where a role was listed (an empty name) or its credentials were given, and when last; the latest ones.
     roles: VecDeque<(IpAddr, String, Timestamp)>,
     /// By endpoint: when the instance last answered with anything but 403.
     opened: HashMap<IpAddr, Timestamp>,
+    /// Tokens that were issued.
+    pub tokens: Tokens,
     /// What was asked unseen.
     pub unheard: Unheard,
 }
@@ -169,7 +148,7 @@ impl History {
         }
         match (exchange.imds(), moment) {
             (Some(Imds::Token), Moment::Asked | Moment::Left | Moment::Answered | Moment::Closed) => {
-                self.note_token(exchange, matches!(moment, Moment::Closed));
+                self.tokens.note(exchange, matches!(moment, Moment::Closed));
                 self.note_request(exchange, who);
             }
             (Some(Imds::V1), Moment::Closed) => self.note_read(exchange, status, who),
@@ -285,27 +264,6 @@ impl History {
             }
         }
         self.clients.entry(key).or_default()
-    }
-
-    fn note_token(&mut self, exchange: &Exchange, is_over: bool) {
-        let Some(at) = exchange.came else { return };
-        let Some(mark) = exchange.issued else {
-            if is_over && exchange.came_status().is_none_or(is_success) {
-                self.unread = self.unread.max(Some(at));
-            }
-            return;
-        };
-        let granted = exchange.response.as_ref().and_then(|response| response.token_ttl);
-        let asked_for = exchange.request.as_ref().and_then(|request| request.requested_ttl);
-        let lifetime = granted.or(asked_for).map(|seconds| Duration::from_secs(seconds.into()));
-        if self.tokens.insert(mark, Issued { at, lifetime }).is_none() {
-            self.token_order.push_back(mark);
-        }
-        while self.token_order.len() > MAX_TOKENS {
-            if let Some(oldest) = self.token_order.pop_front().and_then(|mark| self.tokens.remove(&mark)) {
-                self.unread = self.unread.max(Some(oldest.at));
-            }
-        }
     }
 
     /// The token request that the client of `exchange` made last before it, under which key it stands, and whether it is sure that it
@@ -480,19 +438,6 @@ impl History {
         let has_process = who.process.is_some();
         let mut sought = sought(who).into_iter().filter(|sought| sought.tie != Tie::Place || !has_process);
         sought.any(|sought| when(self, &sought.key).is_some_and(|at| exchange.asked.is_some_and(|asked| asked < at)))
-    }
-
-    /// The token that an exchange's request carried, if it was issued while tracing.
-    pub fn token_use(&self, exchange: &Exchange) -> Option<TokenUse> {
-        let issued = self.tokens.get(&exchange.request.as_ref()?.mark?)?;
-        Some(TokenUse { age: exchange.asked?.since(issued.at), lifetime: issued.lifetime })
-    }
-
-    /// May the token of this request have been issued while tracing, though none that was read is it? Its own or another could not be read.
-    pub fn may_be_issued(&self, exchange: &Exchange) -> bool {
-        let unread =
-            self.unread.zip(exchange.asked).is_some_and(|(issued, used)| used.since(issued) < LONGEST_LIFETIME);
-        unread || exchange.request.as_ref().is_none_or(|request| request.mark.is_none() && request.cut)
     }
 
     /// Did the instance ever answer somebody at this exchange's endpoint with anything but 403?

@@ -38,6 +38,7 @@ mod surroundings;
 mod throttled;
 mod token_refused;
 mod token_request_refused;
+mod tokens;
 mod unanswered;
 mod unexpected_client;
 mod unheard;
@@ -55,10 +56,11 @@ use crate::journey::{Dropped, Evidence, Fate, Hop, Journey};
 use crate::net::{Netns, Timestamp, Ttl};
 pub use aftermath::{Aftermath, Refused};
 pub use drops::{Spent, spent};
+pub use history::History;
 use history::Tries;
-pub use history::{History, TokenUse};
 pub use ledger::Ledger;
 pub use surroundings::Surroundings;
+pub use tokens::TokenUse;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]

@@ -24,7 +24,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         return None;
     }
     let subject = case.subject();
-    let (cause, why) = match case.history.token_use(exchange) {
+    let (cause, why) = match case.history.tokens.used(exchange) {
         Some(TokenUse { age, lifetime: Some(lifetime) }) if age >= lifetime => (
             "expired",
             format!(
@@ -51,7 +51,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         cause,
         capitalised(format!("{subject}{} asked {} with a token and got 401: {why}.", case.hint(), case.request_line())),
     );
-    if cause == "unknown" && case.history.may_be_issued(exchange) {
+    if cause == "unknown" && case.history.tokens.may_be_unread(exchange) {
         verdict.confidence = Confidence::Likely;
         verdict.summary.push_str(" (Or it is one of those that could not be read.)");
     } else if cause == "unknown" && case.history.unheard.is_possible(exchange, case.who, case.rests_on_capture()) {
