@@ -9,10 +9,16 @@ use imds_trace_replay_tests::kept;
 use crate::Outcome;
 use crate::program::run;
 
-crate::tests![the_front_page_is_short, links_lead_somewhere, commands_are_taken];
+crate::tests![the_front_page_is_short, links_lead_somewhere, commands_are_taken, samples_are_what_is_told];
 
 /// More would not be read.
 const FRONT_PAGE: usize = 200;
+
+/// What stands in a page as the program's own words, in which report of tests/ it stands, and from where to where.
+const SAMPLES: [(&str, &str, &str, &str); 2] = [
+    ("README.md", "recordings/hop-limit-1-three-containers.report.txt", "Report: ", "\n"),
+    ("docs/use.md", "captures/any-hop-limit-1.pcap.report.txt", "ERROR hop-limit-too-low   ", "\n\nWARNING "),
+];
 
 /// The pages for users and contributors: where they are, and what stands there.
 fn pages() -> Result<Vec<(PathBuf, String)>, std::io::Error> {
@@ -39,6 +45,20 @@ fn the_front_page_is_short() -> Outcome {
     let pages = pages()?;
     let lines = pages[0].1.lines().count();
     if lines < FRONT_PAGE { Ok(()) } else { Err(format!("README.md has {lines} lines: move some to docs/").into()) }
+}
+
+/// `bless` writes the reports anew; the pages are changed by hand then.
+fn samples_are_what_is_told() -> Outcome {
+    for (page, report, from, to) in SAMPLES {
+        let text = fs::read_to_string(kept::tests().join("..").join(page))?;
+        let report = fs::read_to_string(kept::tests().join(report))?;
+        let told = report.find(from).and_then(|at| report.get(at..)).ok_or("the report has no such place")?;
+        let told = told.rfind(to).and_then(|end| told.get(..end)).ok_or("it has no such end")?;
+        if !text.contains(told) {
+            return Err(format!("{page} does not have this as it stands:\n{told}").into());
+        }
+    }
+    Ok(())
 }
 
 /// The name of a heading in a link, as forges make it.
