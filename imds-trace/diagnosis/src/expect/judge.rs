@@ -234,6 +234,9 @@ pub(super) fn no_errors(scope: &Scope<'_>, lost: u64) -> Held {
     if let Some((who, denied)) = scope.which(|seen| &seen.denied) {
         return Err(format!("of {who} no error was found, but {}{}", denied.first, times(denied.count)));
     }
+    if let Some(seen) = scope.within.iter().chain(&scope.unknown).find(|seen| seen.is_turned_away()) {
+        return Err(format!("of {} no error was found, but {}", name(&seen.who), seen.last_refused));
+    }
     if let Some((who, unseen)) = scope.which(|seen| &seen.unseen) {
         let (first, times) = (&unseen.first, times(unseen.count));
         return Err(format!(

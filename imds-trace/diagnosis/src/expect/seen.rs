@@ -29,8 +29,9 @@ pub(super) struct Seen {
     refused_at: Option<(Timestamp, ExchangeId)>,
     /// It did not get what it asked for.
     pub(super) refused: Noted,
-    /// What it did not get last.
+    /// What it did not get last, and the status that it got in its place.
     pub(super) last_refused: String,
+    refused_with: Option<u16>,
     /// It was told that IMDS cannot serve it, or does not want to.
     pub(super) denied: Noted,
     /// Nothing came, or nothing shows that what came arrived.
@@ -92,6 +93,7 @@ impl Seen {
             refused_at: None,
             refused: Noted::default(),
             last_refused: String::new(),
+            refused_with: None,
             denied: Noted::default(),
             unanswered: Noted::default(),
             known: false,
@@ -118,6 +120,11 @@ impl Seen {
     /// Did it get what it asked for, and last?
     pub(super) fn is_served(&self) -> bool {
         self.served_at.is_some() && self.served_at >= self.refused_at
+    }
+
+    /// Was it turned away with its last request, and not let in since? A rule says so of the instance, and no rule of who stands in for it.
+    pub(super) fn is_turned_away(&self) -> bool {
+        self.refused_with == Some(401) && !self.is_served()
     }
 
     /// Takes in a connection that no hook saw. One by which nothing came proves that nothing did.
@@ -150,7 +157,7 @@ impl Seen {
         } else {
             self.refused.note(|| happened(exchange));
             if self.refused_at <= at {
-                (self.refused_at, self.last_refused) = (at, happened(exchange));
+                (self.refused_at, self.last_refused, self.refused_with) = (at, happened(exchange), status);
             }
         }
         if status.is_some_and(|status| denies(status, exchange.imds())) || exchange.lacks_token() && answered {
