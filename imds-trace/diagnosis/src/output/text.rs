@@ -349,8 +349,8 @@ pub(super) fn outcome(exchange: &Exchange) -> String {
         };
         return format!("{style}{status}{style:#} in {took}{but}");
     }
+    let status = exchange.response.as_ref().map(|response| format!(" ({})", response.status)).unwrap_or_default();
     if exchange.answered.is_some() {
-        let status = exchange.response.as_ref().map(|response| format!(" ({})", response.status)).unwrap_or_default();
         return match exchange.response_delivery() {
             Delivery::Received(_) => format!("answered in {took}"),
             _ => format!("response{status} {YELLOW}forwarded{YELLOW:#} in {took}, not acknowledged"),
@@ -388,6 +388,10 @@ pub(super) fn outcome(exchange: &Exchange) -> String {
         }
         (None, None, _) if exchange.asked.is_none() && exchange.unheard => "what it asked was not seen".to_owned(),
         (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
+        _ if exchange.responded && exchange.response.is_some() => {
+            let what = if exchange.response_refuted { "did not reach the client" } else { "was not seen to arrive" };
+            format!("{RED}response{status} {what}{RED:#}")
+        }
         _ if exchange.responded => "what came back was not seen".to_owned(),
         _ => format!("{RED}no answer{RED:#} in {took}"),
     }
