@@ -49,6 +49,7 @@ fn who(name: &str) -> Attribution {
     Attribution {
         container: (!matches!(name, "host" | "?")).then_some(container),
         by: if name == "?" { Key::Unknown } else { Key::Cgroup },
+        socket_address: None,
         initial_ttl: Some(Ttl(64)),
         ..Attribution::of_nobody(Some(address))
     }

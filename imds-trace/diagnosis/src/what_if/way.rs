@@ -53,7 +53,10 @@ pub fn of_token(event: &ExchangeEvent) -> Needed {
     let way = of(event);
     let exchange = &event.exchange;
     let observed = event.hop_limit.observed.map(|limit| limit.0);
+    // Of one that arrived unseen it is not known with what TTL it came.
+    let arrived = exchange.inward.as_ref().is_none_or(|travel| travel.fate == Fate::Delivered);
     match (exchange.brought() && !exchange.is_late(), observed) {
+        (true, Some(_)) if !arrived => way,
         // It arrived: no more than this is needed, whatever the request's TTL says.
         (true, Some(observed)) => Needed {
             at_least: if way.at_least <= observed { way.at_least } else { 0 },
