@@ -14,7 +14,7 @@ use crate::identity::fact::{Connected, Outcome, Socket, TcpState};
 use crate::identity::{Asked, Attribution, Directory, Fact, Failed, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Evidence, Joiner, Journey, Others};
-use crate::net::{Heading, Netns, Timestamp, Ttl};
+use crate::net::{Heading, Netns, Timestamp};
 use crate::observation::{Observation, Place};
 
 /// What does not change during a run.
@@ -325,8 +325,8 @@ impl Interpreter {
         now: Timestamp,
         sink: &mut Sink<'_>,
     ) {
-        let seen = self.limit(exchange, who.initial_ttl);
-        let hop_limit = self.ledger.hop_limit(&who.subject(), seen);
+        let seen = self.limit(exchange, &who);
+        let hop_limit = self.ledger.hop_limit(&who.subject(), seen, exchange.came);
         if let Moment::Lost(journey) = moment {
             match spent(journey) {
                 Some(Spent::Dropped(dropped) | Spent::Unnamed(dropped))
@@ -391,12 +391,20 @@ impl Interpreter {
     }
 
     /// What one exchange says of the hop limit.
-    fn limit(&self, exchange: &Exchange, initial: Option<Ttl>) -> HopLimit {
+    fn limit(&self, exchange: &Exchange, who: &Attribution) -> HopLimit {
         if self.surroundings.evidence == Evidence::Kernel {
             let hops = exchange.inward.iter().flat_map(|travel| travel.hops.first());
             let from_inside = hops.into_iter().any(|hop| self.surroundings.is_inside(hop.hook.interface.index));
             let observed = exchange.hop_limit.filter(|_| !from_inside);
-            return HopLimit { observed, needed: exchange.decrements.needed(initial) };
+            let needed = exchange.decrements.needed(who.initial_ttl);
+            // Translated before the first place it was forwarded there, and its TTL does not show that.
+            let first = exchange.decrements.first.map(|(first, _)| first);
+            let is_hidden = who.socket_address.is_some_and(|own| who.address.is_some_and(|seen| own != seen))
+                && first.is_some_and(|first| who.initial_ttl == Some(first));
+            // A token that arrived with less refutes it.
+            let arrived = observed.filter(|_| exchange.is_answered_for_sure() && exchange.brought());
+            let is_refuted = arrived.zip(needed).is_some_and(|(arrived, needed)| arrived < needed);
+            return HopLimit { observed, needed: needed.filter(|_| !is_hidden && !is_refuted) };
         }
         // Where no packet was seen behind a forward, the capture may be the client's own, and the answer's TTL have fallen before it.
         let forwarded = exchange.decrements.forwarded();

@@ -10,7 +10,7 @@ mod progress;
 mod sent;
 pub mod software;
 
-use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey};
+use crate::journey::{Connection, Dropped, Fate, Hop, Join, Journey, Redirect};
 use crate::net::{Direction, Endpoint, INITIAL_TTLS, Netns, Timestamp, Ttl, has_fallen};
 pub use crate::observation::{Icmp, TokenMark};
 use crate::observation::{RequestHead, ResponseHead};
@@ -37,6 +37,10 @@ pub struct Travel {
     /// How the hops were joined.
     pub join: Join,
 }
+
+/// Forwards before the first place that is watched, at most: containers in containers are not nested deeper, and a TTL that differs by more
+/// was set.
+const MAX_NESTED: u8 = 8;
 
 /// What is known of the TTL from a client's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,7 +106,7 @@ impl Decrements {
             (Some(initial), Some((_, Direction::Egress))) => {
                 return initial.0.checked_sub(self.last?.0)?.checked_add(1).map(Ttl);
             }
-            (Some(initial), Some((first, _))) => initial.0.checked_sub(first.0)?,
+            (Some(initial), Some((first, _))) => initial.0.checked_sub(first.0).filter(|fell| *fell <= MAX_NESTED)?,
             // How often it had fallen before nobody saw.
             (None, Some((first, _))) if has_fallen(first) => return None,
             _ => 0,
@@ -171,10 +175,8 @@ pub struct Exchange {
     pub refusal: Option<Refusal>,
     /// Somebody said no, and that was dropped before it reached the client.
     pub lost_refusal: Option<Refused>,
-    /// Where something on this host sent its SYN instead of to IMDS.
-    pub redirected: Option<Endpoint>,
-    /// Had that been done before the first place that saw it? See [`Journey::redirected_before`].
-    pub redirected_before: bool,
+    /// Was its SYN sent elsewhere instead of to IMDS?
+    pub redirected: Option<Redirect>,
     /// When the client ended its side, if it had no answer by then.
     pub left: Option<Timestamp>,
     /// Did its client acknowledge anything? Then it has heard from the other end, whether that was seen or not.
@@ -233,7 +235,6 @@ impl Exchange {
             refusal: None,
             lost_refusal: None,
             redirected: None,
-            redirected_before: false,
             left: None,
             acknowledges: false,
             unheard: false,

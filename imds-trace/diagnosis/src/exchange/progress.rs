@@ -39,6 +39,8 @@ pub(super) struct Live {
     rest_end: Option<u32>,
     /// The highest sequence number of a part of its response that was lost.
     rest_lost_at: Option<u32>,
+    /// Is the hop limit that is known one with which a token went on to its client?
+    limit_arrived: bool,
     /// The sequence number at which the other side ended, by FIN or by reset, if this is the last response before it.
     pub(super) ends_at: Option<u32>,
     /// Did its client end its side, or reset the connection?
@@ -67,6 +69,7 @@ impl Live {
             response_end: None,
             rest_end: None,
             rest_lost_at: None,
+            limit_arrived: false,
             ends_at: None,
             client_ended: false,
             answers_to: None,
@@ -136,9 +139,6 @@ impl Live {
             exchange.redirected = journey.redirected;
         } else {
             exchange.redirected = journey.redirected.or(exchange.redirected);
-        }
-        if journey.redirected.is_some() {
-            exchange.redirected_before = journey.redirected_before;
         }
         exchange.acknowledges |= flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
         let first_byte = journey.connection.isn.map(|isn| isn.wrapping_add(1));
@@ -212,8 +212,9 @@ impl Live {
             if let Some(hop) =
                 journey.hops.first().filter(|hop| grants_token && hop.hook.direction == Direction::Ingress)
             {
-                // Of several copies the one that went on says with what TTL one arrives.
-                let went_on = journey.fate == Fate::Delivered && exchange.answered.is_none();
+                // Of several copies the first that went on says with what TTL one arrives.
+                let went_on = journey.fate == Fate::Delivered && !self.limit_arrived;
+                self.limit_arrived |= went_on;
                 exchange.hop_limit = exchange.hop_limit.filter(|_| !went_on).or(Some(hop.ttl));
             }
         }
@@ -296,8 +297,10 @@ impl Live {
     fn lacks_rest(&self, received: &Received) -> bool {
         let Some(end) = self.rest_end else { return false };
         let said = self.declared_end();
-        // Its last bytes may have come unseen.
-        if said.is_some_and(|said| received.proves_response(said).is_some()) {
+        // Its last bytes may have come unseen. Where it ends by its head alone what was seen may go on behind.
+        let is_exact = self.exchange.response.as_ref().is_some_and(|response| response.ends.is_some());
+        let all = if is_exact { said } else { Some(later(end, said)) };
+        if all.is_some_and(|all| received.proves_response(all).is_some()) {
             return false;
         }
         // Sent again it may have arrived.

@@ -29,7 +29,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     exchange.answered?;
     let inward = exchange.inward.as_ref().filter(|travel| !travel.hops.is_empty())?;
     // A TTL that had fallen before the first place that saw the answer: it was forwarded here, from where nobody listens.
-    let redirected = exchange.redirected;
+    let redirected = exchange.redirected.map(|redirect| redirect.to);
     if redirected.is_none()
         && inward.hops.first().is_some_and(|hop| hop.hook.direction == Direction::Egress && has_fallen(hop.ttl))
     {

@@ -37,7 +37,9 @@ impl Case<'_> {
         let rules = |chain: &str| format!("{} -t nat -vnL {chain} --line-numbers", self.iptables());
         let own = self.who.netns.filter(|netns| *netns != self.host.netns);
         let chain = if self.who.netns.is_some() && own.is_none() { "OUTPUT" } else { "PREROUTING" };
-        let inside = own.filter(|_| self.exchange.redirected_before).map(|netns| self.enter(netns));
+        let inside = own
+            .filter(|_| self.exchange.redirected.is_some_and(|redirect| redirect.before))
+            .map(|netns| self.enter(netns));
         let inside = inside.map(|enter| format!("{enter}{}", rules("OUTPUT")));
         [rules(chain), "nft -a list ruleset".to_owned()].into_iter().chain(inside).collect()
     }

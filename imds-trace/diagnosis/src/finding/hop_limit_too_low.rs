@@ -4,12 +4,12 @@
 
 use super::drops::{is_lowered, spent_at_program};
 use super::programs::Program;
-use super::{Case, Confidence, Rule, Severity, Spent, Verdict, spent};
+use super::{Case, Confidence, Finding, Rule, Severity, Spent, Verdict, spent};
 use crate::coverage::Absent;
 use crate::exchange::imds::is_success;
 use crate::exchange::{Imds, Moment};
 use crate::journey::{Dropped, Fate, Hop, Journey};
-use crate::net::{Direction, Heading, Netns, Ttl};
+use crate::net::{Direction, Heading, Netns, Timestamp, Ttl};
 use crate::printable::shell_word;
 
 /// The rule.
@@ -49,6 +49,10 @@ fn lost_before(case: &Case<'_>) -> bool {
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let Moment::Lost(journey) = case.moment else { return None };
+    // Its client had those bytes.
+    if journey.needless {
+        return None;
+    }
     // Nothing but an acknowledgement or an end, and no part of the response was lost before.
     if !journey.carries() && !lost_before(case) {
         return None;
@@ -221,4 +225,21 @@ impl Lost<'_> {
             }
         })
     }
+}
+
+/// The run ends: what was said of a hop limit that has been raised since needs no command, which might lower it again. Gives whether it was.
+pub(super) fn settle(finding: &mut Finding, latest: Option<(Timestamp, Ttl)>) -> bool {
+    let Some((_, limit)) = latest.filter(|(at, _)| finding.rule == RULE.id && finding.last < *at) else { return false };
+    let is_enough = finding.hop_limit.needed.is_some_and(|needed| needed <= limit);
+    if !is_enough || finding.says.remedy.is_empty() {
+        return false;
+    }
+    finding.says.remedy.clear();
+    finding.says.lasting = None;
+    let more = format!(
+        " (Later a token response came with TTL {}: the hop limit has been raised, and is enough for it now.)",
+        limit.0
+    );
+    finding.says.summary.push_str(&more);
+    true
 }

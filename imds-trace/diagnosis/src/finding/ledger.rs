@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::contradiction::{Contradicted, WITHIN, contradicted};
+use super::hop_limit_too_low::settle;
 use super::{Case, Confidence, Finding, FindingId, HopLimit, RULES, Rule, Verdict, vantage};
 use crate::coverage::{Span, WhyNot};
 use crate::exchange::imds::known_by;
 use crate::exchange::{ExchangeId, Moment};
 use crate::identity::{Key, Subject};
-use crate::net::Timestamp;
+use crate::net::{Timestamp, Ttl};
 
 /// Exchanges named as evidence of one finding.
 pub const MAX_EVIDENCE: usize = 16;
@@ -56,6 +57,8 @@ pub struct Ledger {
     entries: HashMap<FindingKey, Entry>,
     order: BTreeMap<u64, FindingKey>,
     hop_limits: HashMap<Subject, HopLimit>,
+    /// The instance's hop limit as it was seen last, and when.
+    latest_limit: Option<(Timestamp, Ttl)>,
     shares: HashMap<ExchangeId, Vec<Share>>,
     share_order: VecDeque<ExchangeId>,
     next: u64,
@@ -63,8 +66,9 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// What is known of a subject's hop limit, `seen` included.
-    pub fn hop_limit(&mut self, subject: &Subject, seen: HopLimit) -> HopLimit {
+    /// What is known of a subject's hop limit, `seen` included; `came`: when the answer did that shows it.
+    pub fn hop_limit(&mut self, subject: &Subject, seen: HopLimit, came: Option<Timestamp>) -> HopLimit {
+        self.latest_limit = self.latest_limit.max(came.zip(seen.observed));
         if self.hop_limits.len() >= MAX_SUBJECTS && !self.hop_limits.contains_key(subject) {
             return seen;
         }
@@ -194,7 +198,7 @@ impl Ledger {
     pub fn finish(&mut self, told: &mut dyn FnMut(&Finding)) {
         for key in self.order.values() {
             if let Some(entry) = self.entries.get_mut(key)
-                && entry.told != entry.finding.count
+                && (settle(&mut entry.finding, self.latest_limit) || entry.told != entry.finding.count)
             {
                 entry.told = entry.finding.count;
                 told(&entry.finding);

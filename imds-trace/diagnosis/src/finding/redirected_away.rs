@@ -5,7 +5,7 @@
 use super::drops::drops_whatever_its_way;
 use super::{Case, Rule, Severity, Verdict};
 use crate::exchange::Exchange;
-use crate::journey::Fate;
+use crate::journey::{Fate, Redirect};
 use crate::net::{Direction, Endpoint};
 
 /// The rule.
@@ -23,7 +23,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         return None;
     }
     match exchange.redirected {
-        Some(to) => elsewhere(case, exchange, to),
+        Some(Redirect { to, .. }) => elsewhere(case, exchange, to),
         None => nowhere(case, exchange),
     }
 }

@@ -8,6 +8,7 @@ use super::netfilter::{commands, hook};
 use super::socket_error::error_of;
 use super::{Case, Confidence, IMDS_PORT, Rule, Severity, Verdict};
 use crate::exchange::{Icmp, Refusal, Refused};
+use crate::journey::Redirect;
 use crate::net::Heading;
 
 /// The rule.
@@ -69,7 +70,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         (false, None) => "from this host: it never came in from outside".to_owned(),
     };
     let redirected = match exchange.redirected {
-        Some(to) => format!(" Something on this host had redirected it (DNAT) to {to}, and nobody listens there."),
+        Some(Redirect { to, .. }) => {
+            format!(" Something on this host had redirected it (DNAT) to {to}, and nobody listens there.")
+        }
         None if from_outside && exchange.endpoint.port != IMDS_PORT => {
             format!(" IMDS listens at port {IMDS_PORT} alone.")
         }
@@ -110,7 +113,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         );
         if !from_outside {
             verdict.remedy.extend(case.redirects());
-            verdict.remedy.extend(exchange.redirected.map(super::redirected_away::listeners));
+            verdict.remedy.extend(exchange.redirected.map(|redirect| super::redirected_away::listeners(redirect.to)));
         }
         return Some(verdict);
     };

@@ -170,6 +170,7 @@ impl Directory {
         let socket = self.sockets.find(query);
         if let Some(socket) = socket {
             attribution.process = Some(socket.process());
+            attribution.socket_address = socket.source();
             attribution.initial_ttl = socket.ttl();
             attribution.netns = Some(socket.netns());
             attribution.error = socket.error();

@@ -212,6 +212,8 @@ pub struct Attribution {
     pub by: Key,
     /// The client's address as it stood in its packets nearest to it; `None` where there was no packet and nobody told it.
     pub address: Option<IpAddr>,
+    /// The address of its socket, if that was told. Where its packets have another one they were translated on the way.
+    pub socket_address: Option<IpAddr>,
     /// The TTL its packets started with, from its socket.
     pub initial_ttl: Option<Ttl>,
     /// The network namespace of its socket.
@@ -245,6 +247,7 @@ impl Attribution {
             process: None,
             by: Key::Unknown,
             address,
+            socket_address: None,
             initial_ttl: None,
             netns: None,
             error: None,

@@ -8,7 +8,7 @@ use super::connections::{Connections, Found, State, slot};
 use super::drops::{Meaning, meaning};
 use super::origin::Origins;
 use super::packet_key::PacketKey;
-use super::{ConnectionId, Dropped, Evidence, Fate, Hop, Join, Journey};
+use super::{ConnectionId, Dropped, Evidence, Fate, Hop, Join, Journey, Redirect};
 use crate::net::{Direction, Endpoint, Heading, Ifindex, Netns, Timestamp, has_fallen, is_before};
 use crate::observation::{Drop, Head, Icmp, Observation, Place, Tcp, TcpFlags};
 use crate::room;
@@ -40,8 +40,8 @@ struct Open {
     heads: Vec<Head>,
     contradicted: bool,
     icmp: Option<Icmp>,
-    redirected: Option<Endpoint>,
-    redirected_before: bool,
+    redirected: Option<Redirect>,
+    needless: bool,
     join: Join,
     last: Timestamp,
 }
@@ -141,6 +141,7 @@ impl Joiner {
         note_way(state, &observation);
         self.connections.note_end(id, &observation, tcp);
         let Some(state) = self.connections.get_mut(id) else { return };
+        let needless = is_acked(observation.heading, tcp, state);
         let mut all = state.open.iter_mut().rev();
         let continued = all.find(|open| open.key == key && open.goes_on_at(&observation.place, observation.at));
         let open = match continued {
@@ -157,8 +158,8 @@ impl Joiner {
                     heads: Vec::new(),
                     contradicted: false,
                     icmp: observation.icmp,
-                    redirected,
-                    redirected_before: redirected.is_some(),
+                    redirected: redirected.map(|to| Redirect { to, before: true }),
+                    needless,
                     join,
                     last: observation.at,
                 });
@@ -167,7 +168,8 @@ impl Joiner {
         };
         open.last = open.last.max(observation.at);
         open.join = open.join.max(join);
-        open.redirected = redirected.or(open.redirected);
+        let before = open.redirected.is_some_and(|redirect| redirect.before);
+        open.redirected = redirected.map(|to| Redirect { to, before }).or(open.redirected);
         if open.heads.is_empty() {
             open.heads = observation.heads;
         } else if !observation.heads.is_empty() && open.heads != observation.heads {
@@ -315,7 +317,7 @@ impl Open {
 
 /// `in_capture`: of what a capture shows; and then, was an acknowledgement waited for?
 fn finish(open: Open, state: &State<Open>, misrouted: bool, in_capture: Option<bool>) -> Journey {
-    let acked = was_acked(&open, state);
+    let acked = is_acked(open.heading, open.tcp, state);
     let arrived = match in_capture {
         None => !misrouted && arrived(&open, state),
         Some(waited) => seems_arrived(&open, state, waited),
@@ -334,7 +336,7 @@ fn finish(open: Open, state: &State<Open>, misrouted: bool, in_capture: Option<b
         contradicted: open.contradicted,
         icmp: open.icmp,
         redirected: open.redirected,
-        redirected_before: open.redirected_before,
+        needless: open.needless,
         hops: open.hops,
         fate,
         acked,
@@ -390,10 +392,10 @@ fn seems_arrived(open: &Open, state: &State<Open>, waited: bool) -> bool {
     }
 }
 
-/// The other side acknowledged it: it arrived, whatever we saw of it.
-fn was_acked(open: &Open, state: &State<Open>) -> bool {
-    let occupies = open.tcp.end() != open.tcp.seq;
-    occupies && state.acked[slot(open.heading)].is_some_and(|acked| !is_before(acked, open.tcp.end()))
+/// The other side has acknowledged it: it arrived, whatever we saw of it.
+fn is_acked(heading: Heading, tcp: Tcp, state: &State<Open>) -> bool {
+    let occupies = tcp.end() != tcp.seq;
+    occupies && state.acked[slot(heading)].is_some_and(|acked| !is_before(acked, tcp.end()))
 }
 
 fn note_ack(state: &mut State<Open>, heading: Heading, tcp: Tcp) {

@@ -106,6 +106,16 @@ impl Journey {
     }
 }
 
+/// What something on this host made of a packet to IMDS (DNAT, a redirect).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// Where it went, as it stood in the packet that was seen last.
+    pub to: Endpoint,
+    /// Was it on its way there already at the first place that saw it? Then it was redirected in its client's own network namespace, or on
+    /// a bridge (br_netfilter).
+    pub before: bool,
+}
+
 /// One packet followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journey {
@@ -123,11 +133,11 @@ pub struct Journey {
     pub contradicted: bool,
     /// Set if it is an ICMP error about a packet of the client's: then `tcp` has that one's sequence number.
     pub icmp: Option<Icmp>,
-    /// Where something on this host sent it instead of to IMDS, as it stood in the packet that was seen last.
-    pub redirected: Option<Endpoint>,
-    /// Was it on its way there already at the first place that saw it? Then it was redirected in its client's own network namespace, or on
-    /// a bridge (br_netfilter).
-    pub redirected_before: bool,
+    /// Had the other side acknowledged all of it before it was first seen? Then it was sent for nothing: a copy too many, or a probe whether
+    /// somebody is still there.
+    pub needless: bool,
+    /// Was it sent elsewhere instead of to IMDS?
+    pub redirected: Option<Redirect>,
     /// Where it was seen, in order; empty if only its drop was seen.
     pub hops: Vec<Hop>,
     /// How it ended.
