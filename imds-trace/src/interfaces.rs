@@ -1,6 +1,7 @@
 //! Which interfaces are there, which do the routes to the endpoints use, and what comes and goes? Asked of rtnetlink.
 
 mod message;
+mod neighbour;
 pub mod nsid;
 pub mod snapshot;
 

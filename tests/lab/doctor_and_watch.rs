@@ -62,6 +62,7 @@ const SAME: &[(&str, &[&str])] = &[
     ("reverse-path", &["rp-filter", "route"]),
     ("not-masqueraded", &["masquerade", "firewall"]),
     ("misrouted-answer", &["rp-filter", "route"]),
+    ("kernel-drop", &["route"]),
 ];
 
 /// What both said of one client.
@@ -152,6 +153,8 @@ fn where_watch_finds_an_error_doctor_named_it_or_did_not_know(lab: &Lab) -> Outc
         behind("to-nowhere", |_| obstacle::redirect(runner, "docker0", "192.0.2.1:80")),
         behind("reverse-path", |_| obstacle::reverse_path(&lab.host)),
         behind("answers-elsewhere", |_| obstacle::answers_elsewhere(&lab.host)),
+        behind("stale-neighbour", |own| obstacle::stale_neighbour(&lab.host, own)),
+        behind("past-the-router", |own| obstacle::past_the_router(own)),
         turn("strict-second-uplink", |_| second_uplink(lab, true, true)),
         turn("into-a-tunnel", |_| {
             let tunnel = changed(runner, "ip", "tuntap add dev tun7 mode tun", "tuntap del dev tun7 mode tun")?;

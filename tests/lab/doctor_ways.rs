@@ -13,6 +13,7 @@ crate::tests![
     a_pod_with_a_link_of_its_own_is_judged_by_it,
     a_route_into_a_containers_link_is_broken_and_mended,
     a_way_into_a_tunnel_or_under_a_link_local_address_is_broken,
+    a_next_hop_that_does_not_answer_is_broken,
 ];
 
 type Outcome = anyhow::Result<()>;
@@ -67,6 +68,17 @@ fn a_pod_with_a_link_of_its_own_is_judged_by_it(lab: &Lab) -> Outcome {
     pod.ip("route add default via 169.254.1.1 dev eth0")?;
     runner.ip("route add 10.99.0.200 dev eni17 scope link")?;
     let name = format!("namespace {}", pod.name());
+    let silent = ["nobody answers there for 169.254.1.1", "proxy_arp", "eni17"];
+    expect(&doctor(lab, &[])?, "route", &name, "broken", &silent)?;
+    {
+        let _proxy = sysctl(runner, "net/ipv4/conf/eni17/proxy_arp", "1", "0")?;
+        expect(&doctor(lab, &[])?, "route", &name, "ok", &["from the host by ens5"])?;
+    }
+    // As the VPC CNI does, which enters the host's end; and one that is stale.
+    runner.ip("link set eni17 address 02:00:00:00:00:17")?;
+    pod.ip("neigh replace 169.254.1.1 lladdr 02:00:00:00:00:99 dev eth0 nud permanent")?;
+    expect(&doctor(lab, &[])?, "route", &name, "broken", &["fixed neighbour entry for 169.254.1.1", ":99"])?;
+    pod.ip("neigh replace 169.254.1.1 lladdr 02:00:00:00:00:17 dev eth0 nud permanent")?;
     let answers = doctor(lab, &[])?;
     expect(&answers, "route", &name, "ok", &["169.254.169.254", "from the host by ens5"])?;
     expect(&answers, "masquerade", &name, "warning", &["10.99.0.200", "not-masqueraded"])?;
@@ -124,4 +136,24 @@ fn a_way_into_a_tunnel_or_under_a_link_local_address_is_broken(lab: &Lab) -> Out
     let broken = expect(&answers, "route", "host", "broken", &["tunnel tun7", "169.254.169.254"])?;
     expect_that("what would not help is not offered", broken["mend"].is_null(), broken)?;
     Ok(())
+}
+
+fn a_next_hop_that_does_not_answer_is_broken(lab: &Lab) -> Outcome {
+    let job = waiting(lab, "job-17")?;
+    let (runner, inside) = (lab.host.runner(), job.namespace()?);
+    {
+        let _route = obstacle::past_the_router(&inside)?;
+        let parts = ["by no router", "nobody answers there for 169.254.169.254"];
+        expect(&doctor(lab, &[])?, "route", "job-17", "broken", &parts)?;
+    }
+    {
+        let _ignore = sysctl(runner, "net/ipv4/conf/all/arp_ignore", "8", "0")?;
+        expect(&doctor(lab, &[])?, "route", "job-17", "broken", &["does not answer ARP", "arp_ignore is 8"])?;
+    }
+    {
+        let _entry = obstacle::stale_neighbour(&lab.host, &inside)?;
+        let parts = ["the host's fixed neighbour entry", "answers go to nobody"];
+        expect(&doctor(lab, &[])?, "route", "job-17", "broken", &parts)?;
+    }
+    expect_nothing_broken(&doctor(lab, &[])?)
 }

@@ -267,6 +267,14 @@ pub fn stale_neighbour(host: &RunnerHost, client: &Namespace) -> Result<Obstacle
     Ok(obstacle)
 }
 
+/// A route in a client's namespace that leads to link-local addresses by no router, as zeroconf adds it: nobody there has them.
+pub fn past_the_router(client: &Namespace) -> Result<Obstacle> {
+    let mut obstacle = Obstacle::default();
+    let to = "route add 169.254.0.0/16 dev eth0 scope link";
+    obstacle.with(client, "ip", to, "route del 169.254.0.0/16 dev eth0")?;
+    Ok(obstacle)
+}
+
 /// Packets that failed the reverse path check in a namespace so far.
 pub fn failed_reverse_path(namespace: &Namespace) -> Result<u64> {
     namespace.counter("TcpExt", "IPReversePathFilter")

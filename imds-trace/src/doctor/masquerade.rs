@@ -37,6 +37,8 @@ struct Group {
     untracked: Option<bool>,
     /// Has the uplink's network these addresses, too?
     own: bool,
+    /// Are their addresses of none of their bridge's subnets?
+    strays: bool,
     addresses: Vec<IpAddr>,
     names: Vec<String>,
     /// Is there anybody among them?
@@ -82,12 +84,17 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
     let becomes = fate.becomes.filter(|_| masqueraded == Some(true));
     let held = |address| network.addresses.iter().any(|(index, held, _)| *index == uplink && *held == address);
     let given = becomes.and_then(|(first, last)| given(first, last, &held, &of_uplink));
+    // An address of none of its bridge's subnets: what is said of those is not about it.
+    let strays = sight.bridge(&by).is_some_and(|bridge| {
+        let mut all = bridge.subnets.iter().filter(|(held, _)| held.is_ipv6() == v6).peekable();
+        all.peek().is_some() && !all.any(|subnet| in_prefix(address, *subnet))
+    });
     // Pods with a link of their own are alike if they fare alike.
     let bridged = |by: &str| sight.bridge(by).is_some();
     let alike = |group: &&mut Group| {
         (group.by == by || !bridged(&group.by) && !bridged(&by))
             && (group.uplink, group.v6, group.masqueraded, group.own) == (uplink, v6, masqueraded, own)
-            && (group.given, group.untracked) == (given, untracked)
+            && (group.given, group.untracked, group.strays) == (given, untracked, strays)
     };
     match groups.iter_mut().find(alike) {
         Some(group) => {
@@ -105,6 +112,7 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
                 given,
                 untracked,
                 own,
+                strays,
                 addresses,
                 names,
                 real: !client.is_example,
@@ -135,7 +143,7 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
     let uplink = network.name(group.uplink);
     let bridge = sight.bridge(&group.by);
     let subnets = bridge.map(|bridge| bridge.subnets.as_slice()).unwrap_or_default();
-    let subnet = subnets.iter().find(|(address, _)| address.is_ipv6() == group.v6);
+    let subnet = subnets.iter().find(|(address, _)| !group.strays && address.is_ipv6() == group.v6);
     let whose = match subnet {
         Some((address, length)) => format!("{address}/{length}"),
         None => some_of(&group.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>()),

@@ -17,6 +17,7 @@ mod instance;
 mod kernel;
 mod listeners;
 mod masquerade;
+mod neighbour;
 mod onward;
 mod programs;
 mod redirect;

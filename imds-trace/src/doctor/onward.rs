@@ -67,9 +67,16 @@ pub fn out_of_host(
         }
         Some(Astray::Nobody(of)) => (
             Status::Broken,
-            format!(
-                "The route to {endpoint}{whose} leads into {name}, {of}, where nobody has that address: nothing answers. An address of 169.254.0.0/16 on {name}, as a DHCP client gives itself one, makes such a route; keep that client off {name}."
-            ),
+            // IPv6's link-local addresses make no route to the endpoint.
+            if endpoint.is_ipv6() {
+                format!(
+                    "The route to {endpoint}{whose} leads into {name}, {of}, where nobody has that address: nothing answers."
+                )
+            } else {
+                format!(
+                    "The route to {endpoint}{whose} leads into {name}, {of}, where nobody has that address: nothing answers. An address of 169.254.0.0/16 on {name}, as a DHCP client gives itself one, makes such a route; keep that client off {name}."
+                )
+            },
         ),
         Some(Astray::Through(who)) => {
             return Some((
@@ -203,6 +210,17 @@ pub fn further(
         return answer(Status::Broken, format!("{begins}, and on the host {down} is down: nothing passes it."))
             .look(host(&format!("ip link show dev {}", shell_word(&down))));
     }
+    if let Some(silence) = &leg.silence {
+        let next = out.gateway.unwrap_or(endpoint);
+        let show = |address: IpAddr| format!("ip neigh show to {address}");
+        let look = match silence.inside {
+            true => sight.inside[leg.inside].command(&show(next)),
+            false => show(leg.source.unwrap_or(next)),
+        };
+        let status = if silence.sure { Status::Broken } else { Status::Unknown };
+        let straight = if out.gateway.is_none() { ", by no router" } else { "" };
+        return answer(status, format!("{begins}{straight}, and {}.", silence.why)).look(look);
+    }
     let passage = leg.source.and_then(|source| sight.passage(source, by, endpoint));
     if passage.is_some_and(|passage| !passage.sure) {
         let summary = format!(
@@ -226,7 +244,10 @@ pub fn further(
                         );
                         answer(status, format!("{begins}, and from the host by {}; {why}.", name(*interface))).look(look)
                     }
-                    None => answer(Status::Ok, format!("{begins}, and from the host by {}.", name(*interface))),
+                    None => {
+                        let said = answer(Status::Ok, format!("{begins}, and from the host by {}.", name(*interface)));
+                        one_of_several(sight, *interface, *gateway, said)
+                    }
                 },
             }
         }
@@ -267,6 +288,23 @@ pub fn further(
         }
         None => answer(Status::Unknown, format!("{begins}. How the host sends it on is not known.")).look(look),
     }
+}
+
+/// Of a default route with several next hops the kernel tells one: a client's other connections may take another.
+pub fn one_of_several(sight: &Sight, interface: Ifindex, gateway: Option<IpAddr>, said: Answer) -> Answer {
+    let Ok(network) = &sight.host.network else { return said };
+    let is_one = network.next_hops.len() > 1 && network.next_hops.contains(&(interface, gateway));
+    if !is_one || said.status != Status::Ok {
+        return said;
+    }
+    let others = network.next_hops.iter().filter(|hop| **hop != (interface, gateway));
+    let others: Vec<&str> = others.map(|(other, _)| network.name(*other)).collect();
+    let summary = format!(
+        "{} That is one next hop of the default route; connections that take another ({}) were not followed.",
+        said.summary,
+        others.join(", ")
+    );
+    Answer { status: Status::Unknown, summary, ..said }.look("ip route show default")
 }
 
 /// The link-local address that a client's requests get where the host masquerades them: of an interface's addresses the kernel takes one

@@ -10,7 +10,8 @@ use super::inside::Inside;
 use super::listeners::{Listeners, refused};
 use super::sight::{self, Leg, Sight};
 use super::{Answer, Check, Status, Subject, onward};
-use crate::interfaces::snapshot::{Snapshot, Way};
+use crate::interfaces::snapshot::{Known, Neighbour, Snapshot, Way};
+use diagnosis::net::Ifindex;
 use diagnosis::way::network::{PolicyRule, Routing, in_prefix};
 
 /// The check.
@@ -129,7 +130,15 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
                     let look = || format!("{family} route get {endpoint}");
                     let said = onward::out_of_host(place.sight, Some((*interface, *gateway, *source)), endpoint, "");
                     said.map_or_else(
-                        || answer(Status::Ok, format!("{endpoint} is reached by {out}.")),
+                        || {
+                            let said = answer(Status::Ok, format!("{endpoint} is reached by {out}."));
+                            onward::one_of_several(
+                                place.sight,
+                                *interface,
+                                *gateway,
+                                lost_router(network, *interface, *gateway, said),
+                            )
+                        },
                         |(status, summary, mend)| {
                             let said = answer(status, summary).look(look());
                             mend.into_iter().fold(said, Answer::mend)
@@ -170,6 +179,17 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
         }
         None => answer(Status::Unknown, format!("The kernel was not asked how {endpoint} is reached.")),
     }
+}
+
+/// Did the router of the host's own way not answer when it was asked for last?
+fn lost_router(network: &Snapshot, interface: Ifindex, gateway: Option<IpAddr>, said: Answer) -> Answer {
+    let Some(gateway) = gateway else { return said };
+    let failed = |one: &Neighbour| (one.interface, one.address, one.known) == (interface, gateway, Known::Failed);
+    if !network.neighbours.iter().any(failed) {
+        return said;
+    }
+    let summary = format!("{} Nobody answered when the kernel asked last who has {gateway} (ARP).", said.summary);
+    Answer { status: Status::Warning, summary, ..said }.look(format!("ip neigh show to {gateway}"))
 }
 
 /// May a mark that firewall rules give to what processes of this namespace send choose another route than no mark does?

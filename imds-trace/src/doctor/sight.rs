@@ -8,7 +8,9 @@ use super::firewall::fate::{Client, fate};
 use super::firewall::{self};
 use super::inside::{self, Inside, View};
 use super::listeners::Listeners;
+use super::neighbour::{Crossing, Silence, silence};
 use crate::interfaces::snapshot::{self, Asked, Snapshot, Way};
+use crate::kernel::programs::Program;
 use crate::sources::listing::{self, Listing, Running};
 use crate::sources::runtime::Runtimes;
 use diagnosis::net::Ifindex;
@@ -61,6 +63,8 @@ pub struct Leg {
     pub source: Option<IpAddr>,
     /// Where they arrive.
     pub arrival: Arrival,
+    /// Why they do not get so far, or answers not back from there.
+    pub silence: Option<Silence>,
 }
 
 /// What the host's kernel says of packets between a client and an endpoint, given where they come in.
@@ -112,9 +116,12 @@ impl Sight {
             let inside = inside::look(containers, &runtimes, endpoints, network.as_ref().ok());
             (inside, reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let legs = legs(&inside, endpoints, network.as_ref().ok());
-        let bridges = bridges(network.as_ref().ok(), engine.as_ref().ok());
         let programs = inside::on_links(&network);
+        let mut legs = legs(&inside, endpoints, network.as_ref().ok());
+        if let Ok(network) = &network {
+            legs.iter_mut().for_each(|leg| leg.silence = silence_of(leg, &inside, network, &programs));
+        }
+        let bridges = bridges(network.as_ref().ok(), engine.as_ref().ok());
         let listeners = Listeners::here();
         let host = View { network, firewall, listeners, outward: BTreeMap::new(), programs };
         let mut sight =
@@ -222,6 +229,9 @@ impl Sight {
 
     /// What the host's rules are asked about for a client's requests; `None` if they do not pass the host's rules, or nobody knows.
     pub fn client(&self, leg: &Leg) -> Option<Client> {
+        if leg.silence.as_ref().is_some_and(|silence| silence.sure) {
+            return None;
+        }
         let Some(Way::Out { interface, .. }) = self.onward(leg) else { return None };
         let port = self.port(leg);
         let client = self.passing(leg.name.clone(), leg.source, leg.by()?, Some(*interface), leg.endpoint)?;
@@ -303,6 +313,23 @@ pub fn own(name: String, network: Option<&Snapshot>, endpoint: IpAddr) -> Option
     Some(leaving(client, network, Some(*interface), endpoint))
 }
 
+/// What keeps a client's packets from crossing to the host, or back, if something does.
+fn silence_of(
+    leg: &Leg,
+    insides: &[Inside],
+    host: &Snapshot,
+    programs: &Result<BTreeMap<Ifindex, Vec<Program>>, String>,
+) -> Option<Silence> {
+    let inside = insides.get(leg.inside)?;
+    let Way::Out { gateway, .. } = inside.network()?.way(leg.endpoint)? else { return None };
+    let by = leg.by()?;
+    let ends = host.links.values().filter(|link| link.name == by).map(|link| link.index);
+    let ends: Vec<Ifindex> = ends.chain(inside.host_end(leg.endpoint)).collect();
+    let has_programs = programs.as_ref().map_or(true, |all| ends.iter().any(|end| all.contains_key(end)));
+    let (endpoint, gateway, source) = (leg.endpoint, *gateway, leg.source);
+    silence(&Crossing { host, insides, inside, endpoint, gateway, source, by, has_programs })
+}
+
 /// The ways out of all namespaces.
 fn legs(insides: &[Inside], endpoints: &[IpAddr], host: Option<&Snapshot>) -> Vec<Leg> {
     let mut legs = Vec::new();
@@ -332,7 +359,7 @@ fn legs(insides: &[Inside], endpoints: &[IpAddr], host: Option<&Snapshot>) -> Ve
                 _ => Arrival::Unknown("its link does not lead into this host's own network namespace"),
             };
             let (name, endpoint, source) = (inside.name(), *endpoint, *source);
-            legs.push(Leg { inside: index, name, endpoint, source, arrival });
+            legs.push(Leg { inside: index, name, endpoint, source, arrival, silence: None });
         }
     }
     legs

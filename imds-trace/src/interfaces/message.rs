@@ -4,10 +4,12 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::neighbour::{Known, Neighbour};
 use diagnosis::net::Ifindex;
 use diagnosis::way::network::{Kind, Link, PolicyRule, RouteKind, TableRoute};
 
@@ -16,10 +18,12 @@ pub fn link(message: &LinkMessage) -> Link {
     let header = &message.header;
     let mut link = Link::new(Ifindex(header.index), "", Kind::Nic);
     link.up = header.flags.contains(LinkFlags::Up);
+    link.no_arp = header.flags.contains(LinkFlags::Noarp);
     let mut kind = None;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Controller(master) => link.master = Some(Ifindex(*master)),
             LinkAttribute::Link(other) => link.other = Some(Ifindex(*other)),
             LinkAttribute::LinkNetNsId(netns) => link.other_netns = Some(*netns),
@@ -93,6 +97,43 @@ pub fn address(message: &AddressMessage) -> Option<(Ifindex, IpAddr, u8)> {
         })
     };
     Some((Ifindex(message.header.index), local.or_else(any)?, message.header.prefix_len))
+}
+
+/// What a namespace's kernel knows of a neighbour; `None` of a bridge's table, which has no addresses of IP.
+pub fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    let known = match message.header.state {
+        NeighbourState::Permanent | NeighbourState::Noarp => Known::Fixed,
+        NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => {
+            Known::Found
+        }
+        NeighbourState::Failed => Known::Failed,
+        _ => Known::Not,
+    };
+    Some(Neighbour { interface: Ifindex(message.header.ifindex), address: address?, mac, known })
+}
+
+/// The next hops of a route, if it has several.
+pub fn next_hops(message: &RouteMessage) -> Vec<(Ifindex, Option<IpAddr>)> {
+    let hops = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let router = |hop: &RouteNextHop| {
+        hop.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => ip(address),
+            _ => None,
+        })
+    };
+    hops.into_iter().flatten().map(|hop| (Ifindex(hop.interface_index), router(hop))).collect()
 }
 
 /// A route of a table. Entries of the cache, which IPv6 lists among them, are none.

@@ -8,6 +8,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::message::{self, ip};
+pub use super::neighbour::{Known, Mac, Neighbour};
 use super::{Error, outgoing, routing};
 use diagnosis::net::Ifindex;
 use diagnosis::way::network::{DEFAULT_TABLES, Link, Routing};
@@ -37,8 +38,14 @@ pub struct Snapshot {
     pub defaults: BTreeSet<Ifindex>,
     /// The router of IPv4's default route that a process of this namespace takes where no rule says otherwise.
     pub router: Option<(Ifindex, IpAddr)>,
+    /// The next hops of IPv4's default route there, if it has several.
+    pub next_hops: Vec<(Ifindex, Option<IpAddr>)>,
     /// Routes and policy rules of IPv4, as far as they could be had.
     pub routing: Routing,
+    /// What the kernel knows of neighbours.
+    pub neighbours: Vec<Neighbour>,
+    /// Addresses for which it answers in others' place.
+    pub proxies: Vec<IpAddr>,
 }
 
 /// A packet of a connection to IMDS whose route the kernel is asked for.
@@ -130,6 +137,15 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
         while let Ok(Some(route)) = routes.try_next().await {
             if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast {
                 snapshot.defaults.extend(outgoing(&route));
+                let hops = message::next_hops(&route);
+                snapshot.defaults.extend(hops.iter().map(|(interface, _)| *interface));
+                let is_taken = DEFAULT_TABLES.contains(&route.header.table.into());
+                if is_taken
+                    && snapshot.next_hops.is_empty()
+                    && hops.iter().any(|(_, router)| router.is_some_and(|to| to.is_ipv4()))
+                {
+                    snapshot.next_hops = hops;
+                }
                 if let Way::Out { interface, gateway: Some(gateway), .. } = answered(&route)
                     && gateway.is_ipv4()
                     && DEFAULT_TABLES.contains(&route.header.table.into())
@@ -139,6 +155,15 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
                 }
             }
         }
+    }
+    // Without them less is known of what answers.
+    let mut known = std::pin::pin!(handle.neighbours().get().execute());
+    while let Ok(Some(one)) = known.try_next().await {
+        snapshot.neighbours.extend(message::neighbour(&one));
+    }
+    let mut proxies = std::pin::pin!(handle.neighbours().get().proxies().execute());
+    while let Ok(Some(one)) = proxies.try_next().await {
+        snapshot.proxies.extend(message::neighbour(&one).map(|one| one.address));
     }
     snapshot.routing = routing(handle, &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)]).await;
     Ok(snapshot)

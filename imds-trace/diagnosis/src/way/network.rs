@@ -29,6 +29,10 @@ pub struct Link {
     pub table: Option<u32>,
     /// The program that XDP runs on what comes in, by its id.
     pub xdp: Option<u32>,
+    /// Its Ethernet address.
+    pub mac: Option<[u8; 6]>,
+    /// Does it do without neighbours (`NOARP`)?
+    pub no_arp: bool,
 }
 
 impl Link {
@@ -44,6 +48,8 @@ impl Link {
             other_netns: None,
             table: None,
             xdp: None,
+            mac: None,
+            no_arp: false,
         }
     }
 }

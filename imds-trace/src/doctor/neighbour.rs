@@ -1,0 +1,181 @@
+//! Does anybody answer where a client's requests go first, and where answers to it go last? By what the kernels know of neighbours, and by
+//! what the host answers ARP for. Nothing is sent.
+
+use std::net::IpAddr;
+
+use super::inside::Inside;
+use crate::interfaces::snapshot::{Known, Mac, Neighbour, Snapshot};
+use diagnosis::net::Ifindex;
+use diagnosis::way::network::{Kind, Link, in_prefix};
+
+/// Why nothing comes through between a client and the host's interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Is it certain?
+    pub sure: bool,
+    /// A part of a sentence.
+    pub why: String,
+    /// In the client's namespace, or on the host?
+    pub inside: bool,
+}
+
+/// The first part of a client's way: from its link to the host's interface.
+pub struct Crossing<'a> {
+    /// The host's network.
+    pub host: &'a Snapshot,
+    /// All namespaces.
+    pub insides: &'a [Inside],
+    /// The client's.
+    pub inside: &'a Inside,
+    /// Where it sends to.
+    pub endpoint: IpAddr,
+    /// Its next router, if there is one.
+    pub gateway: Option<IpAddr>,
+    /// Its address.
+    pub source: Option<IpAddr>,
+    /// The host's interface that takes its packets: a bridge, or the end of its own link.
+    pub by: &'a str,
+    /// Could a BPF program there answer for others, or decide about ARP?
+    pub has_programs: bool,
+}
+
+/// Does the host answer for an address on an interface?
+enum Answers {
+    Yes,
+    No(String),
+    /// That is not known here.
+    Perhaps,
+}
+
+/// What keeps requests from the host, or answers from the client, if something does.
+pub fn silence(crossing: &Crossing<'_>) -> Option<Silence> {
+    let own = crossing.inside.network()?;
+    let out = own.leaves_by(crossing.endpoint)?;
+    let link = own.links.get(&out)?;
+    let by = crossing.host.links.values().find(|link| link.name == crossing.by)?;
+    // What knows no neighbours asks for none.
+    if link.no_arp {
+        return None;
+    }
+    there(crossing, own, out, by).or_else(|| back(crossing, link, by))
+}
+
+/// The requests.
+fn there(crossing: &Crossing<'_>, own: &Snapshot, out: Ifindex, by: &Link) -> Option<Silence> {
+    let next = crossing.gateway.unwrap_or(crossing.endpoint);
+    let known = own.neighbours.iter().find(|one| one.interface == out && one.address == next);
+    let takes = |mac: Mac| crossing.host.links.values().any(|link| link.mac == Some(mac) && is_there(link, by));
+    match known {
+        Some(Neighbour { mac: Some(mac), .. }) if takes(*mac) => return None,
+        Some(Neighbour { mac: Some(mac), known: Known::Fixed, .. }) => {
+            // On a bridge it may be another's, who sends on.
+            let sure = by.kind != Kind::Bridge || !crossing.insides.iter().any(|other| has_mac(other, *mac));
+            let why = format!(
+                "its fixed neighbour entry for {next} bears {}, which is not the host's {}",
+                told(*mac),
+                by.name
+            );
+            return Some(Silence { sure, why, inside: true });
+        }
+        Some(Neighbour { mac: Some(mac), known: Known::Found, .. }) => {
+            let why = format!("{} answers there for {next}, which is not the host's {}", told(*mac), by.name);
+            return Some(Silence { sure: false, why, inside: true });
+        }
+        Some(_) | None => {}
+    }
+    match answers(crossing, by, next) {
+        Answers::Yes => None,
+        Answers::Perhaps => known.filter(|one| one.known == Known::Failed).map(|_| Silence {
+            sure: false,
+            why: format!("its kernel asked who has {next} and got no answer"),
+            inside: true,
+        }),
+        Answers::No(why) => Some(Silence { sure: !crossing.has_programs, why, inside: true }),
+    }
+}
+
+/// The answers: an entry that somebody made is not asked about.
+fn back(crossing: &Crossing<'_>, link: &Link, by: &Link) -> Option<Silence> {
+    let source = crossing.source?;
+    let fixed = |one: &&Neighbour| one.interface == by.index && one.address == source && one.known == Known::Fixed;
+    let entry = crossing.host.neighbours.iter().find(fixed)?;
+    let (held, own) = (entry.mac?, link.mac?);
+    (held != own).then(|| Silence {
+        sure: true,
+        why: format!(
+            "the host's fixed neighbour entry for {source} on {} bears {}, and its own address there is {}: answers go to nobody",
+            by.name,
+            told(held),
+            told(own)
+        ),
+        inside: false,
+    })
+}
+
+/// Does a frame to this link's address come to the interface? A bridge takes what is for its ports' own addresses, too.
+fn is_there(link: &Link, by: &Link) -> bool {
+    link.index == by.index || link.master == Some(by.index)
+}
+
+fn has_mac(inside: &Inside, mac: Mac) -> bool {
+    inside.network().is_some_and(|network| network.links.values().any(|link| link.mac == Some(mac)))
+}
+
+/// As the kernel decides it (`arp_process`, `arp_ignore` in `net/ipv4/arp.c`, `ndisc_recv_ns` in `net/ipv6/ndisc.c`).
+fn answers(crossing: &Crossing<'_>, by: &Link, next: IpAddr) -> Answers {
+    let host = crossing.host;
+    let setting = |key: &str| {
+        let of = |name: &str| {
+            let path = format!("/proc/sys/net/ipv4/conf/{name}/{key}");
+            std::fs::read_to_string(path).ok()?.trim().parse::<u8>().ok()
+        };
+        ["all", &by.name].into_iter().filter_map(of).max()
+    };
+    if next.is_ipv4() && by.no_arp {
+        return Answers::No(format!(
+            "{} on the host does not take part in ARP (NOARP), so nobody answers for {next}",
+            by.name
+        ));
+    }
+    let mut held = host.addresses.iter().filter(|(_, address, _)| *address == next);
+    if let Some((index, _, length)) = held.clone().find(|(index, _, _)| *index == by.index).or_else(|| held.next()) {
+        // In a VRF the kernel asks another table.
+        if next.is_ipv6() || by.master.is_some() {
+            return Answers::Yes;
+        }
+        let is_here = *index == by.index;
+        let is_near = is_here && crossing.source.is_some_and(|source| in_prefix(source, (next, *length)));
+        return match setting("arp_ignore") {
+            Some(0) => Answers::Yes,
+            Some(1) if is_here => Answers::Yes,
+            Some(2) if is_near => Answers::Yes,
+            Some(ignore @ (1 | 2 | 8)) => Answers::No(format!(
+                "the host has {next} and does not answer ARP for it on {} (arp_ignore is {ignore})",
+                by.name
+            )),
+            _ => Answers::Perhaps,
+        };
+    }
+    let is_proxied = host.proxies.contains(&next);
+    let elsewhere = crossing.insides.iter().filter_map(Inside::network).any(|network| network.holder(next).is_some());
+    let how = match next {
+        IpAddr::V4(_) => match (setting("proxy_arp"), setting("proxy_arp_pvlan")) {
+            (Some(0), Some(0)) => "which answers ARP for others' only where proxy_arp is set",
+            (Some(0) | None, _) => return Answers::Perhaps,
+            (Some(_), _) => return Answers::Yes,
+        },
+        IpAddr::V6(_) => "which answers for others' only where `ip -6 neigh show proxy` has them",
+    };
+    if is_proxied || elsewhere {
+        return Answers::Perhaps;
+    }
+    Answers::No(format!(
+        "nobody answers there for {next}: it is no address of the host, {how}, and it is not for {}",
+        by.name
+    ))
+}
+
+/// `02:00:00:00:00:01`.
+fn told(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
