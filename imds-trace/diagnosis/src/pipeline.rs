@@ -8,13 +8,13 @@ use crate::allow::AllowList;
 use crate::coverage::{Coverage, Span, Unseen, UnseenSockets};
 use crate::event::Reconciled;
 use crate::event::{End, Event, ExchangeEvent, Lost, PacketEvent, UnseenConnection};
-use crate::exchange::{Assembler, Exchange, Moment, Over};
+use crate::exchange::{Assembler, Exchange, Moment, Over, Returned};
 use crate::finding::{Aftermath, Case, Finding, History, HopLimit, Ledger, Refused, Spent, Surroundings, spent};
 use crate::identity::fact::{Connected, Outcome, Socket, TcpState};
 use crate::identity::{Asked, Attribution, Directory, Fact, Failed, Query, Said};
 use crate::input::Input;
 use crate::journey::{Connection, END, Evidence, Joiner, Journey, Others};
-use crate::net::{Heading, Netns, Timestamp};
+use crate::net::{Direction, Heading, Netns, Timestamp};
 use crate::observation::{Observation, Place};
 
 /// What does not change during a run.
@@ -325,8 +325,14 @@ impl Interpreter {
         now: Timestamp,
         sink: &mut Sink<'_>,
     ) {
-        let seen = self.limit(exchange, &who);
-        let hop_limit = self.ledger.hop_limit(&who.subject(), seen, exchange.came);
+        let (subject, first) = (who.subject(), exchange.decrements.first.map(|(first, _)| first));
+        let mut seen = self.limit(exchange, &who);
+        let arrived = seen.observed.filter(|_| exchange.is_answered_for_sure() && exchange.brought());
+        let is_refuted = arrived.zip(seen.needed).is_some_and(|(arrived, needed)| arrived < needed);
+        if is_refuted || exchange.decrements.back == Returned::Rose {
+            self.ledger.refute(&subject, first);
+        }
+        let hop_limit = self.ledger.hop_limit(&subject, first, &mut seen, exchange.came);
         if let Moment::Lost(journey) = moment {
             match spent(journey) {
                 Some(Spent::Dropped(dropped) | Spent::Unnamed(dropped))
@@ -334,8 +340,9 @@ impl Interpreter {
                 {
                     self.spent.seen += 1;
                 }
-                Some(Spent::Vanished) => self.spent.inferred += 1,
-                Some(Spent::Dropped(_) | Spent::Unnamed(_)) | None => {}
+                // What had left may have been dropped elsewhere, where nobody counts for this host.
+                Some(Spent::Vanished) if came_last(journey) => self.spent.inferred += 1,
+                Some(Spent::Vanished | Spent::Dropped(_) | Spent::Unnamed(_)) | None => {}
             }
         }
         if let Moment::Closed = moment {
@@ -401,10 +408,7 @@ impl Interpreter {
             let first = exchange.decrements.first.map(|(first, _)| first);
             let is_hidden = who.socket_address.is_some_and(|own| who.address.is_some_and(|seen| own != seen))
                 && first.is_some_and(|first| who.initial_ttl == Some(first));
-            // A token that arrived with less refutes it.
-            let arrived = observed.filter(|_| exchange.is_answered_for_sure() && exchange.brought());
-            let is_refuted = arrived.zip(needed).is_some_and(|(arrived, needed)| arrived < needed);
-            return HopLimit { observed, needed: needed.filter(|_| !is_hidden && !is_refuted) };
+            return HopLimit { observed, needed: needed.filter(|_| !is_hidden) };
         }
         // Where no packet was seen behind a forward, the capture may be the client's own, and the answer's TTL have fallen before it.
         let forwarded = exchange.decrements.forwarded();
@@ -463,6 +467,11 @@ fn query(exchange: &Exchange) -> Query {
 fn of_connection(connection: &Connection) -> Query {
     let Connection { client, endpoint, isn, since, .. } = *connection;
     Query { asked: Asked::Connection { client, isn }, endpoint, since }
+}
+
+/// Was a packet last seen coming in?
+fn came_last(journey: &Journey) -> bool {
+    journey.hops.last().is_some_and(|last| last.hook.direction == Direction::Ingress)
 }
 
 fn tell_finding(finding: &Finding, at: Timestamp, sink: &mut Sink<'_>) {

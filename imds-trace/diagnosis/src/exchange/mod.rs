@@ -97,6 +97,8 @@ impl Decrements {
     /// before the first hook (in a nested network namespace). `None` if not known, or if something on this host sets the TTL.
     pub fn needed(&self, initial: Option<Ttl>) -> Option<Ttl> {
         let seen = match self.back {
+            // Less than the forwards take, and than the request shows: something set it on the way.
+            Returned::Fell(fell) if usize::from(fell) < self.forwards && self.seen != Some(fell) => return None,
             Returned::Fell(fell) => fell,
             Returned::Rose => return None,
             Returned::Unseen => self.seen.filter(|seen| usize::from(*seen) <= self.forwards)?,

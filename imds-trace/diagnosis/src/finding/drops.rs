@@ -98,6 +98,11 @@ pub(super) fn cause(heading: Heading, dropped: &Dropped) -> Cause {
     }
 }
 
+/// Was a dropped packet's TTL used up where it should have been forwarded, by the kernel or by a program in its place?
+pub fn is_spent(dropped: &Dropped) -> bool {
+    dropped.ttl.0 <= 1 && matches!(cause(Heading::FromImds, dropped), Cause::Spent | Cause::Program(_))
+}
+
 /// Did a program drop an answer that had no TTL left for the forwards ahead of it? Programs that forward (Cilium's) drop where the
 /// kernel's own forwarding would; and whatever made one drop it, it could not have arrived. `hops`: where it was seen before.
 pub(super) fn spent_at_program(case: &Case<'_>, hops: &[Hop], dropped: &Dropped) -> Option<Program> {

@@ -1,6 +1,6 @@
 //! How often was it found? One entry per rule, subject and cause. What an exchange added is taken back when its outcome changes.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ pub struct Ledger {
     entries: HashMap<FindingKey, Entry>,
     order: BTreeMap<u64, FindingKey>,
     hop_limits: HashMap<Subject, HopLimit>,
+    /// Whose requests with which TTL at their first place do not show what their answers need.
+    refuted: HashSet<(Subject, Option<Ttl>)>,
     /// The instance's hop limit as it was seen last, and when.
     latest_limit: Option<(Timestamp, Ttl)>,
     shares: HashMap<ExchangeId, Vec<Share>>,
@@ -66,15 +68,35 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// What is known of a subject's hop limit, `seen` included; `came`: when the answer did that shows it.
-    pub fn hop_limit(&mut self, subject: &Subject, seen: HopLimit, came: Option<Timestamp>) -> HopLimit {
+    /// What is known of a subject's hop limit, `seen` included, which becomes less where it was refuted. `came`: when the answer did that
+    /// shows it; `first`: the TTL of its requests at their first place, by which ways are told apart.
+    pub fn hop_limit(
+        &mut self,
+        subject: &Subject,
+        first: Option<Ttl>,
+        seen: &mut HopLimit,
+        came: Option<Timestamp>,
+    ) -> HopLimit {
         self.latest_limit = self.latest_limit.max(came.zip(seen.observed));
+        if self.refuted.contains(&(subject.clone(), first)) {
+            seen.needed = None;
+        }
         if self.hop_limits.len() >= MAX_SUBJECTS && !self.hop_limits.contains_key(subject) {
-            return seen;
+            return *seen;
         }
         let known = self.hop_limits.entry(subject.clone()).or_default();
-        *known = known.and(seen);
+        *known = known.and(*seen);
         *known
+    }
+
+    /// An answer refutes what the TTLs on this way of a subject seemed to show: something sets them.
+    pub fn refute(&mut self, subject: &Subject, first: Option<Ttl>) {
+        if self.refuted.len() < MAX_SUBJECTS
+            && self.refuted.insert((subject.clone(), first))
+            && let Some(known) = self.hop_limits.get_mut(subject)
+        {
+            known.needed = None;
+        }
     }
 
     /// Asks every rule about a case of the moment `at`; `told` gets the findings that are new, and those of which nothing is left

@@ -55,7 +55,7 @@ use crate::identity::{Attribution, Directory};
 use crate::journey::{Dropped, Evidence, Fate, Hop, Journey};
 use crate::net::{Netns, Timestamp, Ttl};
 pub use aftermath::{Aftermath, Refused};
-pub use drops::{Spent, spent};
+pub use drops::{Spent, is_spent, spent};
 pub use history::History;
 use history::Tries;
 pub use ledger::Ledger;

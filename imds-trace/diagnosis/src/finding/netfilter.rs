@@ -24,7 +24,7 @@ const HOOKS: [(&str, &str); 19] = [
     ("ip6_xmit", "OUTPUT"),
     ("ip_output", "POSTROUTING"),
     ("ip6_output", "POSTROUTING"),
-    ("br_", "a bridge"),
+    ("br_", "bridge"),
 ];
 
 /// The netfilter hook at which a packet was dropped, from the functions that led there; `None` if they do not say.

@@ -108,7 +108,7 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
         "nowhere",
         format!(
             "{} came in by {} {} times and was seen nowhere behind it, neither leaving nor dropped: something \
-             on this host sends it elsewhere (a route, a redirect, DNAT, a program).",
+             on this host sends it elsewhere (a route, a redirect, DNAT, a program), or keeps it (a queue, a neighbour that does not answer).",
             case.connection_attempt(),
             last.hook.interface.name,
             travel.copies,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::RED;
-use crate::finding::Path;
+use crate::finding::{Path, is_spent};
 use crate::journey::{Dropped, Fate, Hop};
 use crate::net::{Direction, Ttl};
 use crate::printable::printable;
@@ -87,7 +87,7 @@ fn before(path: &Path, initial: Option<Ttl>) -> Option<Rung> {
 fn dropped_at(dropped: &Dropped, count: u64, path: &Path) -> Rung {
     let reason =
         dropped.drop.reason.as_deref().map(|reason| format!(": {}", printable(reason, 64))).unwrap_or_default();
-    let why = if dropped.ttl.0 <= 1 { " (TTL used up)" } else { "" };
+    let why = if is_spent(dropped) { " (TTL used up)" } else { "" };
     let copies = if count > 1 { format!(", {count} copies") } else { String::new() };
     let host = path.outward.hops.iter().chain(&path.inward.hops).map(|hop| hop.hook.interface.netns).next();
     let elsewhere = host.is_some_and(|host| host != dropped.drop.netns && dropped.drop.netns.0 != 0);
