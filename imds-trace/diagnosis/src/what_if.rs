@@ -80,6 +80,9 @@ struct Listened {
 
 /// What is missing of what shows who asks at all, in a sentence.
 pub fn unwatched(ready: &Ready) -> Option<String> {
+    if ready.hooks.iter().any(|hook| matches!(hook, Attached::Capture { .. })) {
+        return Some("a capture shows neither sockets nor drops".to_owned());
+    }
     let told = ready.missing.iter().find(|missing| !SPARED.contains(&missing.hook.as_str()))?;
     Some(format!("{} is not watched", told.hook))
 }

@@ -21,6 +21,8 @@ pub(super) struct Scope<'a> {
     within: Vec<&'a Seen>,
     /// Whom nobody could name: anybody, perhaps.
     unknown: Vec<&'a Seen>,
+    /// Whom it is not about.
+    others: Vec<&'a Seen>,
     listened: Listened,
     probed: Option<&'a Probed>,
 }
@@ -30,9 +32,9 @@ impl<'a> Scope<'a> {
     pub(super) fn of(asked: &'a Expectation, all: &'a [Seen], probed: Option<&'a Probed>, listened: Listened) -> Self {
         let named = asked.who.as_deref();
         let (within, others): (Vec<&Seen>, Vec<&Seen>) = all.iter().partition(|seen| is_about(asked, &seen.who));
-        let unknown = others.into_iter().filter(|seen| seen.who.by == Key::Unknown).collect();
+        let (unknown, others) = others.into_iter().partition(|seen| seen.who.by == Key::Unknown);
         let probed = probed.filter(|probed| named.is_none_or(|name| name == probed.target));
-        Self { named, within, unknown, listened, probed }
+        Self { named, within, unknown, others, listened, probed }
     }
 
     /// Of whom something was noted; of somebody unknown, if of nobody else.
@@ -55,7 +57,14 @@ impl<'a> Scope<'a> {
         match self.named {
             None => "no request to IMDS was seen".to_owned(),
             Some(HOST) => "no request of this host's own processes was seen".to_owned(),
-            Some(name) => format!("no request of {} was seen", bounded(name, MAX_NAME)),
+            Some(name) => {
+                let who = if self.others.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (a name or an id is meant; others asked: {})", names(&self.others))
+                };
+                format!("no request of {} was seen{who}", bounded(name, MAX_NAME))
+            }
         }
     }
 
@@ -221,9 +230,15 @@ pub(super) fn v2_only(scope: &Scope<'_>, lost: u64) -> Held {
 }
 
 pub(super) fn no_errors(scope: &Scope<'_>, lost: u64) -> Held {
-    let found = scope.which(|seen| &seen.errors).or_else(|| scope.which(|seen| &seen.errors_by_address));
-    if let Some((who, error)) = found {
-        return Err(format!("of {who} it was found: {}{}", error.first.trim_end_matches('.'), times(error.count)));
+    let all = || scope.within.iter().chain(&scope.unknown).copied();
+    let mut found = all().filter(|seen| seen.errors.count > 0);
+    let mut by_address = all().filter(|seen| seen.errors.count == 0 && seen.errors_by_address.count > 0);
+    if let Some(seen) = found.next().or_else(|| by_address.next()) {
+        let error = if seen.errors.count > 0 { &seen.errors } else { &seen.errors_by_address };
+        let others: Vec<&Seen> = found.chain(by_address).collect();
+        let others = if others.is_empty() { String::new() } else { format!("; and something of {}", names(&others)) };
+        let (what, times) = (error.first.trim_end_matches('.'), times(error.count));
+        return Err(format!("of {} it was found: {what}{times}{others}", name(&seen.who)));
     }
     if lost > 0 {
         return Err(format!("{} lost: what is missing may have shown an error", counted_were(lost, "record")));
