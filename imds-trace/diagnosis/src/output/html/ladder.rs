@@ -98,6 +98,16 @@ fn way(
             hop.ttl.0
         );
     }
+    if !outward && lost.is_none() && reached > 0 {
+        // It left the last place, which is no proof that it arrived; or it was not seen again.
+        if way.fate == Fate::Delivered {
+            let _ = write!(out, "<line class=\"way on\" x1=\"{to}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\"/>", at(0));
+        } else {
+            let (x, y) = (to.saturating_sub(STEP / 2), y + 5);
+            let _ =
+                write!(out, "<text class=\"lost\" x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">not seen again</text>");
+        }
+    }
     if let Some(dropped) = lost {
         let reason = dropped.drop.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
         let text = format!("lost in {}, ttl {}{reason}", dropped.drop.function(), dropped.ttl.0);
