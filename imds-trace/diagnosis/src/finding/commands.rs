@@ -44,9 +44,10 @@ impl Case<'_> {
         [rules(chain), "nft -a list ruleset".to_owned()].into_iter().chain(inside).collect()
     }
 
-    /// The command that asks IMDS from inside the client's container, if it is one.
+    /// The command that asks IMDS from inside the client's container, if it is one. Of one inside another the network is not that of the
+    /// outer one, which alone has a name here.
     pub(super) fn probe(&self) -> Option<String> {
-        let container = self.who.container.as_ref()?;
+        let container = self.who.container.as_ref().filter(|container| container.inner.is_none())?;
         Some(format!("imds-trace probe {}", shell_word(&container.handle())))
     }
 }

@@ -135,7 +135,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
 }
 
 const CAUTION: &str = "A higher hop limit lets every container that is as many forwards away reach the instance's role: use the smallest that works and \
-     keep tokens required; of several that are named here the largest, and never one below what is set. Without raising it: run this one container with host networking, or give the job a role of its own (OIDC, \
+     keep tokens required. If several findings name a limit, set the largest; never lower the one that is set. Without raising it: run this one container with host networking, or give the job a role of its own (OIDC, \
      ECS task role, EKS Pod Identity).";
 const CAUTION_OF_UNSEEN: &str = "What it answers was not seen. If that asked for a token, its TTL is the hop limit of the instance; of other \
      responses something between IMDS and this host sets it.";
