@@ -154,7 +154,7 @@ fn where_watch_finds_an_error_doctor_named_it_or_did_not_know(lab: &Lab) -> Outc
         behind("reverse-path", |_| obstacle::reverse_path(&lab.host)),
         behind("answers-elsewhere", |_| obstacle::answers_elsewhere(&lab.host)),
         behind("stale-neighbour", |own| obstacle::stale_neighbour(&lab.host, own)),
-        behind("past-the-router", |own| obstacle::past_the_router(own)),
+        behind("past-the-router", obstacle::past_the_router),
         turn("strict-second-uplink", |_| second_uplink(lab, true, true)),
         turn("into-a-tunnel", |_| {
             let tunnel = changed(runner, "ip", "tuntap add dev tun7 mode tun", "tuntap del dev tun7 mode tun")?;
