@@ -357,7 +357,7 @@ fn whoever_nobody_can_name_is_told_by_namespace_and_cgroup(lab: &Lab) -> Outcome
 
 /// Containers of one runtime in the crowd, and clients of each, one after the other.
 const CONTAINERS: usize = 3;
-const CLIENTS: usize = 20;
+const CLIENTS: usize = 56;
 
 fn a_crowd_over_all_runtimes_is_told_apart(lab: &Lab) -> Outcome {
     let node = Node::start(&lab.host, Cni::Bridge)?;
