@@ -2,11 +2,12 @@
 
 use anyhow::Context;
 use imds_trace_tests::Namespace;
-use imds_trace_tests::expect::{expect_equal, expect_that};
+use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::obstacle::{self, Family};
 
 use crate::Lab;
 use crate::doctor::{Undo, changed, doctor, expect, expect_nothing_broken, sysctl, waiting};
+use crate::trace::SOON;
 
 crate::tests![
     a_redirect_is_judged_by_who_is_there,
@@ -100,7 +101,9 @@ fn a_route_into_a_containers_link_is_broken_and_mended(lab: &Lab) -> Outcome {
     let port = port.split([':', '@']).nth(1).context("its name")?.trim();
     let (to, back) = (format!("addr add 169.254.77.5/16 dev {port}"), format!("addr del 169.254.77.5/16 dev {port}"));
     let _address = changed(runner, "ip", &to, &back)?;
-    let before = runner.ip("addr")?;
+    // An address that is new is tentative for a moment.
+    let settled = || runner.ip("addr").ok().filter(|shown| !shown.contains("tentative"));
+    let before = wait_until("addresses to settle", SOON, settled)?;
     let answers = doctor(lab, &[])?;
     let broken = expect(&answers, "route", "host", "broken", &[port, "nobody has that address"])?;
     let mend = broken["mend"].as_str().context("a command that mends it")?;
@@ -145,6 +148,10 @@ fn a_next_hop_that_does_not_answer_is_broken(lab: &Lab) -> Outcome {
         let _route = obstacle::past_the_router(&inside)?;
         let parts = ["by no router", "nobody answers there for 169.254.169.254"];
         expect(&doctor(lab, &[])?, "route", "job-17", "broken", &parts)?;
+        // Behind another port there may be who answers, as a card in a bridge leads to EC2's own router.
+        let _port = changed(runner, "ip", "link add port7 type veth peer name beyond7", "link del port7")?;
+        runner.ip("link set port7 master docker0")?;
+        expect(&doctor(lab, &[])?, "route", "job-17", "unknown", &["not all of its ports were looked into"])?;
     }
     {
         let _ignore = sysctl(runner, "net/ipv4/conf/all/arp_ignore", "8", "0")?;

@@ -45,6 +45,8 @@ enum Answers {
     No(String),
     /// That is not known here.
     Perhaps,
+    /// The host does not, and not everybody is seen who could.
+    NotSeen,
 }
 
 /// What keeps requests from the host, or answers from the client, if something does.
@@ -57,7 +59,20 @@ pub fn silence(crossing: &Crossing<'_>) -> Option<Silence> {
     if link.no_arp {
         return None;
     }
-    there(crossing, own, out, by).or_else(|| back(crossing, link, by))
+    let silence = there(crossing, own, out, by).or_else(|| back(crossing, link, by))?;
+    // A program there may answer in others' place, or send on without asking for a neighbour.
+    Some(Silence { sure: silence.sure && !crossing.has_programs, ..silence })
+}
+
+/// Is everybody seen who could answer there? A card or a tunnel in a bridge leads to others, and so does a link into a namespace that
+/// was not looked into.
+fn sees_all(crossing: &Crossing<'_>, by: &Link) -> bool {
+    let is_seen = |port: &Link| {
+        let mut views = crossing.insides.iter().filter_map(|inside| inside.view.as_ref().ok());
+        port.kind == Kind::Pair && views.any(|view| view.outward.values().any(|end| *end == port.index))
+    };
+    let mut ports = crossing.host.links.values().filter(|port| port.master == Some(by.index));
+    by.kind != Kind::Bridge || ports.all(is_seen)
 }
 
 /// The requests.
@@ -90,7 +105,15 @@ fn there(crossing: &Crossing<'_>, own: &Snapshot, out: Ifindex, by: &Link) -> Op
             why: format!("its kernel asked who has {next} and got no answer"),
             inside: true,
         }),
-        Answers::No(why) => Some(Silence { sure: !crossing.has_programs, why, inside: true }),
+        Answers::No(why) => Some(Silence { sure: true, why, inside: true }),
+        Answers::NotSeen => Some(Silence {
+            sure: false,
+            why: format!(
+                "whether somebody on {} answers there for {next} is not known: not all of its ports were looked into",
+                by.name
+            ),
+            inside: true,
+        }),
     }
 }
 
@@ -168,6 +191,9 @@ fn answers(crossing: &Crossing<'_>, by: &Link, next: IpAddr) -> Answers {
     };
     if is_proxied || elsewhere {
         return Answers::Perhaps;
+    }
+    if !sees_all(crossing, by) {
+        return Answers::NotSeen;
     }
     Answers::No(format!(
         "nobody answers there for {next}: it is no address of the host, {how}, and it is not for {}",
