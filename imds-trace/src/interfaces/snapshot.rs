@@ -148,7 +148,7 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
                 }
                 if let Way::Out { interface, gateway: Some(gateway), .. } = answered(&route)
                     && gateway.is_ipv4()
-                    && DEFAULT_TABLES.contains(&route.header.table.into())
+                    && is_taken
                 {
                     // The one of the lowest metric comes first.
                     snapshot.router.get_or_insert((interface, gateway));

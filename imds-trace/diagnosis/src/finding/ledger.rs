@@ -78,7 +78,8 @@ impl Ledger {
         came: Option<Timestamp>,
     ) -> HopLimit {
         self.latest_limit = self.latest_limit.max(came.zip(seen.observed));
-        if self.refuted.contains(&(subject.clone(), first)) {
+        // Most runs have none, and this is asked at each moment of each exchange.
+        if !self.refuted.is_empty() && self.refuted.contains(&(subject.clone(), first)) {
             seen.needed = None;
         }
         if self.hop_limits.len() >= MAX_SUBJECTS && !self.hop_limits.contains_key(subject) {
