@@ -89,6 +89,16 @@ pub fn attached(namespace: &Namespace) -> Result<Vec<Attached>> {
     Ok(found)
 }
 
+/// Leaves only the interfaces of a namespace without a tcx program on both sides.
+pub fn keep_bare(namespace: &Namespace, interfaces: &mut Vec<String>) -> Result<()> {
+    let has = |interface: &String, side| {
+        SchedClassifier::query_tcx(interface, side).is_ok_and(|(_, programs)| !programs.is_empty())
+    };
+    namespace.run_inside(|| {
+        interfaces.retain(|interface| !has(interface, TcAttachType::Ingress) || !has(interface, TcAttachType::Egress));
+    })
+}
+
 /// `filter protocol all pref 49152 bpf chain 0 handle 0x1 NAME direct-action …`
 fn name_of_filter(line: &str) -> Option<String> {
     let (_, behind) = line.split_once(" bpf ")?.1.split_once("handle ")?;

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,10 +27,16 @@ const REQUEST: &[u8] =
     b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: Boto3/1.40.21 md/Botocore#1.40.21\r\n\
 Accept: */*\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\nContent-Length: 0\r\n\r\n";
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Threads that ask where no answer comes, how long each waits for one, and the TTL of answers that do come.
+const HASTY: u32 = 32;
+const HASTE: Duration = Duration::from_millis(10);
+const FAR: u32 = 64;
 
 /// Answers at [`ENDPOINT`] as long as it lives.
 pub struct Server {
     ends: Arc<AtomicBool>,
+    /// TTL of what it sends once it has taken a connection.
+    ttl: Arc<AtomicU32>,
     serving: Option<JoinHandle<()>>,
     namespace: Namespace,
 }
@@ -42,6 +48,8 @@ impl Server {
         let listener = namespace.run_inside(|| TcpListener::bind((ENDPOINT, 80)))?.context("listen")?;
         let ends = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&ends);
+        let ttl = Arc::new(AtomicU32::new(FAR));
+        let its_ttl = Arc::clone(&ttl);
         let serving = thread::spawn(move || {
             let mut room = [0; 1024];
             for stream in listener.incoming() {
@@ -51,10 +59,23 @@ impl Server {
                 // A client that is gone is counted where it asks.
                 let Ok(mut stream) = stream else { continue };
                 let _ = stream.set_read_timeout(Some(PATIENCE));
+                let _ = stream.set_ttl(its_ttl.load(Ordering::Relaxed));
                 let _ = stream.read(&mut room).and_then(|_| stream.write_all(ANSWER));
             }
         });
-        Ok(Server { ends, serving: Some(serving), namespace: namespace.clone() })
+        Ok(Server { ends, ttl, serving: Some(serving), namespace: namespace.clone() })
+    }
+
+    /// From now on its answers have a TTL of 1, until what this gives is dropped.
+    pub fn near(&self) -> impl Drop + use<> {
+        struct Near(Arc<AtomicU32>);
+        impl Drop for Near {
+            fn drop(&mut self) {
+                self.0.store(FAR, Ordering::Relaxed);
+            }
+        }
+        self.ttl.store(1, Ordering::Relaxed);
+        Near(Arc::clone(&self.ttl))
     }
 }
 
@@ -79,9 +100,18 @@ pub struct Asked {
 
 /// Asks `count` times from within a namespace of the lab: `a_second` times each second, or as fast as it can.
 pub fn ask(namespace: &Namespace, count: u32, a_second: Option<u32>) -> Result<Asked> {
+    by(CLIENTS, PATIENCE, namespace, count, a_second)
+}
+
+/// Asks `count` times where no answer comes.
+pub fn ask_in_vain(namespace: &Namespace, count: u32) -> Result<Asked> {
+    by(HASTY, HASTE, namespace, count, None)
+}
+
+fn by(clients: u32, patience: Duration, namespace: &Namespace, count: u32, a_second: Option<u32>) -> Result<Asked> {
     refuse(namespace)?;
-    let each = count / CLIENTS;
-    let pace = a_second.map(|rate| Duration::from_secs(u64::from(CLIENTS)) / rate);
+    let each = count / clients;
+    let pace = a_second.map(|rate| Duration::from_secs(u64::from(clients)) / rate);
     let began = Instant::now();
     let answered = thread::scope(|scope| {
         let client = || -> Result<u32> {
@@ -92,20 +122,20 @@ pub fn ask(namespace: &Namespace, count: u32, a_second: Option<u32>) -> Result<A
                 if let Some(pace) = pace {
                     thread::sleep((pace * turn).saturating_sub(began.elapsed()));
                 }
-                answered += u32::from(exchange().is_ok());
+                answered += u32::from(exchange(patience).is_ok());
             }
             Ok(answered)
         };
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        let clients: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
         let joined = clients.into_iter().map(|client| client.join().unwrap_or_else(|_| bail!("a client panicked")));
         joined.sum::<Result<u32>>()
     })?;
     Ok(Asked { answered, took: began.elapsed() })
 }
 
-fn exchange() -> std::io::Result<()> {
+fn exchange(patience: Duration) -> std::io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((ENDPOINT, 80)), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(REQUEST)?;
     let mut answer = Vec::with_capacity(512);
     stream.read_to_end(&mut answer)?;
@@ -144,6 +174,50 @@ pub fn packets(namespace: &Namespace, sink: &UdpSocket, count: u32) -> Result<Du
         Ok(began.elapsed() / count)
     };
     Ok(namespace.run_inside(run)??)
+}
+
+/// What one UDP packet takes that nobody listens for, on the loopback of a namespace: the kernel drops it.
+pub fn drops(namespace: &Namespace, count: u32) -> Result<Duration> {
+    refuse(namespace)?;
+    let run = || -> std::io::Result<Duration> {
+        // Bound and let go: nobody listens there.
+        let to = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let began = Instant::now();
+        for _ in 0..count {
+            socket.send_to(&[0; 36], to)?;
+        }
+        Ok(began.elapsed() / count)
+    };
+    Ok(namespace.run_inside(run)??)
+}
+
+/// Bytes a second of one TCP connection from a namespace through its host's bridge and NAT, for so long.
+pub fn throughput(from: &Namespace, to: &Namespace, listen: Ipv4Addr, time: Duration) -> Result<f64> {
+    refuse(from)?;
+    let listener = to.run_inside(|| TcpListener::bind((listen, 0)))??;
+    let address = listener.local_addr()?;
+    let sink = thread::spawn(move || -> std::io::Result<u64> {
+        let (mut stream, _) = listener.accept()?;
+        let (mut room, mut taken) = (vec![0; 256 << 10], 0);
+        loop {
+            match stream.read(&mut room)? {
+                0 => return Ok(taken),
+                bytes => taken += bytes as u64,
+            }
+        }
+    });
+    let send = || -> std::io::Result<Duration> {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        let (bytes, began) = (vec![0; 256 << 10], Instant::now());
+        while began.elapsed() < time {
+            stream.write_all(&bytes)?;
+        }
+        Ok(began.elapsed())
+    };
+    let took = from.run_inside(send)??;
+    let taken = sink.join().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into()))?;
+    Ok(taken as f64 / took.as_secs_f64())
 }
 
 /// Nobody asks from the machine's own network.

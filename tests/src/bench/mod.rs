@@ -3,14 +3,15 @@
 //! Each part is run several times, without and with the tracer in turns where it says so. A figure is the median of what it was each
 //! time, with the least and the most beside it. Be alone on the machine: some hooks see all namespaces, and so do other tracers.
 
+mod interfaces;
 mod load;
 mod peers;
 mod process;
+mod strangers;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,10 @@ use process::Watch;
 const STORM: u32 = 20_000;
 const CALM: u32 = 6_000;
 const CALM_A_SECOND: u32 = 1_500;
-/// Connects and packets of strangers.
-const CONNECTS: u32 = 20_000;
-const PACKETS: u32 = 50_000;
+/// Exchanges of a long run, how many a second, and how long after them its memory is looked at again.
+const LONG: u32 = 1_000_000;
+const LONG_A_SECOND: u32 = 5_000;
+const LONG_AFTERWARDS: Duration = Duration::from_secs(90);
 /// How long after a storm its memory is looked at again.
 const AFTERWARDS: Duration = Duration::from_secs(15);
 /// How long an idle tracer is looked at.
@@ -49,8 +51,12 @@ const PARTS: &[Part] = &[
     Part { name: "storm-recorded", measure: |lab, sheet| storm(lab, sheet, true) },
     Part { name: "calm", measure: |lab, sheet| calm(lab, sheet, false) },
     Part { name: "calm-recorded", measure: |lab, sheet| calm(lab, sheet, true) },
-    Part { name: "strangers", measure: strangers },
+    Part { name: "spent", measure: spent },
+    Part { name: "strangers", measure: strangers::strangers },
+    Part { name: "throughput", measure: strangers::throughput },
+    Part { name: "interfaces", measure: interfaces::interfaces },
     Part { name: "idle", measure: idle },
+    Part { name: "long", measure: long },
 ];
 
 /// What is measured, in the order in which it was first.
@@ -86,7 +92,7 @@ impl Figure {
 /// A host with one container on a bridge, and a server behind it.
 struct Lab {
     // Dropped in this order.
-    _server: Server,
+    server: Server,
     client: Namespace,
     _container: crate::Container,
     host: RunnerHost,
@@ -104,7 +110,7 @@ pub fn run(wanted: &[String], rounds: u32) -> Result<(String, String)> {
     let container = host.run(ContainerSpec::new("bench", &["imds-client", "linger", "36000"]))?;
     let client = container.namespace()?;
     let server = Server::start(host.imds_ns())?;
-    let lab = Lab { _server: server, client, _container: container, host };
+    let lab = Lab { server, client, _container: container, host };
     let mut sheet = Sheet::default();
     for round in 1..=rounds {
         for part in PARTS.iter().filter(|part| wanted.is_empty() || wanted.iter().any(|name| name == part.name)) {
@@ -230,29 +236,36 @@ fn replay(recording: &std::path::Path, sheet: &mut Sheet) -> Result<()> {
     Ok(())
 }
 
-/// What others pay, in turns: alone, beside the tracer, alone again (what chance makes of nothing), beside tcpdump.
-fn strangers(lab: &Lab, sheet: &mut Sheet) -> Result<()> {
-    let connects = || load::connects(&lab.client, CONNECTS);
-    let address = "10.77.0.1:9";
-    let sink = lab.host.imds_ns().run_inside(|| UdpSocket::bind(address))??;
-    let packets = || load::packets(&lab.client, &sink, PACKETS);
-    let (connect, packet) = (connects()?, packets()?);
+/// A million exchanges, and the memory that they leave.
+fn long(lab: &Lab, sheet: &mut Sheet) -> Result<()> {
     let watch = Watch::start(&lab.host, false)?;
-    let before = watch.cpu()?;
-    let (connect_beside, packet_beside) = (connects()?, packets()?);
-    let spent = watch.cpu()? - before;
-    watch.stop()?;
-    let (connect_again, packet_again) = (connects()?, packets()?);
-    sheet.note("a stranger's connect and close", "us", microseconds(connect));
-    sheet.note("... added by the tracer", "us", microseconds(connect_beside) - microseconds(connect));
-    sheet.note("... added by chance", "us", microseconds(connect_again) - microseconds(connect));
-    sheet.note("a stranger's UDP packet", "ns", nanoseconds(packet));
-    sheet.note("... added to it by the tracer", "ns", nanoseconds(packet_beside) - nanoseconds(packet));
-    sheet.note("... added to it by chance", "ns", nanoseconds(packet_again) - nanoseconds(packet));
-    sheet.note("processor time of the tracer for 20,000 connects and 50,000 packets", "ms", milliseconds(spent));
-    if let Some(_peer) = peers::Tcpdump::start(&lab.host)? {
-        sheet.note("... added to it by tcpdump -w", "ns", nanoseconds(packets()?) - nanoseconds(packet));
+    let asked = load::ask(&lab.client, LONG, Some(LONG_A_SECOND))?;
+    let name = format!("{LONG} exchanges");
+    sheet.note(&format!("{name}: a second"), "", rate(&asked));
+    sheet.note(&format!("{name}: resident at most"), "MB", watch.memory("VmHWM")?);
+    std::thread::sleep(LONG_AFTERWARDS);
+    sheet.note(&format!("{name}: resident 90 s later"), "MB", watch.memory("VmRSS")?);
+    let told = watch.stop()?;
+    sheet.note(&format!("{name}: records lost"), "", told.lost as f64);
+    sheet.note(&format!("{name}: answered, and not told so"), "", f64::from(asked.answered) - told.answered as f64);
+    sheet.note(&format!("{name}: findings, of which none is true"), "", told.findings as f64);
+    Ok(())
+}
+
+/// Answers whose TTL is used up on this host, as fast as they come.
+fn spent(lab: &Lab, sheet: &mut Sheet) -> Result<()> {
+    let watch = Watch::start(&lab.host, false)?;
+    let near = lab.server.near();
+    let asked = load::ask_in_vain(&lab.client, STORM)?;
+    drop(near);
+    if asked.answered > 0 {
+        bail!("{} were answered at a hop limit of 1", asked.answered);
     }
+    watch.settle()?;
+    let told = watch.stop()?;
+    sheet.note("hop limit of 1: packets that the kernel refused", "", told.counted as f64);
+    sheet.note("... of which it says nothing", "", told.counted as f64 - told.spent as f64);
+    sheet.note("... records lost", "", told.lost as f64);
     Ok(())
 }
 

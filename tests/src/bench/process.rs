@@ -108,7 +108,12 @@ impl Watch {
             match event["type"].as_str() {
                 Some("exchange") if event["status"] == 200 => drop(answered.insert(event["id"].as_u64())),
                 Some("finding") => told.findings += 1,
-                Some("report") => told.lost = event["lost"].as_u64().context("lost in the report")?,
+                Some("report") => {
+                    let number = |value: &Value| value.as_u64().context("a number in the report");
+                    told.lost = number(&event["lost"])?;
+                    told.spent = number(&event["spent"]["seen"])? + number(&event["spent"]["inferred"])?;
+                    told.counted = number(&event["spent"]["counted_by_kernel"])?;
+                }
                 _ => {}
             }
         }
@@ -131,8 +136,11 @@ pub struct Told {
     pub lost: u64,
     /// Exchanges of which it says that they were answered.
     pub answered: usize,
-    /// Findings: there is nothing to find.
+    /// Findings.
     pub findings: usize,
+    /// Packets of which it says that they were lost to their TTL, and how many the kernel counted.
+    pub spent: u64,
+    pub counted: u64,
     /// Its recording.
     pub recording: PathBuf,
 }
