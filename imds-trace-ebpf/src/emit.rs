@@ -9,9 +9,9 @@ use aya_ebpf::{
 };
 use imds_trace_ebpf::record::Header;
 
-/// 4 MiB hold some 40,000 records without payload, or 700 exchanges: a twentieth of a second of the fastest client, and its reader comes
-/// a hundred times a second. They are taken for good, and aya maps them twice. The loader may set another size.
-const RING_BYTES: u32 = 4 << 20;
+/// 2 MiB hold some 20,000 records without payload, or 350 exchanges: a hundredth of a second of the fastest client, and its reader comes
+/// three hundred times a second. They are taken for good, and aya maps them twice. The loader may set another size.
+const RING_BYTES: u32 = 2 << 20;
 
 #[map]
 static RECORDS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);

@@ -150,9 +150,11 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     let errors_before = procfs::in_hdr_errors();
     let features = Features::ask(Ok(&layout));
     let others = programs::others_in_connect();
-    let mut tracer = Tracer::load(&layout, features, &config.endpoints, config.verbosity > 1)?;
-    let probe_log = if config.verbosity > 1 { tracer.log() } else { None };
     let (interfaces, changes) = interfaces::open()?;
+    let mut follower = Follower::new(interfaces, changes, config);
+    follower.look().await?;
+    let mut tracer = Tracer::load(&layout, features, &config.endpoints, config.verbosity > 1, &follower.wanted())?;
+    let probe_log = if config.verbosity > 1 { tracer.log() } else { None };
     let mut names = MachineNames {
         netns: procfs::own_netns(),
         endpoints: config.endpoints.clone(),
@@ -162,8 +164,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
         symbols: RefCell::new(Symbols::load()),
     };
     drop(layout);
-    let mut follower = Follower::new(interfaces, changes, config);
-    follower.begin(&mut tracer, &mut names).await?;
+    follower.begin(&mut tracer, &mut names)?;
 
     let (news_sender, mut news) = mpsc::channel(BACKLOG);
     let mut engines = engines(config);
@@ -209,6 +210,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     privileges::keep_for(&tasks(config, errand))?;
     supervisor.ready(&session::watched(&tracer.attached()));
     memory::give_back();
+    memory::let_go_of_the_start();
     // Until when what the errand left under way is waited for.
     let mut settling = None;
     while going && !session.must_end() {

@@ -14,6 +14,28 @@ pub fn begin() {
     }
 }
 
+/// Lets go of the pages of the program's own file that only the start took: most of them. What is used again is there again at once, for
+/// the kernel keeps the file.
+pub fn let_go_of_the_start() {
+    #[cfg(target_env = "gnu")]
+    {
+        // Linkers say where a program begins, and where its text ends. Nothing up to there is ever written.
+        unsafe extern "C" {
+            static __executable_start: u8;
+            static etext: u8;
+        }
+        let (begin, end) = (&raw const __executable_start as usize, &raw const etext as usize);
+        // 0 if it fails, with which `begin` is no multiple of it.
+        // SAFETY: asks for a number.
+        let page = unsafe { nix::libc::sysconf(nix::libc::_SC_PAGESIZE) }.max(1) as usize;
+        let whole = end.saturating_sub(begin) / page * page;
+        // SAFETY: these pages are mapped from a file and only read: they are read from there again.
+        unsafe {
+            nix::libc::madvise(begin as *mut nix::libc::c_void, whole, nix::libc::MADV_DONTNEED);
+        }
+    }
+}
+
 /// Gives free pages back to the kernel. The allocator keeps them, those between others for ever: what was read at the start, and what
 /// a storm needed.
 pub fn give_back() {

@@ -6,11 +6,13 @@ use std::net::IpAddr;
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, RawTracePoint, SchedClassifier, SockOps, TcAttachType,
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, RawTracePoint, SchedClassifier, SockOps,
+    TcAttachType,
 };
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use imds_trace_ebpf::record::{ABSENT, Endpoints, MAX_ENDPOINTS, name};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use zerocopy::IntoBytes;
 
@@ -48,11 +50,16 @@ impl Means {
     }
 }
 
+/// Where programs hang on one interface.
+type Links = Vec<(Direction, SchedClassifierLinkId)>;
+
 /// The loaded kernel half.
 pub struct Tracer {
     ebpf: Ebpf,
     means: Means,
-    links: BTreeMap<Ifindex, (String, Vec<(Direction, SchedClassifierLinkId)>)>,
+    links: BTreeMap<Ifindex, (String, Links)>,
+    /// Attached to, and not told of yet.
+    new: Vec<Wanted>,
     others: Vec<Attached>,
     features: Features,
     missing: Vec<Missing>,
@@ -67,8 +74,15 @@ impl std::fmt::Debug for Tracer {
 }
 
 impl Tracer {
-    /// Loads all programs and attaches those that go on no interface. `verbose` turns the probes' own log on.
-    pub fn load(layout: &Layout, features: Features, endpoints: &[IpAddr], verbose: bool) -> Result<Self, Error> {
+    /// Loads all programs, and attaches those that go on no interface, and the others to what is wanted `first`, as far as that can be
+    /// done: [`Self::follow`] says what cannot. `verbose` turns the probes' own log on.
+    pub fn load(
+        layout: &Layout,
+        features: Features,
+        endpoints: &[IpAddr],
+        verbose: bool,
+        first: &[Wanted],
+    ) -> Result<Self, Error> {
         let plan::Hooks { via, others: hooks, cgroup_paths, mut missing } = plan::hooks(&features)?;
         let mut offsets = layout.offsets()?;
         if !cgroup_paths {
@@ -77,29 +91,33 @@ impl Tracer {
         }
         let watched = watched(endpoints);
         let log_level: u8 = if verbose { aya_log::Level::Debug as u8 } else { 0 };
-        let mut ebpf = EbpfLoader::new()
-            // Nothing in the object is relocated by it, and to read all of it takes longer than the rest.
+        let mut ebpf = loader()
             .btf(None)
             .override_global(name::OFFSETS, offsets.as_bytes(), true)
             .override_global(name::ENDPOINTS, watched.as_bytes(), true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)
             .map_err(|error| Error::Load { what: "the kernel half".into(), why: causes(&error) })?;
-        for (_, program) in ON_INTERFACES {
-            classifier(&mut ebpf, program)?.load().map_err(|error| load_error(program, &error))?;
-        }
-        let mut others = Vec::new();
-        for hook in hooks {
-            let feature = hook.features[0];
-            log::debug!("{}: {}", label(hook.place), feature.about().with);
-            match attach(&mut ebpf, hook) {
-                Ok(()) => others.push(told(hook.place)),
-                Err(error) => {
-                    let why = plan::explain(&features, feature, &error.to_string());
-                    missing.push(Missing { hook: label(hook.place), why });
+        let mut means = means(via)?;
+        let mut programs: BTreeMap<&str, &mut Program> = ebpf.programs_mut().collect();
+        let mut classifiers = Classifiers::among(&mut programs)?;
+        classifiers.load()?;
+        // Each link on an interface waits until no processor runs the programs that were there before (an RCU grace period, some 12 ms), one
+        // after the other, whoever asks. The other programs are verified meanwhile.
+        let (links, new, (others, more)) = std::thread::scope(|scope| {
+            let attaching = scope.spawn(|| attach_others(&mut programs, &features, hooks));
+            let mut links = BTreeMap::new();
+            let mut new = Vec::new();
+            for wanted in first {
+                // What fails is tried again, and then said.
+                if let Ok(attached) = classifiers.attach(&mut means, &features, wanted) {
+                    links.insert(wanted.index, (wanted.name.clone(), attached));
+                    new.push(wanted.clone());
                 }
             }
-        }
+            (links, new, attaching.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        missing.extend(more);
         let absent = |map: &str| Error::Load { what: format!("map {map}"), why: "not in the object".into() };
         let records = ebpf.take_map(name::RECORDS).ok_or_else(|| absent(name::RECORDS))?;
         let records = RingBuf::try_from(records)
@@ -107,24 +125,7 @@ impl Tracer {
         let lost = ebpf.take_map(name::LOST).ok_or_else(|| absent(name::LOST))?;
         let lost = PerCpuArray::try_from(lost)
             .map_err(|error| Error::Load { what: name::LOST.into(), why: causes(&error) })?;
-        let means = match via {
-            Via::Tcx => Means::Tcx,
-            Via::Clsact => {
-                match clsact::clean() {
-                    Ok(removed) => removed.iter().for_each(|removed| {
-                        log::warn!(
-                            "a run that was killed had left {}: removed",
-                            printable(&removed.to_string(), MAX_SHOWN)
-                        );
-                    }),
-                    Err(error) => log::warn!("what runs that were killed may have left: {error}"),
-                }
-                let run = Run::begin();
-                Means::Clsact(run.map_err(|error| Error::Attach { what: "by clsact".into(), why: error.to_string() })?)
-            }
-        };
-        let links = BTreeMap::new();
-        Ok(Self { ebpf, means, links, others, features, missing, records: Some(Records(records)), lost })
+        Ok(Self { ebpf, means, links, new, others, features, missing, records: Some(Records(records)), lost })
     }
 
     /// Where records come from; `None` when called again.
@@ -149,7 +150,7 @@ impl Tracer {
         for index in gone {
             self.detach(index);
         }
-        let mut new = Vec::new();
+        let mut new = std::mem::take(&mut self.new);
         let mut failed = Vec::new();
         for wanted in wanted {
             if self.links.contains_key(&wanted.index) {
@@ -196,62 +197,17 @@ impl Tracer {
     }
 
     fn attach(&mut self, wanted: &Wanted) -> Result<(), Error> {
-        let feature = match self.means {
-            Means::Tcx => Feature::Tcx,
-            Means::Clsact(_) => Feature::Clsact,
-        };
-        let features = &self.features;
-        let fail = |error: &dyn std::error::Error| Error::Attach {
-            what: format!("to {} by {}", wanted.name, feature.name()),
-            why: plan::explain(features, feature, &causes(error)),
-        };
-        let (handle, turn) = match &mut self.means {
-            Means::Tcx => (TcHandle::AUTO_ASSIGN, None),
-            Means::Clsact(run) => {
-                let turn = Turn::take().map_err(|error| fail(&error))?;
-                (run.arrive(&turn, wanted.index, &wanted.name).map_err(|error| fail(&error))?, Some(turn))
-            }
-        };
-        let mut links = Vec::new();
-        let result = ON_INTERFACES.into_iter().try_for_each(|(direction, program)| {
-            let kind = match direction {
-                Direction::Ingress => TcAttachType::Ingress,
-                Direction::Egress => TcAttachType::Egress,
-            };
-            let options = match (feature, direction) {
-                // Before others can change or drop what comes in; after them, what really goes out.
-                (Feature::Tcx, Direction::Ingress) => TcAttachOptions::TcxOrder(LinkOrder::first()),
-                (Feature::Tcx, Direction::Egress) => TcAttachOptions::TcxOrder(LinkOrder::last()),
-                _ => TcAttachOptions::Netlink(NlOptions { handle, ..NlOptions::default() }),
-            };
-            let link = classifier(&mut self.ebpf, program)?
-                .attach_with_options(&wanted.name, kind, options)
-                .map_err(|error| fail(&error))?;
-            links.push((direction, link));
-            Ok(())
-        });
-        drop(turn);
+        let mut programs = self.ebpf.programs_mut().collect();
+        let links = Classifiers::among(&mut programs)?.attach(&mut self.means, &self.features, wanted)?;
         self.links.insert(wanted.index, (wanted.name.clone(), links));
-        if result.is_err() {
-            self.detach(wanted.index);
-        }
-        result
+        Ok(())
     }
 
     fn detach(&mut self, index: Ifindex) {
         let Some((_, links)) = self.links.remove(&index) else { return };
-        let turn = matches!(self.means, Means::Clsact(_)).then(Turn::take).and_then(Result::ok);
-        for (direction, link) in links {
-            let program = ON_INTERFACES.into_iter().find(|(known, _)| *known == direction).map(|(_, program)| program);
-            if let Some(Ok(classifier)) = program.map(|program| classifier(&mut self.ebpf, program)) {
-                // Fails where the interface is gone, and the program with it.
-                let _ = classifier.detach(link);
-            }
-        }
-        if let (Means::Clsact(run), Some(turn)) = (&mut self.means, turn)
-            && let Err(error) = run.leave(&turn, index)
-        {
-            log::warn!("clean up behind us: {error}");
+        let mut programs = self.ebpf.programs_mut().collect();
+        if let Ok(mut classifiers) = Classifiers::among(&mut programs) {
+            classifiers.detach(&mut self.means, index, links);
         }
     }
 }
@@ -305,10 +261,10 @@ fn label(place: Place) -> String {
     }
 }
 
-fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), Error> {
+fn attach(programs: &mut BTreeMap<&str, &mut Program>, hook: &Hook) -> Result<(), Error> {
     let program = hook.program;
-    let found = ebpf
-        .program_mut(program)
+    let found = programs
+        .remove(program)
         .ok_or_else(|| Error::Load { what: program.into(), why: "not in the object".into() })?;
     let load_error = |error: ProgramError| load_error(program, &error);
     let fail = |what: &str, why: String| Error::Attach { what: what.to_owned(), why };
@@ -342,11 +298,134 @@ fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), Error> {
     Ok(())
 }
 
-fn classifier<'a>(ebpf: &'a mut Ebpf, program: &str) -> Result<&'a mut SchedClassifier, Error> {
-    ebpf.program_mut(program)
-        .ok_or_else(|| Error::Load { what: program.into(), why: "not in the object".into() })?
-        .try_into()
-        .map_err(|error: ProgramError| load_error(program, &error))
+/// The programs on interfaces.
+struct Classifiers<'a>(Vec<(Direction, &'a mut SchedClassifier)>);
+
+impl<'a> Classifiers<'a> {
+    /// Takes them out of all programs.
+    fn among(programs: &mut BTreeMap<&str, &'a mut Program>) -> Result<Self, Error> {
+        let mut taken = Vec::new();
+        for (direction, name) in ON_INTERFACES {
+            let program = programs
+                .remove(name)
+                .ok_or_else(|| Error::Load { what: name.into(), why: "not in the object".into() })?;
+            taken.push((direction, program.try_into().map_err(|error: ProgramError| load_error(name, &error))?));
+        }
+        Ok(Self(taken))
+    }
+
+    fn load(&mut self) -> Result<(), Error> {
+        let mut named = self.0.iter_mut().zip(ON_INTERFACES);
+        named.try_for_each(|((_, program), (_, name))| program.load().map_err(|error| load_error(name, &error)))
+    }
+
+    /// Attaches them to an interface, or leaves nothing there.
+    fn attach(&mut self, means: &mut Means, features: &Features, wanted: &Wanted) -> Result<Links, Error> {
+        let feature = match means {
+            Means::Tcx => Feature::Tcx,
+            Means::Clsact(_) => Feature::Clsact,
+        };
+        let fail = |error: &dyn std::error::Error| Error::Attach {
+            what: format!("to {} by {}", wanted.name, feature.name()),
+            why: plan::explain(features, feature, &causes(error)),
+        };
+        let (handle, turn) = match means {
+            Means::Tcx => (TcHandle::AUTO_ASSIGN, None),
+            Means::Clsact(run) => {
+                let turn = Turn::take().map_err(|error| fail(&error))?;
+                (run.arrive(&turn, wanted.index, &wanted.name).map_err(|error| fail(&error))?, Some(turn))
+            }
+        };
+        let mut links = Vec::new();
+        let result = self.0.iter_mut().try_for_each(|(direction, program)| {
+            let direction = *direction;
+            let kind = match direction {
+                Direction::Ingress => TcAttachType::Ingress,
+                Direction::Egress => TcAttachType::Egress,
+            };
+            let options = match (feature, direction) {
+                // Before others can change or drop what comes in; after them, what really goes out.
+                (Feature::Tcx, Direction::Ingress) => TcAttachOptions::TcxOrder(LinkOrder::first()),
+                (Feature::Tcx, Direction::Egress) => TcAttachOptions::TcxOrder(LinkOrder::last()),
+                _ => TcAttachOptions::Netlink(NlOptions { handle, ..NlOptions::default() }),
+            };
+            let link = program.attach_with_options(&wanted.name, kind, options).map_err(|error| fail(&error))?;
+            links.push((direction, link));
+            Ok(())
+        });
+        drop(turn);
+        match result {
+            Ok(()) => Ok(links),
+            Err(error) => {
+                self.detach(means, wanted.index, links);
+                Err(error)
+            }
+        }
+    }
+
+    fn detach(&mut self, means: &mut Means, index: Ifindex, links: Links) {
+        let turn = matches!(means, Means::Clsact(_)).then(Turn::take).and_then(Result::ok);
+        for (direction, link) in links {
+            if let Some((_, program)) = self.0.iter_mut().find(|(known, _)| *known == direction) {
+                // Fails where the interface is gone, and the program with it.
+                let _ = program.detach(link);
+            }
+        }
+        if let (Means::Clsact(run), Some(turn)) = (means, turn)
+            && let Err(error) = run.leave(&turn, index)
+        {
+            log::warn!("clean up behind us: {error}");
+        }
+    }
+}
+
+/// A loader that has not read the kernel's types. [`EbpfLoader::new`] reads and parses all of them, before it can be told that nothing in
+/// the object is relocated by them: a fifth of a start, and 8 MB. It goes without where they cannot be opened, so for this moment nothing
+/// can be. No other thread runs yet.
+fn loader() -> EbpfLoader<'static> {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return EbpfLoader::new() };
+    let is_closed = setrlimit(Resource::RLIMIT_NOFILE, 0, hard).is_ok();
+    let loader = EbpfLoader::new();
+    if is_closed && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, soft, hard) {
+        log::warn!("let files be opened again: {error}");
+    }
+    loader
+}
+
+/// How programs hang on interfaces from now on.
+fn means(via: Via) -> Result<Means, Error> {
+    if via == Via::Tcx {
+        return Ok(Means::Tcx);
+    }
+    match clsact::clean() {
+        Ok(removed) => removed.iter().for_each(|removed| {
+            log::warn!("a run that was killed had left {}: removed", printable(&removed.to_string(), MAX_SHOWN));
+        }),
+        Err(error) => log::warn!("what runs that were killed may have left: {error}"),
+    }
+    let run = Run::begin();
+    Ok(Means::Clsact(run.map_err(|error| Error::Attach { what: "by clsact".into(), why: error.to_string() })?))
+}
+
+/// Loads and attaches what goes on no interface: what is there now, and what is not.
+fn attach_others(
+    programs: &mut BTreeMap<&str, &mut Program>,
+    features: &Features,
+    hooks: Vec<&Hook>,
+) -> (Vec<Attached>, Vec<Missing>) {
+    let (mut others, mut missing) = (Vec::new(), Vec::new());
+    for hook in hooks {
+        let feature = hook.features[0];
+        log::debug!("{}: {}", label(hook.place), feature.about().with);
+        match attach(programs, hook) {
+            Ok(()) => others.push(told(hook.place)),
+            Err(error) => {
+                let why = plan::explain(features, feature, &error.to_string());
+                missing.push(Missing { hook: label(hook.place), why });
+            }
+        }
+    }
+    (others, missing)
 }
 
 /// Lines of the verifier that are shown: the last say what it did not like, and all the others how it came there.

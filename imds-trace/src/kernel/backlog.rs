@@ -19,7 +19,9 @@ use crate::privileges;
 
 /// How long the ring buffer is left alone once it was emptied: the kernel wakes its reader for the first record behind those that
 /// were read, and for no other, so one wake-up is for many. What comes first after a pause is read at once.
-const PACE: Duration = Duration::from_millis(10);
+const PACE: Duration = Duration::from_millis(3);
+/// The highest priority of those that are not of real time, as `nice` counts them.
+const FIRST: i32 = -20;
 /// Bytes of a block of records.
 const BLOCK: usize = 256 << 10;
 /// Bytes of records that wait at most: more than 30,000 exchanges. What comes then stays in the ring buffer, and is lost when that is full.
@@ -119,6 +121,7 @@ impl Backlog {
         let shared = Arc::new(Shared { waiting: Mutex::new(waiting), news: Notify::new() });
         let other = Arc::clone(&shared);
         thread::Builder::new().name("ring buffer".to_owned()).spawn(move || {
+            hurry();
             if let Err(error) = privileges::keep_nothing() {
                 log::warn!("{error}");
             }
@@ -168,6 +171,15 @@ impl Backlog {
             waiting.spare.push(emptied);
         }
         Some(())
+    }
+}
+
+/// From now on the calling thread is not kept waiting by others: what it has to do is little, and is lost if it comes late. Where that may
+/// not be (`CAP_SYS_NICE`), it waits its turn.
+fn hurry() {
+    // SAFETY: sets a number of the calling thread's own.
+    unsafe {
+        nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, FIRST);
     }
 }
 

@@ -16,7 +16,7 @@ use diagnosis::event::{Attached, Missing};
 use diagnosis::identity::fact::{Forwarding, Network, Said};
 use diagnosis::net::Ifindex;
 use diagnosis::printable::printable;
-use diagnosis::way::listen::{self, Ways, Why};
+use diagnosis::way::listen::{self, Wanted, Ways, Why};
 use diagnosis::way::network::Link;
 
 /// Interfaces whose names are remembered at most.
@@ -60,8 +60,8 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Attaches to what is there. An error if an interface that was asked for is not, or if nothing can be attached.
-    pub(super) async fn begin(&mut self, tracer: &mut Tracer, names: &mut MachineNames) -> anyhow::Result<()> {
+    /// Looks at what is there. An error if an interface that was asked for is not.
+    pub(super) async fn look(&mut self) -> anyhow::Result<()> {
         self.links = self.interfaces.list().await?.into_iter().map(|link| (link.index, link)).collect();
         for asked in self.config.interfaces.iter().filter(|asked| !asked.contains('*')) {
             if !self.links.values().any(|link| link.name == *asked) {
@@ -72,6 +72,16 @@ impl<'a> Follower<'a> {
         self.ways.settled.clone_from(&self.listed);
         self.ask_routes().await;
         self.networks = self.interfaces.addresses().await;
+        Ok(())
+    }
+
+    /// What is to be listened on.
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        listen::plan(&self.links, &self.ways, &self.config.interfaces)
+    }
+
+    /// Attaches to what is there. An error if nothing can be attached.
+    pub(super) fn begin(&mut self, tracer: &mut Tracer, names: &mut MachineNames) -> anyhow::Result<()> {
         self.attach(tracer, names);
         if !tracer.attached().iter().any(|attached| matches!(attached, Attached::Tc { .. })) {
             match self.failed.values().next() {
@@ -90,7 +100,7 @@ impl<'a> Follower<'a> {
     }
 
     fn attach(&mut self, tracer: &mut Tracer, names: &mut MachineNames) {
-        let wanted = listen::plan(&self.links, &self.ways, &self.config.interfaces);
+        let wanted = self.wanted();
         for wanted in &wanted {
             names.interfaces.insert(wanted.index, wanted.name.as_str().into());
         }
