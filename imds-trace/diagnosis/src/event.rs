@@ -28,6 +28,8 @@ pub enum Event {
     Packet(Box<PacketEvent>),
     /// An exchange is over. Shared: who remembers the last word on it needs no copy.
     Exchange(Rc<ExchangeEvent>),
+    /// Nothing new comes of these exchanges: what was said of each last is the last word on it. For who counts them; no output tells it.
+    Settled(Vec<ExchangeId>),
     /// A finding holds, or its count has changed since it was told.
     Finding(Timestamp, Box<Finding>),
     /// A connection to a watched endpoint is over, or the run is, and no hook has seen a packet of it.

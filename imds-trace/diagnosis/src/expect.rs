@@ -103,7 +103,7 @@ impl Expectations {
                 }
             }
             // What was lost is given to `judge`, whole.
-            Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::End(..) => {}
+            Event::Settled(_) | Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::End(..) => {}
         }
     }
 

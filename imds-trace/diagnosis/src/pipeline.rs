@@ -149,7 +149,7 @@ impl Pipeline {
                 interpreter.ledger.doubt(loss, &mut |finding| tell_finding(finding, now.max(at), sink));
             }
         }
-        self.forget();
+        self.forget(sink);
         self.tell_losses(sink);
     }
 
@@ -211,12 +211,16 @@ impl Pipeline {
     }
 
     /// What the joiner has forgotten leads to nothing more: the assembler forgets it once it is told, and then the directory.
-    fn forget(&mut self) {
+    fn forget(&mut self, sink: &mut Sink<'_>) {
         for id in self.joiner.take_forgotten() {
             self.assembler.forsake(id);
         }
         for (isn, endpoint) in self.assembler.take_forgotten() {
             self.interpreter.directory.over(isn, endpoint);
+        }
+        let ended = self.assembler.take_ended();
+        if !ended.is_empty() {
+            sink(&Event::Settled(ended));
         }
     }
 

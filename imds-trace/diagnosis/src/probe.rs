@@ -110,7 +110,7 @@ impl Own {
                 }
             }
             Event::End(at, end) => (self.end, self.lost) = (*at, end.lost),
-            Event::Ready(..) | Event::Probed(..) => {}
+            Event::Settled(_) | Event::Ready(..) | Event::Probed(..) => {}
         }
     }
 

@@ -286,6 +286,11 @@ fn numbered(event: &Event, before: u64, run: u64) -> Cow<'_, Event> {
             renumber(&mut Rc::make_mut(&mut exchange).exchange.id);
             Cow::Owned(Event::Exchange(exchange))
         }
+        Event::Settled(exchanges) if before > 0 => {
+            let mut exchanges = exchanges.clone();
+            exchanges.iter_mut().for_each(renumber);
+            Cow::Owned(Event::Settled(exchanges))
+        }
         Event::Finding(at, finding) => {
             let mut finding = finding.clone();
             finding.id.0 += run * FINDINGS;

@@ -67,7 +67,7 @@ impl Tallies {
             }
             Event::Unseen(_, unseen) => self.count_unseen(unseen),
             // What was lost is given to `finish`, whole.
-            Event::Packet(_) | Event::Loss(..) | Event::Probed(..) | Event::End(..) => {}
+            Event::Settled(_) | Event::Packet(_) | Event::Loss(..) | Event::Probed(..) | Event::End(..) => {}
         }
     }
 

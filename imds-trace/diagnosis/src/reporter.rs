@@ -7,6 +7,7 @@ mod sieve;
 
 use crate::config::{Settings, Telling};
 use crate::event::{End, Event, HostSum, Report};
+use crate::exchange::ExchangeId;
 use crate::expect::Expectations;
 use crate::finding::Severity;
 use crate::net::{BootTime, Timestamp};
@@ -136,6 +137,10 @@ impl Reporter {
                 self.end(*at, end);
                 return Ok(());
             }
+            Event::Settled(exchanges) => {
+                self.settle(exchanges);
+                return Ok(());
+            }
             Event::Exchange(_) | Event::Finding(..) => {}
             event => {
                 self.expectations.count(event);
@@ -208,6 +213,16 @@ impl Reporter {
             ..self.tallies.finish(end)
         };
         Some((at, report))
+    }
+
+    /// Counts the last words on these exchanges.
+    fn settle(&mut self, exchanges: &[ExchangeId]) {
+        for event in self.heard.settle(exchanges) {
+            self.count(&event);
+        }
+        for event in self.shown.settle(exchanges) {
+            self.count_shown(&event);
+        }
     }
 
     /// Several runs end with what they lost together.

@@ -126,7 +126,12 @@ impl Needs {
                 listened.nowhere |= !captured && !hooks().any(|hook| matches!(hook, Attached::Tc { .. }));
             }
             // What was lost is given to `judge`, whole.
-            Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::Probed(..) | Event::End(..) => {}
+            Event::Settled(_)
+            | Event::Packet(_)
+            | Event::Finding(..)
+            | Event::Loss(..)
+            | Event::Probed(..)
+            | Event::End(..) => {}
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Assembler {
     next: u64,
     evicted: u64,
     forgotten: Vec<(u32, Endpoint)>,
+    /// Exchanges of which nothing new comes.
+    ended: Vec<ExchangeId>,
     /// What a capture lacks, nothing else tells of.
     evidence: Evidence,
 }
@@ -70,6 +72,7 @@ impl Assembler {
         entry.prove(journey.at, sink);
         while entry.live.len() > MAX_EXCHANGES {
             let gone = entry.live.pop_front();
+            self.ended.extend(gone.as_ref().map(|live| live.exchange.id));
             self.evicted += u64::from(gone.is_some_and(|live| live.exchange.closed.is_none()));
         }
         let flags = journey.tcp.flags;
@@ -103,6 +106,7 @@ impl Assembler {
         exchange.closed = Some(at);
         sink(&exchange, Moment::Closed);
         sink(&exchange, Moment::Settled);
+        self.ended.push(exchange.id);
     }
 
     /// A socket was established that will say what its TCP counts when it changes its state.
@@ -163,9 +167,15 @@ impl Assembler {
         std::mem::take(&mut self.forgotten)
     }
 
+    /// The exchanges since the last call of which nothing new comes.
+    pub fn take_ended(&mut self) -> Vec<ExchangeId> {
+        std::mem::take(&mut self.ended)
+    }
+
     /// Forgets a connection.
     fn forget(&mut self, id: ConnectionId) {
         let Some(entry) = self.entries.remove(&id) else { return };
+        self.ended.extend(entry.live.iter().map(|live| live.exchange.id));
         room::give_back(&mut self.entries);
         self.tidy();
         let connection = entry.live.back().and_then(|live| live.exchange.connection());

@@ -34,7 +34,8 @@ struct Open {
     tcp: Tcp,
     heading: Heading,
     hops: Vec<Hop>,
-    dropped: Option<Dropped>,
+    /// Apart, because it is large and rare.
+    dropped: Option<Box<Dropped>>,
     /// The receiving host's TCP had it in hand.
     reached: bool,
     heads: Vec<Head>,
@@ -188,7 +189,7 @@ impl Joiner {
             }
             Place::Drop(_) if reached => open.reached = true,
             Place::Drop(drop) => {
-                open.dropped = Some(Dropped { at: observation.at, drop, ttl: observation.ttl, client });
+                open.dropped = Some(Box::new(Dropped { at: observation.at, drop, ttl: observation.ttl, client }));
             }
         }
         while state.open.len() > MAX_OPEN {
@@ -269,6 +270,10 @@ impl Joiner {
             if let Some(next) = state.scheduled {
                 self.due.push(Reverse((next, id)));
             }
+            if state.open.is_empty() {
+                // Most connections have no more than these.
+                state.open = Vec::new();
+            }
             for open in over {
                 // At the end of a capture the acknowledgement may be what is not in it any more.
                 let in_capture =
@@ -322,8 +327,8 @@ fn finish(open: Open, state: &State<Open>, misrouted: bool, in_capture: Option<b
         None => !misrouted && arrived(&open, state),
         Some(waited) => seems_arrived(&open, state, waited),
     };
-    let fate = match open.dropped.clone() {
-        Some(dropped) => Fate::Dropped(dropped),
+    let fate = match open.dropped {
+        Some(dropped) => Fate::Dropped(*dropped),
         None if open.reached || arrived || acked => Fate::Delivered,
         None => Fate::Unresolved,
     };

@@ -4,6 +4,8 @@
 //! tokens are the same and nothing else; its key is made at start and never written. A request that sends its token in a place where none belongs (the
 //! path, the User-Agent) is masked by shape, see [`crate::secret`].
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
 
@@ -23,6 +25,8 @@ const MAX_USER_AGENT: usize = 256;
 const MAX_SEGMENT: usize = 64;
 /// `OPTIONS` and `CONNECT` are the longest methods of RFC 9110.
 const MAX_METHOD: usize = 7;
+/// Masked texts that are remembered at most.
+const MAX_MASKED: usize = 256;
 /// `EC2ws` and what other clouds call theirs.
 const MAX_SERVER: usize = 64;
 
@@ -48,14 +52,28 @@ pub enum Head {
 #[serde(transparent)]
 pub struct TokenMark(pub u64);
 
-/// Makes [`TokenMark`]s. Its key is made with it, at random, and is never written.
+/// Makes [`TokenMark`]s. Its key is made with it, at random, and is never written. It remembers what texts were masked to, not the texts: a
+/// client sends the same ones again and again.
 #[derive(Debug, Default)]
-pub struct Marker(RandomState);
+pub struct Marker {
+    key: RandomState,
+    masked: RefCell<HashMap<u64, String>>,
+}
 
 impl Marker {
     /// A number that is the same for the same bytes, within this run.
     pub fn tell_apart(&self, bytes: &[u8]) -> u64 {
-        self.0.hash_one(bytes)
+        self.key.hash_one(bytes)
+    }
+
+    /// What `mask` makes of a text, or made of it before. `kind` tells kinds of text apart.
+    fn masked(&self, kind: &'static str, text: &[u8], mask: impl FnOnce() -> String) -> String {
+        let mut masked = self.masked.borrow_mut();
+        let key = self.key.hash_one((kind, text));
+        if masked.len() >= MAX_MASKED && !masked.contains_key(&key) {
+            masked.clear();
+        }
+        masked.entry(key).or_insert_with(mask).clone()
     }
 
     /// The mark of what may be a token, one word of the letters that tokens are made of; `None` if it is no such word.
@@ -63,7 +81,7 @@ impl Marker {
         let token = token.trim_ascii();
         let fits = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'_' | b'-');
         let is_word = TOKEN_LENGTH.contains(&(token.len() as u64)) && token.iter().all(fits);
-        is_word.then(|| TokenMark(self.0.hash_one(token)))
+        is_word.then(|| TokenMark(self.key.hash_one(token)))
     }
 }
 
@@ -219,7 +237,8 @@ pub fn head(bytes: &[u8], marker: &Marker) -> Option<Head> {
 
 fn request(parsed: &httparse::Request<'_, '_>, marker: &Marker) -> Option<RequestHead> {
     let target = parsed.path?;
-    let mut head = RequestHead { method: method(parsed.method?), path: path(target), ..RequestHead::default() };
+    let path = marker.masked("path", target.as_bytes(), || path(target));
+    let mut head = RequestHead { method: method(parsed.method?), path, ..RequestHead::default() };
     head.absolute = !target.starts_with('/') && target.contains("://");
     for header in parsed.headers.iter().filter(|header| !header.name.is_empty()) {
         let name = header.name;
@@ -240,7 +259,7 @@ fn request(parsed: &httparse::Request<'_, '_>, marker: &Marker) -> Option<Reques
         } else if is_other_cloud(name, header.value) {
             head.other_cloud = true;
         } else if name.eq_ignore_ascii_case("user-agent") {
-            head.user_agent = Some(text(header.value, MAX_USER_AGENT));
+            head.user_agent = Some(marker.masked("user-agent", header.value, || text(header.value, MAX_USER_AGENT)));
         }
     }
     Some(head)

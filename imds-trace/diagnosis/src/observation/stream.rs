@@ -17,9 +17,9 @@ use crate::room;
 /// Directions at hooks remembered at most: a quarter of a second of the fastest client seen, and a stream is read within milliseconds.
 /// A table with room for 28,672 that is never more than half full tidies itself up in place, and never doubles.
 const MAX_STREAMS: usize = 14_000;
-/// A stream in which nothing was said for so long is forgotten, if no message is half read: what is sent again is read again. Until
-/// then a segment comes again six times, each after twice as long.
-const FORGET: Duration = Duration::from_secs(30);
+/// A stream in which nothing was said for so long is forgotten, if no message is half read: what is sent again is read again, and says the
+/// same. Fourteen thousand of them are 20 MB.
+const FORGET: Duration = Duration::from_secs(5);
 /// One with half a message: by then its connection is forgotten too (`journey::connections`).
 const FORGET_HALF: Duration = Duration::from_secs(130);
 /// A head longer than this is given up; SDKs send some hundred bytes.

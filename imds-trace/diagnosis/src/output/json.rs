@@ -58,7 +58,7 @@ impl Output for Json {
         let boot_time = self.boot_time;
         let line = match event {
             Event::Ready(at, ready) => Line::Ready(run::ready(*at, ready, boot_time)),
-            Event::Packet(_) | Event::End(..) => return Ok(()),
+            Event::Settled(_) | Event::Packet(_) | Event::End(..) => return Ok(()),
             Event::Exchange(event) => Line::Exchange(Box::new(exchange::line(event, boot_time))),
             Event::Finding(at, finding) => Line::Finding(Box::new(finding::line(*at, finding, boot_time))),
             Event::Unseen(at, unseen) => Line::Unseen(Box::new(run::unseen(*at, unseen, boot_time))),

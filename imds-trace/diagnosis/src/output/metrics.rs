@@ -64,7 +64,7 @@ impl Output for Metrics {
                 self.families.unseen.inc();
             }
             Event::Loss(_, lost) => self.loss(*lost),
-            Event::Packet(_) | Event::Probed(..) | Event::End(..) => {}
+            Event::Settled(_) | Event::Packet(_) | Event::Probed(..) | Event::End(..) => {}
         }
         Ok(())
     }

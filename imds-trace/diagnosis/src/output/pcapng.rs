@@ -91,6 +91,7 @@ impl Output for Pcapng {
             Event::Ready(..) => self.begin(),
             Event::Exchange(_)
             | Event::Finding(..)
+            | Event::Settled(_)
             | Event::Unseen(..)
             | Event::Loss(..)
             | Event::Probed(..)

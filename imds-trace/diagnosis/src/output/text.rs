@@ -96,7 +96,7 @@ impl Output for Text {
                 self.probed = true;
                 self.stream.write_all(tell_probed(probed).as_bytes())
             }
-            Event::End(..) => Ok(()),
+            Event::Settled(_) | Event::End(..) => Ok(()),
         }
     }
 
