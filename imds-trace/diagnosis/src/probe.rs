@@ -273,7 +273,7 @@ mod tests {
     fn what_others_did_unseen_is_not_ours_to_tell() {
         let by = |pid: u32| {
             let who = Attribution {
-                process: Some(Process {
+                process: Some(std::rc::Rc::new(Process {
                     pid,
                     tid: pid,
                     uid: 0,
@@ -288,7 +288,7 @@ mod tests {
                     cgroup_id: 1,
                     cgroup: None,
                     ancestors: Vec::new(),
-                }),
+                })),
                 by: Key::Cgroup,
                 ..Attribution::of_nobody(Some(Ipv4Addr::LOCALHOST.into()))
             };

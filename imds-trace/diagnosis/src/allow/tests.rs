@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
+use std::rc::Rc;
+
 use super::*;
 use crate::identity::Process;
 use crate::net::Netns;
 
-fn process(exe: Option<&str>, uid: u32) -> Option<Process> {
-    Some(Process {
+fn process(exe: Option<&str>, uid: u32) -> Option<Rc<Process>> {
+    Some(Rc::new(Process {
         pid: 4711,
         tid: 4711,
         uid,
@@ -22,7 +24,7 @@ fn process(exe: Option<&str>, uid: u32) -> Option<Process> {
         cgroup_id: 1,
         cgroup: None,
         ancestors: Vec::new(),
-    })
+    }))
 }
 
 fn host(exe: &str) -> Attribution {

@@ -307,7 +307,7 @@ impl<'a> Case<'a> {
     /// The subject in a sentence, e.g. `container job-17`.
     fn subject(&self) -> String {
         use crate::identity::{Key, Process};
-        let process = self.who.process.as_ref();
+        let process = self.who.process.as_deref();
         let named = |Process { comm, pid, .. }: &Process| format!("{comm} (pid {pid})");
         match (&self.who.container, self.who.by) {
             (Some(container), _) => container.phrase(MAX_NAME),

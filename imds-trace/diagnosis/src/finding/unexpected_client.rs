@@ -44,7 +44,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             None => "asked for (and is not known to have got)".to_owned(),
         }
     };
-    let process = case.who.process.as_ref();
+    let process = case.who.process.as_deref();
     let program = process.map(program).unwrap_or_default();
     let unnamed = if case.who.by == Key::Unknown { ", which could not be identified," } else { "" };
     let not_known = match fits {

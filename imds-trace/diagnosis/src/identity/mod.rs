@@ -10,6 +10,7 @@ mod directory;
 mod sockets;
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
 use schemars::JsonSchema;
@@ -207,7 +208,7 @@ pub struct Attribution {
     /// The container; `None` for the host's own processes and where nothing is known (then `by` is [`Key::Unknown`]).
     pub container: Option<Container>,
     /// The process; `None` if its connect was not seen.
-    pub process: Option<Process>,
+    pub process: Option<Rc<Process>>,
     /// What `container` rests on.
     pub by: Key,
     /// The client's address as it stood in its packets nearest to it; `None` where there was no packet and nobody told it.

@@ -1,5 +1,6 @@
 //! Which task opened this connection? Sockets by their first sequence number and by their addresses.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -35,6 +36,8 @@ pub struct Socket {
     task: Connecting,
     told: Arc<Told>,
     detail: Option<Rc<ProcessDetail>>,
+    /// What these three come to, once somebody has asked.
+    process: OnceCell<Rc<Process>>,
     /// What it was told when the connection failed.
     error: Option<u16>,
     /// How long the connect took to fail.
@@ -54,7 +57,11 @@ type Ends = (Endpoint, Endpoint);
 
 impl Socket {
     /// The process that opened it.
-    pub fn process(&self) -> Process {
+    pub fn process(&self) -> Rc<Process> {
+        Rc::clone(self.process.get_or_init(|| Rc::new(self.read())))
+    }
+
+    fn read(&self) -> Process {
         let (told, detail) = (&self.told, self.detail.as_deref());
         let exe = told.exe.clone().filter(|exe| !exe.starts_with(CUT));
         let ancestors = Some(&told.ancestors).filter(|ancestors| !ancestors.is_empty());
@@ -233,6 +240,7 @@ impl Sockets {
             Some((number, _, destination)) if destination == task.destination => {
                 self.attempting.remove(&task.tid);
                 if let Some(socket) = self.all.get_mut(&number) {
+                    socket.process.take();
                     if *task.told != Told::default() {
                         socket.told = Arc::clone(&task.told);
                     }
@@ -246,6 +254,7 @@ impl Sockets {
                 if let (Some((_, told, _)), Some(socket)) = (attempted, self.all.get_mut(&number))
                     && *task.told == Told::default()
                 {
+                    socket.process.take();
                     socket.told = told;
                 }
                 (number, evicted)
@@ -274,6 +283,7 @@ impl Sockets {
             task,
             told,
             detail,
+            process: OnceCell::new(),
             error: None,
             failed_after: None,
             has_no_port: false,
@@ -439,6 +449,7 @@ impl Sockets {
             _ if found => Rc::new(detail.clone()),
             _ => Rc::new(ProcessDetail::gone(detail.pid)),
         };
+        socket.process.take();
         socket.detail = Some(Rc::clone(&detail));
         let pid = detail.pid;
         if self.processes.insert(pid, (place, detail)).is_none() {

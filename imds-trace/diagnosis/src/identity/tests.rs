@@ -356,7 +356,7 @@ fn an_attempts_word_holds_for_the_connect_that_follows() {
         directory.learn(&Fact { at: at(1100), said: Said::Attempting(attempt) });
         connect(&mut directory, 1101, 77, HOST.0, "10.0.0.1:40000", 5);
         let process = directory.who(query("10.0.0.1:40000", 5), at(1103)).process;
-        assert_eq!(process.and_then(|process| process.argv), argv(&["curl"]), "{destination}");
+        assert_eq!(process.and_then(|process| process.argv.clone()), argv(&["curl"]), "{destination}");
     }
 }
 

@@ -192,16 +192,16 @@ fn what_has_gone_quiet_is_forgotten_and_half_a_message_is_not() {
     side.says("GET /a HTTP/1.1\r\n\r\nGET /b");
     side.streams.tick(at(1_100));
     assert_eq!(paths(&side.says(" HTTP/1.1\r\n\r\n")), ["/b"]);
-    side.streams.tick(at(1_129));
+    side.streams.tick(at(1_104));
     assert_eq!(side.streams.streams.len(), 1, "it spoke at 1100");
-    side.streams.tick(at(1_130));
+    side.streams.tick(at(1_105));
     assert!(side.streams.streams.is_empty() && side.streams.order.is_empty());
     assert_eq!(paths(&side.says("GET /c HTTP/1.1\r\n\r\nGET /d")), ["/c"]);
-    for seconds in 1_131..=1_260 {
+    for seconds in 1_106..=1_235 {
         side.streams.tick(at(seconds));
     }
-    // It is looked at again within half a minute.
-    side.streams.tick(at(1_290));
+    // It is looked at again within five seconds.
+    side.streams.tick(at(1_240));
     assert!(side.streams.streams.is_empty() && side.streams.order.is_empty());
 }
 

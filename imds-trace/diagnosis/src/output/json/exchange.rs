@@ -204,7 +204,7 @@ pub fn line(event: &ExchangeEvent, boot_time: BootTime) -> ExchangeLine<'_> {
         client: exchange.connection().map(|connection| &connection.client),
         endpoint: &exchange.endpoint,
         container: event.who.told(),
-        process: process::line(&event.who.process, boot_time),
+        process: process::line(event.who.process.as_deref(), boot_time),
         attributed_by: event.who.by,
         request: exchange.outward.as_ref().map(|way| travel(way, exchange.request_delivery())),
         response: exchange.response_travel().map(|way| travel(way, exchange.response_delivery())),

@@ -63,7 +63,7 @@ pub fn line(at: Timestamp, finding: &Finding, boot_time: BootTime) -> FindingLin
         severity: finding.severity,
         confidence: finding.says.confidence,
         container: finding.who.told(),
-        process: process::line(&finding.who.process, boot_time),
+        process: process::line(finding.who.process.as_deref(), boot_time),
         address: finding.who.address,
         attributed_by: finding.who.by,
         count: finding.count,

@@ -94,7 +94,7 @@ pub fn line<'a>(at: Timestamp, groups: &'a Groups, group: &'a Group, boot_time: 
         pod: pod.filter(|_| by == GroupBy::Pod),
         namespace: pod.and_then(|pod| pod.namespace.as_deref()).filter(|_| in_kubernetes),
         workload: pod.and_then(|pod| pod.workload()).filter(|_| by == GroupBy::Workload),
-        process: process::line(&group.who.process, boot_time).filter(|_| by == GroupBy::Process),
+        process: process::line(group.who.process.as_deref(), boot_time).filter(|_| by == GroupBy::Process),
         image: container.and_then(|container| container.image.as_deref()).filter(|_| is_one || by == GroupBy::Image),
         job: container.and_then(|container| container.job_id()).filter(|_| is_one || by == GroupBy::Job),
         path: group.path.as_deref(),

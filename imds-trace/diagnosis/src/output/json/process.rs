@@ -40,7 +40,7 @@ pub struct ProcessLine<'a> {
     ancestors: &'a [Ancestor],
 }
 
-pub fn line(process: &Option<Process>, boot_time: BootTime) -> Option<ProcessLine<'_>> {
+pub fn line(process: Option<&Process>, boot_time: BootTime) -> Option<ProcessLine<'_>> {
     // Taken apart whole: what a process gains must be told here.
     let Process {
         pid,

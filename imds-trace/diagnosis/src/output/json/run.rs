@@ -99,7 +99,7 @@ pub fn unseen(at: Timestamp, unseen: &UnseenConnection, boot_time: BootTime) -> 
         established: When::of(unseen.established, boot_time),
         endpoint: &unseen.endpoint,
         container: unseen.who.told(),
-        process: process::line(&unseen.who.process, boot_time),
+        process: process::line(unseen.who.process.as_deref(), boot_time),
         received: unseen.counted.map(|(received, _)| received),
         acked: unseen.counted.map(|(_, acked)| acked),
     }

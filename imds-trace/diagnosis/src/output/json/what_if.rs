@@ -113,7 +113,7 @@ pub fn line<'a>(at: Timestamp, what_if: &WhatIf, client: &'a ClientOutlook, boot
         outlook: client.outlook,
         reasons: client.reasons.iter().map(|reason| ReasonLine { why: &reason.text, count: reason.count }).collect(),
         container: client.who.told(),
-        process: process::line(&client.who.process, boot_time),
+        process: process::line(client.who.process.as_deref(), boot_time),
         address: client.who.address,
         attributed_by: client.who.by,
         exchanges: client.exchanges,
