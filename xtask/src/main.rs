@@ -58,6 +58,13 @@ enum Task {
     Bless,
     /// Measure what tracing costs and what is lost, beside tcpdump, in the lab (root); be alone on the machine
     Bench(bench::Asked),
+    /// Trace while containers, networks and the engine come and go: memory, files and processor time stay as they are, nothing is lost, and
+    /// whoever is killed leaves nothing behind (root); be alone on the machine
+    Soak {
+        /// For so long
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+        minutes: u32,
+    },
     /// Look for bytes that a parser does not stand: each target of fuzz/, for so long, led by what it covers
     Fuzz(fuzz::Asked),
     /// Make what others get, in target/dist: one static file, completions, manual pages, .deb, .rpm, image, sums, list of parts
@@ -81,6 +88,7 @@ fn main() -> ExitCode {
         Task::Record => record::record(),
         Task::Bless => record::bless(),
         Task::Bench(asked) => bench::bench(&asked),
+        Task::Soak { minutes } => test::soak_alone(minutes),
         Task::Fuzz(asked) => fuzz::fuzz(&asked),
         Task::Dist { arch } => dist::dist(arch),
         Task::Vm(asked) => vm::vm(asked),

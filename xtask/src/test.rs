@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
@@ -28,6 +28,9 @@ const PART_LIMIT: Duration = Duration::from_secs(35 * 60);
 
 /// Exchanges that `ci` has time for: memory has found its size after a third of them.
 const ENDLESS: &str = "300000";
+
+/// Seconds of a soak that is a test among others.
+const SOAK: u64 = 45;
 
 /// How many of the lab's tests `ci` runs once more when they fail: real packets on a machine that others load, too. One that then
 /// passes is told as flaky, with why it failed. Where more fail than this, it is no chance, and the rest counts as failed.
@@ -50,6 +53,8 @@ pub enum Part {
     Dist,
     /// A real kernel, network namespaces, a Docker engine (root)
     Lab,
+    /// Containers, networks and the engine come and go for 45 s: what tracing takes stays as it is (root)
+    Soak,
     /// Some of the lab's tests on other kernels, in virtual machines (root)
     Vm,
     /// What `cargo xtask demo` runs, as one test (root)
@@ -59,7 +64,7 @@ pub enum Part {
 
 /// The lab waits for its packets most of the time. What comes after it is built meanwhile.
 const TESTS: &[Part] =
-    &[Part::Unit, Part::Replay, Part::Cli, Part::Lab, Part::Lint, Part::Endless, Part::Dist, Part::Vm];
+    &[Part::Unit, Part::Replay, Part::Cli, Part::Lab, Part::Lint, Part::Endless, Part::Soak, Part::Dist, Part::Vm];
 
 /// As what the tests and what they test are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +89,16 @@ struct Outcome {
 pub fn test(parts: &[Part], filter: &[String]) -> Result<ExitCode> {
     let parts = if parts.is_empty() { TESTS } else { parts };
     run(parts, filter, None)
+}
+
+/// A soak by itself.
+pub fn soak_alone(minutes: u32) -> Result<ExitCode> {
+    setup::compiler_half()?;
+    if let Some(why) = no_lab()? {
+        bail!("{why}");
+    }
+    let why = soak(Together::Lab, u64::from(minutes) * 60, None, &mut Tally::default())?;
+    Ok(ExitCode::from(u8::from(why.is_some())))
 }
 
 pub fn ci() -> Result<ExitCode> {
@@ -161,6 +176,7 @@ impl Part {
             Self::Endless => "endless",
             Self::Dist => "dist",
             Self::Lab => "lab",
+            Self::Soak => "soak",
             Self::Vm => "vm",
             Self::Demo => "demo",
         }
@@ -202,6 +218,10 @@ impl Part {
                 built.program()?;
                 libtest(built.tested("test", &["--test=lab"])?)
             }
+            Self::Soak => match no_lab()? {
+                Some(why) => Ok(Some(why)),
+                None => soak(built.together(), SOAK, deadline, tally),
+            },
             Self::Vm => match no_lab()? {
                 Some(why) => Ok(Some(why)),
                 None => vm::part(built.together(), deadline, tally).map(|()| None),
@@ -293,10 +313,23 @@ fn libtest(
 fn endless(together: Together, deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
     let mut program = Command::new(release::build(together, Arch::own()?)?.join("endless"));
     program.args(deadline.map(|_| ENDLESS));
-    let status = workspace::stream(&mut program, deadline, |_| {})?;
+    one(&mut program, deadline, tally)
+}
+
+/// One test: a tracer stays as it is, whatever comes and goes. It says its figures itself.
+fn soak(together: Together, seconds: u64, deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
+    let programs = release::build(together, Arch::own()?)?;
+    let mut lab = Command::new(programs.join("lab"));
+    lab.arg("soak").arg(seconds.to_string()).env("IMDS_TRACE_BIN", programs.join("imds-trace"));
+    one(&mut lab, deadline, tally)
+}
+
+/// A program that is one test.
+fn one(program: &mut Command, deadline: Option<Instant>, tally: &mut Tally) -> Result<Option<String>> {
+    let status = workspace::stream(program, deadline, |_| {})?;
     let why = match status {
         None => Some("did not end in time and was ended".to_owned()),
-        Some(status) if !status.success() => Some(format!("{} failed ({status})", workspace::shown(&program))),
+        Some(status) if !status.success() => Some(format!("{} failed ({status})", workspace::shown(program))),
         Some(_) => None,
     };
     *tally += Tally { passed: usize::from(why.is_none()), failed: usize::from(why.is_some()), ignored: 0 };

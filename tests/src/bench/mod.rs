@@ -7,6 +7,7 @@ mod interfaces;
 mod load;
 mod peers;
 mod process;
+mod soak;
 mod strangers;
 
 use std::fmt::Write as _;
@@ -25,6 +26,7 @@ use crate::spec::ContainerSpec;
 use crate::tracer::program;
 use load::Server;
 use process::Watch;
+pub use soak::soak;
 
 /// Exchanges of a storm, and of a calm time; and how many a second are calm.
 const STORM: u32 = 20_000;

@@ -11,6 +11,7 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::attached;
 use crate::children;
 use crate::docker::next;
 use crate::expect::wait_until;
@@ -33,18 +34,13 @@ pub struct Watch {
 impl Watch {
     /// Starts it on the runner host and waits until it is ready.
     pub fn start(host: &RunnerHost, record: bool) -> Result<Watch> {
-        let dir = host.dir().join(format!("bench-{}", next()));
-        fs::create_dir(&dir)?;
-        let mut command = host.runner().command(program()?);
-        command.args(["watch", "--endpoint", &ENDPOINT.to_string(), "--docker-host", &host.docker_host_url()]);
-        command.arg("--output").arg(format!("json={}", dir.join("json").display()));
-        command.arg("--ready-file").arg(dir.join("ready"));
-        if record {
-            command.arg("--record").arg(dir.join("recording"));
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(dir.join("stderr"))?);
+        Self::start_with(host, record, &[])
+    }
+
+    /// The same, with more options.
+    pub fn start_with(host: &RunnerHost, record: bool, options: &[&str]) -> Result<Watch> {
         let began = Instant::now();
-        let mut child = children::spawn(command).context("start imds-trace")?;
+        let (mut child, dir) = Self::spawn(host, record, options)?;
         let ready = dir.join("ready");
         // Looks each half millisecond, because this is what is measured.
         while !ready.exists() {
@@ -54,6 +50,22 @@ impl Watch {
             std::thread::sleep(Duration::from_micros(500));
         }
         Ok(Watch { child, dir, start: began.elapsed() })
+    }
+
+    /// Starts it, and gives it with the folder that it writes to.
+    pub fn spawn(host: &RunnerHost, record: bool, options: &[&str]) -> Result<(Child, PathBuf)> {
+        let dir = host.dir().join(format!("bench-{}", next()));
+        fs::create_dir(&dir)?;
+        let mut command = host.runner().command(program()?);
+        command.args(["watch", "--endpoint", &ENDPOINT.to_string(), "--docker-host", &host.docker_host_url()]);
+        command.arg("--output").arg(format!("json={}", dir.join("json").display()));
+        command.arg("--ready-file").arg(dir.join("ready"));
+        if record {
+            command.arg("--record").arg(dir.join("recording"));
+        }
+        command.args(options);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(dir.join("stderr"))?);
+        Ok((children::spawn(command).context("start imds-trace")?, dir))
     }
 
     /// Processor time of all its threads so far.
@@ -78,6 +90,16 @@ impl Watch {
             sleeps += voluntary.and_then(|text| text.trim().parse::<u64>().ok()).context("voluntary_ctxt_switches")?;
         }
         Ok(sleeps)
+    }
+
+    /// How many files it has open, those of the kernel's objects included.
+    pub fn descriptors(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
+    /// How many objects of the kernel half it holds.
+    pub fn objects(&self) -> Result<usize> {
+        Ok(attached::held_by(self.child.id())?.len())
     }
 
     /// Waits until it has nothing to do: all that came is read, and what was quiet is told.

@@ -2,7 +2,7 @@
 //!
 //! `lab demo` shows it with the tracer; `lab shell` leaves the runner host up to try things by hand;
 //! `lab record` makes the recordings in tests/recordings and the captures in tests/captures anew, `lab capture` the captures alone,
-//! `lab bless` what is told of them; `lab bench` says what tracing costs.
+//! `lab bless` what is told of them; `lab bench` says what tracing costs, `lab soak` whether it stays so.
 
 use std::io::Read;
 use std::path::Path;
@@ -32,7 +32,10 @@ fn main() -> ExitCode {
         Some("capture") => capture(),
         Some("bless") => record::bless(),
         Some("bench") => bench(),
-        _ => Err(anyhow::anyhow!("usage: lab demo | lab shell | lab record | lab capture | lab bless | lab bench")),
+        Some("soak") => soak(),
+        _ => Err(anyhow::anyhow!(
+            "usage: lab demo | lab shell | lab record | lab capture | lab bless | lab bench | lab soak"
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,6 +58,13 @@ fn bench() -> Result<()> {
         std::fs::write(folder.join(name), text).with_context(|| format!("write {}", folder.join(name).display()))?;
     }
     print!("{table}\n{json}");
+    Ok(())
+}
+
+/// `lab soak SECONDS`
+fn soak() -> Result<()> {
+    let seconds = std::env::args().nth(2).and_then(|seconds| seconds.parse().ok());
+    println!("{}", bench::soak(Duration::from_secs(seconds.context("usage: lab soak SECONDS")?))?);
     Ok(())
 }
 
