@@ -71,7 +71,12 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     };
     let redirected = match exchange.redirected {
         Some(Redirect { to, .. }) => {
-            format!(" Something on this host had redirected it (DNAT) to {to}, and nobody listens there.")
+            let then = match (by_firewall, exchange.handshake) {
+                (Some(_), _) => "",
+                (None, true) => ", and whoever listens there ended it",
+                (None, false) => ", and nobody listens there",
+            };
+            format!(" Something on this host had redirected it (DNAT) to {to}{then}.")
         }
         None if from_outside && exchange.endpoint.port != IMDS_PORT => {
             format!(" IMDS listens at port {IMDS_PORT} alone.")
