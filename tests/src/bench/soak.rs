@@ -45,6 +45,8 @@ pub fn soak(time: Duration) -> Result<String> {
     let (options, _) = HostOptions::best();
     let host = RunnerHost::start(options)?;
     let server = Server::start(host.imds_ns())?;
+    // Else what is not acknowledged is sent again for minutes, and its ports are taken.
+    host.imds_ns().sysctl("net/ipv4/tcp_orphan_retries", "1")?;
     let before = attached::loaded_of_ours()?;
     let watch = Watch::start_with(&host, true, &["--record-rotate", "4MiB", "--record-keep", "2"])?;
     let (mut samples, mut answered, mut asked) = (Vec::new(), 0, 0);
