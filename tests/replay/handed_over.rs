@@ -22,10 +22,11 @@ use libtest_mimic::Trial;
 /// All of them.
 pub fn trials() -> Vec<Trial> {
     type Test = fn() -> Result<()>;
-    let tests: [(&str, Test); 18] = [
+    let tests: [(&str, Test); 19] = [
         ("a_packet_seen_at_two_places_is_one", seen_at_two_places),
         ("a_packet_seen_twice_at_one_place_is_one", seen_twice),
         ("clocks_that_differ_are_put_right", other_clocks),
+        ("equal_times_keep_the_order_of_the_file", coarse_times),
         ("captures_appended_to_each_other_are_in_order_of_time", appended),
         ("a_capture_appended_to_itself_is_one", appended_to_itself),
         ("where_one_capture_ends_nothing_follows_from_silence", covers_a_part),
@@ -191,6 +192,19 @@ fn other_clocks() -> Result<()> {
             let apart: Vec<_> = all(&story).into_iter().map(|link| pcap(&frames(&sent, &[link], skewed))).collect();
             expect_whole(&format!("{what}, side by side"), &story, &apart)?;
         }
+    }
+    Ok(())
+}
+
+fn coarse_times() -> Result<()> {
+    let coarse = |sent: &Sent| sent.at / 1_000_000 * 1_000_000;
+    for (what, story) in stories() {
+        let sent = story.tell();
+        expect_whole(&what, &story, &[pcap(&frames(&sent, &all(&story), coarse))])?;
+        let mut apart: Vec<_> = all(&story).into_iter().map(|link| pcap(&frames(&sent, &[link], coarse))).collect();
+        expect_whole(&format!("{what}, apart"), &story, &apart)?;
+        apart.reverse();
+        expect_whole(&format!("{what}, apart, reversed"), &story, &apart)?;
     }
     Ok(())
 }

@@ -234,7 +234,7 @@ impl Order {
             let ttl = packet.headers.ttl.0;
             for other in members.iter().filter(|other| other.number < number && other.seen.ttl != ttl) {
                 let apart = at.since(other.at).max(other.at.since(at));
-                if apart <= CLOSE && other.seen.ttl > ttl && at <= other.at {
+                if apart <= CLOSE && other.seen.ttl > ttl && at < other.at {
                     at = Timestamp(other.at.0.saturating_add(1));
                 } else if apart <= CLOSE && other.seen.ttl < ttl && at >= other.at {
                     at = Timestamp(other.at.0.saturating_sub(1));
