@@ -120,6 +120,12 @@ pub fn mask_value(name: &str, value: &str) -> String {
     if announces(name) && !value.is_empty() { MASK.to_owned() } else { mask(value) }
 }
 
+/// Is this where a role's name or a tag's key should stand a secret? Names may look random, so only a whole token that says what it is
+/// counts, and what looks like a secret access key and nothing else.
+pub fn is_no_name(text: &str) -> bool {
+    shape::is_token(text) || shape::is_secret_key(text)
+}
+
 /// Masks a command line's arguments: like [`mask`], and what options take.
 pub fn mask_argv<S: AsRef<str>>(argv: &[S]) -> Vec<String> {
     masked_argv(argv, false)

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host;
 use crate::net::bounded;
-use crate::secret::{MASK, mask};
+use crate::secret::{MASK, is_no_name, mask};
 
 /// More headers than any SDK sends (the longest list seen has 9); the rest of the message is not read.
 const MAX_HEADERS: usize = 32;
@@ -342,7 +342,7 @@ fn path(target: &str) -> String {
             let fits = segment.len() <= MAX_SEGMENT
                 && if names {
                     // Nothing stands behind a role's name or a tag's key: a secret with slashes may.
-                    !segment.ends_with('=') && number >= last
+                    !segment.ends_with('=') && number >= last && !is_no_name(segment)
                 } else if number == 1 && CAPITALISED.contains(&segment) {
                     true
                 } else {

@@ -159,6 +159,29 @@ fn known(text: &str) -> Vec<Known> {
     found
 }
 
+/// Does a whole token that says what it is stand in this text? Half of one, or what is random behind a mark, is not asked for.
+pub(super) fn is_token(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let has_format = formats::marks(bytes).any(|(mark, format)| {
+        let is_behind = mark.checked_sub(format.before).is_some_and(|start| begins(bytes, start));
+        is_behind && format.fitting(&bytes[mark + format.mark.len()..]) >= format.least.unwrap_or(format.length)
+    });
+    let is_web_token = || {
+        let (header, payload) = text.split_once('.').unwrap_or_default();
+        header.starts_with("eyJ") && header.len() >= MIN_WEB_TOKEN && payload.len() >= MIN_WEB_TOKEN
+    };
+    has_format || is_web_token()
+}
+
+/// Does it look like a secret access key? 40 letters of base64, of which in names two neighbours in five are not of different kinds.
+pub(super) fn is_secret_key(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let (mixed, changes, pairs) = mixture(bytes);
+    let is_base64 = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'));
+    let has_digit = bytes.iter().any(u8::is_ascii_digit);
+    bytes.len() == MIN_SECRET && is_base64 && mixed && has_digit && changes * 5 >= pairs * 2
+}
+
 /// Where runs of a token's characters end. Asked from left to right, it goes through each run once.
 struct Ends<'a> {
     text: &'a str,

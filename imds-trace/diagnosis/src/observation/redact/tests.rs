@@ -94,6 +94,43 @@ fn a_secret_with_slashes_in_the_place_of_a_role_is_masked_from_its_beginning() {
 }
 
 #[test]
+fn a_secret_in_the_place_of_a_role_is_masked_and_names_of_roles_stay() {
+    let kept = |place: &str, name: &str| {
+        let text = format!("GET /latest/meta-data/{place}/{name} HTTP/1.1\r\n\r\n");
+        let Some(Head::Request(head)) = read(text.as_bytes()) else { panic!("not a request") };
+        head.path.strip_prefix(&format!("/latest/meta-data/{place}/")).map(str::to_owned)
+    };
+    for place in ["iam/security-credentials", "iam/security-credentials-extended", "tags/instance"] {
+        for secret in [
+            "AIzaSyA1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q",
+            "hT4kQz7vW2mYc9LrXb1Ns6PjD8gFa3KeUo5iVq0J",
+            "7bN0q+R2sT5uV8wX1yZ4aB6cD9eF3gH0iJ2kL5mN",
+            "ghp_0123456789abcdefABCDEF0123456789abcd",
+            "glpat-abcdefghij0123456789",
+            "AKIAIOSFODNN7EXAMPLE",
+            "xoxb-123456789012-1234567890123-abcdefABCDEF012345678901",
+            "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH",
+            "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln",
+        ] {
+            assert_eq!(kept(place, secret).as_deref(), Some(MASK), "{place}/{secret}");
+        }
+        for name in [
+            "my-app-Role_prod.2024@eu",
+            "AWSReservedSSO_AdministratorAccess_0123456789abcdef",
+            "ecsInstanceRole",
+            "stack-RoleName-1ABCDEF2GHIJK",
+            "stack-key-RoleName-1ABCDEF2GHIJK",
+            "secret_rotation-Role-1ABCDEF2GHIJK",
+            "AmazonEKSNodegroupRoleForProduction2024a",
+            "0123456789abcdef0123456789abcdef01234567",
+            "eyewitness.service.role-for-production",
+        ] {
+            assert_eq!(kept(place, name).as_deref(), Some(name), "{place}");
+        }
+    }
+}
+
+#[test]
 fn a_role_name_is_kept_and_a_query_is_not() {
     let payload =
         b"GET /latest/meta-data/iam/security-credentials/Ci-Runner-EXAMPLE0123456789-abcdefghijkl?x=1 HTTP/1.1\r\n\r\n";
