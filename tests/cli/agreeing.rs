@@ -36,7 +36,7 @@ fn every_output_gives_the_same_numbers() -> Outcome {
         let kinds = ["text", "json", "markdown", "html", "metrics"];
         let outputs = kinds.map(|kind| format!("{kind}={}", at(&format!("{kind}.prom")).display()));
         let options: Vec<&str> = outputs.iter().flat_map(|output| ["--output", output]).collect();
-        replay(&file, &options)?.expect_quiet()?;
+        replay(&file, &options)?.expect_code(0)?;
         let [text, json, markdown, html, metrics] = kinds.map(|kind| read(&format!("{kind}.prom")));
         let (text, metrics) = (text?, metrics?);
         let of_text = clients_of_text(&text)?;

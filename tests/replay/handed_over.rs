@@ -306,7 +306,7 @@ fn headers_only() -> Result<()> {
             }
         }
         let told = Told::of(&[pcap_of(1, least - 1, &frames(&sent, &[1], at))])?;
-        if told.report.lost.unreadable == 0 || !told.notes.iter().any(|note| note.contains("-s 128")) {
+        if told.report.lost.unreadable == 0 || !told.notes.iter().any(|note| note.contains("-s 0")) {
             bail!("{what}: too short, and not told: {told:?}");
         }
     }

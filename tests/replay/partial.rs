@@ -14,12 +14,13 @@ use crate::handed_over::{Told, all, at, frames, stories};
 /// All of them.
 pub fn trials() -> Vec<Trial> {
     type Test = fn() -> Result<()>;
-    let tests: [(&str, Test); 6] = [
+    let tests: [(&str, Test); 7] = [
         ("begun_late_it_accuses_nobody_of_not_asking", begun_late),
         ("any_packet_may_be_missing", one_missing),
         ("pieces_of_packets_are_counted", in_pieces),
         ("without_times_it_says_so", no_times),
         ("cut_in_the_link_layer_it_says_so", cut_early),
+        ("requests_cut_in_their_head_are_told_as_not_read", cut_in_heads),
         ("tunnels_over_udp_are_named", tunnels),
     ];
     tests.into_iter().map(|(name, test)| Trial::test(format!("partial::{name}"), move || Ok(test()?))).collect()
@@ -145,10 +146,27 @@ fn cut_early() -> Result<()> {
             for frames in [frames(&sent, &all(&story), at), tags.clone()] {
                 let told = Told::of(&[pcap_of(1, kept, &frames)])?;
                 expect_no_other(&what, &told)?;
-                if told.report.lost.unreadable == 0 || !told.notes.iter().any(|note| note.contains("-s 128")) {
+                if told.report.lost.unreadable == 0 || !told.notes.iter().any(|note| note.contains("-s 0")) {
                     bail!("{what}, -s {kept}: not told: {told:?}");
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+fn cut_in_heads() -> Result<()> {
+    // Ethernet, IPv4 and TCP with times; and where in the longer request its token ends.
+    const HEADERS: usize = 14 + 20 + 32;
+    const WITH_TOKEN: usize = HEADERS + 128;
+    let sent = Story::masqueraded(Some(2)).tell();
+    for kept in HEADERS + 1..300 {
+        let told = Told::of(&[pcap_of(1, kept, &frames(&sent, &[1], at))])?;
+        expect_no_other("healthy", &told)?;
+        let unread: u64 = told.report.subjects.iter().map(|tally| tally.unread).sum();
+        let is_noted = told.notes.iter().any(|note| note.contains("not kept to their end") && note.contains("-s 0"));
+        if (unread > 0, is_noted) != (kept < WITH_TOKEN, kept < WITH_TOKEN + 2) {
+            bail!("-s {kept}: {unread} not read, {:?}", told.notes);
         }
     }
     Ok(())

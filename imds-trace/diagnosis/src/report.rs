@@ -38,7 +38,8 @@ impl Tallies {
                     tally.unanswered += u64::from(exchange.answered.is_none());
                     let is_whole = exchange.response_proof.is_some() && !exchange.incomplete;
                     tally.unproved += u64::from(exchange.answered.is_some() && !is_whole);
-                    let is_read = exchange.response.is_some() && !exchange.is_unexplained();
+                    let is_read =
+                        exchange.response.is_some() && exchange.is_request_read() && !exchange.is_unexplained();
                     tally.unread += u64::from(exchange.response_proof.is_some() && !is_read);
                     tally.hop_limit = tally.hop_limit.and(event.hop_limit);
                 }

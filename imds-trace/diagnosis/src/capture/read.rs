@@ -10,6 +10,7 @@ use super::order::Sighted;
 use super::packet::{self, Packet, Seen};
 use super::places::Spot;
 use super::tunnel::{self, Inside};
+use crate::net::Heading;
 
 /// Envelopes in envelopes that are opened.
 const MAX_TUNNELS: usize = 3;
@@ -18,8 +19,10 @@ const MAX_KINDS: usize = 64;
 /// What sees most on a host: what is typed where frames are in something that is not looked into.
 const INSTEAD: &str = "capture where they are bare, on the host or in the container:  tcpdump -i any -w capture.pcap 'host \
                        169.254.169.254 or host fd00:ec2::254'";
-/// What keeps all that is asked of a packet: Ethernet with two VLAN tags, IPv6 and a TCP header.
-const ENOUGH: &str = "capture with -s 128 or more";
+/// What keeps packets whole. The head of an SDK's request has up to 600 bytes.
+const ENOUGH: &str = "capture with -s 0";
+/// How a head ends.
+const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 /// Frames of one kind.
 #[derive(Debug, Default)]
@@ -51,6 +54,8 @@ pub struct Counts {
     ours: u64,
     /// Of these, with a payload of which not a byte was kept.
     bare: Kind,
+    /// Of these, requests of which the end of the head was not kept.
+    headless: Kind,
     /// Of these, without a time.
     timeless: Kind,
     /// Too little was kept to see whose they are, or what.
@@ -124,9 +129,11 @@ impl Counts {
         };
         let spot = spot(described, &around, &seen)?;
         self.ours += 1;
-        let carries = seen.headers.tcp.is_some_and(|tcp| tcp.len > 0);
-        if carries && seen.payload.is_empty() {
+        let sent = seen.headers.tcp.map_or(0, |tcp| tcp.len);
+        if sent > 0 && seen.payload.is_empty() {
             self.bare.add(file, frame);
+        } else if !described.is_ours && seen.headers.heading == Heading::ToImds && is_cut_in_head(sent, seen.payload) {
+            self.headless.add(file, frame);
         }
         if !frame.is_timed {
             // What follows from how long something took cannot be told.
@@ -165,8 +172,15 @@ impl Counts {
         if self.bare.count > 0 {
             notes.push(format!(
                 "{} were kept without a byte of their HTTP (captured with a short -s): what was asked and answered in them is not \
-                 known",
+                 known; {ENOUGH}",
                 self.bare.of(self.ours, "packets to and from IMDS")
+            ));
+        }
+        if self.headless.count > 0 {
+            notes.push(format!(
+                "{} hold requests whose headers were not kept to their end (captured with a short -s): whether a token was sent may \
+                 not be known; {ENOUGH}",
+                self.headless.of(self.ours, "packets to and from IMDS")
             ));
         }
         if self.timeless.count > 0 {
@@ -222,6 +236,11 @@ impl Counts {
         }
         Looked::Other
     }
+}
+
+/// Was a request of so many bytes cut off before its head ends?
+fn is_cut_in_head(sent: u32, kept: &[u8]) -> bool {
+    kept.len() < sent as usize && !kept.windows(END_OF_HEAD.len()).any(|bytes| bytes == END_OF_HEAD)
 }
 
 /// Where it was seen; `None` where the packet had been dropped, in a file of our own.

@@ -148,7 +148,7 @@ pub struct Tally {
     pub unanswered: u64,
     /// Exchanges whose answer was seen, and nothing that shows that it arrived.
     pub unproved: u64,
-    /// Exchanges whose answer arrived, and its status was not seen.
+    /// Exchanges whose answer arrived, and its status or its request was not seen whole.
     pub unread: u64,
     /// Hop limit observed and needed.
     pub hop_limit: HopLimit,

@@ -298,6 +298,11 @@ impl Exchange {
         self.request.is_none() && (self.responded || self.unheard || self.begins_unseen())
     }
 
+    /// Is it known what was asked? Of a request that is cut short the token may be behind the cut.
+    pub fn is_request_read(&self) -> bool {
+        self.request.as_ref().is_some_and(|request| !request.cut || request.token)
+    }
+
     /// Was it refused, and is it not known for what? What was asked was not seen, or not whole.
     pub fn is_unexplained(&self) -> bool {
         let is_known = self.request.as_ref().is_some_and(|request| !request.cut) && !self.begins_unseen();

@@ -66,7 +66,8 @@ pub struct Scenario {
     /// What could not be kept.
     #[serde(default)]
     pub lost: Vec<Lost>,
-    /// Assertions that one record alone speaks against: lost silently, they hold, and nothing could show it. Say why.
+    /// Assertions that one record alone speaks against: lost silently, they hold, and nothing could show it. Say why. `nothing-wrong` is the
+    /// report's sentence.
     #[serde(default)]
     pub sole_witness: Vec<String>,
     /// Who may take a token or credentials: what would stand in the file. Absent: nobody said.
