@@ -15,6 +15,8 @@ pub type Input = Box<dyn Read + Send>;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// How one begins that Zstandard made (RFC 8878, section 3.1.1).
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Or so, with 16 first bytes: a frame to be skipped stands in front (RFC 8878, section 3.1.2), as pzstd makes it.
+const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 /// Bytes that tell.
 const MAGIC: usize = 4;
 /// Up to so many bytes a file may unpack to anything: a gibibyte is read in seconds.
@@ -25,7 +27,7 @@ const MOST: u64 = 200;
 /// Gives the input as it is, or unpacked; and was it packed?
 pub fn unpack(input: Input) -> io::Result<(Input, bool)> {
     let (magic, input) = peek(input, MAGIC)?;
-    let (is_gzip, is_zstd) = (magic.starts_with(&GZIP), magic.starts_with(&ZSTD));
+    let (is_gzip, is_zstd) = (magic.starts_with(&GZIP), is_zstd(&magic));
     if !is_gzip && !is_zstd {
         return Ok((input, false));
     }
@@ -36,6 +38,11 @@ pub fn unpack(input: Input) -> io::Result<(Input, bool)> {
         false => Box::new(zstd::Decoder::with_buffer(counted)?),
     };
     Ok((Box::new(Bounded { unpacked, packed, count: 0 }), true))
+}
+
+fn is_zstd(magic: &[u8]) -> bool {
+    let is_skippable = matches!(magic, [0x50..=0x5f, further @ ..] if *further == ZSTD_SKIPPABLE);
+    is_skippable || *magic == ZSTD
 }
 
 /// The first bytes of an input, fewer if it has no more, and the whole input.
@@ -114,6 +121,12 @@ mod tests {
             // As `cat a.gz b.gz` makes it.
             (two, [&text[..], b"and more"].concat()),
             (zstd::encode_all(&text[..], 3).unwrap(), text.clone()),
+            // As pzstd makes it: in front how long the frame is.
+            (
+                [b"\x50\x2a\x4d\x18\x04\0\0\0\x2a\0\0\0", &zstd::encode_all(&text[..], 3).unwrap()[..]].concat(),
+                text.clone(),
+            ),
+            ([b"\x5f\x2a\x4d\x18\0\0\0\0", &zstd::encode_all(&text[..], 3).unwrap()[..]].concat(), text.clone()),
             (Vec::new(), Vec::new()),
         ] {
             assert_eq!(read(bytes).0, expected);
