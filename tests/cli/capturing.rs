@@ -142,7 +142,7 @@ fn a_capture_of_which_nothing_can_be_read_is_named() -> Outcome {
         ("half-a-section", &pcapng[..11], "header"),
         ("half-a-packet", &pcap[..50], "packet 1"),
         ("bluetooth", &bluetooth, "link type 201"),
-        ("gzip", &[0x1f, 0x8b, 8, 0, 0][..], "no whole line"),
+        ("gzip", &[0x1f, 0x8b, 8, 0, 0][..], "cut short before its first packet"),
     ] {
         replay(&folder.file(name, content)?, &[])?.expect_sentence(&[name, part]).with_context(|| name.to_owned())?;
     }

@@ -363,6 +363,11 @@ fn packed_and_cut() -> Result<()> {
             {
                 bail!("cut at {end}, and told as if it were whole");
             }
+            // Four bytes tell that it is compressed: then others of its set are told.
+            if end >= 4 {
+                let told = Told::of(&[whole.clone(), packed[..end].to_vec()])?;
+                expect_equal(&format!("cut at {end}"), told.failures.len(), 1)?;
+            }
         }
     }
     Ok(())

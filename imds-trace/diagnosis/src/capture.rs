@@ -29,7 +29,7 @@ use crate::observation::{Hook, Observation, Place, Streams};
 use crate::unpack;
 use crate::words::counted_were;
 pub use file::Error;
-pub use format::{Format, Unread, open};
+pub use format::{Format, Nothing, Unread, open};
 use known::Known;
 use linktype::says_direction;
 use order::{Order, Sighted};

@@ -54,9 +54,11 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         return capture::replay(given, &telling, &config);
     }
     // A run that was killed before it had written its first line leaves one.
-    let (empty, given): (Vec<Given>, Vec<Given>) = given.into_iter().partition(|file| file.is_empty);
+    let told = |file: &Given| file.nothing.map(|nothing| format!("{}: {nothing}", file.name));
+    let empty: Vec<String> = given.iter().filter_map(told).collect();
+    let given: Vec<Given> = given.into_iter().filter(|file| file.nothing.is_none()).collect();
     if given.is_empty() {
-        bail!("{}", empty.iter().map(is_empty).collect::<Vec<_>>().join("; "));
+        bail!("{}", empty.join("; "));
     }
     if config.endpoints.is_some() {
         bail!("--endpoint is for captures: a recording says itself which addresses were watched");
@@ -84,9 +86,9 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         runs: 0,
         exchanges: 0,
     };
-    for file in &empty {
+    for why in empty {
         // Whatever it was to tell of, nobody knows.
-        replaying.broken.note(is_empty(file));
+        replaying.broken.note(why);
         replaying.unheard += 1;
     }
     if telling.exit_code || !telling.expectations.is_empty() {
@@ -110,10 +112,6 @@ pub fn replay(config: Replay) -> anyhow::Result<u8> {
         Err(error) if matches!(error.downcast_ref(), Some(output::Error::Closed)) => Ok(0),
         Err(error) => Err(error),
     }
-}
-
-fn is_empty(file: &Given) -> String {
-    format!("{}: it is empty", file.name)
 }
 
 /// By how much a run's clock is behind the one that times are told by.

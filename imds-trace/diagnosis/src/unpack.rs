@@ -24,12 +24,12 @@ const ANY: u64 = 1 << 30;
 /// Beyond that, to so many times its own bytes at most. Captures and recordings shrink to a tenth, rarely to a fiftieth.
 const MOST: u64 = 200;
 
-/// Gives the input as it is, or unpacked; and was it packed?
-pub fn unpack(input: Input) -> io::Result<(Input, bool)> {
+/// Gives the input as it is, or unpacked; and with what was it packed?
+pub fn unpack(input: Input) -> io::Result<(Input, Option<&'static str>)> {
     let (magic, input) = peek(input, MAGIC)?;
-    let (is_gzip, is_zstd) = (magic.starts_with(&GZIP), is_zstd(&magic));
-    if !is_gzip && !is_zstd {
-        return Ok((input, false));
+    let is_gzip = magic.starts_with(&GZIP);
+    if !is_gzip && !is_zstd(&magic) {
+        return Ok((input, None));
     }
     let packed = Arc::new(AtomicU64::new(0));
     let counted = BufReader::new(Counted { input, count: packed.clone() });
@@ -37,7 +37,8 @@ pub fn unpack(input: Input) -> io::Result<(Input, bool)> {
         true => Box::new(MultiGzDecoder::new(counted)),
         false => Box::new(zstd::Decoder::with_buffer(counted)?),
     };
-    Ok((Box::new(Bounded { unpacked, packed, count: 0 }), true))
+    let name = if is_gzip { "gzip" } else { "zstd" };
+    Ok((Box::new(Bounded { unpacked, packed, count: 0 }), Some(name)))
 }
 
 fn is_zstd(magic: &[u8]) -> bool {
@@ -104,11 +105,11 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn read(bytes: Vec<u8>) -> (Vec<u8>, io::Result<usize>, bool) {
-        let (mut input, was_packed) = unpack(Box::new(Cursor::new(bytes))).unwrap();
+    fn read(bytes: Vec<u8>) -> (Vec<u8>, io::Result<usize>) {
+        let (mut input, _) = unpack(Box::new(Cursor::new(bytes))).unwrap();
         let mut out = Vec::new();
         let end = input.read_to_end(&mut out);
-        (out, end, was_packed)
+        (out, end)
     }
 
     #[test]
@@ -137,7 +138,7 @@ mod tests {
     fn what_is_cut_short_says_so() {
         let text: Vec<u8> = (0..10_000u32).flat_map(u32::to_le_bytes).collect();
         for whole in [gzip(&text), zstd::encode_all(&text[..], 3).unwrap()] {
-            let (out, end, _) = read(whole[..whole.len() / 2].to_vec());
+            let (out, end) = read(whole[..whole.len() / 2].to_vec());
             assert!(text.starts_with(&out));
             assert_eq!(end.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         }

@@ -11,7 +11,7 @@ use pcap_parser::traits::{PcapNGPacketBlock, PcapReaderIterator};
 use pcap_parser::{LegacyPcapReader, PcapBlockOwned, PcapError, PcapNGReader};
 use thiserror::Error;
 
-use super::format::{Unread, is_pcapng};
+use super::format::{Nothing, Unread, is_pcapng};
 use super::linktype::{link_name, said};
 use crate::net::{Direction, Timestamp, bounded};
 use crate::unpack::{Input, peek};
@@ -51,8 +51,8 @@ pub enum Error {
     #[error("{0}")]
     Open(String),
     /// There is nothing in it.
-    #[error("it is empty")]
-    Empty,
+    #[error("{0}")]
+    Nothing(Nothing),
     /// Something else.
     #[error("it is neither pcap nor pcapng")]
     NoCapture,
@@ -92,7 +92,7 @@ pub enum Error {
 impl Error {
     /// Is it of a capture that ends too soon, so that others of its set tell what they tell?
     pub fn leaves_the_others(&self) -> bool {
-        matches!(self, Self::Empty | Self::Header | Self::CutShort { .. } | Self::Damaged { .. } | Self::Io { .. })
+        matches!(self, Self::Nothing(_) | Self::Header | Self::CutShort { .. } | Self::Damaged { .. } | Self::Io { .. })
     }
 }
 

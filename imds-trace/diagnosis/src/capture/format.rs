@@ -1,7 +1,7 @@
 //! Is this a capture that is read; and if not, what is it, and what is to be typed instead?
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 
 use crate::printable::shell_word;
 use crate::unpack::{Input, peek, unpack};
@@ -89,18 +89,38 @@ pub enum Format {
     Capture(Input),
     /// Something that is known, and not read.
     Unread(Unread),
-    /// There is not a byte in it.
-    Empty,
+    /// There is nothing in it.
+    Nothing(Nothing),
     /// Something else; unpacked.
     Other(Input),
 }
 
+/// Why there is nothing in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nothing {
+    /// Nothing was written.
+    Empty,
+    /// It was compressed by this, and ends before anything that tells what it is.
+    CutShort(&'static str),
+}
+
+impl fmt::Display for Nothing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("it is empty"),
+            Self::CutShort(by) => {
+                write!(f, "it is compressed with {by}, and cut short before its first packet or line")
+            }
+        }
+    }
+}
+
 /// Looks at the first bytes of a file, and in it, if it is compressed.
 pub fn open(input: Input) -> io::Result<Format> {
-    let (input, was_packed) = unpack(input)?;
+    let (input, packed) = unpack(input)?;
     // Some programs compress what they are told to compress already.
     let (input, _) = unpack(input)?;
-    let (magic, input) = peek(input, MAGIC)?;
+    let (magic, mut input) = peek(input, MAGIC)?;
     if is_pcapng(&magic) {
         return Ok(Format::Capture(input));
     }
@@ -108,8 +128,11 @@ pub fn open(input: Input) -> io::Result<Format> {
         let (is_longer, input) = has_longer_headers(input)?;
         return Ok(if is_longer { Format::Unread(LONGER) } else { Format::Capture(input) });
     }
-    if magic.is_empty() && !was_packed {
-        return Ok(Format::Empty);
+    if let Some(by) = packed.filter(|_| magic.len() < MAGIC && is_cut_short(&mut input)) {
+        return Ok(Format::Nothing(Nothing::CutShort(by)));
+    }
+    if magic.is_empty() {
+        return Ok(Format::Nothing(Nothing::Empty));
     }
     let (begin, input) = peek(input, LONGEST)?;
     let known = UNREAD.iter().find(|(magic, _)| begin.starts_with(magic)).map(|(_, unread)| *unread);
@@ -117,6 +140,12 @@ pub fn open(input: Input) -> io::Result<Format> {
     let tar = begin.get(at..).is_some_and(|begin| begin.starts_with(ustar)).then_some(TAR);
     let printed = is_printed(&begin).then_some(PRINTED);
     Ok(known.or(tar).or(printed).map_or(Format::Other(input), Format::Unread))
+}
+
+/// Does what is unpacked end where more must come? Everything before that was read.
+fn is_cut_short(input: &mut Input) -> bool {
+    io::copy(&mut input.take(LONGEST as u64), &mut io::sink())
+        .is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// Does a file that begins so hold a capture?

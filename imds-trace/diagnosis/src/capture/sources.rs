@@ -246,7 +246,7 @@ fn begin(input: Input) -> Result<(File, Option<Frame>), Error> {
     let input = match format::open(input).map_err(|error| Error::Open(error.to_string()))? {
         Format::Capture(input) => input,
         Format::Unread(unread) => return Err(Error::Unread(unread)),
-        Format::Empty => return Err(Error::Empty),
+        Format::Nothing(nothing) => return Err(Error::Nothing(nothing)),
         Format::Other(_) => return Err(Error::NoCapture),
     };
     let mut file = File::new(input)?;

@@ -64,7 +64,7 @@ fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<
 fn unusable(failed: &Failed, names: &[String]) -> anyhow::Error {
     let without = files::without(&[failed.name.as_str()], names);
     match &failed.error {
-        Error::Unread(_) | Error::Foreign(_) | Error::Empty | Error::NoCapture | Error::Open(_) => {
+        Error::Unread(_) | Error::Foreign(_) | Error::Nothing(_) | Error::NoCapture | Error::Open(_) => {
             anyhow::anyhow!("{failed}{without}")
         }
         error => anyhow::anyhow!("{}: a capture of which nothing can be read: {error}{without}", failed.name),

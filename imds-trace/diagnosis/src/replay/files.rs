@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use wildmatch::WildMatch;
 
-use crate::capture::{self, Format};
+use crate::capture::{self, Format, Nothing};
 use crate::net::BootTime;
 use crate::printable::{printable, shell_word};
 use crate::progress::Counted;
@@ -32,8 +32,8 @@ pub struct Given {
     pub stream: Option<Input>,
     /// Is it a capture, as its first bytes say?
     pub is_capture: bool,
-    /// Is there nothing in it?
-    pub is_empty: bool,
+    /// Why there is nothing in it, if so.
+    pub nothing: Option<Nothing>,
 }
 
 /// The files that are meant. One whose format is known, and not read, is an error.
@@ -53,21 +53,20 @@ fn look(path: PathBuf) -> anyhow::Result<Given> {
         Box::new(io::BufReader::new(File::open(&path).with_context(|| name.clone())?))
     };
     let format = capture::open(input).with_context(|| name.clone())?;
-    let is_empty = matches!(format, Format::Empty);
-    let (is_capture, stream) = match format {
-        Format::Capture(input) => (true, Some(input)),
-        Format::Other(input) => (false, Some(input)),
-        Format::Empty => (false, None),
+    let (is_capture, stream, nothing) = match format {
+        Format::Capture(input) => (true, Some(input), None),
+        Format::Other(input) => (false, Some(input), None),
+        Format::Nothing(nothing) => (false, None, Some(nothing)),
         Format::Unread(unread) => bail!("{name}: {}", unread.told(&name)),
     };
-    Ok(Given { name, path, stream: stream.filter(|_| once), is_capture, is_empty })
+    Ok(Given { name, path, stream: stream.filter(|_| once), is_capture, nothing })
 }
 
 /// Are they all captures, or empty? An error says which one is not, and what to type instead.
 pub fn are_captures(given: &[Given]) -> anyhow::Result<()> {
     let (mut captures, mut recordings) = (Vec::new(), Vec::new());
     let mut damaged = None;
-    for file in given.iter().filter(|file| !file.is_empty) {
+    for file in given.iter().filter(|file| file.nothing.is_none()) {
         if file.is_capture {
             captures.push(file.name.as_str());
         } else if let Some(why) = why_no_recording(file) {
