@@ -14,9 +14,10 @@ use crate::handed_over::{Told, all, at, frames, stories};
 /// All of them.
 pub fn trials() -> Vec<Trial> {
     type Test = fn() -> Result<()>;
-    let tests: [(&str, Test); 7] = [
+    let tests: [(&str, Test); 8] = [
         ("begun_late_it_accuses_nobody_of_not_asking", begun_late),
         ("any_packet_may_be_missing", one_missing),
+        ("a_command_names_no_interface_that_only_a_capture_calls_so", without_request),
         ("pieces_of_packets_are_counted", in_pieces),
         ("without_times_it_says_so", no_times),
         ("cut_in_the_link_layer_it_says_so", cut_early),
@@ -102,6 +103,21 @@ fn pieces(sent: &Sent) -> Vec<Sent> {
         Sent { ip, ..sent.clone() }
     };
     payload.chunks(PIECE).enumerate().map(piece).collect()
+}
+
+fn without_request() -> Result<()> {
+    for (what, story) in lost() {
+        let sent = story.tell();
+        let rest: Vec<Sent> =
+            sent.into_iter().filter(|sent| !sent.ip.windows(4).any(|bytes| bytes == b"PUT ")).collect();
+        let told = Told::of(&[pcap(&frames(&rest, &all(&story), at))])?;
+        let commands = told.report.findings.iter().flat_map(|finding| &finding.says.remedy);
+        let commands: Vec<&String> = commands.filter(|command| command.contains("tcpdump")).collect();
+        if commands.is_empty() || !commands.iter().all(|command| command.contains("-nvi any ")) {
+            bail!("{what}: {commands:?}");
+        }
+    }
+    Ok(())
 }
 
 fn in_pieces() -> Result<()> {

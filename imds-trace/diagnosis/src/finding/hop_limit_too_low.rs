@@ -107,7 +107,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
             (Some(now), Some(lasting))
         }
         None if is_other => {
-            let (interface, from) = (shell_word(&last?.name), case.exchange.endpoint.address);
+            // A capture may not name its interfaces, and it may be of another machine: what is called if2 in it is not called so there.
+            let interface = if case.rests_on_capture() { "any".to_owned() } else { shell_word(&last?.name) };
+            let from = case.exchange.endpoint.address;
             (Some(format!("tcpdump -nvi {interface} src host {from} and tcp")), None)
         }
         None => (None, None),

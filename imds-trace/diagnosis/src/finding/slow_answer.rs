@@ -38,14 +38,16 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     verdict.caution =
         Some(format!("The client has to wait {enough} s for such an answer; most SDKs have the time set in code."));
     if case.answerer() != Answerer::StandIn {
-        verdict.remedy.push(format!("ethtool -S {} | grep linklocal_allowance_exceeded", shell_word(uplink(case))));
+        verdict.remedy.push(format!("ethtool -S {} | grep linklocal_allowance_exceeded", uplink(case)));
         verdict.caution.get_or_insert_default().push_str(" A slow IMDS is mostly one that is asked too often.");
     }
     Some(verdict)
 }
 
 /// The interface by which the request left, as far as it was seen.
-fn uplink<'a>(case: &Case<'a>) -> &'a str {
+fn uplink(case: &Case<'_>) -> String {
     let last = case.exchange.outward.as_ref().and_then(|travel| travel.hops.last());
-    last.map_or("<interface>", |hop| &*hop.hook.interface.name)
+    // A capture may not know its interfaces' names.
+    let last = last.filter(|_| !case.rests_on_capture());
+    last.map_or("<interface>".to_owned(), |hop| shell_word(&hop.hook.interface.name))
 }
