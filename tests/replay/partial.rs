@@ -14,10 +14,11 @@ use crate::handed_over::{Told, all, at, frames, stories};
 /// All of them.
 pub fn trials() -> Vec<Trial> {
     type Test = fn() -> Result<()>;
-    let tests: [(&str, Test); 8] = [
+    let tests: [(&str, Test); 9] = [
         ("begun_late_it_accuses_nobody_of_not_asking", begun_late),
         ("any_packet_may_be_missing", one_missing),
         ("a_command_names_no_interface_that_only_a_capture_calls_so", without_request),
+        ("what_stays_on_inner_bridges_was_not_seen_leaving_the_host", on_inner_bridges),
         ("pieces_of_packets_are_counted", in_pieces),
         ("without_times_it_says_so", no_times),
         ("cut_in_the_link_layer_it_says_so", cut_early),
@@ -115,6 +116,25 @@ fn without_request() -> Result<()> {
         let commands: Vec<&String> = commands.filter(|command| command.contains("tcpdump")).collect();
         if commands.is_empty() || !commands.iter().all(|command| command.contains("-nvi any ")) {
             bail!("{what}: {commands:?}");
+        }
+    }
+    Ok(())
+}
+
+fn on_inner_bridges() -> Result<()> {
+    /// The option that names an interface.
+    const IF_NAME: u16 = 2;
+    for hop_limit in [None, Some(1)] {
+        let named = |name: &str| [(IF_NAME, name.as_bytes().to_vec())];
+        let mut file = Pcapng::default().section(false).interface(1, &named("br-1")).interface(1, &named("docker0"));
+        for sent in Story::nested(hop_limit).tell().iter().filter(|sent| sent.link < 2) {
+            file = file.enhanced(sent.link as u32, sent.at / 1_000, &ethernet(sent), &[]);
+        }
+        let told = Told::of(&[file.bytes])?;
+        let says = told.report.findings.iter().map(|finding| &finding.says.summary);
+        let leaving: Vec<&String> = says.filter(|summary| summary.contains("leaving by docker0")).collect();
+        if !leaving.is_empty() {
+            bail!("{hop_limit:?}: {leaving:?}");
         }
     }
     Ok(())

@@ -175,13 +175,10 @@ impl Spot {
 impl Role {
     /// Which way a packet passed, where the capture does not say. What was seen at two places shows it. Of one place its name does:
     /// what heads for IMDS comes in by an interface that leads to containers, and goes out by any other. If the interface is named
-    /// unlike what it is, then every packet seems to begin and end there, which accuses nobody.
+    /// unlike what it is, then every packet seems to begin and end there, which accuses nobody. The farthest of several that were captured
+    /// leads to containers, too, if it is named so: docker0 beside a bridge in a container is no way out of the host.
     fn direction(self, heading: Heading, name: &str) -> Direction {
-        let to_containers = match (self.has_nearer, self.has_farther) {
-            (_, true) => true,
-            (true, false) => false,
-            (false, false) => TO_CONTAINERS.iter().any(|beginning| name.starts_with(beginning)),
-        };
+        let to_containers = self.has_farther || TO_CONTAINERS.iter().any(|beginning| name.starts_with(beginning));
         match (heading, to_containers) {
             (Heading::ToImds, true) | (Heading::FromImds, false) => Direction::Ingress,
             (Heading::ToImds, false) | (Heading::FromImds, true) => Direction::Egress,
