@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use imds_trace_replay_tests::wire::around::{ether_type, ethernet, in_udp, tagged};
 use imds_trace_replay_tests::wire::file::{Pcapng, Timed, pcap, pcap_of};
 use imds_trace_replay_tests::wire::{Sent, Story};
@@ -14,11 +14,13 @@ use crate::handed_over::{Told, all, at, frames, stories};
 /// All of them.
 pub fn trials() -> Vec<Trial> {
     type Test = fn() -> Result<()>;
-    let tests: [(&str, Test); 9] = [
+    let tests: [(&str, Test); 11] = [
         ("begun_late_it_accuses_nobody_of_not_asking", begun_late),
         ("any_packet_may_be_missing", one_missing),
         ("a_command_names_no_interface_that_only_a_capture_calls_so", without_request),
         ("what_stays_on_inner_bridges_was_not_seen_leaving_the_host", on_inner_bridges),
+        ("zeros_at_the_end_are_damage", zeros_behind),
+        ("a_first_packet_without_a_time_has_no_longer_header", timeless_first),
         ("pieces_of_packets_are_counted", in_pieces),
         ("without_times_it_says_so", no_times),
         ("cut_in_the_link_layer_it_says_so", cut_early),
@@ -136,6 +138,31 @@ fn on_inner_bridges() -> Result<()> {
         if !leaving.is_empty() {
             bail!("{hop_limit:?}: {leaving:?}");
         }
+    }
+    Ok(())
+}
+
+fn zeros_behind() -> Result<()> {
+    for (what, story) in lost() {
+        let whole = pcap(&frames(&story.tell(), &all(&story), at));
+        for zeros in [16, 100, 4_096] {
+            let told = Told::of(&[[whole.clone(), vec![0; zeros]].concat()])?;
+            let accused = told.errors().into_iter().map(|(rule, _)| rule).collect::<Vec<_>>();
+            if accused != ["hop-limit-too-low"] || !told.failures.iter().any(|failure| failure.contains("zeros stand"))
+            {
+                bail!("{what}, {zeros} zeros: {told:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn timeless_first() -> Result<()> {
+    for (what, story) in stories() {
+        let mut whole = pcap(&frames(&story.tell(), &all(&story), at));
+        whole[24..32].fill(0);
+        let told = Told::of(&[whole]).with_context(|| what.clone())?;
+        expect_no_other(&what, &told)?;
     }
     Ok(())
 }

@@ -268,6 +268,11 @@ impl Contents {
             }
             PcapBlockOwned::Legacy(packet) => {
                 let unit: u64 = if self.is_nanoseconds { 1 } else { 1_000 };
+                if (packet.ts_sec, packet.ts_usec, packet.caplen, packet.origlen) == (0, 0, 0, 0) {
+                    let why =
+                        "zeros stand where a packet should, as in a file that was written when the machine crashed";
+                    return Err(Error::Damaged { packet: self.frames + 1, why });
+                }
                 let at = u64::from(packet.ts_sec) * 1_000_000_000 + u64::from(packet.ts_usec) * unit;
                 self.frame(0, (at > 0).then_some(Timestamp(at)), None, packet.data).map(Some)
             }

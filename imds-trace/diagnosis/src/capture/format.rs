@@ -172,10 +172,22 @@ fn has_longer_headers(input: Input) -> io::Result<(bool, Input)> {
         return Ok((false, input));
     };
     let second = FILE + PACKET + kept;
-    let (begin, input) = peek(input, second + PACKET + LONGER[1])?;
-    let is_one = |at: usize| header(&begin, at).is_some_and(|(_, is_one)| is_one);
+    let (begin, mut input) = peek(input, second + PACKET + LONGER[1])?;
     let is_whole = begin.len() == second + PACKET + LONGER[1];
-    Ok((is_whole && !is_one(second) && LONGER.iter().any(|longer| is_one(second + longer)), input))
+    if !is_whole || header(&begin, second).is_some_and(|(_, is_one)| is_one) {
+        return Ok((false, input));
+    }
+    for longer in LONGER {
+        let Some((kept, true)) = header(&begin, second + longer) else { continue };
+        // The third one's, or the end, is where the second one says: what stands there by chance shows nothing.
+        let third = second + longer + PACKET + longer + kept.min(MOST);
+        let (begin, whole) = peek(input, third + PACKET)?;
+        if begin.len() == third || header(&begin, third).is_some_and(|(_, is_one)| is_one) {
+            return Ok((true, whole));
+        }
+        input = whole;
+    }
+    Ok((false, input))
 }
 
 /// How many bytes of a pcap's packet are kept, by the header that stands at this place, and may it be one?
