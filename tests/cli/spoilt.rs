@@ -106,6 +106,18 @@ fn what_spoils_a_set_is_named_with_what_to_type() -> Outcome {
             return Err(format!("what spoils it is to be typed again: {ran:?}").into());
         }
     }
+    // Two of a link type that is not read: neither is to be typed again.
+    let null = |name: &str| {
+        let mut bytes = capture("ens5-hop-limit-1.pcap")?;
+        bytes[20..24].fill(0);
+        path(name, &bytes)
+    };
+    let (bad, worse) = (null("bad.pcap")?, null("worse.pcap")?);
+    let ran = run(["replay", &bad, &first, &worse])?;
+    ran.expect_sentence(&["bad.pcap: ", &format!("nor can {worse} be read"), &format!("imds-trace replay {first}")])?;
+    if !ran.stderr.trim_end().ends_with(&format!("imds-trace replay {first}")) {
+        return Err(format!("what spoils it is to be typed again: {ran:?}").into());
+    }
     let ran = run(["replay", &one, &first])?;
     let commands = [format!("imds-trace replay {first}"), format!("imds-trace replay {one}")];
     ran.expect_sentence(&["is a capture", "is a recording", &commands[0], &commands[1]])?;

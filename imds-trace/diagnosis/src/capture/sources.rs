@@ -41,6 +41,8 @@ pub struct Failed {
     pub error: Error,
     /// When the last frame before that was seen; `None` if there is none.
     pub after: Option<Timestamp>,
+    /// Others that were given beside it and cannot be told either.
+    pub also: Vec<String>,
 }
 
 impl fmt::Display for Failed {
@@ -126,7 +128,7 @@ impl<T> Sources<T> {
     pub fn open(given: Vec<Source>) -> Result<Self, Failed> {
         let stays_open = given.len() <= MAX_OPEN;
         let alone = given.len() == 1;
-        let (mut feeds, mut failures) = (Vec::new(), Vec::new());
+        let (mut feeds, mut failures, mut spoilt) = (Vec::new(), Vec::new(), Vec::new());
         for Source { name, from } in given {
             let (input, path) = match from {
                 From::Stream(input) => (Ok(input), None),
@@ -142,9 +144,15 @@ impl<T> Sources<T> {
                     }
                     feeds.push(feed);
                 }
-                Err(error) if !alone && error.leaves_the_others() => failures.push(Failed { name, error, after: None }),
-                Err(error) => return Err(Failed { name, error, after: None }),
+                Err(error) => {
+                    let others = if !alone && error.leaves_the_others() { &mut failures } else { &mut spoilt };
+                    others.push(Failed { name, error, after: None, also: Vec::new() });
+                }
             }
+        }
+        let mut spoilt = spoilt.into_iter();
+        if let Some(first) = spoilt.next() {
+            return Err(Failed { also: spoilt.map(|failed| failed.name).collect(), ..first });
         }
         if feeds.is_empty()
             && let Some(first) = failures.pop()
@@ -199,7 +207,7 @@ impl<T> Sources<T> {
             Ok(Some((at, what))) => self.heads.push(Reverse(Head { at, feed: index, what })),
             Ok(None) => feed.close(),
             Err(error) => {
-                self.failures.push(Failed { name: feed.name.clone(), error, after: feed.last });
+                self.failures.push(Failed { name: feed.name.clone(), error, after: feed.last, also: Vec::new() });
                 feed.close();
             }
         }

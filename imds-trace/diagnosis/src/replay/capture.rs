@@ -62,7 +62,12 @@ fn tell(given: Vec<Given>, telling: &Telling, asked: &Replay) -> anyhow::Result<
 
 /// The sentence about captures of which nothing can be told, because of one of them.
 fn unusable(failed: &Failed, names: &[String]) -> anyhow::Error {
-    let without = files::without(&[failed.name.as_str()], names);
+    let spoilt: Vec<&str> = std::iter::once(&failed.name).chain(&failed.also).map(String::as_str).collect();
+    let also = match &failed.also[..] {
+        [] => String::new(),
+        also => format!("; nor can {} be read", also.join(", ")),
+    };
+    let without = also + &files::without(&spoilt, names);
     match &failed.error {
         Error::Unread(_) | Error::Foreign(_) | Error::Nothing(_) | Error::NoCapture | Error::Open(_) => {
             anyhow::anyhow!("{failed}{without}")

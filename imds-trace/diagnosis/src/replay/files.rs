@@ -113,7 +113,11 @@ fn to_type(kinds: [&[&str]; 2]) -> String {
         }
     });
     let commands: Vec<String> = commands.collect();
-    if commands.is_empty() { String::new() } else { format!("; type  {}", commands.join("  and  ")) }
+    if commands.is_empty() {
+        String::new()
+    } else {
+        format!("; with the same options type  {}", commands.join("  and  "))
+    }
 }
 
 /// How many bytes they have, if all are files that end.
