@@ -109,10 +109,34 @@ const TOOLS: &[Tool] = &[
 
 /// Masks text: what stands behind a name that announces a secret, and what looks like one.
 pub fn mask(text: &str) -> String {
+    let text = &encoded(text);
     let text = &wrapped::mask(&[text], false)[0];
     let mut out = String::with_capacity(text.len());
     Reader::default().argument(text, false, &mut out);
     out
+}
+
+/// Masks words that are a token once their percent-encoding is undone (RFC 3986 section 2.1): its mark may be encoded.
+fn encoded(text: &str) -> String {
+    let words = text.split(' ').map(|word| match word.contains('%') && shape::is_token(&decoded(word)) {
+        true => MASK,
+        false => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn decoded(word: &str) -> String {
+    let mut parts = word.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => bytes.push(byte),
+            None => bytes.push(b'%'),
+        }
+        bytes.extend(part[digits.map_or(0, str::len)..].bytes());
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Masks a value that has a name of its own, like a label.

@@ -130,6 +130,21 @@ fn a_key_in_pem_is_masked_line_by_line() {
 }
 
 #[test]
+fn a_mark_that_is_percent_encoded_is_one_all_the_same() {
+    for (text, masked) in [
+        ("%41KIAN62BESPSZB2E4AXW", "***"),
+        ("curl/8 %41%4b%49AN62BESPSZB2E4AXW x", "curl/8 *** x"),
+        ("x glpat%2dabcdefghij0123456789", "x ***"),
+        ("ghp%5F0123456789abcdefABCDEF0123456789abcd", "***"),
+    ] {
+        assert_eq!(mask(text), masked);
+    }
+    for text in ["100% of it", "a%20b%", "%", "%4", "a%zzb", "my%2drole", "%\u{e9}\u{20ac}", "x%e9%80y"] {
+        assert_eq!(mask(text), text);
+    }
+}
+
+#[test]
 fn words_behind_the_same_marks_stay() {
     for text in [
         "pypi-attestations",
