@@ -6,6 +6,7 @@ use std::process::Stdio;
 use anyhow::Context;
 
 use crate::Outcome;
+use crate::capturing::capture;
 use crate::program::{Folder, command, replaying, run};
 use crate::readying::kept_at;
 
@@ -16,6 +17,7 @@ crate::tests![
     no_file_is_emptied_before_all_can_be_written,
     an_output_that_cannot_be_written_is_named,
     a_filter_that_matches_nothing_is_said_in_every_output,
+    where_nothing_was_found_every_output_says_how_far_it_looked,
     a_time_that_ends_before_it_begins_is_refused,
     an_empty_file_beside_others_is_said_and_they_are_told,
 ];
@@ -107,6 +109,44 @@ fn a_filter_that_matches_nothing_is_said_in_every_output() -> Outcome {
     }
     let some = run(["replay", &name, "--container", "agent", "--output", "text"])?;
     expect(some.stdout.contains("Filtered: 3 more exchanges were not shown."), &some.stdout)
+}
+
+fn where_nothing_was_found_every_output_says_how_far_it_looked() -> Outcome {
+    let folder = Folder::new()?;
+    let whole = capture("ens5-hop-limit-2.pcap")?;
+    // Without what came back from IMDS nobody knows what it was.
+    let (head, packets) = (&whole[..24], packets(&whole));
+    let asked: Vec<&[u8]> =
+        packets.into_iter().filter(|packet| packet[16 + 26..16 + 30] != [169, 254, 169, 254]).collect();
+    for (name, bytes, verdict) in [
+        ("whole.pcap", whole.clone(), "Nothing wrong was seen."),
+        (
+            "asked.pcap",
+            [head, &asked.concat()].concat(),
+            "Nothing wrong was seen, but not every request or status was.",
+        ),
+    ] {
+        let file = folder.file(name, bytes)?.display().to_string();
+        for kind in ["text", "markdown", "html"] {
+            let path = folder.path().join(kind);
+            run(["replay", &file, "--output", &format!("{kind}={}", path.display())])?.expect_code(0)?;
+            let told = fs::read_to_string(&path)?;
+            expect(told.contains(verdict), &format!("{name}, {kind}: {told}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The packets of a pcap, each with its header.
+fn packets(pcap: &[u8]) -> Vec<&[u8]> {
+    let mut packets = Vec::new();
+    let mut rest = &pcap[24..];
+    while let Some(length) = rest.get(8..12).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes) {
+        let (packet, behind) = rest.split_at(16 + length as usize);
+        packets.push(packet);
+        rest = behind;
+    }
+    packets
 }
 
 fn a_time_that_ends_before_it_begins_is_refused() -> Outcome {

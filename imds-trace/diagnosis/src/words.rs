@@ -1,6 +1,6 @@
 //! In which words do several outputs say the same? Times, counts, and what was lost.
 
-use crate::event::{Attached, Lost, Report};
+use crate::event::{Attached, Lost, Report, Tally};
 use crate::net::{BootTime, Timestamp};
 
 /// Wall-clock time of a timestamp, as RFC 3339 has it, with nanoseconds; empty for one that no calendar holds.
@@ -31,6 +31,25 @@ pub fn nothing_shown(report: &Report, end: Timestamp, boot_time: BootTime) -> St
     let recorded = from.map(|from| format!(" Recorded was from {} to {}.", time(from), time(end)));
     let hidden = counted_were(report.hidden, "exchange");
     format!("Nothing matches the filter; {hidden} not shown.{}", recorded.unwrap_or_default())
+}
+
+/// What is to be said where nothing was found; `None` if something was, or nobody asked.
+pub fn verdict(report: &Report) -> Option<&'static str> {
+    if report.subjects.is_empty() || !report.findings.is_empty() {
+        return None;
+    }
+    let sum = |of: fn(&Tally) -> u64| report.subjects.iter().map(of).sum::<u64>();
+    let (unanswered, unproved, unread) =
+        (sum(|tally| tally.unanswered), sum(|tally| tally.unproved), sum(|tally| tally.unread));
+    Some(match (unanswered, unproved, unread, report.lost.sum()) {
+        (0, 0, 0, 0) if !report.coverage.unseen.is_empty() => "Nothing wrong was seen at the places that are watched.",
+        (0, 0, 0, 0) if report.broken.is_empty() => "Nothing wrong was seen.",
+        (0, 0, 0, 0) => "Nothing wrong was seen in what could be read.",
+        (0, 0, 0, _) => "Nothing wrong was seen in what could be kept.",
+        (0, 0, _, _) => "Nothing wrong was seen, but not every request or status was.",
+        (0, _, _, _) => "Nothing wrong was seen, but nothing shows of every answer that it arrived.",
+        _ => "Not every exchange was answered, and no rule names the cause.",
+    })
 }
 
 /// ` (3 times)` behind a sentence; nothing for once.

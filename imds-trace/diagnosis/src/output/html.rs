@@ -109,15 +109,19 @@ impl Output for Html {
             table(&mut page, "expected", ["Expected", "Held", "Why"], rows);
         }
         page.push_str("<h2>What was found</h2>");
-        if report.findings.is_empty() {
-            let _ = match report.hidden {
-                0 => write!(page, "<p>Nothing.</p>"),
-                hidden => write!(
-                    page,
-                    "<p>Nothing that matches the filter; {} not shown.</p>",
-                    words::counted_were(hidden, "exchange")
-                ),
-            };
+        match words::verdict(report) {
+            Some(verdict) => {
+                let _ = write!(page, "<p>{verdict}</p>");
+            }
+            None if report.subjects.is_empty() => {
+                let nothing = words::nothing_shown(report, at, self.boot_time);
+                let _ = write!(page, "<p>{}</p>", escaped(&nothing, MAX_TEXT));
+            }
+            None => {}
+        }
+        if report.hidden > 0 && !report.subjects.is_empty() {
+            let hidden = words::counted_were(report.hidden, "more exchange");
+            let _ = write!(page, "<p>Filtered: {hidden} not shown.</p>");
         }
         for finding in report.findings.iter().take(MAX_ROWS) {
             self.finding(&mut page, finding);

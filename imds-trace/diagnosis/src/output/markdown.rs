@@ -51,8 +51,9 @@ impl Output for Markdown {
 
     fn report(&mut self, at: Timestamp, report: &Report) -> io::Result<()> {
         let mut out = format!("## imds-trace: {}\n", text::overview(report));
-        if let Some(probed) = self.probed.take() {
-            let _ = writeln!(out, "\n{}", block("text", &probed));
+        let probed = self.probed.take();
+        if let Some(probed) = &probed {
+            let _ = writeln!(out, "\n{}", block("text", probed));
         }
         for why in &report.broken {
             let _ = writeln!(out, "\n**{}:** {}", words::not_intact(report), span(why));
@@ -62,6 +63,8 @@ impl Output for Markdown {
         }
         if report.subjects.is_empty() {
             let _ = writeln!(out, "\n{}", words::nothing_shown(report, at, self.boot_time));
+        } else if let Some(verdict) = words::verdict(report).filter(|_| probed.is_none()) {
+            let _ = writeln!(out, "\n{verdict}");
         }
         if !report.expectations.is_empty() {
             let rows = report.expectations.iter().map(|asserted| {

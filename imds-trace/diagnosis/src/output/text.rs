@@ -159,22 +159,7 @@ impl Text {
             for tally in &report.subjects {
                 let _ = writeln!(out, "  {}", tally_line(tally));
             }
-            let unanswered: u64 = report.subjects.iter().map(|tally| tally.unanswered).sum();
-            let unproved: u64 = report.subjects.iter().map(|tally| tally.unproved).sum();
-            let unread: u64 = report.subjects.iter().map(|tally| tally.unread).sum();
-            let verdict = match (unanswered, unproved, unread, report.lost.sum()) {
-                _ if !report.findings.is_empty() => "",
-                (0, 0, 0, 0) if !report.coverage.unseen.is_empty() => {
-                    "Nothing wrong was seen at the places that are watched."
-                }
-                (0, 0, 0, 0) if report.broken.is_empty() => "Nothing wrong was seen.",
-                (0, 0, 0, 0) => "Nothing wrong was seen in what could be read.",
-                (0, 0, 0, _) => "Nothing wrong was seen in what could be kept.",
-                (0, 0, _, _) => "Nothing wrong was seen, but not every request or status was.",
-                (0, _, _, _) => "Nothing wrong was seen, but nothing shows of every answer that it arrived.",
-                _ => "Not every exchange was answered, and no rule names the cause.",
-            };
-            if !verdict.is_empty() {
+            if let Some(verdict) = words::verdict(report) {
                 let _ = writeln!(out, "{verdict}");
             }
         }
