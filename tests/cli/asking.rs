@@ -14,6 +14,7 @@ crate::tests![
     exchanges_are_picked_by_time,
     a_finding_is_shown_with_what_shows_it,
     groups_count_who_took_credentials,
+    groups_stand_in_every_output_for_people,
     groups_are_told_to_people_too,
     a_question_that_is_none_is_one_sentence,
     a_pattern_that_fits_no_file_is_one_sentence,
@@ -124,6 +125,23 @@ fn groups(by: &str) -> Result<Vec<Value>> {
     let report = events.last().context("a report")?;
     anyhow::ensure!(report["type"] == "report", "the report comes last: {report}");
     Ok(events.into_iter().filter(|event| event["type"] == "group").collect())
+}
+
+fn groups_stand_in_every_output_for_people() -> Outcome {
+    let folder = Folder::new()?;
+    let file = file(&folder)?;
+    for kind in ["text", "markdown", "html"] {
+        let path = folder.path().join(kind);
+        let output = format!("{kind}={}", path.display());
+        replay(&file, &["--group-by", "job", "--output", &output])?.expect_code(0)?;
+        let told = std::fs::read_to_string(&path)?;
+        for words in ["By job", "421", "took credentials of role ci-runner 5 times"] {
+            if !told.contains(words) {
+                return Err(format!("{kind} lacks {words}: {told}").into());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn groups_count_who_took_credentials() -> Outcome {

@@ -10,7 +10,7 @@ use anstream::adapter::strip_str;
 use sha2::{Digest, Sha256};
 
 use super::{Kind, Output, text};
-use crate::event::{Event, ExchangeEvent, Outlook, Report, WhatIf};
+use crate::event::{Event, ExchangeEvent, Groups, Outlook, Report, WhatIf};
 use crate::finding::{Finding, HopLimit, Severity};
 use crate::net::{BootTime, Timestamp};
 use crate::printable::printable;
@@ -145,6 +145,9 @@ impl Output for Html {
             ["Client", "Exchanges", "Unanswered", "Hop limit observed / needed", "Findings"],
             rows,
         );
+        if let Some(groups) = &report.groups {
+            self.tell_groups(&mut page, groups);
+        }
         self.timeline(&mut page);
         page.push_str("<h2>Exchanges</h2>");
         if self.earlier > 0 {
@@ -182,6 +185,22 @@ impl Output for Html {
 }
 
 impl Html {
+    fn tell_groups(&self, page: &mut String, groups: &Groups) {
+        let _ = write!(page, "<h2>By {}</h2>", groups.by.name());
+        let rows = text::group::rows(groups, self.boot_time).take(MAX_ROWS).map(|(title, details)| {
+            let details: Vec<String> = details.iter().map(|line| escaped(&plain(line), MAX_TEXT)).collect();
+            [escaped(&plain(&title), MAX_NAME), details.join("<br>")]
+        });
+        table(page, "groups", ["Group", "Asked"], rows);
+        let further = groups.groups.len().saturating_sub(MAX_ROWS) as u64;
+        if further > 0 {
+            let _ = write!(page, "<p>{} not shown.</p>", words::counted_were(further, "more group"));
+        }
+        if let Some(over) = text::group::over(groups) {
+            let _ = write!(page, "<p>{over}.</p>");
+        }
+    }
+
     fn finding(&self, page: &mut String, finding: &Finding) {
         let class = match finding.severity {
             Severity::Error => "error",

@@ -105,6 +105,17 @@ impl Output for Markdown {
             });
             table(&mut out, ["Client", "Exchanges", "Unanswered", "Hop limit observed / needed", "Findings"], rows);
         }
+        if let Some(groups) = &report.groups {
+            let _ = writeln!(out, "\n### By {}", groups.by.name());
+            let rows = text::group::rows(groups, self.boot_time).map(|(title, details)| {
+                let details: Vec<String> = details.iter().map(|line| span(&plain(line))).collect();
+                [span(&plain(&title)), details.join("<br>")]
+            });
+            table(&mut out, ["Group", "Asked"], rows);
+            if let Some(over) = text::group::over(groups) {
+                let _ = writeln!(out, "\n{over}.");
+            }
+        }
         self.stream.write_all(out.as_bytes())
     }
 

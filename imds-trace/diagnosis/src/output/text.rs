@@ -1,7 +1,7 @@
 //! How is it told to a tired person? A line per exchange and finding as they come; at the end, what is wrong, shown hop by hop.
 
 mod coverage;
-mod group;
+pub(super) mod group;
 mod hosts;
 mod ladder;
 mod what_if;

@@ -16,25 +16,31 @@ const MAX_ARGV: usize = 400;
 pub fn tell(out: &mut String, groups: &Groups, boot_time: BootTime) {
     let count = groups.groups.len() as u64;
     let _ = writeln!(out, "\n{BOLD}By {}{BOLD:#} ({})", groups.by.name(), counted(count, "group"));
-    for group in &groups.groups {
-        let title = match groups.by {
-            GroupBy::Host => {
-                let host = groups.host.as_deref().map(|host| printable(host, MAX_PATH));
-                format!("{BOLD}{}{BOLD:#}", host.as_deref().unwrap_or("this host"))
-            }
-            by => title(by, group),
-        };
+    for (title, details) in rows(groups, boot_time) {
         let _ = writeln!(out, "  {title}");
-        for line in details(groups.by, group, boot_time) {
+        for line in details {
             let _ = writeln!(out, "{}", paragraph("    ", "      ", &line));
         }
     }
-    if groups.over > 0 {
-        let _ = writeln!(out, "  {} more in groups that did not fit", counted(groups.over, "exchange"));
+    if let Some(over) = over(groups) {
+        let _ = writeln!(out, "  {over}");
     }
 }
 
-fn title(by: GroupBy, group: &Group) -> String {
+/// What each group is called, and what is said of it.
+pub(in crate::output) fn rows(
+    groups: &Groups,
+    boot_time: BootTime,
+) -> impl ExactSizeIterator<Item = (String, Vec<String>)> {
+    groups.groups.iter().map(move |group| (title(groups, group), details(groups.by, group, boot_time)))
+}
+
+/// What found no room in a group.
+pub(in crate::output) fn over(groups: &Groups) -> Option<String> {
+    (groups.over > 0).then(|| format!("{} more in groups that did not fit", counted(groups.over, "exchange")))
+}
+
+fn title(groups: &Groups, group: &Group) -> String {
     let container = group.who.container.as_ref();
     let pod = container.and_then(|container| container.pod.as_deref());
     let in_namespace = || match pod.and_then(|pod| pod.namespace.as_deref()) {
@@ -45,7 +51,7 @@ fn title(by: GroupBy, group: &Group) -> String {
         Some(text) => format!("{BOLD}{}{BOLD:#}", printable(text, MAX_PATH)),
         None => none.to_owned(),
     };
-    match by {
+    match groups.by {
         GroupBy::Container => subject(&group.who),
         GroupBy::Pod => match pod.and_then(|pod| pod.name.as_deref()) {
             Some(_) => named(pod.and_then(|pod| pod.name.as_deref()), "") + &in_namespace(),
@@ -63,7 +69,7 @@ fn title(by: GroupBy, group: &Group) -> String {
         GroupBy::Image => named(container.and_then(|container| container.image.as_deref()), "no image known"),
         GroupBy::Job => named(container.and_then(|container| container.job_id()), "no CI job known"),
         GroupBy::Path => named(group.path.as_deref(), "no request seen"),
-        GroupBy::Host => String::new(),
+        GroupBy::Host => named(groups.host.as_deref(), &format!("{BOLD}this host{BOLD:#}")),
     }
 }
 
