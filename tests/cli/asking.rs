@@ -140,12 +140,17 @@ fn groups_stand_in_every_output_for_people() -> Outcome {
                 return Err(format!("{kind} lacks {words}: {told}").into());
             }
         }
+        replay(&file, &["--group-by", "pod", "--output", &output])?.expect_code(0)?;
+        let told = std::fs::read_to_string(&path)?;
+        if told.matches("no pod known").count() != 1 {
+            return Err(format!("{kind} does not have one group of what is in no pod: {told}").into());
+        }
     }
     Ok(())
 }
 
 fn groups_count_who_took_credentials() -> Outcome {
-    for (by, count) in [("container", 5), ("process", 5), ("image", 5), ("job", 5), ("path", 2)] {
+    for (by, count) in [("container", 5), ("process", 5), ("image", 5), ("job", 5), ("path", 2), ("pod", 1)] {
         let groups = groups(by)?;
         let exchanges: u64 = groups.iter().filter_map(|group| group["exchanges"].as_u64()).sum();
         if groups.len() != count || exchanges != 50 || !groups.iter().all(|group| group["by"] == by) {

@@ -216,7 +216,8 @@ pub struct Groups {
 /// What is counted together.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// To whom the first exchange belongs. With [`GroupBy::Image`], [`GroupBy::Job`] and [`GroupBy::Path`] only one of several.
+    /// To whom the first exchange belongs. With [`GroupBy::Image`], [`GroupBy::Job`], [`GroupBy::Path`] and where no pod is known only one of
+    /// several.
     pub who: Attribution,
     /// The path; `None` where groups are not made by it, or the request was not seen.
     pub path: Option<String>,

@@ -40,6 +40,11 @@ impl Pod {
         Self { uid: Some(uid.to_owned()), ..Self::default() }
     }
 
+    /// Is it known which one it is?
+    pub fn is_known(&self) -> bool {
+        self.uid.is_some() || self.name.is_some()
+    }
+
     /// With what a source says, bounded and without secrets; `None` if that is nothing.
     pub fn said(uid: Option<&str>, name: Option<&str>, namespace: Option<&str>, sandbox: Option<&str>) -> Option<Self> {
         let kept = |text: Option<&str>, most| {

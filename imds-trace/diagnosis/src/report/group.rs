@@ -106,10 +106,10 @@ fn key(by: GroupBy, who: &Attribution, path: Option<&str>) -> String {
     let pod = container.and_then(|container| container.pod.as_deref());
     match by {
         GroupBy::Container => format!("{:?}", who.subject()),
-        GroupBy::Pod => match pod.filter(|pod| pod.uid.is_some() || pod.name.is_some()) {
-            Some(pod) => format!("{:?} {:?}", pod.uid, pod.name.as_ref().filter(|_| pod.uid.is_none())),
-            None => format!("{:?}", who.subject()),
-        },
+        GroupBy::Pod => {
+            let pod = pod.filter(|pod| pod.is_known());
+            format!("{:?}", pod.map(|pod| (&pod.uid, pod.name.as_ref().filter(|_| pod.uid.is_none()))))
+        }
         GroupBy::Namespace => format!("{:?}", pod.map(|pod| &pod.namespace)),
         GroupBy::Workload => format!("{:?}", pod.map(|pod| (&pod.namespace, pod.workload()))),
         GroupBy::Process => match &who.process {

@@ -91,7 +91,7 @@ pub fn line<'a>(at: Timestamp, groups: &'a Groups, group: &'a Group, boot_time: 
         by: by.name(),
         host: groups.host.as_deref().filter(|_| by == GroupBy::Host),
         container: group.who.told().filter(|_| is_one),
-        pod: pod.filter(|_| by == GroupBy::Pod),
+        pod: pod.filter(|pod| by == GroupBy::Pod && pod.is_known()),
         namespace: pod.and_then(|pod| pod.namespace.as_deref()).filter(|_| in_kubernetes),
         workload: pod.and_then(|pod| pod.workload()).filter(|_| by == GroupBy::Workload),
         process: process::line(group.who.process.as_deref(), boot_time).filter(|_| by == GroupBy::Process),

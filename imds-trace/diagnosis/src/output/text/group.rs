@@ -53,9 +53,10 @@ fn title(groups: &Groups, group: &Group) -> String {
     };
     match groups.by {
         GroupBy::Container => subject(&group.who),
-        GroupBy::Pod => match pod.and_then(|pod| pod.name.as_deref()) {
-            Some(_) => named(pod.and_then(|pod| pod.name.as_deref()), "") + &in_namespace(),
-            None => subject(&group.who),
+        GroupBy::Pod => match pod.filter(|pod| pod.is_known()) {
+            Some(pod) if pod.name.is_some() => named(pod.name.as_deref(), "") + &in_namespace(),
+            Some(_) => subject(&group.who),
+            None => "no pod known".to_owned(),
         },
         GroupBy::Namespace => named(pod.and_then(|pod| pod.namespace.as_deref()), "no namespace known"),
         GroupBy::Workload => named(pod.and_then(|pod| pod.workload()), "no pod known") + &in_namespace(),
