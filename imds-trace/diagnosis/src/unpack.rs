@@ -50,12 +50,22 @@ fn is_zstd(magic: &[u8]) -> bool {
 pub fn peek(mut input: Input, bytes: usize) -> io::Result<(Vec<u8>, Input)> {
     let mut first = Vec::new();
     match (&mut input).take(bytes as u64).read_to_end(&mut first) {
-        // Compressed, and cut short in its first bytes.
-        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
-        _ => {}
+        // Compressed, and cut short in its first bytes: who unpacks says so once.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => input = Box::new(Ended),
+        Err(error) => return Err(error),
+        Ok(_) => {}
     }
     let whole = Box::new(Cursor::new(first.clone()).chain(input));
     Ok((first, whole))
+}
+
+/// What ends where more must come.
+struct Ended;
+
+impl Read for Ended {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 /// Counts what is read.
