@@ -209,6 +209,11 @@ mod tests {
         assert_eq!(target("this host, port 9998"), Some((None, 9998)));
         assert_eq!(target("elsewhere"), None);
         assert_eq!(target("10.0.0.5-10.0.0.9:80"), None);
+        for several in
+            ["10.0.0.5:8181-8182", "10.0.0.5:of several", "[fd00::1]:of several", "this host, port of several"]
+        {
+            assert_eq!(target(several), None, "{several}");
+        }
     }
 
     #[test]

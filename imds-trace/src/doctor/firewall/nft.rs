@@ -201,7 +201,7 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
             "set" | "map" => conditions.push(undecided()),
             "limit" | "quota" | "xt" | "ct count" | "meter" | "synproxy" => conditions.push(undecided()),
             "redirect" => {
-                let port = body["port"].as_u64().map_or(String::new(), |port| format!(", port {port}"));
+                let port = port_told(&body["port"]).map_or(String::new(), |port| format!(", port {port}"));
                 decide(Verdict::Redirect(format!("this host{port}")), &conditions);
             }
             "snat" => {
@@ -213,8 +213,8 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
                 for (conditions, to) in chosen(&body["addr"], &conditions, elements) {
                     // `dnat to ip daddr . tcp dport map { … : address . port }`
                     let (address, port) = match to["concat"].as_array().map(Vec::as_slice) {
-                        Some([address, port]) => (address.as_str(), port.as_u64()),
-                        _ => (to.as_str(), body["port"].as_u64()),
+                        Some([address, port]) => (address.as_str(), port_told(port)),
+                        _ => (to.as_str(), port_told(&body["port"])),
                     };
                     let (address, port) = (address.unwrap_or("elsewhere"), port.map(|port| format!(":{port}")));
                     let port = port.unwrap_or_default();
@@ -234,6 +234,15 @@ fn rules<'a>(expressions: &[Value], text: &str, elements: &dyn Fn(&str) -> Optio
         }
     }
     rules
+}
+
+/// A port that a rule gives, if it gives one. A range or a map gives one of several, and is not to be taken for none.
+fn port_told(port: &Value) -> Option<String> {
+    match port {
+        Value::Null => None,
+        Value::Number(port) => Some(port.to_string()),
+        port => Some(port["range"].as_array().map_or("of several".into(), |ends| format!("{}-{}", ends[0], ends[1]))),
+    }
 }
 
 /// An element of a set or a map that stands for all that no other is.

@@ -200,3 +200,20 @@ fn whose_ttl_is_changed_is_known() {
     assert!(!of("POSTROUTING -o ens5 -j TTL --ttl-set 65"), "requests alone");
     assert!(!of("PREROUTING -i ens5 -s 10.0.0.1/32 -j TTL --ttl-inc 1"));
 }
+
+#[test]
+fn one_of_several_ports_or_addresses_is_not_taken_for_a_certain_one() {
+    let map = r#"{"map": {"key": {"numgen": {"mode": "inc", "mod": 2, "offset": 0}}, "data": {"set": [[0, 8181], [1, 8182]]}}}"#;
+    let range = r#"{"range": [8181, 8182]}"#;
+    let rule = |kind: &str, body: &str| by_nft(&format!(r#"[{{"{kind}": {{{body}}}}}]"#), "");
+    let redirected = |to: &str| [format!("f redirect({to:?})")];
+    assert_eq!(rule("redirect", r#""port": 8181"#), redirected("this host, port 8181"));
+    assert_eq!(rule("redirect", &format!(r#""port": {range}"#)), redirected("this host, port 8181-8182"));
+    assert_eq!(rule("redirect", &format!(r#""port": {map}"#)), redirected("this host, port of several"));
+    let to = r#""addr": "10.0.0.5", "port""#;
+    assert_eq!(rule("dnat", &format!("{to}: 8181")), redirected("10.0.0.5:8181"));
+    assert_eq!(rule("dnat", &format!("{to}: {range}")), redirected("10.0.0.5:8181-8182"));
+    assert_eq!(rule("dnat", &format!("{to}: {map}")), redirected("10.0.0.5:of several"));
+    let addresses = r#""addr": {"range": ["10.0.0.5", "10.0.0.9"]}"#;
+    assert_eq!(rule("dnat", addresses), redirected("elsewhere"));
+}
