@@ -47,6 +47,11 @@ pub fn out_of_host(
         format!("ip route {verb} {endpoint}/32 via {router} dev {}", shell_word(network.name(card)))
     });
     let astray = astray::of(sight, interface, gateway, endpoint);
+    if astray.is_none()
+        && let Some(why) = is_cut_off(network, interface)
+    {
+        return Some((Status::Broken, format!("The route to {endpoint}{whose} leads by {name}, and {why}."), None));
+    }
     // A VPN's routes lie in tables of its own, which are asked before.
     let mend = mend.filter(|_| !matches!(astray, Some(Astray::Tunnel(_))));
     let (status, summary) = match astray {
@@ -186,6 +191,10 @@ pub fn further(
             );
         }
         Arrival::Own => {
+            let card = network.links.values().find(|link| link.name == out.interface).map(|link| link.index);
+            if let Some(why) = card.and_then(|card| is_cut_off(network, card)) {
+                return answer(Status::Broken, format!("{begins}, a card of its own, and {why}."));
+            }
             let link_local = out.source.filter(|source| source.is_ipv4() && is_link_local(*source));
             return match link_local {
                 Some(source) => answer(
@@ -341,6 +350,16 @@ fn down(sight: &Sight, leg: &Leg) -> Option<String> {
     std::iter::once(end).chain(master).find(|link| !link.up).map(|link| link.name.clone())
 }
 
+/// Why nothing leaves by an interface to which a route leads, if nothing does: the kernel keeps routes by what has lost its carrier.
+fn is_cut_off(network: &Snapshot, interface: Ifindex) -> Option<String> {
+    let link = network.links.get(&interface)?;
+    match (link.up, link.carrier) {
+        (false, _) => Some(format!("{} is down: nothing leaves by it", link.name)),
+        (true, false) => Some(format!("{} has no carrier: nothing leaves by it", link.name)),
+        (true, true) => None,
+    }
+}
+
 /// What is wrong with the way of answers back to the client, if something is.
 fn strays_back<'a>(passage: &Passage, uplink: &str, name: &dyn Fn(Ifindex) -> &'a str) -> Option<(Status, String)> {
     let (source, by) = (passage.source, &passage.by);
@@ -380,6 +399,8 @@ fn has_blackhole(sight: &Sight, endpoint: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use diagnosis::way::network::Link;
+
     use super::*;
 
     #[test]
@@ -391,6 +412,18 @@ mod tests {
         assert_eq!(verb(&[route(254, 32, RouteKind::Unicast)], endpoint), Some("replace"));
         assert_eq!(verb(&[route(254, 32, RouteKind::Nowhere)], endpoint), None);
         assert_eq!(verb(&[route(9, 32, RouteKind::Unicast)], endpoint), None);
+    }
+
+    #[test]
+    fn by_what_has_no_carrier_nothing_leaves() {
+        let cut_off = |up, carrier| {
+            let link = Link { up, carrier, ..Link::new(Ifindex(2), "ens6", Kind::Nic) };
+            let network = Snapshot { links: [(Ifindex(2), link)].into(), ..Snapshot::default() };
+            is_cut_off(&network, Ifindex(2))
+        };
+        assert_eq!(cut_off(true, true), None);
+        assert!(cut_off(true, false).is_some_and(|why| why.contains("no carrier")));
+        assert!(cut_off(false, false).is_some_and(|why| why.contains("is down")));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub fn link(message: &LinkMessage) -> Link {
     let header = &message.header;
     let mut link = Link::new(Ifindex(header.index), "", Kind::Nic);
     link.up = header.flags.contains(LinkFlags::Up);
+    link.carrier = header.flags.contains(LinkFlags::LowerUp);
     link.no_arp = header.flags.contains(LinkFlags::Noarp);
     let mut kind = None;
     for attribute in &message.attributes {

@@ -19,6 +19,8 @@ pub struct Link {
     pub kind: Kind,
     /// Is it administratively up?
     pub up: bool,
+    /// Has it a carrier? Without one the kernel sends nothing by it.
+    pub carrier: bool,
     /// The bridge, bond or VRF that it is a port of.
     pub master: Option<Ifindex>,
     /// `IFLA_LINK`: the other end of a pair, or the interface that it is stacked on.
@@ -43,6 +45,7 @@ impl Link {
             name: name.into(),
             kind,
             up: true,
+            carrier: true,
             master: None,
             other: None,
             other_netns: None,
