@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 
 use super::inside::Inside;
-use crate::interfaces::snapshot::{Known, Mac, Neighbour, Snapshot};
+use super::sight::{Leg, by_filter, is_strict};
+use crate::interfaces::snapshot::{self, Asked, Known, Mac, Neighbour, Snapshot, Way};
 use diagnosis::net::Ifindex;
 use diagnosis::way::network::{Kind, Link, in_prefix};
 
@@ -35,6 +36,8 @@ pub struct Crossing<'a> {
     pub source: Option<IpAddr>,
     /// The host's interface that takes its packets: a bridge, or the end of its own link.
     pub by: &'a str,
+    /// What the host's kernel says of a packet from there to the next router's address; `None` if it was not asked.
+    pub heard: Option<&'a Way>,
     /// Could a BPF program there answer for others, or decide about ARP?
     pub has_programs: bool,
 }
@@ -45,6 +48,8 @@ enum Answers {
     No(String),
     /// That is not known here.
     Perhaps,
+    /// The kernel did not tell: why.
+    Untold(String),
     /// The host does not, and not everybody is seen who could.
     NotSeen,
 }
@@ -106,6 +111,7 @@ fn there(crossing: &Crossing<'_>, own: &Snapshot, out: Ifindex, by: &Link) -> Op
             inside: true,
         }),
         Answers::No(why) => Some(Silence { sure: true, why, inside: true }),
+        Answers::Untold(why) => Some(Silence { sure: false, why, inside: true }),
         Answers::NotSeen => Some(Silence {
             sure: false,
             why: format!(
@@ -168,10 +174,11 @@ fn answers(crossing: &Crossing<'_>, by: &Link, next: IpAddr) -> Answers {
         }
         let is_here = *index == by.index;
         let is_near = is_here && crossing.source.is_some_and(|source| in_prefix(source, (next, *length)));
+        let heard = || heard(crossing, next, setting("proxy_arp") == Some(0));
         return match setting("arp_ignore") {
-            Some(0) => Answers::Yes,
-            Some(1) if is_here => Answers::Yes,
-            Some(2) if is_near => Answers::Yes,
+            Some(0) => heard(),
+            Some(1) if is_here => heard(),
+            Some(2) if is_near => heard(),
             Some(ignore @ (1 | 2 | 8)) => Answers::No(format!(
                 "the host has {next} and does not answer ARP for it on {} (arp_ignore is {ignore})",
                 by.name
@@ -201,7 +208,105 @@ fn answers(crossing: &Crossing<'_>, by: &Link, next: IpAddr) -> Answers {
     ))
 }
 
+/// The packets of which the kernel is asked in place of the clients' ARP requests: it answers only if the route of one from the client to
+/// the address that is asked for is a local one (`arp_process`), and by its reverse-path filter there is no route at all.
+fn requests(legs: &[Leg], insides: &[Inside], host: &Snapshot) -> Vec<Option<Asked>> {
+    let request = |leg: &Leg| {
+        let Way::Out { gateway, .. } = insides.get(leg.inside)?.network()?.way(leg.endpoint)? else { return None };
+        let by = host.links.values().find(|link| Some(link.name.as_str()) == leg.by())?.index;
+        let (to, source) = (gateway.unwrap_or(leg.endpoint), leg.source?);
+        let is_arp = to.is_ipv4() && source.is_ipv4() && host.holder(to).is_some();
+        is_arp.then_some(Asked { to, inward: Some((source, by)), mark: 0, answer: false })
+    };
+    legs.iter().map(request).collect()
+}
+
+/// What the kernel says of them, each in its place.
+pub fn asked(legs: &[Leg], insides: &[Inside], host: &Snapshot) -> Vec<Option<Way>> {
+    let requests = requests(legs, insides, host);
+    let packets: Vec<Asked> = requests.iter().flatten().copied().collect();
+    let mut ways = match snapshot::ask(&packets) {
+        Ok(ways) => ways.into_iter(),
+        Err(_) => Vec::new().into_iter(),
+    };
+    let mut filtered = |asked: Asked| {
+        let strict = asked.inward.is_some_and(|(_, by)| is_strict(host.name(by)));
+        Some(by_filter(ways.next()?, strict))
+    };
+    requests.into_iter().map(|asked| filtered(asked?)).collect()
+}
+
+/// Does the kernel answer ARP for an address of the host by the route that it told? `unproxied`: it answers for no others.
+fn heard(crossing: &Crossing<'_>, next: IpAddr, unproxied: bool) -> Answers {
+    let by = crossing.by;
+    let Some(source) = crossing.source else { return Answers::Perhaps };
+    let no = |because: String| Answers::No(format!("the host's kernel does not answer its ARP for {next}: {because}"));
+    match crossing.heard {
+        Some(Way::Local) => Answers::Yes,
+        Some(Way::Nowhere { why: "reverse path", .. }) => no(format!(
+            "the reverse-path filter of {by} (rp_filter strict) drops the request, because the way from {next} back to {source} does not lead out there"
+        )),
+        Some(Way::Nowhere { why: "blackhole", .. }) => no(format!(
+            "it drops what comes in by {by} from {source}, which it takes for an address from which nothing may come in there (a martian source)"
+        )),
+        Some(Way::Nowhere { .. }) => no(format!("its routes do not lead {next} to the host itself")),
+        Some(Way::Out { .. }) if unproxied => no(format!("its routes do not lead {next} to the host itself")),
+        Some(Way::Out { .. }) => Answers::Perhaps,
+        Some(Way::Unknown(why)) => {
+            Answers::Untold(format!("whether the host's kernel answers its ARP for {next} is not known: {why}"))
+        }
+        None => Answers::Untold(format!(
+            "whether the host's kernel answers its ARP for {next} is not known: it could not be asked"
+        )),
+    }
+}
+
 /// `02:00:00:00:00:01`.
 fn told(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Is a client kept from its router, which is an address of the host's bridge? By what the kernel says of its ARP request.
+    fn kept(heard: Option<&Way>) -> Option<bool> {
+        let address = |last: u8| IpAddr::from([10, 42, 0, last]);
+        let host = Snapshot { addresses: vec![(Ifindex(4), address(1), 24)], ..Snapshot::default() };
+        let crossing = Crossing {
+            host: &host,
+            insides: &[],
+            inside: &Inside {
+                containers: vec!["job-17".into()],
+                pid: None,
+                path: None,
+                cgroups: Default::default(),
+                view: Err("it is not looked into".into()),
+            },
+            endpoint: IpAddr::from([169, 254, 169, 254]),
+            gateway: Some(address(1)),
+            source: Some(address(10)),
+            by: "cni0",
+            heard,
+            has_programs: false,
+        };
+        match super::heard(&crossing, address(1), true) {
+            Answers::Yes => None,
+            Answers::No(_) => Some(true),
+            Answers::Untold(_) => Some(false),
+            Answers::Perhaps | Answers::NotSeen => panic!("neither yes nor no"),
+        }
+    }
+
+    #[test]
+    fn the_kernel_answers_only_what_its_filter_lets_in() {
+        let nowhere = |why| Way::Nowhere { why, answer: "Invalid cross-device link".into() };
+        assert_eq!(kept(Some(&Way::Local)), None);
+        assert_eq!(kept(Some(&nowhere("reverse path"))), Some(true));
+        assert_eq!(kept(Some(&nowhere("blackhole"))), Some(true));
+        assert_eq!(kept(Some(&Way::Out { interface: Ifindex(2), gateway: None, source: None })), Some(true));
+        assert_eq!(kept(Some(&Way::Unknown("Operation not permitted".into()))), Some(false));
+        assert_eq!(kept(None), Some(false), "it was not asked");
+    }
 }

@@ -8,7 +8,7 @@ use super::firewall::fate::{Client, fate};
 use super::firewall::{self};
 use super::inside::{self, Inside, View};
 use super::listeners::Listeners;
-use super::neighbour::{Crossing, Silence, silence};
+use super::neighbour::{self, Crossing, Silence, silence};
 use crate::interfaces::snapshot::{self, Asked, Snapshot, Way};
 use crate::kernel::programs::Program;
 use crate::sources::listing::{self, Listing, Running};
@@ -119,7 +119,10 @@ impl Sight {
         let programs = inside::on_links(&network);
         let mut legs = legs(&inside, endpoints, network.as_ref().ok());
         if let Ok(network) = &network {
-            legs.iter_mut().for_each(|leg| leg.silence = silence_of(leg, &inside, network, &programs));
+            let heard = neighbour::asked(&legs, &inside, network);
+            for (leg, heard) in legs.iter_mut().zip(&heard) {
+                leg.silence = silence_of(leg, &inside, network, &programs, heard.as_ref());
+            }
         }
         let bridges = bridges(network.as_ref().ok(), engine.as_ref().ok());
         let listeners = Listeners::here();
@@ -319,6 +322,7 @@ fn silence_of(
     insides: &[Inside],
     host: &Snapshot,
     programs: &Result<BTreeMap<Ifindex, Vec<Program>>, String>,
+    heard: Option<&Way>,
 ) -> Option<Silence> {
     let inside = insides.get(leg.inside)?;
     let Way::Out { gateway, .. } = inside.network()?.way(leg.endpoint)? else { return None };
@@ -327,7 +331,7 @@ fn silence_of(
     let ends: Vec<Ifindex> = ends.chain(inside.host_end(leg.endpoint)).collect();
     let has_programs = programs.as_ref().map_or(true, |all| ends.iter().any(|end| all.contains_key(end)));
     let (endpoint, gateway, source) = (leg.endpoint, *gateway, leg.source);
-    silence(&Crossing { host, insides, inside, endpoint, gateway, source, by, has_programs })
+    silence(&Crossing { host, insides, inside, endpoint, gateway, source, by, heard, has_programs })
 }
 
 /// The ways out of all namespaces.
@@ -435,13 +439,13 @@ pub fn ipv4_setting(interface: &str, key: &str) -> Option<u8> {
 }
 
 /// Is reverse-path filtering strict at an interface? The greater of both values is used.
-fn is_strict(interface: &str) -> bool {
+pub fn is_strict(interface: &str) -> bool {
     ["all", interface].iter().filter_map(|name| ipv4_setting(name, "rp_filter")).max() == Some(1)
 }
 
 /// A kernel that was asked about a packet that its filter drops says EXDEV or, where it gives drops a reason (6.14 and later), EINVAL,
 /// as for a blackhole. Where the filter is `strict`, and no route or rule refuses the packet, the filter is why.
-fn by_filter(way: Way, strict: bool) -> Way {
+pub fn by_filter(way: Way, strict: bool) -> Way {
     match way {
         Way::Nowhere { why: "blackhole", answer } if strict => Way::Nowhere { why: "reverse path", answer },
         way => way,
