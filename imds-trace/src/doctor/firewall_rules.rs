@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::firewall::arp;
 use super::firewall::fate::{Client, Heading, fate};
 use super::firewall::owner;
 use super::firewall::rules::{Chain, Rule, Verdict, What};
@@ -10,6 +11,7 @@ use super::inside::View;
 use super::redirect::{self, End};
 use super::sight::{self, Sight};
 use super::{Answer, Check, Status, Subject, some_of};
+use crate::interfaces::snapshot::Way;
 use diagnosis::printable::shell_word;
 use diagnosis::words::counted;
 
@@ -105,7 +107,8 @@ fn all<'a>(place: &Place<'a>, clients: &[Client]) -> Vec<Found<'a>> {
     let chains = &place.view.firewall.chains;
     for client in clients {
         let Some(endpoint) = client.endpoint else { continue };
-        for (heading, hit) in fate(chains, client).hits {
+        let neighbours = arp::hits(chains, client, router(place, client, endpoint));
+        for (heading, hit) in fate(chains, client).hits.into_iter().chain(neighbours) {
             let end = match hit.rule.map(|rule| &rule.verdict) {
                 Some(Verdict::Redirect(to)) => {
                     Some(redirect::end(place.sight, place.view, place.is_host, client, to, &read))
@@ -141,6 +144,19 @@ fn all<'a>(place: &Place<'a>, clients: &[Client]) -> Vec<Found<'a>> {
     found
 }
 
+/// Whom this namespace asks for by ARP to send a client's requests on.
+fn router(place: &Place, client: &Client, endpoint: IpAddr) -> Option<IpAddr> {
+    let way = match (&client.by, client.address) {
+        (Some(by), Some(source)) => place.sight.forwarded(source, by, endpoint)?,
+        (Some(_), None) => return None,
+        (None, _) => place.view.network.as_ref().ok()?.way(endpoint)?,
+    };
+    match way {
+        Way::Out { gateway, .. } => Some(gateway.unwrap_or(endpoint)),
+        _ => None,
+    }
+}
+
 /// Would a client's packets certainly get through if a rule that iptables shows were deleted? Of two that are alike the first goes.
 fn is_alone(chains: &[Chain], client: &Client, hit: &Hit) -> bool {
     let Some(rule) = hit.rule.filter(|rule| hit.sure && hit.ends() && rule.text.starts_with("-A ")) else {
@@ -174,6 +190,7 @@ fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> 
     let endpoints_of = endpoints.as_slice();
     let endpoints = endpoints.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" and ");
     let traffic = format!("{traffic} {endpoints} ({})", some_of(who));
+    let traffic = if chain.family == "arp" { format!("ARP that {traffic} need") } else { traffic };
     let owner = owner::of(chain, hit.rule);
     let set_up = owner.map_or(String::new(), |owner| format!(" {} set it up; {}.", owner.name, owner.advice));
     let answer = |status, summary: String| {

@@ -1,5 +1,6 @@
 //! Would a firewall rule drop, reject or redirect IMDS traffic? Read by the firewall's own tools, which change nothing.
 
+pub mod arp;
 mod elements;
 pub mod fate;
 pub mod holds;

@@ -357,6 +357,10 @@ fn matched<'a>(
             match field {
                 Some("sport") => ports(What::SourcePort),
                 Some("dport") => ports(What::DestinationPort),
+                Some("saddr ip") => addresses(What::Source),
+                Some("daddr ip") => addresses(What::Destination),
+                // Ethernet's and IPv4's.
+                Some("htype" | "hlen" | "plen") if protocol == "arp" => What::Always,
                 _ => What::Undecided,
             }
         }

@@ -43,6 +43,8 @@ pub enum Side {
 pub struct Packet {
     /// Is it IPv6?
     pub v6: bool,
+    /// Is it ARP's, that asks or tells who has an address?
+    pub arp: bool,
     /// From where; `None` if it is not known.
     pub source: Option<IpAddr>,
     /// To where; `None` if it is not known.
@@ -213,7 +215,7 @@ pub struct Rule {
 pub struct Chain {
     /// The tool that shows it: `iptables`, `ip6tables` or `nft`.
     pub tool: &'static str,
-    /// Family of its table: `ip`, `ip6`, `inet`, `netdev`, `bridge`.
+    /// Family of its table: `ip`, `ip6`, `inet`, `netdev`, `bridge`, `arp`.
     pub family: String,
     /// Its table.
     pub table: String,
@@ -270,6 +272,7 @@ impl What {
             What::Destination(ranges) => address(ranges, packet.destination, packet.v6),
             What::SourcePort(ranges) => ports(ranges, packet.source_ports),
             What::DestinationPort(ranges) => ports(ranges, packet.destination_ports),
+            What::Protocol(names) if packet.arp => yes(names.iter().any(|name| name == "arp")),
             What::Protocol(names) => yes(names.iter().any(|name| matches!(name.as_str(), "tcp" | "6" | "all" | "0"))),
             What::V6(v6) => yes(*v6 == packet.v6),
             What::From(names) => interface(names, &packet.from),
