@@ -245,7 +245,7 @@ pub fn further(
                     let said = answer(status, summary).look(look);
                     mend.into_iter().fold(said, Answer::mend)
                 }
-                None => match passage.and_then(|passage| strays_back(passage, name(*interface), &name)) {
+                None => match passage.and_then(|passage| strays_back(passage, name(*interface), &name, &|by| leads_to(sight, leg, by))) {
                     Some((status, why)) => {
                         let look = format!(
                             "{family} route get {source} from {endpoint} iif {}",
@@ -360,11 +360,30 @@ fn is_cut_off(network: &Snapshot, interface: Ifindex) -> Option<String> {
     }
 }
 
+/// Does an interface of the host lead to a client's namespace: its link's end, or a bridge that this is a port of?
+fn leads_to(sight: &Sight, leg: &Leg, by: &str) -> bool {
+    let (Ok(network), Ok(view)) = (&sight.host.network, &sight.inside[leg.inside].view) else { return false };
+    let ends = view.outward.values().filter_map(|end| network.links.get(end));
+    ends.flat_map(|end| [Some(end.index), end.master]).flatten().any(|index| network.name(index) == by)
+}
+
 /// What is wrong with the way of answers back to the client, if something is.
-fn strays_back<'a>(passage: &Passage, uplink: &str, name: &dyn Fn(Ifindex) -> &'a str) -> Option<(Status, String)> {
+fn strays_back<'a>(
+    passage: &Passage,
+    uplink: &str,
+    name: &dyn Fn(Ifindex) -> &'a str,
+    leads_to: &dyn Fn(&str) -> bool,
+) -> Option<(Status, String)> {
     let (source, by) = (passage.source, &passage.by);
     Some(match passage.back.as_ref()? {
         Way::Out { interface, .. } if name(*interface) == by => return None,
+        Way::Out { interface, .. } if leads_to(name(*interface)) => (
+            Status::Unknown,
+            format!(
+                "answers to {source} then leave the host by {}, and not by {by}: the client is there as well, and whether its own reverse-path filter (rp_filter) takes them is not known here",
+                name(*interface)
+            ),
+        ),
         Way::Out { interface, .. } => (
             Status::Broken,
             format!(
@@ -412,6 +431,23 @@ mod tests {
         assert_eq!(verb(&[route(254, 32, RouteKind::Unicast)], endpoint), Some("replace"));
         assert_eq!(verb(&[route(254, 32, RouteKind::Nowhere)], endpoint), None);
         assert_eq!(verb(&[route(9, 32, RouteKind::Unicast)], endpoint), None);
+    }
+
+    #[test]
+    fn answers_by_another_interface_of_the_same_client_may_arrive() {
+        let address = |last: [u8; 4]| IpAddr::from(last);
+        let passage = Passage {
+            source: address([10, 42, 0, 10]),
+            by: "br9".into(),
+            endpoint: address([169, 254, 169, 254]),
+            onward: Way::Out { interface: Ifindex(2), gateway: None, source: None },
+            back: Some(Way::Out { interface: Ifindex(4), gateway: None, source: None }),
+            sure: true,
+        };
+        let status = |to: &str| strays_back(&passage, "ens5", &|_| "cni0", &|by| by == to).map(|(status, _)| status);
+        assert_eq!(status("cni0"), Some(Status::Unknown));
+        assert_eq!(status("br9"), Some(Status::Broken), "the client is not there");
+        assert_eq!(strays_back(&passage, "ens5", &|_| "br9", &|_| true), None);
     }
 
     #[test]
