@@ -48,9 +48,9 @@ pub fn out_of_host(
     });
     let astray = astray::of(sight, interface, gateway, endpoint);
     if astray.is_none()
-        && let Some(why) = is_cut_off(network, interface)
+        && let Some((status, why)) = is_cut_off(network, interface, is_passed_over(name, endpoint))
     {
-        return Some((Status::Broken, format!("The route to {endpoint}{whose} leads by {name}, and {why}."), None));
+        return Some((status, format!("The route to {endpoint}{whose} leads by {name}, and {why}."), None));
     }
     // A VPN's routes lie in tables of its own, which are asked before.
     let mend = mend.filter(|_| !matches!(astray, Some(Astray::Tunnel(_))));
@@ -192,8 +192,8 @@ pub fn further(
         }
         Arrival::Own => {
             let card = network.links.values().find(|link| link.name == out.interface).map(|link| link.index);
-            if let Some(why) = card.and_then(|card| is_cut_off(network, card)) {
-                return answer(Status::Broken, format!("{begins}, a card of its own, and {why}."));
+            if let Some((status, why)) = card.and_then(|card| is_cut_off(network, card, false)) {
+                return answer(status, format!("{begins}, a card of its own, and {why}."));
             }
             let link_local = out.source.filter(|source| source.is_ipv4() && is_link_local(*source));
             return match link_local {
@@ -350,14 +350,31 @@ fn down(sight: &Sight, leg: &Leg) -> Option<String> {
     std::iter::once(end).chain(master).find(|link| !link.up).map(|link| link.name.clone())
 }
 
-/// Why nothing leaves by an interface to which a route leads, if nothing does: the kernel keeps routes by what has lost its carrier.
-fn is_cut_off(network: &Snapshot, interface: Ifindex) -> Option<String> {
+/// Why nothing leaves by an interface to which a route leads, if nothing does: the kernel keeps routes by what has lost its carrier. Those
+/// that it passes over (`passed_over`) it does so a second later.
+fn is_cut_off(network: &Snapshot, interface: Ifindex, passed_over: bool) -> Option<(Status, String)> {
     let link = network.links.get(&interface)?;
     match (link.up, link.carrier) {
-        (false, _) => Some(format!("{} is down: nothing leaves by it", link.name)),
-        (true, false) => Some(format!("{} has no carrier: nothing leaves by it", link.name)),
+        (false, _) => Some((Status::Broken, format!("{} is down: nothing leaves by it", link.name))),
+        (true, false) if passed_over => Some((
+            Status::Unknown,
+            format!(
+                "{} has just lost its carrier: whether another route is taken (ignore_routes_with_linkdown) is not known yet",
+                link.name
+            ),
+        )),
+        (true, false) => Some((Status::Broken, format!("{} has no carrier: nothing leaves by it", link.name))),
         (true, true) => None,
     }
+}
+
+/// Does the host's kernel pass over routes by an interface that has no carrier?
+fn is_passed_over(name: &str, endpoint: IpAddr) -> bool {
+    let family = if endpoint.is_ipv6() { "ipv6" } else { "ipv4" };
+    ["all", name].iter().any(|name| {
+        let path = format!("/proc/sys/net/{family}/conf/{name}/ignore_routes_with_linkdown");
+        std::fs::read_to_string(path).is_ok_and(|said| said.trim() != "0")
+    })
 }
 
 /// Does an interface of the host lead to a client's namespace: its link's end, or a bridge that this is a port of?
@@ -452,14 +469,15 @@ mod tests {
 
     #[test]
     fn by_what_has_no_carrier_nothing_leaves() {
-        let cut_off = |up, carrier| {
+        let cut_off = |up, carrier, passed_over| {
             let link = Link { up, carrier, ..Link::new(Ifindex(2), "ens6", Kind::Nic) };
             let network = Snapshot { links: [(Ifindex(2), link)].into(), ..Snapshot::default() };
-            is_cut_off(&network, Ifindex(2))
+            is_cut_off(&network, Ifindex(2), passed_over).map(|(status, _)| status)
         };
-        assert_eq!(cut_off(true, true), None);
-        assert!(cut_off(true, false).is_some_and(|why| why.contains("no carrier")));
-        assert!(cut_off(false, false).is_some_and(|why| why.contains("is down")));
+        assert_eq!(cut_off(true, true, false), None);
+        assert_eq!(cut_off(true, false, false), Some(Status::Broken));
+        assert_eq!(cut_off(true, false, true), Some(Status::Unknown), "the kernel has yet to look for another route");
+        assert_eq!(cut_off(false, false, true), Some(Status::Broken));
     }
 
     #[test]
