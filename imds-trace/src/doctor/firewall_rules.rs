@@ -23,6 +23,8 @@ pub const CHECK: Check =
 struct Found<'a> {
     hit: Hit<'a>,
     heading: Heading,
+    /// Is it about what asks who has an address, without which requests and answers do not come?
+    finds: bool,
     endpoints: Vec<IpAddr>,
     who: Vec<String>,
     /// Where requests end that it redirects.
@@ -108,7 +110,8 @@ fn all<'a>(place: &Place<'a>, clients: &[Client]) -> Vec<Found<'a>> {
     for client in clients {
         let Some(endpoint) = client.endpoint else { continue };
         let neighbours = arp::hits(chains, client, router(place, client, endpoint));
-        for (heading, hit) in fate(chains, client).hits.into_iter().chain(neighbours) {
+        let packets = fate(chains, client).hits.into_iter().map(|hit| (hit, false));
+        for ((heading, hit), finds) in packets.chain(neighbours.into_iter().map(|hit| (hit, true))) {
             let end = match hit.rule.map(|rule| &rule.verdict) {
                 Some(Verdict::Redirect(to)) => {
                     Some(redirect::end(place.sight, place.view, place.is_host, client, to, &read))
@@ -118,6 +121,7 @@ fn all<'a>(place: &Place<'a>, clients: &[Client]) -> Vec<Found<'a>> {
             let same = |known: &&mut Found| {
                 std::ptr::eq(known.hit.chain, hit.chain)
                     && known.hit.rule.map(|rule| &rule.text) == hit.rule.map(|rule| &rule.text)
+                    && known.finds == finds
                     // What is certain for one and not for another is two things.
                     && (known.hit.sure, known.hit.named, &known.end) == (hit.sure, hit.named, &end)
             };
@@ -136,7 +140,7 @@ fn all<'a>(place: &Place<'a>, clients: &[Client]) -> Vec<Found<'a>> {
                 }
                 None => {
                     let (endpoints, who, real) = (vec![endpoint], vec![client.name.clone()], !client.is_example);
-                    found.push(Found { hit, heading, endpoints, who, end, real, mends });
+                    found.push(Found { hit, heading, finds, endpoints, who, end, real, mends });
                 }
             }
         }
@@ -172,7 +176,7 @@ fn is_alone(chains: &[Chain], client: &Client, hit: &Hit) -> bool {
 }
 
 fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> String) -> Answer {
-    let Found { hit, heading, endpoints, who, end, real, mends } = found;
+    let Found { hit, heading, finds, endpoints, who, end, real, mends } = found;
     let chain = hit.chain;
     let place = format!("chain {} of table {} ({})", chain.name, chain.table, tool(chain.tool, &chain.family));
     let (table, name) = (shell_word(&chain.table), shell_word(&chain.name));
@@ -190,7 +194,11 @@ fn answer(found: &Found, about: &dyn Fn() -> Subject, command: &dyn Fn(&str) -> 
     let endpoints_of = endpoints.as_slice();
     let endpoints = endpoints.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" and ");
     let traffic = format!("{traffic} {endpoints} ({})", some_of(who));
-    let traffic = if chain.family == "arp" { format!("ARP that {traffic} need") } else { traffic };
+    let traffic = match (finds, chain.family.as_str()) {
+        (false, _) => traffic,
+        (true, "arp") => format!("ARP that {traffic} need"),
+        (true, _) => format!("neighbour discovery (ICMPv6) that {traffic} need"),
+    };
     let owner = owner::of(chain, hit.rule);
     let set_up = owner.map_or(String::new(), |owner| format!(" {} set it up; {}.", owner.name, owner.advice));
     let answer = |status, summary: String| {
@@ -339,7 +347,16 @@ mod tests {
         let offered = |chain: &Chain| {
             let hit = Hit { chain, rule: chain.rules.last(), sure: true, named: true };
             let (endpoints, who) = (vec![IpAddr::from([169, 254, 169, 254])], vec!["job-17".to_owned()]);
-            let found = Found { hit, heading: Heading::Request, endpoints, who, end: None, real: true, mends: true };
+            let found = Found {
+                hit,
+                heading: Heading::Request,
+                finds: false,
+                endpoints,
+                who,
+                end: None,
+                real: true,
+                mends: true,
+            };
             answer(&found, &|| Subject::Host, &|command| command.to_owned()).mend
         };
         assert!(offered(&chains[0]).is_some());
@@ -356,7 +373,7 @@ mod tests {
         let chain = chains.iter().find(|found| found.name == chain).expect("a chain");
         let hit = Hit { chain, rule: chain.rules.last(), sure: true, named: true };
         let (endpoints, who) = (vec![IpAddr::from([169, 254, 169, 254])], vec!["job-17".to_owned()]);
-        let found = Found { hit, heading, endpoints, who, end: None, real: true, mends: true };
+        let found = Found { hit, heading, finds: false, endpoints, who, end: None, real: true, mends: true };
         let said = answer(&found, &|| Subject::Host, &|command| command.to_owned());
         assert_eq!(said.status, Status::Broken);
         assert_eq!(said.mend.is_none(), said.summary.contains("not about IMDS alone"), "{}", said.summary);

@@ -1,4 +1,5 @@
-//! Which rules may keep a namespace and its neighbours from finding each other? Those of the family `arp`, arptables' among them. Pure.
+//! Which rules may keep a namespace and its neighbours from finding each other? Those of the family `arp`, arptables' among them, and
+//! of IPv6 those for ICMPv6. Pure.
 
 use std::net::IpAddr;
 
@@ -7,16 +8,20 @@ use super::mark::Bits;
 use super::rules::{Chain, Hook, Packet, Side, Verdict};
 use super::walk::{Hit, walk};
 
-/// What may happen to ARP on a client's way: on its side, and on the uplink's, where `router` is asked for. Nothing of it is certain: what a
-/// kernel knows of a neighbour it asks seldom, or never where somebody made the entry.
+/// What may happen on a client's way to ARP, or to neighbour discovery: on its side, and on the uplink's, where `router` is asked for.
+/// Nothing of it is certain: what a kernel knows of a neighbour it asks seldom, or never where somebody made the entry.
 pub fn hits<'a>(chains: &'a [Chain], client: &Client, router: Option<IpAddr>) -> Vec<(Heading, Hit<'a>)> {
-    let is_v4 = client.endpoint.is_some_and(|endpoint| endpoint.is_ipv4());
-    if !is_v4 || !chains.iter().any(|chain| chain.family == "arp") {
+    let Some(endpoint) = client.endpoint else { return Vec::new() };
+    let v6 = endpoint.is_ipv6();
+    if !v6 && !chains.iter().any(|chain| chain.family == "arp") {
         return Vec::new();
     }
+    // Neighbour discovery comes from link-local addresses and goes to groups, too.
+    let [router, address] = [router, client.address].map(|address| address.filter(|_| !v6));
+    let packet = || Packet { v6, ..packet() };
     let mut found: Vec<(Heading, Hit<'a>)> = Vec::new();
     let outside = client.uplink.iter().map(|uplink| (uplink, router, Heading::Answer, Heading::Request));
-    let inside = client.by.iter().map(|by| (by, client.address, Heading::Request, Heading::Answer));
+    let inside = client.by.iter().map(|by| (by, address, Heading::Request, Heading::Answer));
     for (interface, neighbour, inward, outward) in inside.chain(outside) {
         let side = || Side::Is(interface.clone());
         let come = Packet { source: neighbour, from: side(), ..packet() };
@@ -28,7 +33,9 @@ pub fn hits<'a>(chains: &'a [Chain], client: &Client, router: Option<IpAddr>) ->
                     std::ptr::eq(known.chain, hit.chain)
                         && known.rule.map(std::ptr::from_ref) == hit.rule.map(std::ptr::from_ref)
                 };
-                if (hit.ends() || asks) && !found.iter().any(same) {
+                // Types of ICMPv6 are not decided: a rule may be about others, and one before may let these through.
+                let counts = if v6 { hit.ends() && hit.sure } else { hit.ends() || asks };
+                if counts && !found.iter().any(same) {
                     found.push((heading, Hit { sure: false, named: false, ..hit }));
                 }
             }
@@ -40,7 +47,7 @@ pub fn hits<'a>(chains: &'a [Chain], client: &Client, router: Option<IpAddr>) ->
 fn packet() -> Packet {
     Packet {
         v6: false,
-        arp: true,
+        finds: true,
         source: None,
         destination: None,
         source_ports: (0, u16::MAX),
@@ -64,7 +71,7 @@ fn packet() -> Packet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::nft;
+    use super::super::{iptables, nft};
     use super::*;
 
     /// How many rules or policies may keep ARP from a container on `cni0`, given one chain at the hook `input`.
@@ -117,5 +124,29 @@ mod tests {
             0
         );
         assert_eq!(found("accept", &[]), 0);
+    }
+
+    #[test]
+    fn a_policy_that_lets_no_neighbour_discovery_in_is_told() {
+        let found = |policy: &str, rules: &str| {
+            let text = format!("*filter\n:INPUT {policy} [0:0]\n{rules}\nCOMMIT\n");
+            let chains = iptables::read(&text, "ip6tables");
+            let client = Client {
+                address: "fd00:d0c::2".parse().ok(),
+                by: Some("cni0".into()),
+                uplink: Some("ens5".into()),
+                endpoint: "fd00:ec2::254".parse().ok(),
+                ..Client::default()
+            };
+            hits(&chains, &client, None).len()
+        };
+        let own = "-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT";
+        assert_eq!(found("DROP", own), 1);
+        assert_eq!(found("ACCEPT", "-A INPUT -p ipv6-icmp -j DROP"), 1);
+        assert_eq!(found("DROP", &format!("{own}\n-A INPUT -p ipv6-icmp -j ACCEPT")), 0);
+        let some = "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j ACCEPT";
+        assert_eq!(found("DROP", &format!("{own}\n{some}")), 0);
+        assert_eq!(found("ACCEPT", "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j DROP"), 0, "of pings");
+        assert_eq!(found("ACCEPT", own), 0);
     }
 }

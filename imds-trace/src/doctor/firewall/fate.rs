@@ -73,7 +73,7 @@ pub fn fate<'a>(chains: &'a [Chain], client: &Client) -> Fate<'a> {
     let by = || client.by.clone().map_or(Side::Nothing, Side::Is);
     let mut request = Packet {
         v6: endpoint.is_ipv6(),
-        arp: false,
+        finds: false,
         source: client.address,
         destination: Some(endpoint),
         source_ports: CLIENT_PORTS,
@@ -199,7 +199,7 @@ pub fn stops_redirected(chains: &[Chain], client: &Client, to: (IpAddr, u16), by
     let [mark, _] = fate(chains, client).marks;
     let packet = |state| Packet {
         v6: to.0.is_ipv6(),
-        arp: false,
+        finds: false,
         source: client.address,
         destination: Some(to.0),
         source_ports: CLIENT_PORTS,

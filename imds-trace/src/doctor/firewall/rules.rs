@@ -43,8 +43,8 @@ pub enum Side {
 pub struct Packet {
     /// Is it IPv6?
     pub v6: bool,
-    /// Is it ARP's, that asks or tells who has an address?
-    pub arp: bool,
+    /// Does it ask or tell who has an address? It is ARP's then, or neighbour discovery's of IPv6.
+    pub finds: bool,
     /// From where; `None` if it is not known.
     pub source: Option<IpAddr>,
     /// To where; `None` if it is not known.
@@ -272,7 +272,10 @@ impl What {
             What::Destination(ranges) => address(ranges, packet.destination, packet.v6),
             What::SourcePort(ranges) => ports(ranges, packet.source_ports),
             What::DestinationPort(ranges) => ports(ranges, packet.destination_ports),
-            What::Protocol(names) if packet.arp => yes(names.iter().any(|name| name == "arp")),
+            What::Protocol(names) if packet.finds => {
+                let own: &[&str] = if packet.v6 { &["icmpv6", "ipv6-icmp", "58", "all", "0"] } else { &["arp"] };
+                yes(names.iter().any(|name| own.contains(&name.as_str())))
+            }
             What::Protocol(names) => yes(names.iter().any(|name| matches!(name.as_str(), "tcp" | "6" | "all" | "0"))),
             What::V6(v6) => yes(*v6 == packet.v6),
             What::From(names) => interface(names, &packet.from),

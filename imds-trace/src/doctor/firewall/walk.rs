@@ -52,8 +52,8 @@ impl Chain {
             return false;
         }
         match self.family.as_str() {
-            "arp" => self.hook == Some(hook) && packet.arp,
-            _ if packet.arp => false,
+            "arp" => self.hook == Some(hook) && packet.finds && !packet.v6,
+            _ if packet.finds && !packet.v6 => false,
             _ if matches!(hook, Hook::Ingress | Hook::Egress) => {
                 let here = |device: &String| packet.beside.contains(device);
                 self.hook == Some(hook) && (self.devices.is_empty() || self.devices.iter().any(here))
