@@ -120,7 +120,7 @@ impl Pipeline {
                 match &fact.said {
                     Said::Uplinks { interfaces, inward, .. } => self.joiner.uplinks(interfaces, inward),
                     Said::Sending(socket) | Said::Connected(Connected { socket, .. }) => {
-                        self.joiner.socket(socket.isn, socket.netns, socket.destination)
+                        self.joiner.socket(socket.isn, socket.netns, socket.source, socket.destination)
                     }
                     _ => {}
                 }

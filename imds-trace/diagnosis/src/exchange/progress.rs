@@ -35,6 +35,8 @@ pub(super) struct Live {
     /// The sequence number behind the segment that carried the request's head, and behind the one that carried the response's.
     pub(super) request_end: Option<u32>,
     response_end: Option<u32>,
+    /// Did a part of what it asked pass, of which no head was seen?
+    has_sent: bool,
     /// The sequence number behind the last byte of its response that was seen, wherever that was.
     rest_end: Option<u32>,
     /// The highest sequence number of a part of its response that was lost.
@@ -67,6 +69,7 @@ impl Live {
             response_at: None,
             request_end: None,
             response_end: None,
+            has_sent: false,
             rest_end: None,
             rest_lost_at: None,
             limit_arrived: false,
@@ -169,6 +172,13 @@ impl Live {
         // The exchange was asked for in this packet, and in no earlier one.
         let asks = exchange.asked.is_some() && exchange.outward.is_none();
         self.told |= journey.tcp.flags.opens() || asks || journey.fate != Fate::Delivered;
+        let is_dropped = matches!(journey.fate, Fate::Dropped(_)) && journey.icmp.is_none();
+        if exchange.asked.is_none() && exchange.closed.is_none() && journey.tcp.len > 0 && !self.has_sent {
+            self.has_sent = !is_dropped;
+            // Dropped before its head was seen: that the SYN got through is not what became of the request.
+            self.request_end = is_dropped.then_some(journey.tcp.end());
+            exchange.outward = exchange.outward.take().filter(|syn| !is_dropped || syn.fate != Fate::Delivered);
+        }
         travelled(&mut exchange.outward, journey, exchange.closed.is_some());
         if asks {
             sink(exchange, Moment::Asked);

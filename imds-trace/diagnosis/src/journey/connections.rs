@@ -153,13 +153,14 @@ impl<Open> Default for Connections<Open> {
 }
 
 impl<Open> Connections<Open> {
-    /// The connection of a packet with the numbers `key`. One that is new is entered if it `may_enter`, else there is none.
-    pub fn of(&mut self, observation: &Observation, tcp: Tcp, key: PacketKey, may_enter: bool) -> Option<Found> {
-        let leg = leg(observation);
-        let at = observation.at;
-        let found = match self.find(observation, tcp, leg, key) {
+    /// The connection of a packet with the numbers `key`, else that with the first sequence number `isn`. One that is new is entered if
+    /// it `may_enter`, else there is none.
+    pub fn of(&mut self, seen: &Observation, key: PacketKey, isn: Option<u32>, may_enter: bool) -> Option<Found> {
+        let (leg, at, tcp) = (leg(seen), seen.at, key.tcp);
+        let known = isn.and_then(|isn| self.by_isn.get(&isn)).map(|id| Found { id: *id, join: Join::Rewritten });
+        let found = match self.find(seen, tcp, leg, key).or(known) {
             Some(found) => found,
-            None if may_enter => Found { id: self.enter(observation, tcp, leg), join: Join::Exact },
+            None if may_enter => Found { id: self.enter(seen, tcp, leg), join: Join::Exact },
             None => return None,
         };
         let id = found.id;

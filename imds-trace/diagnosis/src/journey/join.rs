@@ -22,6 +22,8 @@ pub const END: Timestamp = Timestamp(u64::MAX);
 const MAX_OPEN: usize = 256;
 /// Sockets whose namespace is remembered at most.
 const MAX_SOCKETS: usize = 14_000;
+/// Bytes that a client sends on one connection at most, where its numbers are to tell whose a packet is.
+const MAX_SENT: u32 = 1 << 20;
 /// A packet that is seen at another hook so soon after a drop of it was not dropped: that was a copy. Nothing is sent again so soon
 /// (the least time before a retransmission is 200 ms on Linux).
 const SAME_PACKET: Duration = Duration::from_millis(1);
@@ -55,7 +57,9 @@ pub struct Joiner {
     origins: Origins,
     /// Namespaces of the sockets that connected last and where they connect to, by first sequence number.
     sockets: HashMap<u32, (Netns, Endpoint)>,
-    socket_order: VecDeque<u32>,
+    /// First sequence number of the latest of them with these ends of its own.
+    socket_ends: HashMap<(Endpoint, Endpoint), u32>,
+    socket_order: VecDeque<(u32, Endpoint)>,
     connections: Connections<Open>,
     /// Of a capture only what nobody acknowledged is lost.
     evidence: Evidence,
@@ -72,6 +76,7 @@ impl Joiner {
             host,
             origins: Origins::default(),
             sockets: HashMap::new(),
+            socket_ends: HashMap::new(),
             socket_order: VecDeque::new(),
             connections: Connections::default(),
             evidence: Evidence::Kernel,
@@ -91,16 +96,32 @@ impl Joiner {
         self.origins.learn(interfaces, inward);
     }
 
-    /// The socket that opens the connection with this first sequence number is in this namespace, and connects to `endpoint`.
-    pub fn socket(&mut self, isn: u32, netns: Netns, endpoint: Endpoint) {
+    /// The socket that opens the connection with this first sequence number is in this namespace, has the end `own`, and connects to
+    /// `endpoint`.
+    pub fn socket(&mut self, isn: u32, netns: Netns, own: Endpoint, endpoint: Endpoint) {
+        self.socket_ends.insert((own, endpoint), isn);
         if self.sockets.insert(isn, (netns, endpoint)).is_none() {
-            self.socket_order.push_back(isn);
+            self.socket_order.push_back((isn, own));
         }
         while self.socket_order.len() > MAX_SOCKETS {
-            if let Some(oldest) = self.socket_order.pop_front() {
-                self.sockets.remove(&oldest);
+            if let Some((oldest, own)) = self.socket_order.pop_front()
+                && let Some((_, endpoint)) = self.sockets.remove(&oldest)
+                && self.socket_ends.get(&(own, endpoint)) == Some(&oldest)
+            {
+                self.socket_ends.remove(&(own, endpoint));
             }
         }
+    }
+
+    /// First sequence number of the socket whose packet was dropped under the socket's own addresses, which no hook may have seen: they
+    /// are translated in another namespace. Two clients may have the same there; their numbers tell them apart.
+    fn socket_of(&self, observation: &Observation, tcp: Tcp) -> Option<u32> {
+        let Observation { place: Place::Drop(_), flow, heading, .. } = observation else { return None };
+        let (ends, number) = match heading {
+            Heading::ToImds => ((flow.source, flow.destination), tcp.seq),
+            Heading::FromImds => ((flow.destination, flow.source), tcp.ack),
+        };
+        self.socket_ends.get(&ends).copied().filter(|isn| number.wrapping_sub(*isn) < MAX_SENT)
     }
 
     /// Takes in one observation. Journeys come out of [`Self::advance`].
@@ -136,7 +157,8 @@ impl Joiner {
         // Nor does an error about a packet begin a connection.
         let only_continues = reached || self.is_foreign(&observation);
         let may_enter = !only_continues && observation.icmp.is_none();
-        let Some(Found { id, join }) = self.connections.of(&observation, tcp, key, may_enter) else { return };
+        let socket = self.socket_of(&observation, tcp);
+        let Some(Found { id, join }) = self.connections.of(&observation, key, socket, may_enter) else { return };
         let Some(state) = self.connections.get_mut(id) else { return };
         note_ack(state, observation.heading, tcp);
         note_way(state, &observation);

@@ -9,7 +9,8 @@ use crate::observation::{Icmp, Observation, Tcp};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketKey {
     heading: Heading,
-    tcp: Tcp,
+    /// The TCP header.
+    pub tcp: Tcp,
     /// IPv4 identification; 0 on IPv6.
     pub ip_id: u16,
     icmp: Option<Icmp>,

@@ -195,7 +195,7 @@ fn an_answer_that_another_tcp_than_the_clients_had_in_hand_is_lost() {
 fn whose_tcp_it_was_is_known_from_the_socket() {
     // A pod whose own link has no hook: its request is seen first where it leaves.
     let mut joiner = Joiner::new(Netns(1));
-    joiner.socket(1000, Netns(20), end(IMDS));
+    joiner.socket(1000, Netns(20), end(CLIENT), end(IMDS));
     let mut journeys = Vec::new();
     joiner.push(observe(0, hook("ens5", Egress), HOST, 64, &syn()));
     joiner.push(observe(1, hook("ens5", Ingress), HOST, 2, &data()));
