@@ -24,7 +24,8 @@ pub struct Span {
 }
 
 impl Span {
-    fn touches(&self, other: &Self) -> bool {
+    /// Have both a moment in common?
+    pub fn touches(&self, other: &Self) -> bool {
         self.from <= other.to && other.from <= self.to
     }
 }
@@ -60,6 +61,9 @@ pub struct Coverage {
     watched_since: Option<Timestamp>,
     /// When there were, and are no more; the latest.
     watched: VecDeque<Span>,
+    /// Since when there are not, if somebody said that there are not; and when that was so last before.
+    unwatched_since: Option<Timestamp>,
+    unwatched: Option<Span>,
 }
 
 impl Coverage {
@@ -95,6 +99,12 @@ impl Coverage {
 
     /// From this moment on there are hooks on every interface towards IMDS, or there are not.
     pub fn watched(&mut self, at: Timestamp, everywhere: bool) {
+        if everywhere {
+            let since = self.unwatched_since.take().filter(|since| *since < at);
+            self.unwatched = since.map(|from| Span { from, to: at }).or(self.unwatched);
+        } else {
+            self.unwatched_since.get_or_insert(at);
+        }
         self.watched_since = match (everywhere, self.watched_since) {
             (true, Some(since)) => Some(since),
             (true, None) => Some(at),
@@ -117,6 +127,11 @@ impl Coverage {
     pub fn watched_until(&self, end: Timestamp) -> impl Iterator<Item = Span> {
         let open = self.watched_since.map(|from| Span { from, to: end.max(from) });
         self.watched.iter().copied().chain(open)
+    }
+
+    /// When there were not last, up to `now`, if that was said.
+    pub fn unwatched_until(&self, now: Timestamp) -> Option<Span> {
+        self.unwatched_since.map(|from| Span { from, to: now.max(from) }).or(self.unwatched)
     }
 
     /// May it be concluded that what was not seen at the places that saw the rest was not there?

@@ -53,6 +53,8 @@ pub struct End {
     pub other: Vec<OtherPackets>,
     /// When there were hooks on every interface towards IMDS.
     pub watched: Vec<Span>,
+    /// When there were not last, though somebody told of all of them.
+    pub unwatched: Option<Span>,
     /// When records were lost.
     pub losses: Vec<Span>,
 }
@@ -203,6 +205,8 @@ pub struct ExchangeEvent {
     pub token: Option<TokenUse>,
     /// Did its client ask for a token before, which came to nothing, and then ask without one?
     pub fell_back: bool,
+    /// May its client have asked more on its connection, unseen? It was open while not every interface towards IMDS was watched.
+    pub unwatched: bool,
 }
 
 /// What came of a probe.

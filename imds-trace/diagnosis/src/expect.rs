@@ -102,8 +102,13 @@ impl Expectations {
                     seen.note_unseen(unseen);
                 }
             }
+            Event::End(_, end) => {
+                if let Some(unwatched) = end.unwatched {
+                    self.seen.iter_mut().for_each(|seen| seen.note_unwatched(unwatched));
+                }
+            }
             // What was lost is given to `judge`, whole.
-            Event::Settled(_) | Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::End(..) => {}
+            Event::Settled(_) | Event::Packet(_) | Event::Finding(..) | Event::Loss(..) => {}
         }
     }
 

@@ -179,7 +179,8 @@ impl Pipeline {
         let (lost, spent, other) = (self.lost, interpreter.spent, self.others.take());
         let coverage = &self.interpreter.coverage;
         let (watched, losses) = (coverage.watched_until(end).collect(), coverage.losses().collect());
-        sink(&Event::End(end, End { lost, spent, other, watched, losses }));
+        let unwatched = coverage.unwatched_until(end);
+        sink(&Event::End(end, End { lost, spent, other, watched, unwatched, losses }));
     }
 
     fn advance(&mut self, at: Timestamp, sink: &mut Sink<'_>) {
@@ -356,6 +357,7 @@ impl Interpreter {
                 hop_limit: seen,
                 token: self.history.tokens.used(exchange),
                 fell_back: self.history.fell_back(exchange, &who),
+                unwatched: self.was_unwatched(exchange, now),
             }));
             sink(&event);
             if let Some(refused) = self.aftermath.note(exchange, &who, now) {
@@ -385,6 +387,13 @@ impl Interpreter {
                 self.judge(refused, now, sink);
             }
         }
+    }
+
+    /// Was its connection open while not every interface towards IMDS was watched? Who is behind this host is seen where it comes in.
+    fn was_unwatched(&self, exchange: &Exchange, now: Timestamp) -> bool {
+        let open = Span { from: exchange.since(), to: exchange.closed.unwrap_or(now) };
+        let unwatched = self.coverage.unwatched_until(now).filter(|_| !exchange.comes_in());
+        unwatched.is_some_and(|unwatched| unwatched.touches(&open))
     }
 
     /// Looks again at what was refused, up to those that are `due`.

@@ -90,7 +90,7 @@ impl Tallies {
     /// The report.
     pub fn finish(&mut self, end: End) -> Report {
         let mut report = std::mem::take(&mut self.report);
-        let End { lost, spent, other, watched, losses } = end;
+        let End { lost, spent, other, watched, losses, unwatched: _ } = end;
         (report.lost, report.spent, report.other) = (lost, spent, other);
         (report.coverage.watched, report.coverage.losses) = (watched, losses);
         report.lost.state_evicted += self.over;

@@ -131,6 +131,7 @@ impl Entry {
         }
         self.closed = Some(at);
         for live in &mut self.live {
+            live.exchange.left_open = self.ending.is_none() && live.exchange.closed.is_none();
             live.close(at, &received, sink);
         }
     }

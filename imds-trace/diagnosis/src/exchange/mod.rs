@@ -189,6 +189,8 @@ pub struct Exchange {
     pub under_way: bool,
     /// Was it answered on a connection that a capture does not show to the end? Then more may have been asked on it.
     pub ends_unseen: bool,
+    /// Was its connection not seen to end when it was over? More may be asked on it.
+    pub left_open: bool,
     /// When a packet of its client was last seen leaving this host: so long, at least, that place was listened at.
     pub last_leaving: Option<Timestamp>,
     /// The answering side ended its side of the connection, and this was not the first request that waited on it: it was not to be answered
@@ -242,6 +244,7 @@ impl Exchange {
             unheard: false,
             under_way: false,
             ends_unseen: false,
+            left_open: false,
             last_leaving: None,
             cut_off: false,
             hung_up: false,
@@ -281,6 +284,13 @@ impl Exchange {
             Over::Connection(connection) => connection.since,
             Over::Attempt { since, .. } => *since,
         }
+    }
+
+    /// Were its client's packets seen coming in to this host?
+    pub fn comes_in(&self) -> bool {
+        let first = self.outward.as_ref().and_then(|travel| travel.hops.first());
+        let first = first.map(|hop| hop.hook.direction).or(self.decrements.first.map(|(_, direction)| direction));
+        first == Some(Direction::Ingress)
     }
 
     /// Was it answered, and does something show that the answer arrived, or was it late?

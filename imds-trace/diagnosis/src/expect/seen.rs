@@ -1,5 +1,6 @@
 //! What was seen of one subject that a claim may be about?
 
+use crate::coverage::Span;
 use crate::event::{ExchangeEvent, UnseenConnection};
 use crate::exchange::imds::{is_of_others, is_success, may_be_v1};
 use crate::exchange::{Delivery, Exchange, ExchangeId, Imds};
@@ -61,6 +62,8 @@ pub(super) struct Seen {
     /// Connections that no hook saw and that brought it something, and those by which it may have asked for something.
     pub(super) unseen: Noted,
     pub(super) asked_unseen: Noted,
+    /// When the first of its connections began that were not seen to end, and whose packets are seen only where they leave.
+    pub(super) open_since: Option<Timestamp>,
 }
 
 /// What a request asks for.
@@ -109,6 +112,7 @@ impl Seen {
             unknown: Noted::default(),
             unseen: Noted::default(),
             asked_unseen: Noted::default(),
+            open_since: None,
         }
     }
 
@@ -141,6 +145,13 @@ impl Seen {
         }
         if unseen.counted.is_none_or(|(_, acked)| acked > 0) {
             self.asked_unseen.note(|| format!("it was connected to {endpoint}"));
+        }
+    }
+
+    /// Not every interface towards IMDS was watched at this time, for the last time: what it asked then was not seen.
+    pub(super) fn note_unwatched(&mut self, unwatched: Span) {
+        if self.open_since.is_some_and(|since| since <= unwatched.to) {
+            self.unheard.note(|| "a connection was open".to_owned());
         }
     }
 
@@ -221,6 +232,13 @@ impl Seen {
         let before = exchange.begins_unseen() || exchange.ends_unseen;
         if asks == Asks::Unseen && came || unread || before || elsewhere {
             self.unread.note(|| happened(exchange));
+        }
+        if exchange.left_open && !exchange.comes_in() {
+            let since = exchange.since();
+            self.open_since = Some(self.open_since.map_or(since, |known| known.min(since)));
+        }
+        if event.unwatched {
+            self.unheard.note(|| happened(exchange));
         }
         if (exchange.is_unheard() || asks == Asks::Unseen && exchange.under_way) && !came {
             self.unheard.note(|| happened(exchange));

@@ -79,6 +79,7 @@ fn exchange(who: &Attribution, asked: Option<&str>, status: Option<u16>) -> Even
         hop_limit: HopLimit::default(),
         token: None,
         fell_back: false,
+        unwatched: false,
     }))
 }
 

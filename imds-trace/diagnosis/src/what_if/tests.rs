@@ -120,7 +120,7 @@ impl Seen {
         };
         let hop_limit = HopLimit { observed: at.map(Ttl), needed: Some(Ttl(falls + 1)) };
         let who = Attribution { initial_ttl: initial.map(Ttl), ..who(name) };
-        Event::Exchange(Rc::new(ExchangeEvent { exchange, who, hop_limit, token: None, fell_back }))
+        Event::Exchange(Rc::new(ExchangeEvent { exchange, who, hop_limit, token: None, fell_back, unwatched: false }))
     }
 }
 
