@@ -21,6 +21,25 @@ const ROLES: &str = "/meta-data/iam/security-credentials";
 /// The first version of the metadata that has roles (`latest` comes behind all days).
 const SINCE: &str = "2012-01-12";
 
+/// Those that have, as IMDS lists them. Of one that is newer than this it is not known whether there is one of that name.
+const VERSIONS: [&str; 15] = [
+    SINCE,
+    "2014-02-25",
+    "2014-11-05",
+    "2015-10-20",
+    "2016-04-19",
+    "2016-06-30",
+    "2016-09-02",
+    "2018-03-28",
+    "2018-08-17",
+    "2018-09-24",
+    "2019-10-01",
+    "2020-10-27",
+    "2021-01-03",
+    "2021-03-23",
+    "2021-07-15",
+];
+
 /// The cause where no role at all was asked for by name.
 pub(super) const ANY: &str = "none";
 
@@ -43,9 +62,16 @@ pub(super) fn shown(exchange: &Exchange) -> Option<&str> {
     role(exchange).filter(|_| exchange.came_status().is_some_and(is_success))
 }
 
+/// Is the path one where IMDS has roles, if the instance has any? Else 404 is about the path.
+fn is_their_place(exchange: &Exchange, role: &str) -> bool {
+    let path = exchange.request.as_ref().map_or("", |request| request.path.as_str());
+    let version = path.split_once(ROLES).map_or("", |(version, _)| version.trim_matches('/'));
+    (version == "latest" || VERSIONS.contains(&version)) && !role.contains('/')
+}
+
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|exchange| exchange.status() == Some(404))?;
-    let role = role(exchange)?;
+    let role = role(exchange).filter(|role| is_their_place(exchange, role))?;
     if case.history.had_role(exchange, role) {
         return None;
     }
