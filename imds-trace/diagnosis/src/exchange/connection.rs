@@ -169,7 +169,9 @@ impl Entry {
         }
         if journey.heading == Heading::ToImds && flags.has(TcpFlags::RST) {
             // Known before what it acknowledges proves that the answer arrived: it did, and nobody was there any more.
-            let came = self.live.iter_mut().map(|live| &mut live.exchange).filter(|exchange| exchange.responded);
+            // A reset that acknowledges the answer is sent by a socket, which had it: where there is none, a reset acknowledges nothing.
+            let came = self.live.iter_mut().filter(|live| !live.is_acknowledged_by(journey.tcp));
+            let came = came.map(|live| &mut live.exchange).filter(|exchange| exchange.responded);
             // What was acknowledged before was read, or could have been.
             for exchange in came.filter(|exchange| exchange.response_proof.is_none()) {
                 exchange.discarded = true;

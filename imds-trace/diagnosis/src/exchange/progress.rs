@@ -5,7 +5,7 @@ use super::imds::is_success;
 use super::{Decrements, Exchange, Imds, Moment, Returned, Sink, Travel};
 use crate::journey::{Fate, Hop, Journey};
 use crate::net::{Direction, Timestamp, is_before};
-use crate::observation::{ResponseHead, TcpFlags};
+use crate::observation::{ResponseHead, Tcp, TcpFlags};
 
 /// Bytes of the longest body that is believed in: user data of 16 KiB are the longest that IMDS has.
 const MAX_BODY: u32 = 1 << 20;
@@ -350,6 +350,11 @@ impl Live {
         if !self.exchange.responded {
             (self.exchange.responded, self.exchange.inward) = (true, None);
         }
+    }
+
+    /// Does a packet of its client acknowledge the head of its answer?
+    pub(super) fn is_acknowledged_by(&self, tcp: Tcp) -> bool {
+        tcp.flags.has(TcpFlags::ACK) && self.response_end.is_some_and(|end| !is_before(tcp.ack, end))
     }
 
     /// Was anything of its answer seen?

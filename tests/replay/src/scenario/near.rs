@@ -1,6 +1,7 @@
 //! Is a scenario that says `silent` of a rule a near miss of it? One thing changed, and the rule fires: else the silence shows nothing.
 
 use anyhow::{Result, bail};
+use diagnosis::observation::TcpFlags;
 use diagnosis::pipeline::Host;
 
 use super::{HOST_NETNS, INSTANCE, Packet, Place, Scenario, Uplinks, conclude_telling};
@@ -167,6 +168,8 @@ fn packet_changes(packet: &Packet) -> Vec<Packet> {
     }
     if packet.to.as_deref().is_some_and(|words| matches!(words, "ack" | "fin")) {
         with(&|changed| changed.to = Some("rst".to_owned()));
+        // Without ACK, as a host without the socket sends it.
+        with(&|changed| (changed.to, changed.flags) = (Some("rst".to_owned()), Some(TcpFlags::RST)));
     }
     with(&|changed| changed.lost = Some(packet.lost != Some(true)));
     with(&|changed| changed.again = false);
