@@ -2,10 +2,11 @@
 
 use super::way;
 use crate::event::{ExchangeEvent, Needed};
-use crate::exchange::imds::{is_success, may_be_v1};
+use crate::exchange::imds::{self, is_success, may_be_v1};
 use crate::exchange::{Exchange, Imds};
 use crate::identity::Attribution;
 use crate::net::Timestamp;
+use crate::observation::RequestHead;
 
 /// How often, and when last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Client {
     pub failed: Count,
     /// Token requests to which the answer was no token.
     pub denied: Count,
+    /// Requests that may be meant for EC2, on which neither setting bears, and that brought it nothing.
+    pub vain: Count,
     /// Connections that no hook saw.
     pub unseen: Count,
     /// What its token requests show of the way; that of everything it asked.
@@ -69,6 +72,7 @@ impl Client {
             served: 0,
             failed: none,
             denied: none,
+            vain: none,
             unseen: none,
             token_way: None,
             way: None,
@@ -125,8 +129,15 @@ impl Client {
                 self.refused += u64::from(exchange.status() == Some(401));
             }
             Asks::Unread => self.unread.note(at),
+            Asks::Nothing if !exchange.is_served() && !is_of_another(exchange) => self.vain.note(at),
             Asks::Nothing => {}
         }
+    }
+
+    /// Did it ask for nothing that is known to work?
+    pub fn asks_in_vain(&self) -> bool {
+        let others = [self.tokens, self.reads, self.bare, self.fell_back, self.unread];
+        self.vain.count > 0 && others.iter().all(|other| other.count == 0)
     }
 
     /// What is known of the hop limit that it needs: by its token requests; where it made none, by what else it asked.
@@ -144,6 +155,12 @@ enum Asks {
     Unread,
     /// Something on which neither setting bears.
     Nothing,
+}
+
+/// Is it a request to another cloud's service?
+fn is_of_another(exchange: &Exchange) -> bool {
+    let is_foreign = |request: &RequestHead| request.other_cloud || imds::is_foreign(&request.path);
+    imds::is_of_others(exchange.endpoint.address) || exchange.request.as_ref().is_some_and(is_foreign)
 }
 
 fn asks(exchange: &Exchange) -> Asks {

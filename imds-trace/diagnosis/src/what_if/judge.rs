@@ -144,6 +144,9 @@ fn unclear(client: &Client, set: Set, needed: Needed) -> Vec<Reason> {
         let text = "asked without a token after its token request had come to nothing, and whether it uses one that arrives was not seen";
         reasons.push(reason(text, client.fell_back));
     }
+    if client.asks_in_vain() {
+        reasons.push(reason("asked for nothing that is known to work", client.vain));
+    }
     if client.unread.count > 0 {
         reasons.push(reason(
             "had a connection of which it was not seen what it asked, or whether with a token",
