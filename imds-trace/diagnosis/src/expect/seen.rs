@@ -249,13 +249,14 @@ impl Seen {
     }
 }
 
-/// Does this status say that the client gets nothing, for a reason that no finding may name? What 401 and 417 are for is told by rules,
-/// and a client that asks again as it should is let in; 404 is an answer of use, and of what is no request to EC2's IMDS only the
+/// Does this status say that the client gets nothing, for a reason that no finding may name? What 401 is for, and 417 to a token request,
+/// is told by rules, and a client that asks again as it should is let in; 404 is an answer of use, and of what is no request to EC2's IMDS only the
 /// server's own errors count.
 fn denies(status: u16, imds: Option<Imds>) -> bool {
     match status {
         500.. => true,
-        200..=299 | 304 | 401 | 404 | 417 => false,
+        200..=299 | 304 | 401 | 404 => false,
+        417 => imds != Some(Imds::Token),
         _ => imds != Some(Imds::Other),
     }
 }
