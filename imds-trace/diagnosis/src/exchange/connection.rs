@@ -47,6 +47,8 @@ pub(super) struct Entry {
     sent: Sent,
     /// What was seen of what IMDS sent.
     heard: Sent,
+    /// When the other side's FIN came.
+    hung_up: Option<Timestamp>,
     /// Is the client's socket known to be open? Then nothing of it is over.
     socket_open: bool,
     /// When it is looked at next, at the latest.
@@ -77,6 +79,7 @@ impl Entry {
             seen_to: None,
             sent: Sent::default(),
             heard: Sent::default(),
+            hung_up: None,
             socket_open: false,
             scheduled: END,
             forsaken: false,
@@ -313,6 +316,8 @@ impl Entry {
         live.answer_begins = is_next.then_some(journey.tcp.ack);
         live.exchange.request = (!journey.contradicted).then(|| request.clone());
         live.exchange.asked = Some(at);
+        // It is reset for that: its client had not read the end.
+        live.exchange.cut_off |= index > 0 && self.hung_up.is_some_and(|ended| ended < at);
         // What happened to the SYN matters no more: it led here.
         live.exchange.outward = None;
         index

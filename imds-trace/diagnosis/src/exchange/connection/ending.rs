@@ -20,6 +20,7 @@ impl Entry {
         if journey.fate != Fate::Delivered {
             return;
         }
+        self.hung_up = self.hung_up.or(Some(journey.hops.first().map_or(journey.at, |hop| hop.at)));
         for (number, live) in self.live.iter_mut().enumerate() {
             let is_open = live.waits();
             let exchange = &mut live.exchange;
