@@ -57,6 +57,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     } else if cause == "unknown" && case.history.unheard.is_possible(exchange, case.who, case.rests_on_capture()) {
         verdict.confidence = Confidence::Likely;
         verdict.summary.push_str(" (Or it was issued on a connection of which not all was seen.)");
+    } else if cause == "unknown" && exchange.asked.is_none_or(|asked| case.history.unheard.may_have_issued(asked)) {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary.push_str(" (Or it was issued to another client, on a connection that no hook saw.)");
     }
     verdict.remedy = case.probe().into_iter().collect();
     verdict.caution = Some("The command asks for a new token from inside the container and uses it: with that IMDS answers. Clients must request a \

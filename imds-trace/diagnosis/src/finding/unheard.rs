@@ -18,6 +18,8 @@ pub struct Unheard {
     exchanges: VecDeque<(Option<ExchangeId>, Timestamp, Vec<Key>)>,
     /// When connections were first seen that had begun before; the latest ones.
     connections: VecDeque<Timestamp>,
+    /// When the first connection was established that no hook saw, whoever's it was.
+    unseen: Option<Timestamp>,
 }
 
 impl Unheard {
@@ -31,7 +33,13 @@ impl Unheard {
 
     /// A connection that was established at this moment, and that no hook saw.
     pub fn note_unseen(&mut self, established: Timestamp, who: &Attribution) {
+        self.unseen = Some(self.unseen.map_or(established, |known| known.min(established)));
         self.remember(None, established, who);
+    }
+
+    /// May somebody have been given a token unseen before this moment? Clients may share one.
+    pub fn may_have_issued(&self, at: Timestamp) -> bool {
+        self.unseen.is_some_and(|unseen| unseen <= at)
     }
 
     fn remember(&mut self, id: Option<ExchangeId>, at: Timestamp, who: &Attribution) {
