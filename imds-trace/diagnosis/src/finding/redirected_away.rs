@@ -3,6 +3,7 @@
 //! Told apart from `refused`, where somebody said no, and from `answered-locally`, where somebody answered. Cannot know which rule it was.
 
 use super::drops::drops_whatever_its_way;
+use super::socket_error::is_refused;
 use super::{Case, Rule, Severity, Verdict};
 use crate::exchange::Exchange;
 use crate::journey::{Fate, Redirect};
@@ -19,7 +20,9 @@ pub const RULE: Rule = Rule {
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|exchange| exchange.answered.is_none() && !exchange.responded)?;
-    if exchange.refusal.is_some() || case.who.error.is_some() || exchange.handshake && exchange.asked.is_none() {
+    // A time-out is no answer.
+    let was_told = case.who.error.is_some() && is_refused(case);
+    if exchange.refusal.is_some() || was_told || exchange.handshake && exchange.asked.is_none() {
         return None;
     }
     match exchange.redirected {
