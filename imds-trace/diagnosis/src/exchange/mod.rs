@@ -149,6 +149,8 @@ pub struct Exchange {
     pub answered: Option<Timestamp>,
     /// What proves that the client has the response's head.
     pub response_proof: Option<Proof>,
+    /// The client had acknowledged the response's head before it came: it has somebody else's bytes in its place.
+    pub forestalled: bool,
     /// The client's TCP ended without having received the response's head.
     pub response_refuted: bool,
     /// The client has the response's head, and not all of what came behind it: a part was dropped, or its TCP ended with less.
@@ -224,6 +226,7 @@ impl Exchange {
             asked: None,
             answered: None,
             response_proof: None,
+            forestalled: false,
             response_refuted: false,
             incomplete: false,
             rest: None,

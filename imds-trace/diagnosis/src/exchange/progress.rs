@@ -246,6 +246,9 @@ impl Live {
         if decides && answers.is_some() && self.response_end.is_some_and(|known| !is_before(journey.tcp.seq, known)) {
             (exchange.answered, exchange.response_proof, exchange.inward) = (None, None, None);
         }
+        if decides && journey.forestalled {
+            (exchange.forestalled, exchange.response_proof) = (true, None);
+        }
         if decides {
             self.response_end = Some(journey.tcp.seq.wrapping_add(journey.tcp.len));
         }
@@ -285,7 +288,8 @@ impl Live {
         }
         // An error about a packet is no refusal of one that IMDS has.
         exchange.refusal = exchange.refusal.filter(|refusal| refusal.stands() || exchange.request_proof.is_none());
-        let Some(end) = self.response_end else { return };
+        // What the client has in its place proves nothing of it.
+        let Some(end) = self.response_end.filter(|_| !exchange.forestalled) else { return };
         let proof = received.proves_response(end);
         exchange.response_proof = match exchange.response_proof.max(proof) {
             Some(Proof::Ack) if received.refutes_response(end) => None,

@@ -194,6 +194,9 @@ impl Seen {
         let elsewhere = asks == Asks::Unseen && exchange.redirected.is_some() && exchange.handshake;
         match asks {
             _ if elsewhere && !answered => self.unclear.note(|| happened(exchange)),
+            _ if exchange.forestalled => {
+                self.unclear.note(|| format!("{}, and it had acknowledged that before it came", happened(exchange)));
+            }
             _ if exchange.under_way => self.unclear.note(|| format!("{}, and the trace ended", happened(exchange))),
             Asks::Token | Asks::Credentials | Asks::Unclear | Asks::Unseen if unproved && status.is_none() => {
                 self.unclear.note(|| happened(exchange));

@@ -43,6 +43,8 @@ pub struct State<Open> {
     pub client_ttl: Option<Ttl>,
     /// Highest acknowledgement seen for data travelling to IMDS, and for data travelling from it.
     pub acked: [Option<u32>; 2],
+    /// From where to where the client acknowledged bytes before they were seen to come, and when.
+    pub ahead: Option<(u32, u32, Timestamp)>,
     /// Journeys still under way.
     pub open: Vec<Open>,
     legs: Vec<Leg>,
@@ -55,7 +57,7 @@ pub struct State<Open> {
     last: Timestamp,
     latest: Option<PacketKey>,
     /// Behind the highest sequence number that was sent to IMDS, and from it.
-    sent: [Option<u32>; 2],
+    pub sent: [Option<u32>; 2],
     /// Has the client sent a byte?
     has_asked: bool,
     /// Has the other side sent one, or ended?
@@ -387,6 +389,7 @@ impl<Open> Connections<Open> {
             client_ttl: client_hook.is_some().then_some(observation.ttl),
             client_hook,
             acked: [None; 2],
+            ahead: None,
             open: Vec::new(),
             legs: vec![leg],
             syns,

@@ -27,6 +27,8 @@ const MAX_SENT: u32 = 1 << 20;
 /// A packet that is seen at another hook so soon after a drop of it was not dropped: that was a copy. Nothing is sent again so soon
 /// (the least time before a retransmission is 200 ms on Linux).
 const SAME_PACKET: Duration = Duration::from_millis(1);
+/// Records of two processors come out of order by so much at most.
+const OUT_OF_ORDER: Duration = Duration::from_micros(100);
 /// Hops of one journey at most: more than any stack of bridges has.
 const MAX_HOPS: usize = 32;
 
@@ -45,6 +47,7 @@ struct Open {
     icmp: Option<Icmp>,
     redirected: Option<Redirect>,
     needless: bool,
+    forestalled: bool,
     join: Join,
     last: Timestamp,
 }
@@ -160,11 +163,15 @@ impl Joiner {
         let socket = self.socket_of(&observation, tcp);
         let Some(Found { id, join }) = self.connections.of(&observation, key, socket, may_enter) else { return };
         let Some(state) = self.connections.get_mut(id) else { return };
+        if self.evidence == Evidence::Kernel {
+            note_ahead(state, &observation, tcp);
+        }
         note_ack(state, observation.heading, tcp);
         note_way(state, &observation);
         self.connections.note_end(id, &observation, tcp);
         let Some(state) = self.connections.get_mut(id) else { return };
-        let needless = is_acked(observation.heading, tcp, state);
+        let forestalled = is_forestalled(state, &observation, tcp);
+        let needless = is_acked(observation.heading, tcp, state) && !forestalled;
         let mut all = state.open.iter_mut().rev();
         let continued = all.find(|open| open.key == key && open.goes_on_at(&observation.place, observation.at));
         let open = match continued {
@@ -183,6 +190,7 @@ impl Joiner {
                     icmp: observation.icmp,
                     redirected: redirected.map(|to| Redirect { to, before: true }),
                     needless,
+                    forestalled,
                     join,
                     last: observation.at,
                 });
@@ -344,7 +352,7 @@ impl Open {
 
 /// `in_capture`: of what a capture shows; and then, was an acknowledgement waited for?
 fn finish(open: Open, state: &State<Open>, misrouted: bool, in_capture: Option<bool>) -> Journey {
-    let acked = is_acked(open.heading, open.tcp, state);
+    let acked = is_acked(open.heading, open.tcp, state) && !open.forestalled;
     let arrived = match in_capture {
         None => !misrouted && arrived(&open, state),
         Some(waited) => seems_arrived(&open, state, waited),
@@ -364,6 +372,7 @@ fn finish(open: Open, state: &State<Open>, misrouted: bool, in_capture: Option<b
         icmp: open.icmp,
         redirected: open.redirected,
         needless: open.needless,
+        forestalled: open.forestalled,
         hops: open.hops,
         fate,
         acked,
@@ -423,6 +432,32 @@ fn seems_arrived(open: &Open, state: &State<Open>, waited: bool) -> bool {
 fn is_acked(heading: Heading, tcp: Tcp, state: &State<Open>) -> bool {
     let occupies = tcp.end() != tcp.seq;
     occupies && state.acked[slot(heading)].is_some_and(|acked| !is_before(acked, tcp.end()))
+}
+
+/// Notes whether a client acknowledges what was not seen to come yet. Numbers far from its own are of whoever had its ends before.
+fn note_ahead(state: &mut State<Open>, observation: &Observation, tcp: Tcp) {
+    let acknowledges = tcp.flags.has(TcpFlags::ACK) && !tcp.flags.has(TcpFlags::RST) && observation.icmp.is_none();
+    let is_own = state.connection.isn.is_some_and(|isn| tcp.seq.wrapping_sub(isn) < MAX_SENT);
+    let Some(sent) = state.sent[1].filter(|_| observation.heading == Heading::ToImds && acknowledges && is_own) else {
+        return;
+    };
+    let is_ahead = is_before(sent, tcp.ack) && tcp.ack.wrapping_sub(sent) < MAX_SENT;
+    if is_ahead && state.ahead.is_none_or(|(_, to, _)| !is_before(sent, to)) {
+        state.ahead = Some((sent, tcp.ack, observation.at));
+    }
+}
+
+/// Did its client acknowledge it before any copy of it came?
+fn is_forestalled(state: &mut State<Open>, observation: &Observation, tcp: Tcp) -> bool {
+    let Some((from, to, at)) = state.ahead.filter(|_| observation.heading == Heading::FromImds && tcp.len > 0) else {
+        return false;
+    };
+    if is_before(tcp.seq, from) || is_before(to, tcp.end()) {
+        return false;
+    }
+    let is_behind = observation.at > at.after(OUT_OF_ORDER);
+    state.ahead = state.ahead.filter(|_| is_behind);
+    is_behind
 }
 
 fn note_ack(state: &mut State<Open>, heading: Heading, tcp: Tcp) {

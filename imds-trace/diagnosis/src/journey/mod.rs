@@ -136,6 +136,8 @@ pub struct Journey {
     /// Had the other side acknowledged all of it before it was first seen? Then it was sent for nothing: a copy too many, or a probe whether
     /// somebody is still there.
     pub needless: bool,
+    /// Had the client acknowledged it before any copy of it came? Then it has somebody else's bytes in its place.
+    pub forestalled: bool,
     /// Was it sent elsewhere instead of to IMDS?
     pub redirected: Option<Redirect>,
     /// Where it was seen, in order; empty if only its drop was seen.
