@@ -304,12 +304,16 @@ impl Joiner {
                 // Most connections have no more than these.
                 state.open = Vec::new();
             }
-            for open in over {
+            // An acknowledgement proves that one of several copies arrived.
+            let copies = || over.iter().chain(&state.open);
+            let besides: Vec<bool> =
+                over.iter().map(|open| copies().any(|other| came_besides(open, other, state))).collect();
+            for (open, besides) in over.into_iter().zip(besides) {
                 // At the end of a capture the acknowledgement may be what is not in it any more.
                 let in_capture =
                     (self.evidence == Evidence::Capture).then(|| now < END || self.latest.since(open.last) >= QUIET);
                 let misrouted = is_misrouted(&open, state, |interface| self.origins.is_only_up(interface));
-                sink(finish(open, state, misrouted, in_capture));
+                sink(finish(open, state, misrouted, besides, in_capture));
             }
         }
         room::give_back_heap(&mut self.due);
@@ -350,9 +354,18 @@ impl Open {
     }
 }
 
-/// `in_capture`: of what a capture shows; and then, was an acknowledgement waited for?
-fn finish(open: Open, state: &State<Open>, misrouted: bool, in_capture: Option<bool>) -> Journey {
-    let acked = is_acked(open.heading, open.tcp, state) && !open.forestalled;
+/// Was another copy of an answer's packet seen to arrive, and this one not?
+fn came_besides(open: &Open, other: &Open, state: &State<Open>) -> bool {
+    let is_copy = open.heading == other.heading && (open.tcp.seq, open.tcp.len) == (other.tcp.seq, other.tcp.len);
+    let is_answer = open.heading == Heading::FromImds && open.tcp.len > 0;
+    let has_come = |open: &Open| open.dropped.is_none() && (open.reached || arrived(open, state));
+    is_copy && is_answer && !other.needless && has_come(other) && !has_come(open)
+}
+
+/// `besides`: another copy of it arrived. `in_capture`: of what a capture shows; and then, was an acknowledgement waited for?
+fn finish(open: Open, state: &State<Open>, misrouted: bool, besides: bool, in_capture: Option<bool>) -> Journey {
+    let is_other = open.forestalled || besides && in_capture.is_none();
+    let acked = is_acked(open.heading, open.tcp, state) && !is_other;
     let arrived = match in_capture {
         None => !misrouted && arrived(&open, state),
         Some(waited) => seems_arrived(&open, state, waited),
