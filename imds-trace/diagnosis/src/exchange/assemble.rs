@@ -53,6 +53,7 @@ impl Assembler {
         let witness = journey.connection.isn.and_then(|isn| self.witnesses.get(&isn)).copied();
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.is_of_another(journey) {
+            entry.note_another(journey);
             return;
         }
         if let Some(witness) = witness {

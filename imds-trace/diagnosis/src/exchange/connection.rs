@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::delivery::{Received, later, raise};
+use super::imds::is_success;
 use super::progress::{Live, Position};
 use super::sent::Sent;
 use super::{Exchange, ExchangeId, Moment, Sink};
@@ -231,6 +232,13 @@ impl Entry {
         };
         let number = number.filter(|_| journey.icmp.is_none() && journey.connection.isn.is_some());
         number.is_some_and(|number| !self.sent.is_near(number))
+    }
+
+    /// Such a packet came in: whoever had the ends before was let in, perhaps.
+    pub(super) fn note_another(&mut self, journey: &Journey) {
+        if journey.heads.iter().any(|head| matches!(head, Head::Response(response) if is_success(response.status))) {
+            self.live.iter_mut().for_each(|live| live.exchange.answers_another = true);
+        }
     }
 
     pub(super) fn settle(&mut self, sink: &mut Sink<'_>) {

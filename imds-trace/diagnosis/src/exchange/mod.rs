@@ -191,6 +191,8 @@ pub struct Exchange {
     pub under_way: bool,
     /// Was it answered on a connection that a capture does not show to the end? Then more may have been asked on it.
     pub ends_unseen: bool,
+    /// Did an answer come in that lets in whoever had its connection's ends before?
+    pub answers_another: bool,
     /// Was its connection not seen to end when it was over? More may be asked on it.
     pub left_open: bool,
     /// When a packet of its client was last seen leaving this host: so long, at least, that place was listened at.
@@ -247,6 +249,7 @@ impl Exchange {
             unheard: false,
             under_way: false,
             ends_unseen: false,
+            answers_another: false,
             left_open: false,
             last_leaving: None,
             cut_off: false,

@@ -60,6 +60,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         // What proxies add may be behind the cut.
         verdict.confidence = Confidence::Likely;
     }
+    if exchange.answers_another {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary.push_str(" (An answer came in, too, that lets in whoever had its port before.)");
+    }
     if case.history.was_open(exchange) {
         verdict.confidence = Confidence::Likely;
         verdict
