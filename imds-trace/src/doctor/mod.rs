@@ -23,6 +23,7 @@ mod programs;
 mod redirect;
 mod reverse_path;
 mod routes;
+mod setting;
 mod sight;
 mod tell;
 

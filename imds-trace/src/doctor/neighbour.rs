@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::inside::Inside;
-use super::sight::{Leg, by_filter, is_strict};
+use super::setting::{by_filter, ipv4_setting, is_strict};
 use crate::interfaces::snapshot::{self, Asked, Known, Mac, Neighbour, Snapshot, Way};
 use diagnosis::net::Ifindex;
 use diagnosis::way::network::{Kind, Link, in_prefix};
@@ -153,13 +153,7 @@ fn has_mac(inside: &Inside, mac: Mac) -> bool {
 /// As the kernel decides it (`arp_process`, `arp_ignore` in `net/ipv4/arp.c`, `ndisc_recv_ns` in `net/ipv6/ndisc.c`).
 fn answers(crossing: &Crossing<'_>, by: &Link, next: IpAddr) -> Answers {
     let host = crossing.host;
-    let setting = |key: &str| {
-        let of = |name: &str| {
-            let path = format!("/proc/sys/net/ipv4/conf/{name}/{key}");
-            std::fs::read_to_string(path).ok()?.trim().parse::<u8>().ok()
-        };
-        ["all", &by.name].into_iter().filter_map(of).max()
-    };
+    let setting = |key: &str| ["all", &by.name].into_iter().filter_map(|name| ipv4_setting(name, key)).max();
     if next.is_ipv4() && by.no_arp {
         return Answers::No(format!(
             "{} on the host does not take part in ARP (NOARP), so nobody answers for {next}",
@@ -208,22 +202,36 @@ fn answers(crossing: &Crossing<'_>, by: &Link, next: IpAddr) -> Answers {
     ))
 }
 
+/// Who asks for his router.
+pub struct Sender<'a> {
+    /// Whose namespace, by its place.
+    pub inside: usize,
+    /// By which of the host's interfaces it comes in, if by one.
+    pub by: Option<&'a str>,
+    /// Where its requests go.
+    pub endpoint: IpAddr,
+    /// Under which address.
+    pub source: Option<IpAddr>,
+}
+
 /// The packets of which the kernel is asked in place of the clients' ARP requests: it answers only if the route of one from the client to
 /// the address that is asked for is a local one (`arp_process`), and by its reverse-path filter there is no route at all.
-fn requests(legs: &[Leg], insides: &[Inside], host: &Snapshot) -> Vec<Option<Asked>> {
-    let request = |leg: &Leg| {
-        let Way::Out { gateway, .. } = insides.get(leg.inside)?.network()?.way(leg.endpoint)? else { return None };
-        let by = host.links.values().find(|link| Some(link.name.as_str()) == leg.by())?.index;
-        let (to, source) = (gateway.unwrap_or(leg.endpoint), leg.source?);
+fn requests<'a>(senders: impl Iterator<Item = Sender<'a>>, insides: &[Inside], host: &Snapshot) -> Vec<Option<Asked>> {
+    let request = |sender: Sender<'_>| {
+        let Way::Out { gateway, .. } = insides.get(sender.inside)?.network()?.way(sender.endpoint)? else {
+            return None;
+        };
+        let by = host.links.values().find(|link| Some(link.name.as_str()) == sender.by)?.index;
+        let (to, source) = (gateway.unwrap_or(sender.endpoint), sender.source?);
         let is_arp = to.is_ipv4() && source.is_ipv4() && host.holder(to).is_some();
         is_arp.then_some(Asked { to, inward: Some((source, by)), mark: 0, answer: false })
     };
-    legs.iter().map(request).collect()
+    senders.map(request).collect()
 }
 
 /// What the kernel says of them, each in its place.
-pub fn asked(legs: &[Leg], insides: &[Inside], host: &Snapshot) -> Vec<Option<Way>> {
-    let requests = requests(legs, insides, host);
+pub fn asked<'a>(senders: impl Iterator<Item = Sender<'a>>, insides: &[Inside], host: &Snapshot) -> Vec<Option<Way>> {
+    let requests = requests(senders, insides, host);
     let packets: Vec<Asked> = requests.iter().flatten().copied().collect();
     let mut ways = match snapshot::ask(&packets) {
         Ok(ways) => ways.into_iter(),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::sight::{Sight, ipv4_setting};
+use super::setting::ipv4_setting;
+use super::sight::Sight;
 use super::{Answer, Check, Status, Subject};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;

@@ -8,7 +8,8 @@ use super::firewall::fate::{Client, fate};
 use super::firewall::{self};
 use super::inside::{self, Inside, View};
 use super::listeners::Listeners;
-use super::neighbour::{self, Crossing, Silence, silence};
+use super::neighbour::{self, Crossing, Sender, Silence, silence};
+use super::setting::{by_filter, is_strict};
 use crate::interfaces::snapshot::{self, Asked, Snapshot, Way};
 use crate::kernel::programs::Program;
 use crate::sources::listing::{self, Listing, Running};
@@ -119,7 +120,13 @@ impl Sight {
         let programs = inside::on_links(&network);
         let mut legs = legs(&inside, endpoints, network.as_ref().ok());
         if let Ok(network) = &network {
-            let heard = neighbour::asked(&legs, &inside, network);
+            let senders = legs.iter().map(|leg| Sender {
+                inside: leg.inside,
+                by: leg.by(),
+                endpoint: leg.endpoint,
+                source: leg.source,
+            });
+            let heard = neighbour::asked(senders, &inside, network);
             for (leg, heard) in legs.iter_mut().zip(&heard) {
                 leg.silence = silence_of(leg, &inside, network, &programs, heard.as_ref());
             }
@@ -433,42 +440,10 @@ pub fn refuses(routing: &Routing, address: IpAddr) -> bool {
         || routing.rules.iter().any(|rule| rule.table.is_none() && !rule.vrf)
 }
 
-/// A setting of an interface, or of `all`, in the host's namespace; `None` if it cannot be read.
-pub fn ipv4_setting(interface: &str, key: &str) -> Option<u8> {
-    std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{interface}/{key}")).ok()?.trim().parse().ok()
-}
-
-/// Is reverse-path filtering strict at an interface? The greater of both values is used.
-pub fn is_strict(interface: &str) -> bool {
-    ["all", interface].iter().filter_map(|name| ipv4_setting(name, "rp_filter")).max() == Some(1)
-}
-
-/// A kernel that was asked about a packet that its filter drops says EXDEV or, where it gives drops a reason (6.14 and later), EINVAL,
-/// as for a blackhole. Where the filter is `strict`, and no route or rule refuses the packet, the filter is why.
-pub fn by_filter(way: Way, strict: bool) -> Way {
-    match way {
-        Way::Nowhere { why: "blackhole", answer } if strict => Way::Nowhere { why: "reverse path", answer },
-        way => way,
-    }
-}
-
 /// Is it an address that nobody routes?
 pub fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_strict_filter_drops_is_not_taken_for_a_blackhole() {
-        let way = |why| Way::Nowhere { why, answer: "Invalid argument".into() };
-        assert_eq!(by_filter(way("blackhole"), true), way("reverse path"));
-        assert_eq!(by_filter(way("blackhole"), false), way("blackhole"));
-        assert_eq!(by_filter(way("no route"), true), way("no route"));
     }
 }

@@ -14,6 +14,7 @@ const FORBIDDEN_NAMES: &[&str] = &["utils", "util", "common", "helpers", "types"
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/src/bench/load.rs", "asks at a pace"),
     ("tests/src/bench/mod.rs", "watches an idle program for a time"),
+    ("tests/src/bench/soak.rs", "kills each run a little later than the one before"),
     ("tests/src/bench/process.rs", "measures how long a start takes, more finely than others wait"),
     ("tests/src/expect.rs", "the one place that polls a condition"),
     ("tests/src/bin/imds-client.rs", "a client that waits between requests is what it plays"),
