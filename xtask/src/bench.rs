@@ -76,6 +76,9 @@ const RATIOS: &[Ratio] = &[
     ratio("MB resident at most while starting", "resident at most while starting", None, Better::Less),
     ratio("MB resident at most in a storm", "storm: resident at most", None, Better::Less),
     ratio("MB resident after a storm", "storm: resident afterwards", None, Better::Less),
+    ratio("MB resident after a million exchanges", "1000000 exchanges: resident 90 s later", None, Better::Less),
+    ratio("packets that the kernel refused, and not told", "... of which it says nothing", None, Better::Zero),
+    ratio("a stranger's throughput kept", "... kept beside the tracer", None, Better::More),
 ];
 
 /// Measures the optimised program in the lab; leaves a table and JSON in target/bench.
