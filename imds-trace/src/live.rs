@@ -274,7 +274,10 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
                 going = settling.is_none_or(|end| Instant::now() < end && !session.is_at_rest(at));
             }
             () = records.ready() => {
-                session.drain(&mut records, BATCH, Timestamp(u64::MAX))?;
+                // As before a tick: what waited may be seconds old, and what was lost since then is to be known first.
+                let at = now()?;
+                session.note_lost(tracer.lost(), at)?;
+                session.drain(&mut records, BATCH, at)?;
                 // What was read may fall due before the next tick of an idle time.
                 tick = tick.min(Instant::now() + TICK);
             }

@@ -34,7 +34,7 @@ const CALM: u32 = 6_000;
 const CALM_A_SECOND: u32 = 1_500;
 /// Exchanges of a long run, how many a second, and how long after them its memory is looked at again.
 const LONG: u32 = 1_000_000;
-const LONG_A_SECOND: u32 = 10_000;
+const LONG_A_SECOND: u32 = 5_000;
 const LONG_AFTERWARDS: Duration = Duration::from_secs(90);
 /// How long after a storm its memory is looked at again.
 const AFTERWARDS: Duration = Duration::from_secs(15);
