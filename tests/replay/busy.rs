@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use diagnosis::config::expectation;
-use diagnosis::event::{Event, Lost};
+use diagnosis::event::{End, Event, Lost};
 use diagnosis::expect::Expectations;
 use diagnosis::identity::Key;
 use diagnosis::net::Timestamp;
@@ -26,7 +26,7 @@ fn what_is_over_is_not_lost() -> Result<()> {
     let asked = ["reachable", "v2-only:job-1"].iter().map(|asked| expectation(asked)).collect::<Result<_, _>>()?;
     let mut expectations = Expectations::new(asked);
     let mut pipeline = Pipeline::new(Host { netns: HOST_NETNS, pid_namespace: None, instance: None });
-    let (mut answered, mut strangers, mut lost) = (0, 0, Lost::default());
+    let (mut answered, mut strangers, mut ended) = (0, 0, End::default());
     let mut hear = |event: &Event| {
         expectations.count(event);
         match event {
@@ -34,7 +34,7 @@ fn what_is_over_is_not_lost() -> Result<()> {
                 answered += u64::from(told.exchange.status() == Some(200));
                 strangers += u64::from(told.who.by != Key::Cgroup || told.who.process.is_none());
             }
-            Event::End(_, end) => lost = end.lost,
+            Event::End(_, end) => ended = end.clone(),
             _ => {}
         }
     };
@@ -44,9 +44,9 @@ fn what_is_over_is_not_lost() -> Result<()> {
         pipeline.push(input, &mut hear);
     }
     pipeline.finish(&mut hear);
-    ensure!(lost == Lost::default(), "{lost:?}");
+    ensure!(ended.lost == Lost::default(), "{:?}", ended.lost);
     ensure!((answered, strangers) == (MANY, 0), "{answered} of {MANY} were answered, {strangers} were not attributed");
-    for judged in expectations.judge(Timestamp(begin), lost) {
+    for judged in expectations.judge(Timestamp(begin), &ended) {
         ensure!(judged.held, "{judged:?}");
     }
     Ok(())

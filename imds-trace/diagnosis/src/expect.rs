@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use crate::config::{Claim, Expectation};
 use crate::event::Asserted;
-use crate::event::{Attached, Event, Lost, Probed};
+use crate::event::{Attached, End, Event, Probed};
 use crate::finding::Severity;
 use crate::identity::{Attribution, Key, Subject};
 use crate::net::Timestamp;
@@ -102,20 +102,17 @@ impl Expectations {
                     seen.note_unseen(unseen);
                 }
             }
-            Event::End(_, end) => {
-                if let Some(unwatched) = end.unwatched {
-                    self.seen.iter_mut().for_each(|seen| seen.note_unwatched(unwatched));
-                }
-            }
-            // What was lost is given to `judge`, whole.
-            Event::Settled(_) | Event::Packet(_) | Event::Finding(..) | Event::Loss(..) => {}
+            // What was lost, and when not all was watched, is given to `judge`, whole.
+            Event::Settled(_) | Event::Packet(_) | Event::Finding(..) | Event::Loss(..) | Event::End(..) => {}
         }
     }
 
-    /// What came of each, in the order asked; the run ended `at`.
-    pub fn judge(&mut self, at: Timestamp, lost: Lost) -> Vec<Asserted> {
-        let all_lost = lost;
-        let lost = lost.sum() + self.over;
+    /// What came of each, in the order asked; the run ended `at`, and so.
+    pub fn judge(&mut self, at: Timestamp, end: &End) -> Vec<Asserted> {
+        if let Some(unwatched) = end.unwatched {
+            self.seen.iter_mut().for_each(|seen| seen.note_unwatched(unwatched));
+        }
+        let lost = end.lost.sum() + self.over;
         let judged = self.asked.iter().map(|asked| {
             let scope = Scope::of(asked, &self.seen, self.probed.as_ref(), self.listened);
             let held = match asked.claim {
@@ -124,7 +121,7 @@ impl Expectations {
                 Claim::V2Only => v2_only(&scope, lost).and_then(|why| self.covered(why)),
                 Claim::NoErrors => no_errors(&scope, lost).and_then(|why| self.covered(why)),
                 Claim::WorksAt(settings) => {
-                    works_at(self.needs.judge(settings, at, all_lost, &|who| is_about(asked, who)))
+                    works_at(self.needs.judge(settings, at, end.lost, &|who| is_about(asked, who)))
                 }
             };
             asserted(asked, held)

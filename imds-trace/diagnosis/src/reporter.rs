@@ -201,7 +201,7 @@ impl Reporter {
         for event in self.shown.take() {
             self.count_shown(&event);
         }
-        let expectations = self.expectations.judge(at, end.lost);
+        let expectations = self.expectations.judge(at, &end);
         let what_if =
             self.what_if.iter().map(|settings| self.needs.judge(*settings, at, end.lost, &|_| true)).collect();
         let report = Report {
@@ -235,6 +235,7 @@ impl Reporter {
         known.lost.add(end.lost);
         known.watched.extend(&end.watched);
         known.losses.extend(&end.losses);
+        known.unwatched = end.unwatched.or(known.unwatched);
         known.spent = end.spent.and(known.spent);
         let room = MAX_OTHER.saturating_sub(known.other.len());
         known.other.extend(end.other.iter().take(room).cloned());

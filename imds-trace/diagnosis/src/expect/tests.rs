@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::config::expectation;
-use crate::event::{ExchangeEvent, Ready};
+use crate::event::{ExchangeEvent, Lost, Ready};
 use crate::exchange::{Exchange, ExchangeId, Proof, Travel};
 use crate::finding::{Finding, HopLimit, Verdict};
 use crate::identity::Container;
@@ -125,7 +125,8 @@ fn judged_with(expect: &str, events: &[Event], ring_buffer: u64) -> Asserted {
         event => expectations.count(event),
     });
     last.take().iter().for_each(|event| expectations.count(event));
-    expectations.judge(Timestamp(10), Lost { ring_buffer, ..Lost::default() }).remove(0)
+    let lost = Lost { ring_buffer, ..Lost::default() };
+    expectations.judge(Timestamp(10), &End { lost, ..End::default() }).remove(0)
 }
 
 #[track_caller]
