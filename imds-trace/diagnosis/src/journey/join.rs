@@ -52,17 +52,25 @@ struct Open {
     last: Timestamp,
 }
 
+/// A client's socket: its namespace, its own end, and where it connects to.
+#[derive(Clone, Copy, Debug)]
+struct Socket {
+    netns: Netns,
+    own: Endpoint,
+    endpoint: Endpoint,
+}
+
 /// Joins observations into journeys.
 #[derive(Debug)]
 pub struct Joiner {
     /// The namespace that the hooks are in.
     host: Netns,
     origins: Origins,
-    /// Namespaces of the sockets that connected last and where they connect to, by first sequence number.
-    sockets: HashMap<u32, (Netns, Endpoint)>,
+    /// The sockets that connected last, by first sequence number.
+    sockets: HashMap<u32, Socket>,
     /// First sequence number of the latest of them with these ends of its own.
     socket_ends: HashMap<(Endpoint, Endpoint), u32>,
-    socket_order: VecDeque<(u32, Endpoint)>,
+    socket_order: VecDeque<u32>,
     connections: Connections<Open>,
     /// Of a capture only what nobody acknowledged is lost.
     evidence: Evidence,
@@ -102,17 +110,23 @@ impl Joiner {
     /// The socket that opens the connection with this first sequence number is in this namespace, has the end `own`, and connects to
     /// `endpoint`.
     pub fn socket(&mut self, isn: u32, netns: Netns, own: Endpoint, endpoint: Endpoint) {
-        self.socket_ends.insert((own, endpoint), isn);
-        if self.sockets.insert(isn, (netns, endpoint)).is_none() {
-            self.socket_order.push_back((isn, own));
+        match self.sockets.insert(isn, Socket { netns, own, endpoint }) {
+            Some(before) => self.forget_ends(isn, before),
+            None => self.socket_order.push_back(isn),
         }
+        self.socket_ends.insert((own, endpoint), isn);
         while self.socket_order.len() > MAX_SOCKETS {
-            if let Some((oldest, own)) = self.socket_order.pop_front()
-                && let Some((_, endpoint)) = self.sockets.remove(&oldest)
-                && self.socket_ends.get(&(own, endpoint)) == Some(&oldest)
+            if let Some(oldest) = self.socket_order.pop_front()
+                && let Some(socket) = self.sockets.remove(&oldest)
             {
-                self.socket_ends.remove(&(own, endpoint));
+                self.forget_ends(oldest, socket);
             }
+        }
+    }
+
+    fn forget_ends(&mut self, isn: u32, Socket { own, endpoint, .. }: Socket) {
+        if self.socket_ends.get(&(own, endpoint)) == Some(&isn) {
+            self.socket_ends.remove(&(own, endpoint));
         }
     }
 
@@ -241,7 +255,7 @@ impl Joiner {
         }
         let Some(state) = self.connections.at(observation) else { return false };
         match state.connection.isn.and_then(|isn| self.sockets.get(&isn)) {
-            Some((netns, _)) => *netns != drop.netns,
+            Some(socket) => socket.netns != drop.netns,
             None => match &state.client_hook {
                 Some(hook) if hook.direction == Direction::Ingress => drop.netns == self.host,
                 Some(_) if state.client_ttl.is_some_and(has_fallen) => drop.netns == self.host,
@@ -254,13 +268,13 @@ impl Joiner {
     fn is_at_client(&self, drop: &Drop, observation: &Observation) -> bool {
         let state = self.connections.at(observation).filter(|_| observation.heading == Heading::FromImds);
         let socket = state.and_then(|state| self.sockets.get(&state.connection.isn?));
-        socket.is_some_and(|(netns, _)| *netns == drop.netns && *netns != self.host)
+        socket.is_some_and(|socket| socket.netns == drop.netns && socket.netns != self.host)
     }
 
     /// Where the connection with this first sequence number goes, as its client addressed it.
     fn endpoint_of(&self, isn: u32) -> Option<Endpoint> {
         let known = self.connections.with_isn(isn).map(|state| state.connection.endpoint);
-        known.or_else(|| self.sockets.get(&isn).map(|(_, endpoint)| *endpoint))
+        known.or_else(|| self.sockets.get(&isn).map(|socket| socket.endpoint))
     }
 
     fn is_foreign(&self, observation: &Observation) -> bool {
@@ -305,9 +319,8 @@ impl Joiner {
                 state.open = Vec::new();
             }
             // An acknowledgement proves that one of several copies arrived.
-            let copies = || over.iter().chain(&state.open);
             let besides: Vec<bool> =
-                over.iter().map(|open| copies().any(|other| came_besides(open, other, state))).collect();
+                over.iter().map(|open| came_besides(open, over.iter().chain(&state.open), state)).collect();
             for (open, besides) in over.into_iter().zip(besides) {
                 // At the end of a capture the acknowledgement may be what is not in it any more.
                 let in_capture =
@@ -355,11 +368,15 @@ impl Open {
 }
 
 /// Was another copy of an answer's packet seen to arrive, and this one not?
-fn came_besides(open: &Open, other: &Open, state: &State<Open>) -> bool {
-    let is_copy = open.heading == other.heading && (open.tcp.seq, open.tcp.len) == (other.tcp.seq, other.tcp.len);
-    let is_answer = open.heading == Heading::FromImds && open.tcp.len > 0;
+fn came_besides<'a>(open: &Open, mut all: impl Iterator<Item = &'a Open>, state: &State<Open>) -> bool {
     let has_come = |open: &Open| open.dropped.is_none() && (open.reached || arrived(open, state));
-    is_copy && is_answer && !other.needless && has_come(other) && !has_come(open)
+    let is_copy =
+        |other: &Open| open.heading == other.heading && (open.tcp.seq, open.tcp.len) == (other.tcp.seq, other.tcp.len);
+    // Almost all have come, or are no answer's: others are not looked at then.
+    open.heading == Heading::FromImds
+        && open.tcp.len > 0
+        && !has_come(open)
+        && all.any(|other| is_copy(other) && !other.needless && has_come(other))
 }
 
 /// `besides`: another copy of it arrived. `in_capture`: of what a capture shows; and then, was an acknowledgement waited for?
