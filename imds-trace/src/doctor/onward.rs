@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::astray::{self, Astray};
 use super::firewall::fate::fate;
 use super::listeners::refused;
+use super::setting::setting;
 use super::sight::{Arrival, Leg, Passage, Sight, is_link_local, own, refuses};
 use super::{Answer, Status};
 use crate::interfaces::snapshot::{Snapshot, Way};
@@ -337,9 +338,7 @@ fn masked_by(sight: &Sight, leg: &Leg, out: Ifindex, gateway: Option<IpAddr>) ->
 
 /// Does the host forward what comes in by an interface? Where it does not, its kernel says that there is no way.
 fn forwards(by: &str, endpoint: IpAddr) -> bool {
-    let family = if endpoint.is_ipv6() { "ipv6" } else { "ipv4" };
-    let said = std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/{by}/forwarding"));
-    said.map_or(true, |said| said.trim() != "0")
+    setting(endpoint.is_ipv6(), by, "forwarding") != Some(0)
 }
 
 /// The interface on the host's side of a client's link that is down, if one is.
@@ -370,11 +369,8 @@ fn is_cut_off(network: &Snapshot, interface: Ifindex, passed_over: bool) -> Opti
 
 /// Does the host's kernel pass over routes by an interface that has no carrier?
 fn is_passed_over(name: &str, endpoint: IpAddr) -> bool {
-    let family = if endpoint.is_ipv6() { "ipv6" } else { "ipv4" };
-    ["all", name].iter().any(|name| {
-        let path = format!("/proc/sys/net/{family}/conf/{name}/ignore_routes_with_linkdown");
-        std::fs::read_to_string(path).is_ok_and(|said| said.trim() != "0")
-    })
+    let is_on = |name| setting(endpoint.is_ipv6(), name, "ignore_routes_with_linkdown").is_some_and(|said| said != 0);
+    ["all", name].into_iter().any(is_on)
 }
 
 /// Does an interface of the host lead to a client's namespace: its link's end, or a bridge that this is a port of?

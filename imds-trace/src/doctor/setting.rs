@@ -4,7 +4,13 @@ use crate::interfaces::snapshot::Way;
 
 /// A setting of an interface, or of `all`, in the host's namespace; `None` if it cannot be read.
 pub fn ipv4_setting(interface: &str, key: &str) -> Option<u8> {
-    std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{interface}/{key}")).ok()?.trim().parse().ok()
+    setting(false, interface, key)
+}
+
+/// The same for IPv4 or IPv6.
+pub fn setting(v6: bool, interface: &str, key: &str) -> Option<u8> {
+    let family = if v6 { "ipv6" } else { "ipv4" };
+    std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/{interface}/{key}")).ok()?.trim().parse().ok()
 }
 
 /// Is reverse-path filtering strict at an interface? The greater of both values is used.
