@@ -256,11 +256,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
                 // The time first: what waits now is not later. And what was lost by then, because the window of a loss ends with it.
                 let at = match until {
                     Some(at) => at,
-                    None => {
-                        let at = now()?;
-                        session.note_lost(tracer.lost(), at)?;
-                        at
-                    }
+                    None => note_lost(&mut session, &tracer)?,
                 };
                 supervisor.alive(Instant::now());
                 if session.drain(&mut records, BATCH, at)? == BATCH {
@@ -275,8 +271,7 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
             }
             () = records.ready() => {
                 // As before a tick: what waited may be seconds old, and what was lost since then is to be known first.
-                let at = now()?;
-                session.note_lost(tracer.lost(), at)?;
+                let at = note_lost(&mut session, &tracer)?;
                 session.drain(&mut records, BATCH, at)?;
                 // What was read may fall due before the next tick of an idle time.
                 tick = tick.min(Instant::now() + TICK);
@@ -295,6 +290,13 @@ async fn trace(config: &Tracing, errand: &mut impl Errand, signals: &mut Signals
     session.header_errors(errors_after)?;
     session.exceeded(follower.exceeded())?;
     session.finish(lost, errand.answers())
+}
+
+/// Notes what was lost by now, and says when that is.
+fn note_lost(session: &mut Session, tracer: &Tracer) -> anyhow::Result<Timestamp> {
+    let at = now()?;
+    session.note_lost(tracer.lost(), at)?;
+    Ok(at)
 }
 
 /// Where the engines listen.
