@@ -96,13 +96,19 @@ fn elsewhere(case: &Case<'_>, exchange: &Exchange, to: Endpoint) -> Option<Verdi
 
 /// It was seen coming in, and at no place behind that, nor dropped.
 fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
-    let travel = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Unresolved && !exchange.handshake)?;
+    let travel = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Unresolved)?;
     let last = travel.hops.last().filter(|hop| hop.hook.direction == Direction::Ingress)?;
     // A hop less seen, a drop less seen, and it says nothing. Of one packet it says nothing either.
     let absent = case.absent_everywhere().ok()?;
-    if case.rests_on_capture() || travel.copies < 2 || exchange.inward.is_some() {
+    if case.rests_on_capture() || travel.copies < 2 || exchange.request_proof.is_some() {
         return None;
     }
+    let what = match (&exchange.request, exchange.handshake) {
+        (Some(request), true) => format!("The {} {} of {}", request.method, request.path, case.subject()),
+        (None, true) => format!("A request of {}", case.subject()),
+        (_, false) if exchange.inward.is_some() => return None,
+        (_, false) => case.connection_attempt(),
+    };
     // Who has the endpoint's address itself is no client, and which way a packet between the two goes cannot be told.
     if exchange.client().is_some_and(|client| client.address == exchange.endpoint.address) {
         return None;
@@ -112,9 +118,7 @@ fn nowhere(case: &Case<'_>, exchange: &Exchange) -> Option<Verdict> {
         format!(
             "{} came in by {} {} times and was seen nowhere behind it, neither leaving nor dropped: something \
              on this host sends it elsewhere (a route, a redirect, DNAT, a program), or keeps it (a queue, a neighbour that does not answer).",
-            case.connection_attempt(),
-            last.hook.interface.name,
-            travel.copies,
+            what, last.hook.interface.name, travel.copies,
         ),
         absent,
     );

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use super::silence::{Source, Unanswered, source, unanswered};
 use super::{Case, Rule, Severity, Verdict};
 use crate::exchange::Refused;
+use crate::net::Direction;
 use crate::printable::shell_word;
 
 /// The rule.
@@ -54,9 +55,13 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         }
         None => format!("nothing was seen coming back in {seconds:.1} s. {why}"),
     };
+    let seen = match last.hook.direction {
+        Direction::Egress => "seen leaving by",
+        Direction::Ingress => "last seen coming in by",
+    };
     let mut verdict = Verdict::likely(
         if exchange.handshake { "request" } else { "connect" },
-        format!("{what} was seen leaving by {interface} and {came}"),
+        format!("{what} was {seen} {interface} and {came}"),
         absent,
     );
     verdict.path = case.path(None);
