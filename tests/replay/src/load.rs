@@ -125,8 +125,14 @@ pub fn exchange_at(number: u64, begins: Timestamp) -> Vec<Input> {
         },
         _ => RequestHead { method: "GET".into(), path, token: true, ..RequestHead::default() },
     };
-    let answer =
-        ResponseHead { status: 200, content_length: None, token_ttl: None, server: Some("EC2ws".into()), ends: None };
+    let answer = ResponseHead {
+        status: 200,
+        content_length: None,
+        token_ttl: None,
+        server: Some("EC2ws".into()),
+        ends: None,
+        begins: None,
+    };
     let (seq, ack) = (isn.wrapping_add(1), isn.wrapping_add(500_000_001));
     let ip_id = u16::try_from(number % 60_000).unwrap_or(0);
     let client = (source, Endpoint { address: HOST, port });

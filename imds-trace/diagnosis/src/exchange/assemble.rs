@@ -72,7 +72,7 @@ impl Assembler {
         }
         entry.prove(journey.at, sink);
         while entry.live.len() > MAX_EXCHANGES {
-            let gone = entry.live.pop_front();
+            let gone = entry.forget_oldest();
             self.ended.extend(gone.as_ref().map(|live| live.exchange.id));
             self.evicted += u64::from(gone.is_some_and(|live| live.exchange.closed.is_none()));
         }

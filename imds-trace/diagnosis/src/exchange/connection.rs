@@ -1,7 +1,8 @@
 //! Which requests and answers did one connection carry, and when is it over?
 //!
 //! One after the other, or before the answer to the one before: the answers come in the order of the requests (RFC 9112 section 9.3.2).
-//! A head that is seen again at the same sequence number is one that was sent again.
+//! A head whose first byte has the sequence number of another's is one that was sent again, however it was cut then. What is not known
+//! to begin where an answer is due is given to no request: nobody knows whose it is.
 
 mod ending;
 mod unseen;
@@ -48,6 +49,8 @@ pub(super) struct Entry {
     sent: Sent,
     /// What was seen of what IMDS sent.
     heard: Sent,
+    /// The sequence number behind the requests that are no longer remembered.
+    forgotten_to: Option<u32>,
     /// When the other side's FIN came.
     hung_up: Option<Timestamp>,
     /// Is the client's socket known to be open? Then nothing of it is over.
@@ -57,6 +60,25 @@ pub(super) struct Entry {
     /// No packet of it comes any more: the joiner has forgotten it.
     pub(super) forsaken: bool,
     evidence: Evidence,
+}
+
+/// Where the heads of one segment begin.
+struct Positions {
+    seq: u32,
+    last: Option<Position>,
+}
+
+impl Positions {
+    fn of(journey: &Journey) -> Self {
+        Self { seq: journey.tcp.seq, last: None }
+    }
+
+    /// The next one, so many bytes from the segment's begin.
+    fn next(&mut self, begins: Option<i32>) -> Position {
+        let first = self.seq.wrapping_add_signed(begins.unwrap_or_default());
+        let number = self.last.filter(|(last, _)| *last == first).map_or(0, |(_, number)| number + 1);
+        *self.last.insert((first, number))
+    }
 }
 
 /// What is known of a client's socket that promised to say what its TCP counts.
@@ -80,6 +102,7 @@ impl Entry {
             seen_to: None,
             sent: Sent::default(),
             heard: Sent::default(),
+            forgotten_to: None,
             hung_up: None,
             socket_open: false,
             scheduled: END,
@@ -111,7 +134,7 @@ impl Entry {
     pub(super) fn close(&mut self, at: Timestamp, next: &mut u64, sink: &mut Sink<'_>) {
         let received = self.received;
         self.notice_unseen(&received, at, sink);
-        if self.sent.is_missing() {
+        if self.sent.is_missing() || self.has_unread() {
             let index = match self.live.iter().position(|live| live.exchange.asked.is_none()) {
                 Some(index) => index,
                 None => self.another(at, at, next, sink),
@@ -134,10 +157,31 @@ impl Entry {
             }
         }
         self.closed = Some(at);
+        let mut waits = false;
         for live in &mut self.live {
+            live.exchange.queued = waits;
+            waits |= live.exchange.asked.is_some() && live.exchange.answered.is_none();
             live.exchange.left_open = self.ending.is_none() && live.exchange.closed.is_none();
             live.close(at, &received, sink);
         }
+    }
+
+    /// Forgets its oldest exchange.
+    pub(super) fn forget_oldest(&mut self) -> Option<Live> {
+        let gone = self.live.pop_front()?;
+        if let Some(to) = gone.request_to {
+            raise(&mut self.forgotten_to, to);
+        }
+        Some(gone)
+    }
+
+    /// Did the client send what could not be read as a request, beside what could?
+    fn has_unread(&self) -> bool {
+        let mut read: Vec<(u32, u32)> =
+            self.live.iter().filter_map(|live| live.request_from.zip(live.request_to)).collect();
+        let Some(&(first, _)) = read.first() else { return false };
+        read.sort_by_key(|(begin, _)| begin.wrapping_sub(first) as i32);
+        self.sent.holds_besides(self.forgotten_to, &read)
     }
 
     /// The run ends at this moment: an answer that is not too late yet may still have come.
@@ -252,18 +296,24 @@ impl Entry {
             Head::Request(request) => Some(request),
             Head::Response(_) | Head::Token(_) => None,
         });
+        let goes_on = self.closed.is_some() && journey.tcp.len > 0 && self.sent.is_new(journey.tcp.end());
         match journey.tcp.flags.has(TcpFlags::RST) {
             true => self.sent.reach_nearly(journey.tcp.seq),
             false => self.sent.see(journey.connection.isn, journey.tcp.seq, journey.tcp.end()),
         }
         let mut seen = false;
-        for (number, request) in requests.enumerate() {
+        let mut positions = Positions::of(journey);
+        for request in requests {
             seen = true;
-            let index = self.asks(journey, request, (journey.tcp.seq, number), next, sink);
+            let index = self.asks(journey, request, positions.next(request.begins), next, sink);
             self.live[index].outward(journey, sink);
         }
         if !seen && let Some(last) = self.live.back_mut() {
             last.outward(journey, sink);
+        }
+        if !seen && goes_on {
+            // What it asks now cannot be read, or not yet: that is known when it is quiet again.
+            (self.closed, self.ending) = (None, None);
         }
         let flags = journey.tcp.flags;
         let ends = flags.has(TcpFlags::FIN) || flags.has(TcpFlags::RST);
@@ -288,8 +338,16 @@ impl Entry {
         next: &mut u64,
         sink: &mut Sink<'_>,
     ) -> usize {
-        if let Some(again) = self.live.iter().position(|live| live.request_at == Some(position)) {
-            if journey.contradicted || self.live[again].exchange.request.as_ref() != Some(request) {
+        let said = request.said();
+        // Older recordings do not say where its first byte is: the same bytes end where they did.
+        let ends_alike = |live: &Live| {
+            let is_in_another = live.request_at.is_some_and(|(first, _)| first != journey.tcp.seq);
+            let ends = live.request_end == Some(journey.tcp.end());
+            is_in_another && ends && live.exchange.request.as_ref() == Some(&said)
+        };
+        let is_again = |live: &Live| live.request_at == Some(position) || request.begins.is_none() && ends_alike(live);
+        if let Some(again) = self.live.iter().position(is_again) {
+            if journey.contradicted || self.live[again].exchange.request.as_ref() != Some(&said) {
                 self.live[again].exchange.request = None;
             }
             return again;
@@ -321,8 +379,12 @@ impl Entry {
         let live = &mut self.live[index];
         live.request_at = Some(position);
         live.request_end = Some(journey.tcp.seq.wrapping_add(journey.tcp.len));
+        let to = request.ends.and_then(|ends| u32::try_from(ends).ok());
+        // Older recordings do not say: then all that was before belongs to it.
+        live.request_from = request.begins.map(|_| position.0).or(self.sent.first());
+        live.request_to = to.map(|to| journey.tcp.seq.wrapping_add(to)).or(live.request_end);
         live.answer_begins = is_next.then_some(journey.tcp.ack);
-        live.exchange.request = (!journey.contradicted).then(|| request.clone());
+        live.exchange.request = (!journey.contradicted).then_some(said);
         live.exchange.asked = Some(at);
         // It is reset for that: its client had not read the end.
         live.exchange.cut_off |= index > 0 && self.hung_up.is_some_and(|ended| ended < at);
@@ -350,37 +412,45 @@ impl Entry {
     }
 
     pub(super) fn inward(&mut self, journey: &Journey, next: &mut u64, sink: &mut Sink<'_>) {
-        let mut number = 0;
+        let mut positions = Positions::of(journey);
         let mut target = None;
-        let mut interim = false;
+        let mut interim = None;
         for head in &journey.heads {
             match head {
-                Head::Response(response) if response.is_interim() => interim = true,
+                Head::Response(response) if response.is_interim() => {
+                    let (begins, _) = positions.next(response.begins);
+                    if let Some(index) = self.is_due(begins, response.begins.is_some(), journey.tcp.ack) {
+                        // The answer itself begins behind it.
+                        let to = response.ends.and_then(|ends| u32::try_from(ends).ok());
+                        self.live[index].answer_begins = to.map(|to| journey.tcp.seq.wrapping_add(to));
+                        interim = Some(index);
+                    }
+                }
                 Head::Response(response) => {
-                    let position = (journey.tcp.seq, number);
+                    let position = positions.next(response.begins);
                     let index = match self.live.iter().position(|live| live.response_at == Some(position)) {
                         Some(again) => {
-                            let known = &mut self.live[again].exchange.response;
+                            let live = &mut self.live[again];
+                            live.response_in = Some(journey.tcp.seq);
+                            let known = &mut live.exchange.response;
                             if known.as_ref().is_some_and(|known| known.status != response.status) {
                                 // Two that contradict each other: which of them the client has, nobody knows.
                                 *known = None;
                             }
                             again
                         }
-                        None if number == 0 && self.sent.is_beyond(journey.tcp.ack) => {
-                            self.answers_unseen(response, journey, next, sink)
+                        None if target.is_none() && self.sent.is_beyond(journey.tcp.ack) => {
+                            self.answers_unseen(response, position, journey, next, sink)
                         }
-                        None if number == 0 && self.follows_unseen(journey) => self.answers_some(position),
                         None => self.answers(response, position, journey, next, sink),
                     };
-                    number += 1;
                     target = Some(index);
                     // What is known to be no answer of this exchange's says nothing of it but that it came.
                     let known = self.live[index].exchange.response.is_some();
                     self.live[index].inward(journey, Some(response).filter(|_| known), sink);
                 }
                 Head::Token(mark) => {
-                    let index = target.unwrap_or_else(|| self.goes_on());
+                    let index = target.unwrap_or_else(|| self.goes_on(journey));
                     let exchange = &mut self.live[index].exchange;
                     exchange.issued = Some(*mark);
                     if exchange.answered.is_some() && target.is_none() {
@@ -391,15 +461,13 @@ impl Entry {
                 Head::Request(_) => {}
             }
         }
-        if target.is_none() && interim {
-            let last = self.live.len() - 1;
-            let waits = self.live.iter().position(|live| live.exchange.response.is_none());
-            self.live[waits.unwrap_or(last)].interim(journey, sink);
+        if let (None, Some(index)) = (target, interim) {
+            self.live[index].interim(journey, sink);
         } else if target.is_none() {
             if journey.tcp.flags.has(TcpFlags::RST) {
                 self.refused(journey);
             }
-            let index = self.goes_on();
+            let index = self.goes_on(journey);
             self.live[index].inward(journey, None, sink);
         }
         if journey.tcp.flags.has(TcpFlags::FIN) {
@@ -410,25 +478,19 @@ impl Entry {
         }
     }
 
-    /// Does a response come behind bytes that were seen nowhere? It begins further on than the first that is awaited would.
-    fn follows_unseen(&self, journey: &Journey) -> bool {
-        let begins = self.live.iter().find(|live| live.response_at.is_none()).and_then(|live| live.answer_begins);
-        begins.is_some_and(|begins| is_before(later(begins, self.seen_to), journey.tcp.seq))
-    }
-
     /// The index of the exchange of a response's head to a request that was seen nowhere: IMDS acknowledges more than any that was
     /// seen. It may be the answer to one of several, so none has its status; those that wait have an answer if the client has this.
     fn answers_unseen(
         &mut self,
         response: &ResponseHead,
+        position: Position,
         journey: &Journey,
         next: &mut u64,
         sink: &mut Sink<'_>,
     ) -> usize {
-        let position = (journey.tcp.seq, 0);
         let mut others_wait = false;
         for live in self.live.iter_mut().filter(|live| live.response_at.is_none() && live.exchange.asked.is_some()) {
-            live.came_by(position, journey.tcp.end());
+            live.came_by(position, journey.tcp.seq, journey.tcp.end());
             others_wait = true;
         }
         let is_free = |live: &Live| live.exchange.asked.is_none() && live.response_at.is_none();
@@ -438,15 +500,47 @@ impl Entry {
         };
         let live = &mut self.live[index];
         (live.response_at, live.answers_to, live.told) = (Some(position), Some(journey.tcp.ack), true);
-        live.unclaimed = (!others_wait).then(|| response.clone());
+        live.response_in = Some(journey.tcp.seq);
+        live.unclaimed = (!others_wait).then(|| response.said());
         index
     }
 
-    /// The index of the exchange that a response's head belongs to which is behind unseen bytes. Nobody knows which: all that wait have
-    /// an answer then, and none of them this status.
-    fn answers_some(&mut self, position: Position) -> usize {
+    /// Where the answer to this request begins, if that is known. A client may ask again before it has all of the answer before: then that
+    /// goes on where this one seems to begin.
+    fn begins_at(&self, index: usize) -> Option<u32> {
+        let before = index.checked_sub(1).and_then(|before| self.live[before].answered_to());
+        self.live[index].answer_begins.map(|begins| later(begins, before)).or(before)
+    }
+
+    /// Whose answer begins here? `None` if nobody knows. `is_told`: it is known to begin here, and not only to become whole in the segment
+    /// that does.
+    fn is_due(&self, begins: u32, is_told: bool, ack: u32) -> Option<usize> {
+        let first = self.live.iter().position(|live| live.response_at.is_none())?;
+        let waiting = (first..self.live.len()).filter(|index| self.live[*index].response_at.is_none());
+        let exact = waiting.clone().find(|index| self.begins_at(*index) == Some(begins));
+        // Where an answer begins is not known of what was asked before that was seen, or behind an answer without a length.
+        // Of a head in pieces older recordings say where the last one is.
+        let may_be = self.begins_at(first).is_none_or(|due| !is_told && !is_before(begins, due));
+        let in_turn = || may_be && self.heard.is_in_order_to(begins);
+        let index = exact.or_else(|| in_turn().then_some(first))?;
+        // Nobody answers what he does not have.
+        self.live[index].request_end.is_none_or(|end| !is_before(ack, end)).then_some(index)
+    }
+
+    /// Does a head that begins here lie in an answer that was seen, or before one?
+    fn is_within_answer(&self, begins: u32, is_told: bool) -> bool {
+        let last = self.live.back().and_then(|live| live.response_to());
+        match last.filter(|_| is_told) {
+            Some(to) => is_before(begins, to),
+            None => self.seen_to.is_some_and(|seen| is_before(begins, seen)),
+        }
+    }
+
+    /// The index of the exchange that a response's head belongs to of which that is not known: it begins where no answer is due. All that
+    /// wait have an answer then, and none of them this status.
+    fn answers_some(&mut self, position: Position, segment: u32) -> usize {
         let waits = self.live.iter_mut().filter(|live| live.response_at.is_none());
-        waits.for_each(|live| live.came_by(position, position.0));
+        waits.for_each(|live| live.came_by(position, segment, position.0));
         self.live.len() - 1
     }
 
@@ -459,24 +553,32 @@ impl Entry {
         next: &mut u64,
         sink: &mut Sink<'_>,
     ) -> usize {
-        if let Some(index) = self.live.iter().position(|live| live.response_at.is_none()) {
+        let segment = journey.tcp.seq;
+        if self.live.iter().any(|live| live.response_at.is_none()) {
+            let Some(index) = self.is_due(position.0, response.begins.is_some(), journey.tcp.ack) else {
+                return self.answers_some(position, segment);
+            };
+            // What came before it is the answer to those before, and no head of it could be read.
+            let before = self.live.iter_mut().take(index).filter(|live| live.response_at.is_none());
+            before.for_each(|live| live.came_by(position, segment, position.0));
             let live = &mut self.live[index];
-            live.response_at = Some(position);
-            live.exchange.response = Some(response.clone());
+            (live.response_at, live.response_in) = (Some(position), Some(segment));
+            live.exchange.response = Some(response.said());
             if live.exchange.asked.is_none() {
                 // What is asked behind what it answers is something else.
-                (live.answers_to, live.unclaimed) = (Some(journey.tcp.ack), Some(response.clone()));
+                (live.answers_to, live.unclaimed) = (Some(journey.tcp.ack), Some(response.said()));
             }
             return index;
         }
-        if self.seen_to.is_some_and(|seen| is_before(position.0, seen)) {
+        if self.is_within_answer(position.0, response.begins.is_some()) {
             return self.live.len() - 1;
         }
         // All requests that were seen have their answers: it is to one that was not, or that could not be read.
         let index = self.one_more(journey, next, sink);
         let live = &mut self.live[index];
         (live.response_at, live.answers_to, live.told) = (Some(position), Some(journey.tcp.ack), true);
-        live.unclaimed = Some(response.clone());
+        live.response_in = Some(segment);
+        live.unclaimed = Some(response.said());
         index
     }
 
@@ -486,8 +588,14 @@ impl Entry {
         self.another(journey.at, journey.at, next, sink)
     }
 
-    /// The index of the exchange that a packet without a head belongs to: the one whose answer has begun, else the first that waits.
-    fn goes_on(&self) -> usize {
+    /// The index of the exchange that a packet without a head belongs to: the last one whose answer begins before its end; where that is not
+    /// known, the one whose answer has begun, or else the first that waits.
+    fn goes_on(&self, journey: &Journey) -> usize {
+        let end = journey.tcp.seq.wrapping_add(journey.tcp.len);
+        let has_begun = |index: &usize| self.begins_at(*index).is_some_and(|begins| is_before(begins, end));
+        if let Some(index) = (0..self.live.len()).rev().find(has_begun).filter(|_| journey.tcp.len > 0) {
+            return index;
+        }
         match self.live.iter().position(|live| live.response_at.is_none()) {
             None => self.live.len() - 1,
             Some(first) => first.saturating_sub(1),

@@ -200,6 +200,8 @@ pub struct Exchange {
     /// The answering side ended its side of the connection, and this was not the first request that waited on it: it was not to be answered
     /// on it, and its client asks again on another one.
     pub cut_off: bool,
+    /// An earlier request on its connection has no answer: answers come in the order of the requests, and this one's turn did not come.
+    pub queued: bool,
     /// The answering side ended its side of the connection and had not answered this.
     pub hung_up: bool,
     /// The client's host reset the connection when the answer came: nobody was there any more.
@@ -253,6 +255,7 @@ impl Exchange {
             left_open: false,
             last_leaving: None,
             cut_off: false,
+            queued: false,
             hung_up: false,
             discarded: false,
             issued: None,
@@ -312,6 +315,11 @@ impl Exchange {
     /// Did it ask something that was not seen? Where the connection's begin was not seen either, it may have.
     pub fn is_unheard(&self) -> bool {
         self.request.is_none() && (self.responded || self.unheard || self.begins_unseen())
+    }
+
+    /// Could what was asked, or what came back, not be read?
+    pub fn is_unread(&self) -> bool {
+        self.is_unheard() || self.responded && self.came_status().is_none()
     }
 
     /// Is it known what was asked? Of a request that is cut short the token may be behind the cut.

@@ -13,7 +13,8 @@ const MAX_BODY: u32 = 1 << 20;
 /// Bytes of the shortest head of a response with a length: `HTTP/1.1 200 OK`, `Content-Length: 1` and the ends of three lines.
 const LEAST_HEAD: u64 = 38;
 
-/// Where a head was: sequence number of the segment, and its place among the heads there.
+/// Where a head is: the sequence number of its first byte, wherever segments end, and its place among those that are said to begin there
+/// (older recordings say of all heads of a segment that they begin where it does).
 pub(super) type Position = (u32, usize);
 
 /// What came of an exchange, as far as it may change when it is over.
@@ -32,9 +33,14 @@ pub(super) struct Live {
     pub(super) exchange: Exchange,
     pub(super) request_at: Option<Position>,
     pub(super) response_at: Option<Position>,
+    /// The sequence number of the segment in which the response's head became whole.
+    pub(super) response_in: Option<u32>,
     /// The sequence number behind the segment that carried the request's head, and behind the one that carried the response's.
     pub(super) request_end: Option<u32>,
     response_end: Option<u32>,
+    /// Where the request begins, and the sequence number behind the whole of it, its body too; behind its segment if it does not say.
+    pub(super) request_from: Option<u32>,
+    pub(super) request_to: Option<u32>,
     /// Did a part of what it asked pass, of which no head was seen?
     has_sent: bool,
     /// The sequence number behind the last byte of its response that was seen, wherever that was.
@@ -67,6 +73,9 @@ impl Live {
             exchange,
             request_at: None,
             response_at: None,
+            response_in: None,
+            request_from: None,
+            request_to: None,
             request_end: None,
             response_end: None,
             has_sent: false,
@@ -199,7 +208,7 @@ impl Live {
         };
         let has_payload = journey.tcp.len > 0;
         // Of a response whose head was seen only the head's own segment decides: the rest without it is of no use to the client.
-        let decides = has_payload && self.response_at.is_none_or(|(seq, _)| seq == journey.tcp.seq);
+        let decides = has_payload && (self.response_at.is_none() || self.response_in == Some(journey.tcp.seq));
         let exchange = &mut self.exchange;
         let dropped = matches!(journey.fate, Fate::Dropped(_));
         if decides && dropped && exchange.response_proof.is_none() && exchange.answered.is_some() {
@@ -330,6 +339,20 @@ impl Live {
         was_lost || was_cut || was_left || is_missing || received.refutes_response(declared)
     }
 
+    /// The sequence number behind the whole response, if its head says where it ends.
+    pub(super) fn answered_to(&self) -> Option<u32> {
+        // An answer to HEAD says how long the body would be.
+        let has_body = self.exchange.request.as_ref().is_some_and(|request| request.method != "HEAD");
+        let ends = self.exchange.response.as_ref().filter(|_| has_body)?.ends?;
+        Some(self.response_at?.0.wrapping_add(u32::try_from(ends).ok()?))
+    }
+
+    /// The sequence number behind the whole response as its head says, to whatever it is the answer.
+    pub(super) fn response_to(&self) -> Option<u32> {
+        let ends = self.exchange.response.as_ref().or(self.unclaimed.as_ref())?.ends?;
+        Some(self.response_at?.0.wrapping_add(u32::try_from(ends).ok()?))
+    }
+
     /// A sequence number before which the response cannot end, by the length of its body that its head declares.
     fn declared_end(&self) -> Option<u32> {
         let has_body = self.exchange.request.as_ref().is_some_and(|request| request.method != "HEAD");
@@ -344,8 +367,8 @@ impl Live {
     }
 
     /// Its answer came, seen nowhere, before a response here, or is that response: who has everything before `end` has it.
-    pub(super) fn came_by(&mut self, position: Position, end: u32) {
-        (self.response_at, self.response_end) = (Some(position), Some(end));
+    pub(super) fn came_by(&mut self, position: Position, segment: u32, end: u32) {
+        (self.response_at, self.response_in, self.response_end) = (Some(position), Some(segment), Some(end));
         self.responded_unseen();
     }
 
@@ -381,7 +404,7 @@ impl Live {
         // One more may be the end that the other side said.
         let Some(proof) = received.proves_response(begins.wrapping_add(2)) else { return false };
         // What is seen later is the answer to another request.
-        self.response_at = Some((begins, usize::MAX));
+        (self.response_at, self.response_in) = (Some((begins, usize::MAX)), Some(begins));
         self.responded_unseen();
         (self.exchange.answered, self.exchange.response_proof) = (Some(at), Some(proof));
         sink(&self.exchange, Moment::Answered);
@@ -405,7 +428,6 @@ impl Live {
     pub(super) fn interim(&mut self, journey: &Journey, sink: &mut Sink<'_>) {
         let exchange = &mut self.exchange;
         self.told = true;
-        self.answer_begins = None;
         exchange.responded = true;
         if journey.fate != Fate::Delivered {
             travelled(&mut exchange.inward, journey, exchange.closed.is_some());

@@ -1,6 +1,6 @@
 //! Did one side of a connection send bytes that were seen nowhere? What they asked or answered nobody knows.
 
-use super::delivery::raise;
+use super::delivery::{later, raise};
 use crate::net::is_before;
 
 /// Pieces behind a gap that are remembered at most. Of more than that it is said that some are missing, which may be too much.
@@ -22,6 +22,8 @@ pub(super) struct Sent {
     known_to: Option<u32>,
     /// The first byte.
     first: Option<u32>,
+    /// Was something seen behind missing bytes, whether or not those came later?
+    jumbled: bool,
 }
 
 impl Sent {
@@ -34,6 +36,7 @@ impl Sent {
         }
         let whole_to = self.whole_to.get_or_insert(begin);
         if is_before(*whole_to, begin) {
+            self.jumbled = true;
             let piece = (begin, end);
             if self.ahead.len() < MAX_AHEAD && !self.ahead.contains(&piece) {
                 self.ahead.push(piece);
@@ -87,9 +90,37 @@ impl Sent {
         self.first.zip(self.seen_to).is_some_and(|(first, seen)| holds_request(first, seen))
     }
 
+    /// The first byte, if it is known.
+    pub(super) fn first(&self) -> Option<u32> {
+        self.first
+    }
+
+    /// Does this number lie behind the last byte that was seen?
+    pub(super) fn is_new(&self, end: u32) -> bool {
+        self.seen_to.is_some_and(|seen| is_before(seen, end))
+    }
+
+    /// Was everything before this byte seen, and in its order?
+    pub(super) fn is_in_order_to(&self, begin: u32) -> bool {
+        !self.jumbled && !self.lacks_before(begin)
+    }
+
     /// Are bytes before this one missing?
     pub(super) fn lacks_before(&self, begin: u32) -> bool {
         self.whole_to.is_some_and(|whole| is_before(whole, begin))
+    }
+
+    /// Was something seen besides what lies before `forgotten_to` and these pieces, which are in order?
+    pub(super) fn holds_besides(&self, forgotten_to: Option<u32>, pieces: &[(u32, u32)]) -> bool {
+        let (Some(first), Some(seen)) = (self.first, self.seen_to) else { return false };
+        let mut whole = later(first, forgotten_to);
+        for (begin, end) in pieces {
+            if holds_request(whole, *begin) {
+                return true;
+            }
+            whole = if is_before(whole, *end) { *end } else { whole };
+        }
+        holds_request(whole, seen)
     }
 
     /// Are bytes missing?

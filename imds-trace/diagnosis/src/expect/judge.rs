@@ -258,6 +258,13 @@ pub(super) fn no_errors(scope: &Scope<'_>, lost: u64) -> Held {
             "of {who} no error was found, but it had a connection that passed no interface that is watched: {first}{times}"
         ));
     }
+    if let Some((who, unheard)) = scope.which(|seen| &seen.unheard) {
+        return Err(format!(
+            "of {who} no error was found, but it sent bytes to IMDS that were seen nowhere or cannot be read, or may have{}: it cannot be \
+             told what came of them",
+            times(unheard.count)
+        ));
+    }
     if let Some((who, unknown)) = scope.which(|seen| &seen.unknown) {
         let (first, times) = (&unknown.first, times(unknown.count));
         return Err(format!("of {who} no error was found, but {first}{times}, and it was not seen with what"));

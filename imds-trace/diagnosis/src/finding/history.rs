@@ -1,7 +1,7 @@
 //! What did a client do before, and after? Token requests and what they came to; requests that IMDS let in; and when the instance last
 //! answered with anything but 403.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -122,6 +122,8 @@ pub struct History {
     roles: VecDeque<(IpAddr, String, Timestamp)>,
     /// By endpoint: when the instance last answered with anything but 403.
     opened: HashMap<IpAddr, Timestamp>,
+    /// Endpoints of which something was asked or answered that could not be read.
+    unread: HashSet<IpAddr>,
     /// Tokens that were issued.
     pub tokens: Tokens,
     /// What was asked unseen.
@@ -142,6 +144,9 @@ impl History {
         }
         if matches!(moment, Moment::Closed) && !stands_in {
             self.note_role(exchange);
+            if exchange.is_unread() && self.unread.len() < MAX_ROLES {
+                self.unread.insert(known_by(exchange.endpoint.address));
+            }
         }
         if exchange.is_unheard() {
             self.unheard.note(exchange, who);
@@ -443,6 +448,11 @@ impl History {
     /// Did the instance ever answer somebody at this exchange's endpoint with anything but 403?
     pub fn was_open(&self, exchange: &Exchange) -> bool {
         self.opened.contains_key(&known_by(exchange.endpoint.address))
+    }
+
+    /// Was something asked or answered at this exchange's endpoint that could not be read?
+    pub fn is_unread(&self, exchange: &Exchange) -> bool {
+        self.unread.contains(&known_by(exchange.endpoint.address))
     }
 
     /// Did the instance answer somebody at this exchange's endpoint with anything but 403, shortly before or later?

@@ -64,6 +64,10 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         verdict.confidence = Confidence::Likely;
         verdict.summary.push_str(" (An answer came in, too, that lets in whoever had its port before.)");
     }
+    if case.history.is_unread(exchange) {
+        verdict.confidence = Confidence::Likely;
+        verdict.summary.push_str(" (Not all that was asked before, or answered, could be read.)");
+    }
     if case.history.was_open(exchange) {
         verdict.confidence = Confidence::Likely;
         verdict

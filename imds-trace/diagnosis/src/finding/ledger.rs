@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::contradiction::{Contradicted, WITHIN, contradicted};
 use super::hop_limit_too_low::settle;
-use super::{Case, Confidence, Finding, FindingId, HopLimit, RULES, Rule, Verdict, vantage};
+use super::{Case, Confidence, Finding, FindingId, HopLimit, RULES, Rule, Verdict, imds_disabled, vantage};
 use crate::coverage::{Span, WhyNot};
 use crate::exchange::imds::known_by;
-use crate::exchange::{ExchangeId, Moment};
+use crate::exchange::{Exchange, ExchangeId, Moment};
 use crate::identity::{Key, Subject};
 use crate::net::{Timestamp, Ttl};
 
@@ -66,6 +66,11 @@ pub struct Ledger {
     next: u64,
     evicted: u64,
 }
+
+/// What is added to what a later answer contradicts.
+const LATER: &str = " (Later it answered otherwise: it has changed since, or this was something else.)";
+/// What is added to what an answer may contradict that could not be read.
+const UNREAD: &str = " (Later something was asked or answered that could not be read.)";
 
 impl Ledger {
     /// What is known of a subject's hop limit, `seen` included, which becomes less where it was refuted. `came`: when the answer did that
@@ -144,16 +149,31 @@ impl Ledger {
     /// Gives whether there was something.
     pub fn contradict(&mut self, case: &Case<'_>, at: Timestamp, told: &mut dyn FnMut(&Finding)) -> bool {
         let all = contradicted(case);
-        if all.is_empty() {
+        let is_unread = case.closed().is_some_and(Exchange::is_unread);
+        if all.is_empty() && !is_unread {
             return false;
         }
         let (endpoint, mut any) = (known_by(case.exchange.endpoint.address), false);
         for key in self.order.values() {
             let cause_of = key.cause.strip_suffix(BY_ADDRESS).unwrap_or(&key.cause);
             let is_meant = |(rule, cause): &Contradicted| key.rule == *rule && cause_of == cause;
-            let Some(entry) = self.entries.get_mut(key).filter(|_| all.iter().any(is_meant)) else { continue };
-            if known_by(entry.endpoint) == endpoint && entry.finding.count > 0 && at.since(entry.finding.last) < WITHIN
-            {
+            let is_contradicted = all.iter().any(is_meant);
+            let may_be = is_unread && key.rule == imds_disabled::RULE.id;
+            let Some(entry) = self.entries.get_mut(key).filter(|_| is_contradicted || may_be) else { continue };
+            if known_by(entry.endpoint) != endpoint || entry.finding.count == 0 {
+                continue;
+            }
+            let says = &mut entry.finding.says;
+            if !is_contradicted || at.since(entry.finding.last) >= WITHIN {
+                // Both may have been true.
+                if says.confidence == Confidence::Certain {
+                    says.confidence = Confidence::Likely;
+                    says.summary.push_str(if is_contradicted { LATER } else { UNREAD });
+                    if entry.told > 0 {
+                        told(&entry.finding);
+                    }
+                }
+            } else {
                 any = true;
                 (entry.finding.count, entry.finding.says.waited) = (0, None);
                 entry.finding.evidence.clear();
@@ -246,10 +266,15 @@ impl Ledger {
         let key = FindingKey { rule: rule.id, subject: case.who.subject(), cause: verdict.cause.clone() };
         let last = verdict.last.unwrap_or(at).max(at);
         if let Some(Entry { number, finding, told: said, .. }) = self.entries.get_mut(&key) {
+            let is_empty = finding.count == 0;
             finding.count += weight;
             finding.last = finding.last.max(last);
             finding.hop_limit = finding.hop_limit.and(case.hop_limit);
-            finding.says.absorb(verdict);
+            match is_empty {
+                // What was said before was taken back.
+                true => finding.says = verdict,
+                false => finding.says.absorb(verdict),
+            }
             finding.who.process = finding.who.process.take().or_else(|| case.who.process.clone());
             if let (Some(known), Some(seen)) = (&mut finding.who.container, &case.who.container)
                 && known.name.is_none()

@@ -34,7 +34,11 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
     let exchange = case.settled()?;
     let absent = case.absent().ok()?;
     let outward = exchange.outward.as_ref().filter(|travel| travel.fate == Fate::Delivered)?;
-    if exchange.answered.is_some() || exchange.responded || exchange.redirected.is_some() || exchange.cut_off {
+    if exchange.answered.is_some() || exchange.responded || exchange.redirected.is_some() {
+        return None;
+    }
+    // Nobody was to answer it there, or not yet.
+    if exchange.cut_off || exchange.queued {
         return None;
     }
     // Opened and closed without a question; or refused, which is an answer.
@@ -48,14 +52,15 @@ pub(super) fn unanswered<'a>(case: &Case<'a>) -> Option<Unanswered<'a>> {
         return None;
     }
     let last = outward.hops.last()?;
-    let asked = exchange.asked.unwrap_or(exchange.opened);
-    let mut waited = exchange.left.or(exchange.closed)?.since(asked);
+    // Before it left nothing could come back: copies of it may have been dropped until then.
+    let sent = exchange.asked.unwrap_or(exchange.opened).max(last.at);
+    let mut waited = exchange.left.or(exchange.closed)?.since(sent);
     if case.rests_on_capture() {
         // It may have ended there, while one elsewhere went on: it was there as long as it shows something.
-        waited = waited.min(exchange.last_leaving?.since(asked));
+        waited = waited.min(exchange.last_leaving?.since(sent));
     }
     let subject = case.subject();
-    let what = match (exchange.handshake, &exchange.request) {
+    let what = match (exchange.handshake || exchange.begins_unseen(), &exchange.request) {
         (true, Some(request)) => format!("The {} {} of {subject}", request.method, request.path),
         _ => case.connection_attempt(),
     };

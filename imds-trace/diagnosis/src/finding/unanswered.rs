@@ -60,7 +60,7 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
         Direction::Ingress => "last seen coming in by",
     };
     let mut verdict = Verdict::likely(
-        if exchange.handshake { "request" } else { "connect" },
+        if exchange.asked.is_some() { "request" } else { "connect" },
         format!("{what} was {seen} {interface} and {came}"),
         absent,
     );

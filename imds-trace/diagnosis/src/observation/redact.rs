@@ -47,6 +47,18 @@ pub enum Head {
     Token(TokenMark),
 }
 
+impl Head {
+    /// Enters where it begins and ends, in bytes from the begin of the payload in which it is told.
+    pub fn lies(&mut self, at: i64, to: Option<u64>) {
+        let at = i32::try_from(at).ok();
+        match self {
+            Self::Request(head) => (head.begins, head.ends) = (at, to),
+            Self::Response(head) => (head.begins, head.ends) = (at, to),
+            Self::Token(_) => {}
+        }
+    }
+}
+
 /// Tells within one run that two tokens are the same: a keyed hash of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -124,6 +136,21 @@ pub struct RequestHead {
     /// Was only its beginning seen? Then a header that is not here may have been there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut: bool,
+    /// Bytes from the begin of the payload in which this was told to its first byte, which may lie in an earlier packet; `None` in
+    /// recordings before that was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begins: Option<i32>,
+    /// Bytes from there to the end of the whole request, its body too, which may lie in later packets; `None` if its body has no length
+    /// of its own, and in recordings before that was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<u64>,
+}
+
+impl RequestHead {
+    /// What it says, wherever it was told.
+    pub fn said(&self) -> Self {
+        Self { begins: None, ends: None, ..self.clone() }
+    }
 }
 
 /// What is kept of a response.
@@ -141,9 +168,19 @@ pub struct ResponseHead {
     /// if its body has no length of its own, and in recordings before that was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<u64>,
+    /// Bytes from the begin of that payload to its first byte, which may lie in an earlier packet; `None` in recordings before that was
+    /// written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begins: Option<i32>,
 }
 
 impl ResponseHead {
+    /// What it says, with its end told from its own first byte.
+    pub fn said(&self) -> Self {
+        let ends = self.ends.and_then(|ends| ends.checked_add_signed(-i64::from(self.begins.unwrap_or_default())));
+        Self { begins: None, ends, ..self.clone() }
+    }
+
     /// May its body be a token, by what it says of itself? IMDS says for how long the token is good; who does not has at least its length.
     pub fn may_hold_token(&self) -> bool {
         self.token_ttl.is_some() || self.content_length.is_none_or(|length| TOKEN_LENGTH.contains(&length))

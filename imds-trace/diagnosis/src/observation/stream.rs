@@ -10,8 +10,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::redact::{self, Body, Marker, Message, TOKEN_LENGTH};
-use super::{Head, Hook, Tcp};
-use crate::net::{Direction, Flow, Ifindex, Timestamp};
+use super::{Head, Hook, Tcp, TcpFlags};
+use crate::net::{Direction, Flow, Ifindex, Timestamp, is_before};
 use crate::room;
 
 /// Directions at hooks remembered at most: a quarter of a second of the fastest client seen, and a stream is read within milliseconds.
@@ -28,6 +28,8 @@ const MAX_HEAD: usize = 4_096;
 const MAX_LINE: usize = 512;
 /// Segments with heads remembered of a stream, for those that are sent again.
 const MAX_SENT: usize = 4;
+/// Gaps remembered of a stream: bytes that were passed over, and may come late.
+const MAX_GAPS: usize = 8;
 /// A sequence number this far behind belongs to another connection between the same ports. IMDS sends some kilobytes.
 const WINDOW: u32 = 1 << 20;
 
@@ -84,6 +86,8 @@ struct Stream {
     /// The next byte's sequence number.
     next: u32,
     within: Within,
+    /// Begin and end of what was passed over; the latest ones.
+    gaps: VecDeque<(u32, u32)>,
     /// Latest segments with heads, by sequence number and a keyed hash of their bytes: a forged one has the numbers of another.
     sent: VecDeque<(u32, u64, Vec<Head>)>,
 }
@@ -102,10 +106,16 @@ pub struct Streams {
 impl Streams {
     /// The heads that are whole with this segment, seen at `hook`. `payload` is its beginning.
     pub fn heads(&mut self, hook: &Hook, flow: Flow, tcp: Tcp, payload: &[u8]) -> Vec<Head> {
+        let key = Key { interface: hook.interface.index, direction: hook.direction, flow };
+        if tcp.flags.has(TcpFlags::SYN)
+            && let Some(stream) = self.streams.get_mut(&key)
+        {
+            // Another connection between the same ends.
+            *stream = Stream::new(self.now, tcp.end());
+        }
         if payload.is_empty() {
             return Vec::new();
         }
-        let key = Key { interface: hook.interface.index, direction: hook.direction, flow };
         if self.streams.len() >= MAX_STREAMS
             && !self.streams.contains_key(&key)
             && let Some((_, oldest)) = self.order.pop_front()
@@ -114,7 +124,7 @@ impl Streams {
         }
         let stream = self.streams.entry(key).or_insert_with(|| {
             self.order.push_back((self.now, key));
-            Stream { last: self.now, next: tcp.seq, within: Within::Head(Vec::new()), sent: VecDeque::new() }
+            Stream::new(self.now, tcp.seq)
         });
         stream.last = self.now;
         let bytes = self.marker.tell_apart(payload);
@@ -123,7 +133,7 @@ impl Streams {
         }
         // The same numbers and other bytes: one of the two is forged, and nobody knows which. Each speaks for itself.
         if stream.sent.iter().any(|(seq, ..)| *seq == tcp.seq) {
-            return redact::head(payload, &self.marker).into_iter().collect();
+            return own_head(payload, &self.marker).into_iter().collect();
         }
         let heads = stream.take(&self.marker, tcp, payload);
         if !heads.is_empty() {
@@ -159,6 +169,22 @@ impl Streams {
 }
 
 impl Stream {
+    /// One of which the next byte has this sequence number.
+    fn new(now: Timestamp, next: u32) -> Self {
+        Self { last: now, next, within: Within::Head(Vec::new()), gaps: VecDeque::new(), sent: VecDeque::new() }
+    }
+
+    /// Was this segment passed over, or a part of it? It comes late, then, and is no longer missing.
+    fn comes_late(&mut self, seq: u32, end: u32) -> bool {
+        let lies_in = |(from, to): &(u32, u32)| is_before(*from, end) && is_before(seq, *to);
+        let Some(found) = self.gaps.iter().position(lies_in) else { return false };
+        let (from, to) = self.gaps[found];
+        self.gaps.remove(found);
+        let left = [(from, seq), (end, to)];
+        self.gaps.extend(left.into_iter().filter(|(from, to)| is_before(*from, *to)));
+        true
+    }
+
     /// Is a message half read, of which more may come?
     fn is_within_message(&self) -> bool {
         match &self.within {
@@ -177,6 +203,14 @@ impl Stream {
         }
     }
 
+    /// Bytes that were read of a head that is not whole yet.
+    fn head_read(&self) -> usize {
+        match &self.within {
+            Within::Head(seen) => seen.len(),
+            _ => 0,
+        }
+    }
+
     fn take(&mut self, marker: &Marker, tcp: Tcp, payload: &[u8]) -> Vec<Head> {
         let end = tcp.seq.wrapping_add(tcp.len);
         let (ahead, behind) = (tcp.seq.wrapping_sub(self.next), self.next.wrapping_sub(tcp.seq));
@@ -184,11 +218,21 @@ impl Stream {
             (0, _) => payload,
             // Part of it was there before.
             (_, Some(new)) if behind < tcp.len => new,
+            // It was passed over, and comes behind what follows it: it must speak for itself.
+            _ if behind < WINDOW && self.comes_late(tcp.seq, end) => {
+                return own_head(payload, marker).into_iter().collect();
+            }
             // Sent again.
             _ if behind < WINDOW => return Vec::new(),
             // A connection with old addresses, or bytes were missed: it must speak for itself.
             _ => {
                 self.within = Within::Lost;
+                if ahead < WINDOW {
+                    self.gaps.push_back((self.next, tcp.seq));
+                }
+                while self.gaps.len() > MAX_GAPS {
+                    self.gaps.pop_front();
+                }
                 payload
             }
         };
@@ -202,12 +246,10 @@ impl Stream {
         let mut heads = Vec::new();
         let mut rest = new;
         while !rest.is_empty() {
+            let (read, known) = (heads.len(), (payload.len() - rest.len()) as i64 - self.head_read() as i64);
             rest = self.step(marker, rest, &mut heads);
-            if let (Some(Head::Response(head)), Some(left)) = (heads.last_mut(), self.body_left())
-                && head.ends.is_none()
-            {
-                head.ends = Some((payload.len() - rest.len()) as u64 + left);
-            }
+            let to = self.body_left().map(|left| (payload.len() - rest.len()) as u64 + left);
+            heads.iter_mut().skip(read).for_each(|head| head.lies(known, to));
         }
         // What the record did not hold.
         let missed = u64::from(tcp.len).saturating_sub(payload.len() as u64);
@@ -219,7 +261,8 @@ impl Stream {
                 }
                 Within::Head(seen) if !seen.is_empty() => {
                     // Its whole lines are all that will be known of it.
-                    heads.extend(redact::head(&seen, marker));
+                    let begins = payload.len() as i64 - seen.len() as i64;
+                    heads.extend(redact::head(&seen, marker).map(|head| lying(head, begins, None)));
                     Within::Lost
                 }
                 _ => Within::Lost,
@@ -335,6 +378,22 @@ impl Chunks {
             None => Chunked::Bad,
         }
     }
+}
+
+/// The head that this payload begins with, whatever was before it.
+fn own_head(payload: &[u8], marker: &Marker) -> Option<Head> {
+    match redact::message(payload, marker) {
+        Some(Message::Whole { head, length, body: Body::Length(body) }) => {
+            Some(lying(head, 0, body.checked_add(length as u64)))
+        }
+        Some(Message::Whole { head, .. }) => Some(head),
+        Some(Message::Partial) | None => redact::head(payload, marker),
+    }
+}
+
+fn lying(mut head: Head, at: i64, to: Option<u64>) -> Head {
+    head.lies(at, to);
+    head
 }
 
 /// What follows a head. `body` is what it announces.

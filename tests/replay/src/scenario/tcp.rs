@@ -139,6 +139,7 @@ fn request(words: &str, packet: &Packet) -> Result<RequestHead> {
         other_cloud: packet.other_cloud,
         user_agent: packet.user_agent.clone(),
         cut: false,
+        ..RequestHead::default()
     })
 }
 
@@ -149,6 +150,6 @@ fn response(words: &str, packet: &Packet) -> Result<Head> {
         content_length: None,
         token_ttl: None,
         server: Some(packet.server.clone().unwrap_or_else(|| "EC2ws".to_owned())),
-        ends: None,
+        ..ResponseHead::default()
     }))
 }
