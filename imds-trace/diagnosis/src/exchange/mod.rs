@@ -307,6 +307,12 @@ impl Exchange {
         self.response_proof.is_some() || self.is_late()
     }
 
+    /// Was its SYN answered as far as this host, and did its client never acknowledge that?
+    pub fn is_unacknowledged(&self) -> bool {
+        let nothing_came = self.answered.is_none() && !self.responded && self.asked.is_none();
+        self.handshake && nothing_came && !self.acknowledges && !self.unheard && !self.begins_unseen()
+    }
+
     /// What was asked for; `None` if the request was not seen.
     pub fn imds(&self) -> Option<Imds> {
         self.request.as_ref().map(|request| imds::classify(request, self.endpoint.address))

@@ -121,6 +121,13 @@ pub(super) fn reachable(scope: &Scope<'_>) -> Held {
         if errors.count > 0 {
             return Err(format!("{} did not get through: {}", name(&seen.who), errors.first));
         }
+        if !seen.is_served() && seen.unknown.count > 0 {
+            return Err(format!(
+                "of {} it cannot be told whether it got through: {}, and it was not seen with what",
+                name(&seen.who),
+                seen.unknown.first
+            ));
+        }
         if !seen.is_served() {
             let what = if seen.refused.count > 0 { &seen.last_refused } else { "nothing it asked was answered" };
             return Err(format!("{} did not get through: {what}", name(&seen.who)));

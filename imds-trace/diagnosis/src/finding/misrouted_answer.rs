@@ -2,6 +2,9 @@
 //!
 //! Told apart from drops: nothing dropped it. Cannot know which route or rule it was.
 
+use std::time::Duration;
+
+use super::socket_error::is_refused;
 use super::{Case, Confidence, Rule, Severity, Verdict};
 use crate::coverage::Absent;
 use crate::exchange::{Exchange, Travel};
@@ -13,12 +16,49 @@ use crate::printable::shell_word;
 pub const RULE: Rule = Rule {
     id: "misrouted-answer",
     severity: Severity::Error,
-    explain: "An answer came in to this host and left it by another interface than its client is behind, or was seen nowhere behind the \
-              one that it came in by.",
+    explain: "An answer came in to this host and left it by another interface than its client is behind, was seen nowhere behind the one \
+              that it came in by, or was never acknowledged by its client.",
     examine,
 };
 
 fn examine(case: &Case<'_>) -> Option<Verdict> {
+    went_elsewhere(case).or_else(|| taken(case))
+}
+
+/// The answer to its SYN came in, and its client, who waited, never acknowledged it: something took it behind the place that saw it.
+fn taken(case: &Case<'_>) -> Option<Verdict> {
+    let exchange = case.closed().filter(|exchange| exchange.is_unacknowledged() && exchange.refusal.is_none())?;
+    let absent = case.absent().ok()?;
+    let waited = exchange.left.or(exchange.closed)?.since(exchange.opened);
+    let first = exchange.inward.as_ref()?.hops.first()?;
+    if case.rests_on_capture() || waited < LEAST_WAIT || exchange.response_drop().is_some() || case.who.netns.is_none()
+    {
+        return None;
+    }
+    if !case.host.is_uplink(first, Direction::Ingress) || is_refused(case) {
+        return None;
+    }
+    let (subject, by) = (case.subject(), &first.hook.interface.name);
+    let mut verdict = Verdict::likely(
+        format!("taken behind {by}"),
+        format!(
+            "The answer to the SYN of {subject} came in by {by}, and its client never acknowledged it in {:.1} s: behind that place \
+             something takes it or sends it elsewhere (a filter of tc, a BPF program).",
+            waited.as_secs_f64()
+        ),
+        absent,
+    );
+    verdict.path = case.path(None);
+    let (name, enter) = (shell_word(by), case.who.netns.map(|netns| case.enter(netns)).unwrap_or_default());
+    verdict.remedy = vec![
+        format!("tc filter show dev {name} ingress"),
+        format!("bpftool net show dev {name}"),
+        format!("{enter}nft -a list ruleset"),
+    ];
+    Some(verdict)
+}
+
+fn went_elsewhere(case: &Case<'_>) -> Option<Verdict> {
     let exchange = case.closed().filter(|exchange| exchange.answered.is_none() && exchange.response_proof.is_none())?;
     let travel = exchange.inward.as_ref().filter(|travel| travel.fate == Fate::Unresolved)?;
     let (client, last) = (client_side(exchange)?, travel.hops.last()?);
@@ -61,6 +101,9 @@ fn examine(case: &Case<'_>) -> Option<Verdict> {
     ));
     Some(verdict)
 }
+
+/// A SYN that got no answer is sent again after a second, and so is the answer to it.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Where its client's request came in first.
 fn client_side(exchange: &Exchange) -> Option<&Hop> {

@@ -5,6 +5,7 @@
 use super::drops::{Cause, failed, is_unexplained};
 use super::socket_error::is_refused;
 use super::{Case, Confidence, Rule, Severity, Verdict, capitalised};
+use crate::printable::shell_word;
 
 /// The rule.
 pub const RULE: Rule = Rule {
@@ -75,7 +76,10 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
     let whose = case.whose(drop.netns);
     let by_neighbour = failed.cause == Cause::NoNeighbour;
     let why = match by_neighbour {
-        true => format!("the next hop that {whose} has for it does not answer (ARP, neighbour discovery)"),
+        true => format!(
+            "the next hop that {whose} has for it does not answer (ARP, neighbour discovery), as far as was heard: it is not there, or \
+             what it was asked or answered was lost"
+        ),
         false => format!("{whose} has no route for it, or one that refuses it"),
     };
     let mut verdict = Verdict::certain(
@@ -99,6 +103,11 @@ fn not_sent_on(case: &Case<'_>) -> Option<Verdict> {
         format!("{enter}ip route get {address}"),
         format!("{enter}ip {} show", if by_neighbour { "neigh" } else { "rule" }),
     ];
+    if by_neighbour && let Some(interface) = &drop.interface {
+        let name = shell_word(&interface.name);
+        verdict.remedy.push(format!("{enter}ip -s -s link show dev {name}"));
+        verdict.remedy.push(format!("{enter}tc -s qdisc show dev {name}"));
+    }
     if may_be_off {
         verdict.remedy.push(format!("{enter}sysctl net.ipv4.ip_forward"));
     }

@@ -372,6 +372,9 @@ pub(super) fn outcome(exchange: &Exchange) -> String {
             "part of a connection whose begin was not seen".to_owned()
         }
         (None, None, _) if exchange.asked.is_none() && exchange.unheard => "what it asked was not seen".to_owned(),
+        (None, None, _) if exchange.is_unacknowledged() => {
+            format!("{RED}not connected{RED:#}: the answer to its SYN was never acknowledged (gave up after {took})")
+        }
         (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
         _ if exchange.responded && exchange.response.is_some() => {
             let what = if exchange.response_refuted { "did not reach the client" } else { "was not seen to arrive" };
