@@ -13,6 +13,7 @@ mod partial;
 mod recordings;
 mod scenarios;
 mod schema;
+mod segments;
 mod sweep;
 mod variants;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         trials.extend(schema::trials());
         trials.extend(foreign::trials());
         trials.extend(model::trials());
+        trials.extend(segments::trials());
         Ok(trials)
     });
     match trials {

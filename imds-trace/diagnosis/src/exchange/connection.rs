@@ -19,7 +19,7 @@ use super::progress::{Live, Position};
 use super::sent::Sent;
 use super::{Exchange, ExchangeId, Moment, Sink};
 use crate::journey::{END, Evidence, Journey};
-use crate::net::{Heading, Timestamp};
+use crate::net::{Heading, Timestamp, is_before};
 use crate::observation::{Head, RequestHead, TcpFlags};
 
 /// An exchange in which nothing moves for so long is over. SDKs wait 0.5 to 5 s for an answer; a SYN is repeated after 1, 2 and
@@ -331,8 +331,12 @@ impl Entry {
         };
         let is_again = |live: &Live| live.request_at == Some(position) || request.begins.is_none() && ends_alike(live);
         if let Some(again) = self.live.iter().position(is_again) {
-            if journey.contradicted || self.live[again].exchange.request.as_ref() != Some(&said) {
-                self.live[again].exchange.request = None;
+            let known = &mut self.live[again].exchange.request;
+            match known {
+                Some(_) if journey.contradicted => *known = None,
+                Some(head) if head.is_begin_of(&said) => *known = Some(said),
+                Some(head) if said.is_begin_of(head) => {}
+                _ => *known = None,
             }
             return again;
         }
@@ -359,8 +363,15 @@ impl Entry {
         // The answer to the one before begins at the same number: this one's is behind it, nobody knows where.
         let alone = !self.live.iter().any(|live| live.answer_begins == Some(journey.tcp.ack));
         let is_next = journey.tcp.flags.has(TcpFlags::ACK) && alone && !request.expects_continue;
+        let mut read_to = self.sent.first();
+        self.live
+            .iter()
+            .filter_map(|live| live.request_to)
+            .chain(self.forgotten_to)
+            .for_each(|to| raise(&mut read_to, to));
         let index = self.live.len() - 1;
         let live = &mut self.live[index];
+        live.is_behind_unread = request.begins.is_some() && read_to.is_some_and(|to| is_before(to, position.0));
         live.request_at = Some(position);
         live.request_end = Some(journey.tcp.seq.wrapping_add(journey.tcp.len));
         let to = request.ends.and_then(|ends| u32::try_from(ends).ok());

@@ -37,10 +37,12 @@ pub(super) struct Live {
     pub(super) response_in: Option<u32>,
     /// The sequence number behind the segment that carried the request's head, and behind the one that carried the response's.
     pub(super) request_end: Option<u32>,
-    response_end: Option<u32>,
+    pub(super) response_end: Option<u32>,
     /// Where the request begins, and the sequence number behind the whole of it, its body too; behind its segment if it does not say.
     pub(super) request_from: Option<u32>,
     pub(super) request_to: Option<u32>,
+    /// Was something sent before it that could not be read? Then nobody knows which answer is its.
+    pub(super) is_behind_unread: bool,
     /// Did a part of what it asked pass, of which no head was seen?
     has_sent: bool,
     /// The sequence number behind the last byte of its response that was seen, wherever that was.
@@ -76,6 +78,7 @@ impl Live {
             response_in: None,
             request_from: None,
             request_to: None,
+            is_behind_unread: false,
             request_end: None,
             response_end: None,
             has_sent: false,

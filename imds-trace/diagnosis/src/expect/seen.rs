@@ -233,7 +233,9 @@ impl Seen {
         let came = answered || exchange.responded;
         // What was asked before on the same connection.
         let before = exchange.begins_unseen() || exchange.ends_unseen;
-        if asks == Asks::Unseen && came || unread || before || elsewhere {
+        // Several that contradict each other.
+        let is_disputed = exchange.asked.is_some() && request.is_none();
+        if asks == Asks::Unseen && came || unread || before || elsewhere || is_disputed {
             self.unread.note(|| happened(exchange));
         }
         if exchange.left_open && !exchange.comes_in() {
@@ -243,7 +245,8 @@ impl Seen {
         if event.unwatched {
             self.unheard.note(|| happened(exchange));
         }
-        if (exchange.is_unheard() || asks == Asks::Unseen && exchange.under_way) && !came {
+        let is_unheard = exchange.is_unheard() || asks == Asks::Unseen && exchange.under_way;
+        if is_unheard && (!came || exchange.unheard) {
             self.unheard.note(|| happened(exchange));
         }
         if answered && status.is_none() {

@@ -147,6 +147,12 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
+    /// Is it the same as another, or the begin of it that was seen alone?
+    pub fn is_begin_of(&self, whole: &Self) -> bool {
+        let alike = || (&self.method, &self.path) == (&whole.method, &whole.path) && (!self.token || whole.token);
+        self == whole || self.cut && alike()
+    }
+
     /// What it says, wherever it was told.
     pub fn said(&self) -> Self {
         Self { begins: None, ends: None, ..self.clone() }
@@ -222,6 +228,12 @@ pub enum Body {
 /// Does a message begin here?
 pub fn begins(bytes: &[u8]) -> bool {
     bytes.starts_with(b"HTTP/1.") || METHODS.iter().any(|method| bytes.starts_with(method.as_bytes()))
+}
+
+/// May a message begin here, as far as there are bytes?
+pub fn may_begin(bytes: &[u8]) -> bool {
+    let fits = |begin: &[u8]| bytes.starts_with(begin) || begin.starts_with(bytes);
+    fits(b"HTTP/1.") || METHODS.iter().any(|method| fits(method.as_bytes()))
 }
 
 /// Reads a message's head; `None` if it is none.

@@ -107,13 +107,8 @@ impl Streams {
     /// The heads that are whole with this segment, seen at `hook`. `payload` is its beginning.
     pub fn heads(&mut self, hook: &Hook, flow: Flow, tcp: Tcp, payload: &[u8]) -> Vec<Head> {
         let key = Key { interface: hook.interface.index, direction: hook.direction, flow };
-        if tcp.flags.has(TcpFlags::SYN)
-            && let Some(stream) = self.streams.get_mut(&key)
-        {
-            // Another connection between the same ends.
-            *stream = Stream::new(self.now, tcp.end());
-        }
-        if payload.is_empty() {
+        let opens = tcp.flags.has(TcpFlags::SYN);
+        if payload.is_empty() && !opens {
             return Vec::new();
         }
         if self.streams.len() >= MAX_STREAMS
@@ -122,11 +117,21 @@ impl Streams {
         {
             self.streams.remove(&oldest);
         }
+        let first = if opens { tcp.seq.wrapping_add(1) } else { tcp.seq };
         let stream = self.streams.entry(key).or_insert_with(|| {
             self.order.push_back((self.now, key));
-            Stream::new(self.now, tcp.seq)
+            // Where a connection was not seen to begin this may be the middle of a message.
+            let begins = opens || redact::may_begin(payload);
+            Stream::new(self.now, first, if begins { Within::Head(Vec::new()) } else { Within::Lost })
         });
+        if opens && stream.next != first {
+            // Another connection between the same ends.
+            *stream = Stream::new(self.now, first, Within::Head(Vec::new()));
+        }
         stream.last = self.now;
+        if payload.is_empty() {
+            return Vec::new();
+        }
         let bytes = self.marker.tell_apart(payload);
         if let Some((.., heads)) = stream.sent.iter().find(|(seq, known, _)| (*seq, *known) == (tcp.seq, bytes)) {
             return heads.clone();
@@ -170,8 +175,8 @@ impl Streams {
 
 impl Stream {
     /// One of which the next byte has this sequence number.
-    fn new(now: Timestamp, next: u32) -> Self {
-        Self { last: now, next, within: Within::Head(Vec::new()), gaps: VecDeque::new(), sent: VecDeque::new() }
+    fn new(now: Timestamp, next: u32, within: Within) -> Self {
+        Self { last: now, next, within, gaps: VecDeque::new(), sent: VecDeque::new() }
     }
 
     /// Was this segment passed over, or a part of it? It comes late, then, and is no longer missing.
@@ -382,12 +387,15 @@ impl Chunks {
 
 /// The head that this payload begins with, whatever was before it.
 fn own_head(payload: &[u8], marker: &Marker) -> Option<Head> {
+    if !redact::begins(payload) {
+        return None;
+    }
     match redact::message(payload, marker) {
         Some(Message::Whole { head, length, body: Body::Length(body) }) => {
             Some(lying(head, 0, body.checked_add(length as u64)))
         }
-        Some(Message::Whole { head, .. }) => Some(head),
-        Some(Message::Partial) | None => redact::head(payload, marker),
+        Some(Message::Whole { head, .. }) => Some(lying(head, 0, None)),
+        Some(Message::Partial) | None => redact::head(payload, marker).map(|head| lying(head, 0, None)),
     }
 }
 

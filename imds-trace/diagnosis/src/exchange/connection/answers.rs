@@ -74,7 +74,9 @@ impl Entry {
         let in_turn = || may_be && self.heard.is_in_order_to(begins);
         let index = exact.or_else(|| in_turn().then_some(first))?;
         // Nobody answers what he does not have.
-        self.live[index].request_end.is_none_or(|end| !is_before(ack, end)).then_some(index)
+        let live = &self.live[index];
+        let has_it = live.request_end.is_none_or(|end| !is_before(ack, end));
+        (has_it && !live.is_behind_unread).then_some(index)
     }
 
     /// Does a head that begins here lie in an answer that was seen, or before one?

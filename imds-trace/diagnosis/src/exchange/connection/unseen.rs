@@ -13,6 +13,7 @@ impl Entry {
         if let Some(to) = self.received.counted_to() {
             self.heard.reach(to);
         }
+        self.notice_unread_answers();
         if !self.heard.is_missing() {
             return;
         }
@@ -27,6 +28,19 @@ impl Entry {
         }
         for live in self.live.iter_mut().filter(|live| !any && live.exchange.asked.is_none() && live.has_answer()) {
             live.exchange.response = None;
+        }
+    }
+
+    /// What came behind an answer of which nobody knows where it ends may be the answer to the next request.
+    fn notice_unread_answers(&mut self) {
+        for index in 1..self.live.len() {
+            let before = &self.live[index - 1];
+            let goes_on = |(end, seen): (u32, u32)| is_before(end, seen);
+            let is_open = before.answered_to().is_none() && before.response_end.zip(self.seen_to).is_some_and(goes_on);
+            let live = &mut self.live[index];
+            if is_open && live.exchange.asked.is_some() && !live.has_answer() && live.answer_begins.is_none() {
+                live.responded_unseen();
+            }
         }
     }
 
