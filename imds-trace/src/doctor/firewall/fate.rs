@@ -292,7 +292,9 @@ impl<'a> Fate<'a> {
                 Some(Verdict::Accept) => {}
                 Some(Verdict::Masquerade(to)) => {
                     if heading == Heading::Request && self.masqueraded != Some(true) {
-                        self.masqueraded = Some(hit.sure);
+                        // One before that may hold gives another address.
+                        let differs = self.masqueraded.is_some() && self.becomes != *to;
+                        self.masqueraded = Some(hit.sure && !differs);
                         self.becomes = *to;
                     }
                 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::mark::Marking;
 use super::rules::{Chain, Changed, Condition, End, Hook, MUCH, Rule, Verdict, What, range};
+use super::walk::{NAT_DST, NAT_SRC};
 
 /// Matches that ask nothing but what their options say.
 const SAID_BY_OPTIONS: &[&str] =
@@ -46,14 +47,15 @@ pub fn read(text: &str, tool: &'static str) -> Vec<Chain> {
         } else if let Some(declared) = line.strip_prefix(':') {
             let mut words = declared.split_whitespace();
             let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or("-"));
+            let hook = (policy != "-").then(|| hook(name)).flatten();
             places.insert(name.to_owned(), chains.len());
             chains.push(Chain {
                 tool,
                 family: if tool.starts_with("ip6") { "ip6" } else { "ip" }.to_owned(),
                 table: table.clone(),
                 name: name.to_owned(),
-                hook: (policy != "-").then(|| hook(name)).flatten(),
-                priority: priority(&table),
+                hook,
+                priority: priority(&table, hook),
                 nat: table == "nat",
                 drops_the_rest: policy == "DROP",
                 devices: Vec::new(),
@@ -85,14 +87,14 @@ pub fn incompatible(said: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// When a table is asked (`enum nf_ip_hook_priorities`). In `POSTROUTING`, `nat` is asked last, and what comes before it here changes
-/// no address.
-fn priority(table: &str) -> i32 {
-    match table {
-        "raw" => -300,
-        "mangle" => -150,
-        "nat" => -100,
-        "security" => 50,
+/// When a table is asked at a hook (`enum nf_ip_hook_priorities`). `nat` translates destinations early, and sources late.
+fn priority(table: &str, hook: Option<Hook>) -> i32 {
+    match (table, hook) {
+        ("raw", _) => -300,
+        ("mangle", _) => -150,
+        ("nat", Some(Hook::Input | Hook::Postrouting)) => NAT_SRC,
+        ("nat", _) => NAT_DST,
+        ("security", _) => 50,
         _ => 0,
     }
 }

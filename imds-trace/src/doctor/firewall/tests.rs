@@ -1,6 +1,7 @@
 //! Are real rules, as their tools show them, understood?
 
 mod hidden;
+mod order;
 mod uncertain;
 
 use std::net::IpAddr;

@@ -13,9 +13,9 @@ const MAX_DEPTH: usize = 32;
 const MAX_STEPS: u32 = 100_000;
 
 /// Where destinations are translated (`NF_IP_PRI_NAT_DST`): chains behind it see the translated one.
-const NAT_DST: i32 = -100;
+pub const NAT_DST: i32 = -100;
 /// Where sources are (`NF_IP_PRI_NAT_SRC`).
-const NAT_SRC: i32 = 100;
+pub const NAT_SRC: i32 = 100;
 /// Where connections begin to be tracked (`NF_IP_PRI_CONNTRACK`).
 const CONNTRACK: i32 = -200;
 
@@ -94,70 +94,112 @@ enum End {
 
 /// Everything that would or may happen to a packet at a hook, acceptance included. Its marks are then what rules made of them.
 pub fn walk<'a>(chains: &'a [Chain], hook: Hook, packet: &mut Packet) -> Vec<Hit<'a>> {
-    let mut hits = Hits { found: Vec::new(), steps: 0, priority: 0 };
     // Of thousands of chains, all but a few are only jumped to.
     let hooked = chains.iter().filter(|chain| chain.hook.is_some());
     let mut bases: Vec<&Chain> = hooked.filter(|chain| chain.is_asked(hook, packet)).collect();
     bases.sort_by_key(|chain| (chain.asked_at(hook), chain.priority));
+    ask(chains, &bases, hook, packet)
+}
+
+/// The same of these chains, in this order.
+fn ask<'a>(chains: &'a [Chain], bases: &[&'a Chain], hook: Hook, packet: &mut Packet) -> Vec<Hit<'a>> {
+    let mut hits = Hits { found: Vec::new(), steps: 0, priority: 0 };
     let mut masqueraded = false;
-    for base in bases {
-        if masqueraded && base.nat {
-            // The first that gives a source is the last that is asked.
-            continue;
-        }
-        if hook == Hook::Prerouting
-            && base.priority > NAT_DST
-            && let Some(translated) = packet.translated.take()
-        {
-            packet.destination = Some(translated);
-            packet.local = Some(false);
-        }
-        if (hook == Hook::Egress || hook == Hook::Postrouting && base.priority > NAT_SRC)
-            && let Some(source) = packet.leaves_as.take()
-        {
-            packet.source = source;
-        }
-        let (from, to) = (packet.from.clone(), packet.to.clone());
-        hits.priority = base.priority;
-        packet.before_tracking = match hook {
-            Hook::Ingress => true,
-            Hook::Prerouting | Hook::Output => base.priority < CONNTRACK,
-            _ => false,
-        };
-        let mut sure = !(base.nat && packet.maybe_untracked);
-        if base.family == "bridge" {
-            // A bridge's rules name its ports.
-            let port = packet.port.clone();
-            sure &= port != Side::Unknown;
-            (packet.from, packet.to) =
-                if hook == Hook::Prerouting { (port, Side::Nothing) } else { (Side::Nothing, port) };
-        } else if matches!(hook, Hook::Ingress | Hook::Egress) {
-            sure &= !base.devices.is_empty();
-            (packet.from, packet.to) = (Side::Unknown, Side::Unknown);
-        }
-        let before = hits.found.len();
-        let end = through(chains, base, packet, Certainty { sure, named: false }, 0, &mut hits);
-        (packet.from, packet.to) = (from, to);
-        if hook == Hook::Postrouting
-            && let Some((to, sure)) = hits.found[before..].iter().find_map(Hit::masquerades)
-        {
-            masqueraded = sure;
-            packet.source = match to {
-                _ if !sure => None,
-                Some((first, last)) => (first == last).then_some(first),
-                None => packet.masks,
-            };
-        }
-        if let End::Through { sure: alone } = end
-            && base.drops_the_rest
-        {
-            hits.found.push(Hit { chain: base, rule: None, sure: sure && alone, named: false });
-        }
-        if hits.found.last().is_some_and(|hit| sure && hit.sure && hit.ends()) {
-            break;
+    for equal in bases.chunk_by(|one, next| one.nat && next.nat && one.priority == next.priority) {
+        let contested = is_contested(chains, equal, hook, packet);
+        for base in equal {
+            if masqueraded && base.nat {
+                // The first that gives a source is the last that is asked.
+                continue;
+            }
+            let before = hits.found.len();
+            let sure = ask_one(chains, base, hook, packet, &mut hits) && !contested;
+            if contested {
+                for hit in &mut hits.found[before..] {
+                    (hit.sure, hit.named) = (false, false);
+                }
+            }
+            if hook == Hook::Postrouting
+                && let Some((to, sure)) = hits.found[before..].iter().find_map(Hit::masquerades)
+            {
+                masqueraded = sure;
+                packet.source = match to {
+                    _ if !sure => None,
+                    Some((first, last)) => (first == last).then_some(first),
+                    None => packet.masks,
+                };
+            }
+            if hits.found.last().is_some_and(|hit| sure && hit.sure && hit.ends()) {
+                return hits.found;
+            }
         }
     }
     hits.found
+}
+
+/// Would several chains that change addresses at the same priority, each by itself, do different things to a packet? The kernel asks first
+/// whichever was registered last, and tells nobody which that was.
+fn is_contested(chains: &[Chain], equal: &[&Chain], hook: Hook, packet: &Packet) -> bool {
+    if equal.len() < 2 {
+        return false;
+    }
+    let does = |base: &&Chain| {
+        let mut hits = Hits { found: Vec::new(), steps: 0, priority: 0 };
+        ask_one(chains, base, hook, &mut packet.clone(), &mut hits);
+        let verdicts = hits.found.iter().map(|hit| (hit.rule.map(|rule| &rule.verdict), hit.sure));
+        let own = |given: &(IpAddr, IpAddr)| [given.0, given.1].iter().all(|address| Some(*address) == packet.masks);
+        let does =
+            verdicts.filter(|(verdict, _)| *verdict != Some(&Verdict::Accept)).map(|(verdict, sure)| match verdict {
+                // What it would get anyway.
+                Some(Verdict::Masquerade(Some(given))) if own(given) => (Some(Verdict::Masquerade(None)), sure),
+                verdict => (verdict.cloned(), sure),
+            });
+        does.collect::<Vec<_>>()
+    };
+    let mut all = equal.iter().map(does).filter(|does| !does.is_empty());
+    let first = all.next();
+    all.any(|other| Some(&other) != first.as_ref())
+}
+
+/// Asks one chain of a hook, and those that it jumps to; whether it is sure that it is asked.
+fn ask_one<'a>(chains: &'a [Chain], base: &'a Chain, hook: Hook, packet: &mut Packet, hits: &mut Hits<'a>) -> bool {
+    if hook == Hook::Prerouting
+        && base.priority > NAT_DST
+        && let Some(translated) = packet.translated.take()
+    {
+        packet.destination = Some(translated);
+        packet.local = Some(false);
+    }
+    if (hook == Hook::Egress || hook == Hook::Postrouting && base.priority > NAT_SRC)
+        && let Some(source) = packet.leaves_as.take()
+    {
+        packet.source = source;
+    }
+    let (from, to) = (packet.from.clone(), packet.to.clone());
+    hits.priority = base.priority;
+    packet.before_tracking = match hook {
+        Hook::Ingress => true,
+        Hook::Prerouting | Hook::Output => base.priority < CONNTRACK,
+        _ => false,
+    };
+    let mut sure = !(base.nat && packet.maybe_untracked);
+    if base.family == "bridge" {
+        // A bridge's rules name its ports.
+        let port = packet.port.clone();
+        sure &= port != Side::Unknown;
+        (packet.from, packet.to) = if hook == Hook::Prerouting { (port, Side::Nothing) } else { (Side::Nothing, port) };
+    } else if matches!(hook, Hook::Ingress | Hook::Egress) {
+        sure &= !base.devices.is_empty();
+        (packet.from, packet.to) = (Side::Unknown, Side::Unknown);
+    }
+    let end = through(chains, base, packet, Certainty { sure, named: false }, 0, hits);
+    (packet.from, packet.to) = (from, to);
+    if let End::Through { sure: alone } = end
+        && base.drops_the_rest
+    {
+        hits.found.push(Hit { chain: base, rule: None, sure: sure && alone, named: false });
+    }
+    sure
 }
 
 impl Hit<'_> {
