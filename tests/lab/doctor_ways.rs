@@ -11,6 +11,7 @@ use crate::trace::SOON;
 
 crate::tests![
     a_redirect_is_judged_by_who_is_there,
+    a_rule_that_gives_another_address_is_named_and_no_route_is_mended,
     a_pod_with_a_link_of_its_own_is_judged_by_it,
     a_route_into_a_containers_link_is_broken_and_mended,
     a_way_into_a_tunnel_or_under_a_link_local_address_is_broken,
@@ -51,6 +52,23 @@ fn a_redirect_is_judged_by_who_is_there(lab: &Lab) -> Outcome {
     let _rule = redirect("192.0.2.1")?;
     expect(&doctor(lab, &[])?, "firewall", "host", "broken", &["192.0.2.1", "no host's address"])?;
     Ok(())
+}
+
+fn a_rule_that_gives_another_address_is_named_and_no_route_is_mended(lab: &Lab) -> Outcome {
+    let _job = waiting(lab, "job-17")?;
+    let runner = lab.host.runner();
+    let _rule = obstacle::iptables_rule(
+        runner,
+        Family::V4,
+        "nat",
+        "POSTROUTING -o ens5 -s 172.17.0.0/16 -j SNAT --to-source 169.254.77.5",
+    )?;
+    let answers = doctor(lab, &[])?;
+    let named = ["-j SNAT --to-source 169.254.77.5", "a link-local one"];
+    let told = expect(&answers, "masquerade", "bridge", "broken", &named)?;
+    expect_that("no route is mended", told["mend"].is_null(), told)?;
+    let routes: Vec<_> = answers.iter().filter(|line| line["check"] == "route" && line["status"] == "broken").collect();
+    expect_that("and no route is at fault", routes.is_empty(), &routes)
 }
 
 fn a_pod_with_a_link_of_its_own_is_judged_by_it(lab: &Lab) -> Outcome {

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use super::astray;
-use super::firewall::fate::{Client, fate};
+use super::firewall::fate::{Client, Fate, fate};
 use super::firewall::rules::{Chain, Hook, Verdict, What};
-use super::sight::Sight;
+use super::sight::{Sight, is_link_local};
 use super::{Answer, Check, Status, Subject, some_of};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
@@ -19,6 +19,8 @@ pub const CHECK: Check =
 /// An address that a rule names, and that the uplink does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Given {
+    /// It is one that no network interface of EC2 has.
+    LinkLocal(IpAddr),
     /// It is not of the uplink's subnets.
     Foreign(IpAddr),
     /// It is, and the uplink does not have it: an old one, or one that the host was not told of.
@@ -33,6 +35,8 @@ struct Group {
     masqueraded: Option<bool>,
     /// The address that they get, where a rule names one.
     given: Option<Given>,
+    /// The rule that gives them an address.
+    rule: Option<String>,
     /// Are they kept from being tracked, so that no rule for addresses is asked?
     untracked: Option<bool>,
     /// Has the uplink's network these addresses, too?
@@ -68,6 +72,29 @@ fn examine(sight: &Sight) -> Vec<Answer> {
     groups.iter().map(|group| answer(group, sight, network)).collect()
 }
 
+/// What is to be said of the address that a rule gives, or may give, to what leaves by an interface.
+fn changed(fate: &Fate, network: &Snapshot, uplink: Ifindex) -> Option<Given> {
+    let (first, last) = fate.becomes?;
+    let addresses = network.addresses.iter().filter(|(index, _, _)| *index == uplink);
+    let held = |address| addresses.clone().any(|(_, held, _)| *held == address);
+    let of_uplink = |address| addresses.clone().any(|(_, held, length)| in_prefix(address, (*held, *length)));
+    given(first, last, &held, &of_uplink)
+}
+
+/// A command that shows the rules for addresses, and this one.
+fn look(sight: &Sight, v6: bool, rule: Option<&str>) -> String {
+    match tool(sight, v6).filter(|_| rule.is_none_or(|rule| rule.starts_with("-A "))) {
+        Some(tool) => format!("{tool} -t nat -nvL POSTROUTING"),
+        None => "nft list ruleset".to_owned(),
+    }
+}
+
+/// The tool that shows a family's rules, if it is there.
+fn tool(sight: &Sight, v6: bool) -> Option<&'static str> {
+    let tool = if v6 { "ip6tables" } else { "iptables" };
+    sight.host.firewall.read_by.contains(&tool).then_some(tool)
+}
+
 fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Client, uplink: Ifindex) {
     let (Some(by), Some(address)) = (client.by.clone(), client.address) else { return };
     let fate = fate(&sight.host.firewall.chains, client);
@@ -76,14 +103,10 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
         return;
     }
     let (masqueraded, untracked, v6) = (fate.masqueraded, fate.untracked, address.is_ipv6());
-    let of_uplink = |address| {
-        let mut subnets = network.addresses.iter().filter(|(index, _, _)| *index == uplink);
-        subnets.any(|(_, held, length)| in_prefix(address, (*held, *length)))
-    };
-    let own = of_uplink(address);
-    let becomes = fate.becomes.filter(|_| masqueraded == Some(true));
-    let held = |address| network.addresses.iter().any(|(index, held, _)| *index == uplink && *held == address);
-    let given = becomes.and_then(|(first, last)| given(first, last, &held, &of_uplink));
+    let mut subnets = network.addresses.iter().filter(|(index, _, _)| *index == uplink);
+    let own = subnets.any(|(_, held, length)| in_prefix(address, (*held, *length)));
+    let given = changed(&fate, network, uplink).filter(|_| masqueraded == Some(true));
+    let rule = fate.by.filter(|_| given.is_some()).map(|rule| rule.text.clone());
     // An address of none of its bridge's subnets: what is said of those is not about it.
     let strays = sight.bridge(&by).is_some_and(|bridge| {
         let mut all = bridge.subnets.iter().filter(|(held, _)| held.is_ipv6() == v6).peekable();
@@ -95,6 +118,7 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
         (group.by == by || !bridged(&group.by) && !bridged(&by))
             && (group.uplink, group.v6, group.masqueraded, group.own) == (uplink, v6, masqueraded, own)
             && (group.given, group.untracked, group.strays) == (given, untracked, strays)
+            && group.rule == rule
     };
     match groups.iter_mut().find(alike) {
         Some(group) => {
@@ -110,6 +134,7 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
                 v6,
                 masqueraded,
                 given,
+                rule,
                 untracked,
                 own,
                 strays,
@@ -128,6 +153,9 @@ fn given(
     held: &dyn Fn(IpAddr) -> bool,
     of_uplink: &dyn Fn(IpAddr) -> bool,
 ) -> Option<Given> {
+    if first.is_ipv4() && is_link_local(first) {
+        return Some(Given::LinkLocal(first));
+    }
     if !of_uplink(first) {
         return Some(Given::Foreign(first));
     }
@@ -136,6 +164,33 @@ fn given(
         (false, _) => Some(Given::Unheld(first)),
         (true, false) => Some(Given::Unheld(last)),
         (true, true) => None,
+    }
+}
+
+impl Given {
+    /// How bad it is that a rule gives this address to what `what`, and a sentence.
+    fn told(self, rule: &str, what: &str) -> (Status, String) {
+        let begins = |address| format!("The rule `{rule}` gives what {what} the address {address}");
+        match self {
+            Self::LinkLocal(address) => (
+                Status::Broken,
+                format!("{}, a link-local one: EC2 answers only addresses of the network interface.", begins(address)),
+            ),
+            Self::Foreign(address) => (
+                Status::Warning,
+                format!(
+                    "{}, which is not of that interface's subnet: EC2 drops it (not-masqueraded), unless it is the network interface's own.",
+                    begins(address)
+                ),
+            ),
+            Self::Unheld(address) => (
+                Status::Unknown,
+                format!(
+                    "{}, which that interface does not have: EC2 answers it only if it is assigned to that network interface, which is not known here.",
+                    begins(address)
+                ),
+            ),
+        }
     }
 }
 
@@ -153,34 +208,20 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
         (None, [one]) => Subject::Container(one.clone()),
         (None, _) => Subject::Host,
     };
-    let tool = if group.v6 { "ip6tables" } else { "iptables" };
-    let has_tool = sight.host.firewall.read_by.contains(&tool);
-    let look = if has_tool { format!("{tool} -t nat -nvL POSTROUTING") } else { "nft list ruleset".to_owned() };
+    let (has_tool, look) = (tool(sight, group.v6), look(sight, group.v6, group.rule.as_deref()));
     let answer = |status, summary: String| {
         // What would become of somebody who is not there breaks nothing, and is perhaps meant so.
         let (status, summary) = match (group.real, status) {
-            (false, Status::Warning) => (Status::Unknown, format!("{summary} Nobody is there now.")),
+            (false, Status::Warning | Status::Broken) => (Status::Unknown, format!("{summary} Nobody is there now.")),
             _ => (status, summary),
         };
         Answer::new(about.clone(), status, summary).look(look.clone())
     };
     let unread = sight.host.firewall.unread();
-    match group.given {
-        Some(Given::Foreign(address)) => {
-            let summary = format!(
-                "A rule gives what leaves {whose} by {uplink} the address {address}, which is not of that interface's subnet: EC2 drops \
-                 it (not-masqueraded), unless it is the network interface's own."
-            );
-            return answer(Status::Warning, summary);
-        }
-        Some(Given::Unheld(address)) => {
-            let summary = format!(
-                "A rule gives what leaves {whose} by {uplink} the address {address}, which that interface does not have: EC2 answers it \
-                 only if it is assigned to that network interface, which is not known here."
-            );
-            return answer(Status::Unknown, summary);
-        }
-        None => {}
+    if let Some(given) = group.given {
+        let rule = group.rule.as_deref().unwrap_or_default();
+        let (status, summary) = given.told(rule, &format!("leaves {whose} by {uplink}"));
+        return answer(status, summary);
     }
     if group.untracked.is_some() && !group.own {
         let (status, may) = match group.untracked {
@@ -191,7 +232,7 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
             "A rule (NOTRACK) {may} what leaves {whose} by {uplink} from being tracked, so that nothing gives it the host's address: EC2 \
              drops it then (not-masqueraded)."
         );
-        let look = if has_tool { format!("{tool} -t raw -nvL PREROUTING") } else { "nft list ruleset".to_owned() };
+        let look = has_tool.map_or("nft list ruleset".to_owned(), |tool| format!("{tool} -t raw -nvL PREROUTING"));
         return answer(status, summary).look(look);
     }
     match (group.masqueraded, unread) {
@@ -228,7 +269,10 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
             }
             match (subnet, endpoint) {
                 // For IMDS alone: what else leaves is as it was. Before all others, one of which may have let it out as it is.
-                (Some((address, length)), Some(endpoint)) if has_tool || sight.host.firewall.chains.is_empty() => {
+                (Some((address, length)), Some(endpoint))
+                    if has_tool.is_some() || sight.host.firewall.chains.is_empty() =>
+                {
+                    let tool = if group.v6 { "ip6tables" } else { "iptables" };
                     said.mend(format!(
                         "{tool} -t nat -I POSTROUTING -s {address}/{length} -d {endpoint} -p tcp --dport 80 -o {} -j MASQUERADE  # lowers safety: every container of {address}/{length} can then take the instance's role",
                         shell_word(uplink)
@@ -281,6 +325,8 @@ mod tests {
         assert_eq!(of(at(10), at(12)), Some(Given::Unheld(at(12))));
         let other = IpAddr::from([10, 9, 0, 1]);
         assert_eq!(of(other, other), Some(Given::Foreign(other)));
+        let link_local = IpAddr::from([169, 254, 77, 5]);
+        assert_eq!(given(link_local, link_local, &|_| true, &|_| true), Some(Given::LinkLocal(link_local)));
     }
 
     #[test]

@@ -322,12 +322,9 @@ pub fn one_of_several(sight: &Sight, interface: Ifindex, gateway: Option<IpAddr>
 fn masked_by(sight: &Sight, leg: &Leg, out: Ifindex, gateway: Option<IpAddr>) -> Option<IpAddr> {
     let network = sight.host.network.as_ref().ok()?;
     let fate = fate(&sight.host.firewall.chains, &sight.client(leg)?);
-    if fate.masqueraded != Some(true) || fate.ends {
+    // What a rule names is no route's doing: the check of masquerading tells of it.
+    if fate.masqueraded != Some(true) || fate.ends || fate.becomes.is_some() {
         return None;
-    }
-    if let Some((first, last)) = fate.becomes {
-        // A rule says which.
-        return (first == last && first.is_ipv4() && is_link_local(first)).then_some(first);
     }
     let next = gateway.unwrap_or(leg.endpoint);
     let of_subnet = network.addresses.iter().find(|(index, held, length)| {

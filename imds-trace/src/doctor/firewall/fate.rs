@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::mark::Bits;
-use super::rules::{Chain, Hook, Packet, Side, Verdict};
+use super::rules::{Chain, Hook, Packet, Rule, Side, Verdict};
 use super::walk::{Hit, walk};
 
 /// Ports a client's connections come from; the kernel's default begins at 32768, and nobody sets it below 1024.
@@ -54,6 +54,8 @@ pub struct Fate<'a> {
     pub masqueraded: Option<bool>,
     /// What they get, where a rule says; else the interface's own.
     pub becomes: Option<(IpAddr, IpAddr)>,
+    /// The rule that gives it.
+    pub by: Option<&'a Rule>,
     /// They are not tracked, so nothing translates them: `None`: no; `Some(false)`: perhaps.
     pub untracked: Option<bool>,
     /// The requests end here: nothing goes out to the endpoint.
@@ -295,7 +297,7 @@ impl<'a> Fate<'a> {
                         // One before that may hold gives another address.
                         let differs = self.masqueraded.is_some() && self.becomes != *to;
                         self.masqueraded = Some(hit.sure && !differs);
-                        self.becomes = *to;
+                        (self.becomes, self.by) = (*to, hit.rule);
                     }
                 }
                 Some(Verdict::Redirect(_)) if hit.sure => {
