@@ -1,11 +1,11 @@
-//! Do clients' requests leave under the host's address? EC2 drops those that leave under one that is not the network interface's.
+//! Do requests leave under the host's address? EC2 drops those that leave under one that is not the network interface's.
 
 use std::net::IpAddr;
 
 use super::astray;
 use super::firewall::fate::{Client, Fate, fate};
 use super::firewall::rules::{Chain, Hook, Verdict, What};
-use super::sight::{Sight, is_link_local};
+use super::sight::{self, Sight, is_link_local};
 use super::{Answer, Check, Status, Subject, some_of};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
@@ -14,7 +14,7 @@ use diagnosis::way::network::in_prefix;
 
 /// The check.
 pub const CHECK: Check =
-    Check { id: "masquerade", explain: "whether what clients send leaves under the host's address", examine };
+    Check { id: "masquerade", explain: "whether requests leave under the host's address", examine };
 
 /// An address that a rule names, and that the uplink does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,30 @@ fn examine(sight: &Sight) -> Vec<Answer> {
             }
         }
     }
-    groups.iter().map(|group| answer(group, sight, network)).collect()
+    let own = sight.endpoints.iter().filter_map(|endpoint| of_host(sight, network, *endpoint));
+    groups.iter().map(|group| answer(group, sight, network)).chain(own).collect()
+}
+
+/// What is to be said of what the host itself sends, where a rule changes its address.
+fn of_host(sight: &Sight, network: &Snapshot, endpoint: IpAddr) -> Option<Answer> {
+    let Some(Way::Out { interface, gateway, .. }) = network.way(endpoint) else { return None };
+    if astray::of(sight, *interface, *gateway, endpoint).is_some() {
+        return None;
+    }
+    let client = sight::own(String::new(), Some(network), endpoint)?;
+    let fate = fate(&sight.host.firewall.chains, &client);
+    let given = changed(&fate, network, *interface).filter(|_| !fate.ends)?;
+    let uplink = network.name(*interface);
+    let rule = fate.by.map(|rule| rule.text.as_str()).unwrap_or_default();
+    let (status, summary) = if fate.masqueraded == Some(true) {
+        given.told(rule, &format!("the host itself sends by {uplink}"))
+    } else {
+        let summary = format!(
+            "Whether the rule `{rule}` gives what the host itself sends by {uplink} another address cannot be decided here."
+        );
+        (Status::Unknown, summary)
+    };
+    Some(Answer::new(Subject::Host, status, summary).look(look(sight, endpoint.is_ipv6(), Some(rule))))
 }
 
 /// What is to be said of the address that a rule gives, or may give, to what leaves by an interface.
@@ -310,8 +333,71 @@ fn left_out(chains: &[Chain], endpoint: IpAddr) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::firewall::iptables;
+    use std::collections::BTreeMap;
+
+    use super::super::firewall::{Firewall, iptables};
+    use super::super::inside::View;
+    use super::super::listeners::Listeners;
     use super::*;
+    use diagnosis::way::network::{Kind, Link};
+
+    const IMDS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 169, 254));
+
+    /// What is said of the host itself, which sends by ens5 under 10.77.0.10, with a rule of POSTROUTING.
+    fn of_the_host(rule: &str) -> Option<(Status, String)> {
+        let uplink = Ifindex(2);
+        let links = [(uplink, Link::new(uplink, "ens5", Kind::Nic))].into();
+        let held = [10, 11].map(|last| (uplink, IpAddr::from([10, 77, 0, last]), 24)).to_vec();
+        let way = Way::Out {
+            interface: uplink,
+            gateway: Some(IpAddr::from([10, 77, 0, 1])),
+            source: Some(IpAddr::from([10, 77, 0, 10])),
+        };
+        let network = Snapshot { links, addresses: held, ways: vec![(IMDS, way)], ..Snapshot::default() };
+        let mut firewall = Firewall::default();
+        let text = format!("*nat\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING {rule}\nCOMMIT\n");
+        firewall.chains = iptables::read(&text, "iptables");
+        let host = View {
+            network: Ok(network.clone()),
+            firewall,
+            listeners: Listeners::here(),
+            outward: BTreeMap::new(),
+            programs: Ok(BTreeMap::new()),
+        };
+        let sight = Sight {
+            endpoints: vec![IMDS],
+            engine: Err("there is none".into()),
+            host,
+            inside: Vec::new(),
+            legs: Vec::new(),
+            bridges: Vec::new(),
+            passages: Vec::new(),
+        };
+        let said = examine(&sight);
+        assert!(said.len() < 2, "{said:?}");
+        said.into_iter().next().map(|answer| (answer.status, answer.summary))
+    }
+
+    #[test]
+    fn what_the_host_sends_under_anothers_address_is_told() {
+        let status = |rule: &str| of_the_host(rule).map(|(status, _)| status);
+        assert_eq!(status("-o ens5 -j SNAT --to-source 10.200.0.1"), Some(Status::Warning));
+        assert_eq!(status("-o ens5 -d 169.254.169.254/32 -j SNAT --to-source 10.77.0.99"), Some(Status::Unknown));
+        assert_eq!(status("-o ens5 -j SNAT --to-source 10.77.0.11-10.77.0.12"), Some(Status::Unknown));
+        assert_eq!(status("-o ens5 -j SNAT --to-source 169.254.77.5"), Some(Status::Broken));
+        let perhaps = "-o ens5 -m statistic --mode random --probability 0.5 -j SNAT --to-source 10.200.0.1";
+        assert_eq!(status(perhaps), Some(Status::Unknown));
+        for rule in [
+            "-o ens5 -j SNAT --to-source 10.77.0.11",
+            "-o ens5 -j MASQUERADE",
+            "-o ens6 -j SNAT --to-source 10.200.0.1",
+            "-s 172.17.0.0/16 -j SNAT --to-source 10.200.0.1",
+        ] {
+            assert_eq!(status(rule), None, "{rule}");
+        }
+        let (_, summary) = of_the_host("-o ens5 -j SNAT --to-source 10.200.0.1").expect("an answer");
+        assert!(summary.contains("-A POSTROUTING -o ens5 -j SNAT --to-source 10.200.0.1"), "{summary}");
+    }
 
     #[test]
     fn an_address_that_the_uplink_does_not_have_is_no_good_news() {
