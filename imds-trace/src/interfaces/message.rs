@@ -146,7 +146,8 @@ pub fn route(message: &RouteMessage) -> Option<TableRoute> {
     let kind = match header.kind {
         RouteType::Unicast => RouteKind::Unicast,
         RouteType::Local => RouteKind::Local,
-        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => RouteKind::Nowhere,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit => RouteKind::Nowhere,
+        RouteType::Throw => RouteKind::Throw,
         _ => return None,
     };
     let any = match u8::from(header.address_family) {

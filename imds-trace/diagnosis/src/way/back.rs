@@ -54,6 +54,7 @@ pub fn back(routing: &Routing, to: IpAddr, from: IpAddr, oif: &str) -> Back {
             RouteKind::Unicast if !best.by.is_empty() => Back::By(best.by.iter().copied().collect()),
             RouteKind::Unicast => Back::Unknown,
             RouteKind::Local | RouteKind::Nowhere => Back::Nowhere,
+            RouteKind::Throw => continue,
         };
     }
     Back::Nowhere
@@ -117,6 +118,21 @@ mod tests {
         let own = PolicyRule { mark: Some((51820, u32::MAX)), inverted: true, ..rule(32764, 7) };
         let near = PolicyRule { suppressed: Some(0), ..rule(32763, 254) };
         assert_eq!(leads(&[own, near], "10.77.0.10"), Some(3));
+    }
+
+    #[test]
+    fn a_table_that_throws_leaves_it_to_the_next_rule() {
+        let (to, from) = (address("169.254.169.254"), address("172.17.0.2"));
+        let narrow = |kind| TableRoute { kind, ..route(52, "169.254.0.0", 16, 0) };
+        let by = |kind| {
+            let routing = Routing {
+                routes: vec![route(254, "0.0.0.0", 0, 2), narrow(kind)],
+                rules: vec![rule(32766, 254), rule(5270, 52)],
+            };
+            back(&routing, to, from, "docker0")
+        };
+        assert_eq!(by(RouteKind::Throw), Back::By([Ifindex(2)].into()));
+        assert_eq!(by(RouteKind::Nowhere), Back::Nowhere);
     }
 
     #[test]

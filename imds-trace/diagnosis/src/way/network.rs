@@ -108,8 +108,10 @@ pub enum RouteKind {
     Unicast,
     /// To this host.
     Local,
-    /// Something that sends nobody anywhere, as `prohibit` or `throw`.
+    /// Something that sends nobody anywhere, as `prohibit`.
     Nowhere,
+    /// That its table says nothing of them: the next rule is asked (`throw`).
+    Throw,
 }
 
 impl TableRoute {
@@ -176,7 +178,7 @@ impl Routing {
             tables.extend(DEFAULT_TABLES);
         }
         let leads = |route: &&TableRoute| {
-            route.kind != RouteKind::Nowhere
+            matches!(route.kind, RouteKind::Unicast | RouteKind::Local)
                 && tables.contains(&route.table)
                 && endpoints.iter().any(|endpoint| route.covers(*endpoint))
         };
