@@ -313,6 +313,12 @@ fn redirected(begins: &str, end: &End, answer: &dyn Fn(Status, String) -> Answer
     match end {
         End::Imds => answer(Status::Ok, format!("{begins}, which is IMDS.")),
         End::Taken(who) => answer(Status::Ok, format!("{begins}, {who}: they are answered there, in place of IMDS.")),
+        End::Kept(who) => answer(
+            Status::Unknown,
+            format!(
+                "{begins}, {who}, so that they are not answered by IMDS: whether somebody answers there is not known."
+            ),
+        ),
         End::Nobody(why, mend) => {
             let summary = format!(
                 "{begins}, {why}. Whom it redirects gets nothing, until what it was meant for runs again or the rule goes."

@@ -18,11 +18,22 @@ use super::firewall::rules::{Chain, Verdict};
 /// `TCP_LISTEN` of `include/net/tcp_states.h`, as `/proc/net/tcp` writes it.
 const LISTEN: &str = "0A";
 
+/// A socket that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// At this address; the unspecified one stands for all of its family.
+    pub address: IpAddr,
+    /// At this port.
+    pub port: u16,
+    /// Its number, which a process that holds it shows in `/proc/PID/fd`.
+    pub inode: u64,
+}
+
 /// Listeners of a network namespace, read when they are first asked for.
 #[derive(Clone, Debug)]
 pub struct Listeners {
     namespace: Namespace,
-    read: OnceLock<Option<Vec<(IpAddr, u16)>>>,
+    read: OnceLock<Option<Vec<Listener>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -45,40 +56,42 @@ impl Listeners {
     }
 
     /// All of them; `None` if they could not be read.
-    pub fn all(&self) -> Option<&[(IpAddr, u16)]> {
-        let read = self.read.get_or_init(|| match &self.namespace {
-            Namespace::Own => read(),
-            Namespace::Other(path, inode) => enter(path, *inode),
-        });
-        read.as_deref()
+    pub fn all(&self) -> Option<&[Listener]> {
+        self.read.get_or_init(|| self.within(read)).as_deref()
+    }
+
+    /// Looks at something else in their namespace.
+    pub fn within<T: Send>(&self, look: impl FnOnce() -> Option<T> + Send) -> Option<T> {
+        match &self.namespace {
+            Namespace::Own => look(),
+            Namespace::Other(path, inode) => enter(path, *inode, look),
+        }
     }
 }
 
 /// Its process may have ended since, and its number may be another's.
-fn enter(path: &Path, inode: u64) -> Option<Vec<(IpAddr, u16)>> {
+fn enter<T: Send>(path: &Path, inode: u64, look: impl FnOnce() -> Option<T> + Send) -> Option<T> {
     let namespace = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|data| data.ino() == inode))?;
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| {
             setns(&namespace, CloneFlags::CLONE_NEWNET).ok()?;
-            read()
+            look()
         });
         reading.join().ok().flatten()
     })
 }
 
 /// Of the calling thread's network namespace.
-fn read() -> Option<Vec<(IpAddr, u16)>> {
+fn read() -> Option<Vec<Listener>> {
     let v4 = std::fs::read_to_string("/proc/thread-self/net/tcp").ok()?;
     // Without IPv6 there is no such file.
     let v6 = std::fs::read_to_string("/proc/thread-self/net/tcp6").unwrap_or_default();
     let v6: Vec<_> = v6.lines().filter_map(listener).collect();
-    let v6_only = if v6.iter().any(|(held, _)| held.is_unspecified()) { v6_only()? } else { Vec::new() };
+    let v6_only = if v6.iter().any(|one| one.address.is_unspecified()) { v6_only()? } else { Vec::new() };
     let mut all: Vec<_> = v4.lines().filter_map(listener).collect();
     // A socket of IPv6 that takes everything takes IPv4 too, unless it was told not to.
-    all.extend(v6.iter().filter(|(held, port)| held.is_unspecified() && !v6_only.contains(port)).map(|(_, port)| {
-        let everything: IpAddr = Ipv4Addr::UNSPECIFIED.into();
-        (everything, *port)
-    }));
+    let both = v6.iter().filter(|one| one.address.is_unspecified() && !v6_only.contains(&one.port));
+    all.extend(both.map(|one| Listener { address: Ipv4Addr::UNSPECIFIED.into(), ..*one }));
     all.extend(v6);
     Some(all)
 }
@@ -153,11 +166,16 @@ fn only(datagram: &[u8], ports: &mut Vec<u16>) -> Option<bool> {
 }
 
 /// Does somebody listen at this address and port, or at all addresses?
-pub fn any(listeners: &[(IpAddr, u16)], address: IpAddr, port: u16) -> bool {
-    listeners.iter().any(|(held, at)| {
-        let all = held.is_unspecified() && held.is_ipv4() == address.is_ipv4();
-        *at == port && (*held == address || all)
-    })
+pub fn any(listeners: &[Listener], address: IpAddr, port: u16) -> bool {
+    listeners.iter().any(|one| one.is_at(address, port))
+}
+
+impl Listener {
+    /// Does it listen at this address and port?
+    pub fn is_at(&self, address: IpAddr, port: u16) -> bool {
+        let all = self.address.is_unspecified() && self.address.is_ipv4() == address.is_ipv4();
+        self.port == port && (self.address == address || all)
+    }
 }
 
 /// Are connections to IMDS's port certainly refused, at an address that a namespace has itself? Nobody listens there, and no rule sends
@@ -169,9 +187,10 @@ pub fn refused(listeners: &Listeners, chains: &[Chain], address: IpAddr) -> bool
         && listeners.all().is_some_and(|all| !any(all, address, PORT))
 }
 
-fn listener(line: &str) -> Option<(IpAddr, u16)> {
+fn listener(line: &str) -> Option<Listener> {
     let mut words = line.split_whitespace().skip(1);
     let (local, state) = (words.next()?, words.nth(1)?);
+    let inode = words.nth(5)?.parse().ok()?;
     if state != LISTEN {
         return None;
     }
@@ -188,7 +207,7 @@ fn listener(line: &str) -> Option<(IpAddr, u16)> {
         }
         IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
     };
-    Some((address, port))
+    Some(Listener { address, port, inode })
 }
 
 #[cfg(test)]
@@ -214,6 +233,8 @@ mod tests {
     #[test]
     fn it_is_certain_that_nobody_listens_only_if_all_are_known() {
         let of = |read: Option<Vec<(IpAddr, u16)>>| {
+            let read =
+                read.map(|all| all.into_iter().map(|(address, port)| Listener { address, port, inode: 0 }).collect());
             let listeners = Listeners { namespace: Namespace::Own, read: OnceLock::from(read) };
             refused(&listeners, &[], IpAddr::from([169, 254, 169, 254]))
         };
@@ -256,10 +277,16 @@ mod tests {
 
     #[test]
     fn who_listens_is_read_and_who_is_connected_is_not() {
-        let line =
-            |local: &str, state: &str| listener(&format!("  0: {local} 00000000:0000 {state} 00000000:00000000"));
+        let line = |local: &str, state: &str| {
+            listener(&format!(
+                "  0: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0"
+            ))
+        };
         let (one, every) = (u32::from_ne_bytes([127, 0, 0, 1]), "00000000:1FF5");
-        assert_eq!(line(&format!("{one:08X}:1F90"), "0A"), Some((IpAddr::from([127, 0, 0, 1]), 8080)));
+        assert_eq!(
+            line(&format!("{one:08X}:1F90"), "0A"),
+            Some(Listener { address: IpAddr::from([127, 0, 0, 1]), port: 8080, inode: 4711 })
+        );
         assert_eq!(line(every, "01"), None);
         let all = [line(every, "0A").expect("it listens")];
         assert!(any(&all, IpAddr::from([10, 0, 0, 1]), 8181) && !any(&all, IpAddr::from([10, 0, 0, 1]), 80));

@@ -14,6 +14,7 @@ mod forwarding;
 mod hop_limit;
 mod inside;
 mod instance;
+mod keeper;
 mod kernel;
 mod listeners;
 mod masquerade;

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::firewall::fate::{Client, stops_redirected};
 use super::inside::View;
-use super::listeners;
+use super::keeper;
+use super::listeners::Listener;
 use super::sight::Sight;
 use crate::interfaces::snapshot::Snapshot;
 use diagnosis::printable::shell_word;
@@ -18,6 +19,8 @@ const PORT: u16 = 80;
 pub enum End {
     /// Somebody takes them, in place of IMDS: who.
     Taken(String),
+    /// Somebody listens who may take none of them: who.
+    Kept(String),
     /// Nobody does: why. And a command that mends it.
     Nobody(String, Option<String>),
     /// It is IMDS's own address.
@@ -136,11 +139,29 @@ fn asks_rules(address: IpAddr) -> bool {
 fn listened(view: &View, address: IpAddr, port: u16, whose: &str) -> End {
     match view.listeners.all() {
         None => End::Unknown,
-        Some(all) if listeners::any(all, address, port) => End::Taken(format!("{whose}, where a process listens")),
-        Some(_) => End::Nobody(
+        Some(all) => taken(all, address, port, whose, &keeper::of),
+    }
+}
+
+/// Who takes connections there of all that listen. `keeper`: the engine's process that only keeps a socket's port.
+fn taken(
+    all: &[Listener],
+    address: IpAddr,
+    port: u16,
+    whose: &str,
+    keeper: &dyn Fn(u64) -> Option<&'static str>,
+) -> End {
+    let there: Vec<&Listener> = all.iter().filter(|one| one.is_at(address, port)).collect();
+    let keepers: Option<Vec<_>> = there.iter().map(|one| keeper(one.inode)).collect();
+    match keepers.as_deref() {
+        Some([]) => End::Nobody(
             format!("an address of {whose}, where nobody listens on port {port}: connections are refused"),
             None,
         ),
+        Some([keeper, ..]) => End::Kept(format!(
+            "{whose}, where {keeper} keeps port {port} for a container and may take no connection itself"
+        )),
+        None => End::Taken(format!("{whose}, where a process listens")),
     }
 }
 
@@ -214,6 +235,16 @@ mod tests {
         {
             assert_eq!(target(several), None, "{several}");
         }
+    }
+
+    #[test]
+    fn a_port_that_an_engine_keeps_may_be_served_by_nobody() {
+        let address = IpAddr::from([10, 77, 0, 10]);
+        let listener = |inode| Listener { address: IpAddr::from([0; 4]), port: 8181, inode };
+        let of = |all: &[Listener]| taken(all, address, 8181, "this host", &|inode| (inode == 7).then_some("dockerd"));
+        assert!(matches!(of(&[listener(7)]), End::Kept(who) if who.contains("dockerd keeps port 8181")));
+        assert!(matches!(of(&[listener(7), listener(8)]), End::Taken(_)));
+        assert!(matches!(of(&[]), End::Nobody(..)));
     }
 
     #[test]
