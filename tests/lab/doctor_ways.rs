@@ -11,6 +11,7 @@ use crate::trace::SOON;
 
 crate::tests![
     a_redirect_is_judged_by_who_is_there,
+    a_redirect_goes_where_the_kernel_sends_it,
     a_rule_that_gives_another_address_is_named_and_no_route_is_mended,
     a_pod_with_a_link_of_its_own_is_judged_by_it,
     a_route_into_a_containers_link_is_broken_and_mended,
@@ -51,6 +52,28 @@ fn a_redirect_is_judged_by_who_is_there(lab: &Lab) -> Outcome {
     }
     let _rule = redirect("192.0.2.1")?;
     expect(&doctor(lab, &[])?, "firewall", "host", "broken", &["192.0.2.1", "no host's address"])?;
+    Ok(())
+}
+
+fn a_redirect_goes_where_the_kernel_sends_it(lab: &Lab) -> Outcome {
+    let _job = waiting(lab, "job-17")?;
+    let runner = lab.host.runner();
+    let rule = "PREROUTING -d 169.254.169.254 -p tcp --dport 80 -i docker0 -j DNAT --to-destination 10.99.0.1:8181";
+    let _rule = obstacle::iptables_rule(runner, Family::V4, "nat", rule)?;
+    for kind in ["throw", "blackhole"] {
+        // One that leaves it to the next table, and one in a table that nobody asks.
+        let who = if kind == "throw" { "pref 5270" } else { "fwmark 0x99" };
+        let [route, rule] = [format!("{kind} 10.99.0.1/32 table 52"), format!("{who} lookup 52")];
+        let [no_route, no_rule] = [format!("route del {route}"), format!("rule del {rule}")];
+        let _route = changed(runner, "ip", &format!("route add {route}"), &no_route)?;
+        let _asked = changed(runner, "ip", &format!("rule add {rule}"), &no_rule)?;
+        let answers = doctor(lab, &[])?;
+        expect_nothing_broken(&answers)?;
+        expect(&answers, "firewall", "host", "warning", &["10.99.0.1:8181", "beyond this host"])?;
+    }
+    let (refuse, no_longer) = ("rule add to 10.99.0.0/24 blackhole", "rule del to 10.99.0.0/24 blackhole");
+    let _refused = changed(runner, "ip", refuse, no_longer)?;
+    expect(&doctor(lab, &[])?, "firewall", "host", "broken", &["10.99.0.1:8181", "rule of type blackhole"])?;
     Ok(())
 }
 

@@ -224,7 +224,7 @@ fn requests<'a>(senders: impl Iterator<Item = Sender<'a>>, insides: &[Inside], h
         let by = host.links.values().find(|link| Some(link.name.as_str()) == sender.by)?.index;
         let (to, source) = (gateway.unwrap_or(sender.endpoint), sender.source?);
         let is_arp = to.is_ipv4() && source.is_ipv4() && host.holder(to).is_some();
-        is_arp.then_some(Asked { to, inward: Some((source, by)), mark: 0, answer: false })
+        is_arp.then_some(Asked { inward: Some((source, by)), ..Asked::own(to) })
     };
     senders.map(request).collect()
 }

@@ -2,14 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::firewall::fate::{Client, stops_redirected};
-use super::inside::View;
+use super::firewall::fate::{Client, fate, stops_redirected};
+use super::inside::{Inside, View};
 use super::keeper;
 use super::listeners::Listener;
-use super::sight::Sight;
-use crate::interfaces::snapshot::Snapshot;
+use super::setting::{by_filter, is_strict};
+use super::sight::{Sight, refuses};
+use crate::interfaces::snapshot::{self, Asked, Snapshot, Way};
+use diagnosis::net::Ifindex;
 use diagnosis::printable::shell_word;
-use diagnosis::way::network::{RouteKind, TableRoute, in_prefix};
+use diagnosis::way::network::in_prefix;
 
 /// IMDS's port, where a rule names none.
 const PORT: u16 = 80;
@@ -84,35 +86,103 @@ pub fn end(
             _ => return End::Unknown,
         }
     }
-    if address.is_loopback() || network.holder(address).is_some() {
+    let here = || {
         let end = listened(view, address, port, "this host");
         // INPUT is asked behind the change.
         let stopped = stops_redirected(&view.firewall.chains, client, (address, port), None);
-        return if stopped && matches!(end, End::Taken(_)) { End::Unknown } else { end };
+        if stopped && matches!(end, End::Taken(_)) { End::Unknown } else { end }
+    };
+    if address.is_loopback() {
+        return here();
     }
-    if let Some(inside) = sight
-        .inside
-        .iter()
-        .find(|inside| is_host && inside.network().is_some_and(|network| network.holder(address).is_some()))
-        && let Ok(view) = &inside.view
-    {
-        let end = listened(view, address, port, &inside.name());
-        let reached = leading(network, address);
-        let stopped = reached.is_none_or(|by| {
-            // Within one network the answer passes the bridge, and is changed back only if the bridge asks the rules.
-            Some(by) == client.by.as_deref() && !asks_rules(address)
-                // Networks are kept apart in FORWARD.
-                || stops_redirected(&sight.host.firewall.chains, client, (address, port), Some(by))
-        });
-        return if stopped && matches!(end, End::Taken(_)) { End::Unknown } else { end };
+    let way = onward(view, network, client, (address, port));
+    let is_held = network.holder(address).is_some();
+    let client_there = match &way {
+        Some(Way::Out { interface, .. }) if is_host && !is_held => {
+            holder(sight, network, address, *interface).map(|inside| (inside, *interface))
+        }
+        _ => None,
+    };
+    if let Some((inside, by)) = client_there {
+        return at(sight, network, inside, client, (address, port), by);
     }
-    if is_no_hosts(address) {
-        return End::Nobody(
-            "which is no host's address: it is set aside for documentation or not used at all".into(),
-            None,
-        );
+    match way {
+        Some(Way::Local) => here(),
+        // Without the kernel's word: addresses of its own are what it looks for first.
+        Some(Way::Unknown(_)) | None if is_held => here(),
+        _ if is_held => End::Unknown,
+        _ if is_no_hosts(address) => {
+            End::Nobody("which is no host's address: it is set aside for documentation or not used at all".into(), None)
+        }
+        Some(Way::Out { interface, gateway, .. }) if is_host => on_link(sight, network, address, (interface, gateway)),
+        Some(Way::Out { gateway, .. }) => elsewhere(gateway),
+        Some(Way::Nowhere { why, .. }) => nowhere(network, address, why),
+        Some(Way::Unknown(_)) | None => End::Unknown,
     }
-    on_link(sight, network, is_host, address)
+}
+
+/// Where the kernel sends a client's request once its destination is this one; `None` if that cannot be asked.
+fn onward(view: &View, network: &Snapshot, client: &Client, (to, port): (IpAddr, u16)) -> Option<Way> {
+    let mark = match network.routing.rules.iter().any(|rule| rule.mark.is_some()) {
+        true => Some(fate(&view.firewall.chains, client).marks[0]).filter(|mark| mark.is_known())?.known_part(),
+        false => 0,
+    };
+    let (inward, own) = match (&client.by, client.address) {
+        (Some(by), address) => {
+            let index = network.links.values().find(|link| link.name == *by)?.index;
+            (Some((address?, index)), None)
+        }
+        // The kernel looks again, under the address that it gave the request before.
+        (None, Some(IpAddr::V4(own))) => (None, Some(own)),
+        (None, _) => (None, None),
+    };
+    let asked = Asked { inward, own, mark, port, ..Asked::own(to) };
+    let way = view.listeners.within(|| snapshot::ask(&[asked]).ok())?.pop()?;
+    let strict = client.by.as_ref().is_some_and(|by| to.is_ipv4() && is_strict(by) && !refuses(&network.routing, to));
+    Some(by_filter(way, strict))
+}
+
+/// What the kernel means where it has no way for them.
+fn nowhere(network: &Snapshot, address: IpAddr, why: &str) -> End {
+    match why {
+        "no route" => End::Nobody("to which there is no route".to_owned(), None),
+        // It says the same of a source that it takes from nobody by that interface.
+        "reverse path" => End::Unknown,
+        "blackhole" if address.is_ipv4() && !refuses(&network.routing, address) => End::Unknown,
+        kind => End::Nobody(format!("to which a route or a rule of type {kind} leads nowhere"), None),
+    }
+}
+
+/// Whose address it is, behind this interface of the host.
+fn holder<'a>(sight: &'a Sight, network: &Snapshot, address: IpAddr, by: Ifindex) -> Option<&'a Inside> {
+    let is_behind = |view: &View| {
+        let ends = view.outward.values().filter_map(|end| network.links.get(end));
+        ends.flat_map(|end| [Some(end.index), end.master]).flatten().any(|index| index == by)
+    };
+    let holds = |inside: &&Inside| {
+        inside.network().is_some_and(|network| network.holder(address).is_some())
+            && inside.view.as_ref().is_ok_and(is_behind)
+    };
+    sight.inside.iter().find(holds)
+}
+
+/// What becomes of them in a client's namespace.
+fn at(
+    sight: &Sight,
+    network: &Snapshot,
+    inside: &Inside,
+    client: &Client,
+    to: (IpAddr, u16),
+    interface: Ifindex,
+) -> End {
+    let Ok(view) = &inside.view else { return End::Unknown };
+    let end = listened(view, to.0, to.1, &inside.name());
+    let by = network.name(interface);
+    // Within one network the answer passes the bridge, and is changed back only if the bridge asks the rules.
+    let stopped = Some(by) == client.by.as_deref() && !asks_rules(to.0)
+        // Networks are kept apart in FORWARD.
+        || stops_redirected(&sight.host.firewall.chains, client, to, Some(by));
+    if stopped && matches!(end, End::Taken(_)) { End::Unknown } else { end }
 }
 
 /// What becomes of what comes in by an interface for loopback where its kernel drops that. `taken`: somebody would take it.
@@ -165,42 +235,23 @@ fn taken(
     }
 }
 
-/// The narrowest route to an address.
-fn narrowest(network: &Snapshot, address: IpAddr) -> Option<&TableRoute> {
-    let routes = network.routing.routes.iter().filter(|route| route.covers(address));
-    routes.reduce(|best, route| if route.to.1 > best.to.1 { route } else { best })
-}
-
-/// The interface by which an address is reached.
-fn leading(network: &Snapshot, address: IpAddr) -> Option<&str> {
-    narrowest(network, address)?.by.first().map(|index| network.name(*index))
-}
-
-/// What is left: other hosts.
-fn on_link(sight: &Sight, network: &Snapshot, is_host: bool, address: IpAddr) -> End {
-    match narrowest(network, address) {
-        None if address.is_ipv4() && !network.routing.routes.is_empty() => {
-            End::Nobody("to which there is no route".to_owned(), None)
+/// What is left: other hosts, behind this interface and router.
+fn on_link(sight: &Sight, network: &Snapshot, address: IpAddr, (by, router): (Ifindex, Option<IpAddr>)) -> End {
+    // On an engine's network all addresses are known.
+    let bridge = sight.bridge(network.name(by)).filter(|bridge| {
+        router.is_none() && bridge.network.is_some() && bridge.subnets.iter().any(|subnet| in_prefix(address, *subnet))
+    });
+    let is_somebodys = |inside: &Inside| inside.network().is_none_or(|network| network.holder(address).is_some());
+    match bridge {
+        Some(bridge) if !sight.inside.iter().any(is_somebodys) => {
+            End::Nobody(format!("an address on {}, which no container there has", bridge.name), None)
         }
-        Some(route) if route.kind == RouteKind::Nowhere => {
-            End::Nobody("to which a route leads nowhere".to_owned(), None)
-        }
-        // On an engine's network all addresses are known.
-        Some(route) if is_host && route.kind == RouteKind::Unicast && !route.routed_on => {
-            let bridge = route.by.first().and_then(|index| sight.bridge(network.name(*index)));
-            let listed = bridge.filter(|bridge| {
-                bridge.network.is_some() && bridge.subnets.iter().any(|subnet| in_prefix(address, *subnet))
-            });
-            match listed {
-                Some(bridge) if sight.inside.iter().all(|inside| inside.view.is_ok()) => {
-                    End::Nobody(format!("an address on {}, which no container there has", bridge.name), None)
-                }
-                _ => End::Elsewhere("elsewhere".into()),
-            }
-        }
-        Some(_) => End::Elsewhere("beyond this host".into()),
-        None => End::Elsewhere("elsewhere".into()),
+        _ => elsewhere(router),
     }
+}
+
+fn elsewhere(router: Option<IpAddr>) -> End {
+    End::Elsewhere(if router.is_some() { "beyond this host" } else { "elsewhere" }.into())
 }
 
 /// Addresses that no host has: RFC 1122, RFC 5737, RFC 6890.
@@ -220,6 +271,8 @@ fn is_no_hosts(address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use diagnosis::way::network::{PolicyRule, RouteKind, Routing, TableRoute};
+
     use super::*;
 
     #[test]
@@ -235,6 +288,28 @@ mod tests {
         {
             assert_eq!(target(several), None, "{several}");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_has_no_way_for_gets_nothing_where_a_route_or_rule_says_so() {
+        let to = IpAddr::from([10, 99, 0, 1]);
+        let network = |kind| {
+            let route = TableRoute { table: 52, to: (to, 32), kind, by: Vec::new(), routed_on: false };
+            Snapshot { routing: Routing { routes: vec![route], rules: Vec::new() }, ..Snapshot::default() }
+        };
+        let of = |kind, why| nowhere(&network(kind), to, why);
+        assert!(matches!(of(RouteKind::Throw, "no route"), End::Nobody(why, None) if why.contains("no route")));
+        assert!(matches!(of(RouteKind::Nowhere, "blackhole"), End::Nobody(why, None) if why.contains("blackhole")));
+        assert!(matches!(of(RouteKind::Throw, "unreachable"), End::Nobody(..)));
+        assert_eq!(
+            of(RouteKind::Throw, "blackhole"),
+            End::Unknown,
+            "it says the same of a source that it takes from nobody"
+        );
+        assert_eq!(of(RouteKind::Nowhere, "reverse path"), End::Unknown);
+        let mut refused = network(RouteKind::Throw);
+        refused.routing.rules.push(PolicyRule { to: Some((to, 24)), ..PolicyRule::default() });
+        assert!(matches!(nowhere(&refused, to, "blackhole"), End::Nobody(..)));
     }
 
     #[test]

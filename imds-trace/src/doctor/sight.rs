@@ -166,7 +166,7 @@ impl Sight {
             let [mark, _] = if marked { fate(&self.host.firewall.chains, &client).marks } else { Default::default() };
             passage.sure &= mark.is_known();
             let inward = index(&passage.by).map(|by| (passage.source, by));
-            requests.push(Asked { to: passage.endpoint, inward, mark: mark.known_part(), answer: false });
+            requests.push(Asked { inward, mark: mark.known_part(), ..Asked::own(passage.endpoint) });
         }
         let onward = snapshot::ask(&requests).ok()?;
         let filtered = |way: Way, to: IpAddr, by: &str| {
@@ -181,7 +181,7 @@ impl Sight {
             let [_, mark] = if marked { fate(&self.host.firewall.chains, &client).marks } else { Default::default() };
             passage.sure &= mark.is_known();
             let inward = Some((passage.endpoint, interface));
-            answers.push(Asked { to: passage.source, inward, mark: mark.known_part(), answer: true });
+            answers.push(Asked { inward, mark: mark.known_part(), answer: true, ..Asked::own(passage.source) });
         }
         let mut back = snapshot::ask(&answers).ok()?.into_iter();
         for passage in passages.iter_mut().filter(|passage| matches!(passage.onward, Way::Out { .. })) {

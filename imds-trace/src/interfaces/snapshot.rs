@@ -55,10 +55,21 @@ pub struct Asked {
     pub to: IpAddr,
     /// From where, and the interface by which it comes in; `None` if a process here sends it.
     pub inward: Option<(IpAddr, Ifindex)>,
+    /// The address under which a process here sends it, if that is settled.
+    pub own: Option<Ipv4Addr>,
     /// Its mark.
     pub mark: u32,
-    /// Is it an answer, and not a request? Rules may ask for ports.
+    /// The server's port; rules may ask for it.
+    pub port: u16,
+    /// Is it an answer, and not a request?
     pub answer: bool,
+}
+
+impl Asked {
+    /// A request to IMDS that a process here sends.
+    pub fn own(to: IpAddr) -> Self {
+        Self { to, inward: None, own: None, mark: 0, port: PORT, answer: false }
+    }
 }
 
 /// The kernel's answer when asked for a route.
@@ -97,7 +108,7 @@ pub fn ask(packets: &[Asked]) -> Result<Vec<Way>, Error> {
     with_handle(async |handle| {
         let mut ways = Vec::with_capacity(packets.len());
         for asked in packets {
-            ways.push(way(&handle, asked, None).await);
+            ways.push(way(&handle, asked).await);
         }
         Ok(ways)
     })
@@ -172,10 +183,10 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
 /// The way of what a process of this namespace sends. Of IPv4 connect(2) asks twice, the second time with the address that the first
 /// answer gives (`ip_route_connect`), about which rules may ask.
 async fn connected(handle: &Handle, endpoint: IpAddr) -> Way {
-    let own = Asked { to: endpoint, inward: None, mark: 0, answer: false };
-    let first = way(handle, &own, None).await;
+    let own = Asked::own(endpoint);
+    let first = way(handle, &own).await;
     let Way::Out { source: Some(IpAddr::V4(source)), .. } = first else { return first };
-    let second = way(handle, &own, Some(source)).await;
+    let second = way(handle, &Asked { own: Some(source), ..own }).await;
     settled(first, second)
 }
 
@@ -187,15 +198,14 @@ fn settled(first: Way, second: Way) -> Way {
     }
 }
 
-/// `own`: the address under which a process here sends, if it is settled.
-async fn way(handle: &Handle, asked: &Asked, own: Option<Ipv4Addr>) -> Way {
+async fn way(handle: &Handle, asked: &Asked) -> Way {
     let inward = asked.inward.filter(|(from, _)| from.is_ipv4() == asked.to.is_ipv4());
     let mut message = match asked.to {
         IpAddr::V4(to) => {
             let mut message = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32);
             if let Some((IpAddr::V4(from), by)) = inward {
                 message = message.source_prefix(from, 32).input_interface(by.0);
-            } else if let Some(own) = own {
+            } else if let Some(own) = asked.own {
                 message = message.source_prefix(own, 32);
             }
             message.build()
@@ -208,7 +218,7 @@ async fn way(handle: &Handle, asked: &Asked, own: Option<Ipv4Addr>) -> Way {
             message.build()
         }
     };
-    let port = if asked.answer { RouteAttribute::Sport(PORT) } else { RouteAttribute::Dport(PORT) };
+    let port = if asked.answer { RouteAttribute::Sport(asked.port) } else { RouteAttribute::Dport(asked.port) };
     message.attributes.extend([RouteAttribute::IpProto(TCP), port]);
     if asked.mark != 0 {
         message.attributes.push(RouteAttribute::Mark(asked.mark));
