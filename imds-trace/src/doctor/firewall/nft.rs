@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::elements::{MAX_ELEMENTS, bounded};
+use super::elements::bounded;
 use super::mangle::{changed, marking};
 use super::mark::Marking;
 use super::rules::{Chain, Condition, Hook, Rule, Verdict, What, range};
@@ -36,16 +36,17 @@ pub fn listed(json: &str, wording: &str) -> Result<Vec<Listed>, serde_json::Erro
     dormant.extend(tables.map(|table| (text(table, "family"), text(table, "name"))));
     let sleeps = |chain: &Value| dormant.contains(&(text(chain, "family"), text(chain, "table")));
     let key = |object: &Value, last: &str| -> Key { (text(object, "family"), text(object, "table"), last.to_owned()) };
-    let mut sets: HashMap<Key, Vec<Value>> = HashMap::new();
+    let none = Vec::new();
+    let mut sets: HashMap<Key, &Vec<Value>> = HashMap::new();
     let mut chains: Vec<Listed> = Vec::new();
     let mut places: HashMap<Key, usize> = HashMap::new();
     // Sets and chains may stand behind the rules that name them.
     for object in objects {
         for kind in ["set", "map"] {
             if let Some(set) = object.get(kind) {
-                let elements = set["elem"].as_array().map(Vec::as_slice).unwrap_or_default();
-                if elements.len() <= MAX_ELEMENTS {
-                    sets.insert(key(set, &text(set, "name")), elements.to_vec());
+                // Of one with too many elements none is there.
+                if let Some(elements) = set.get("elem").map_or(Some(&none), Value::as_array) {
+                    sets.insert(key(set, &text(set, "name")), elements);
                 }
             }
         }
@@ -74,7 +75,7 @@ pub fn listed(json: &str, wording: &str) -> Result<Vec<Listed>, serde_json::Erro
         let Some(listed) = place.and_then(|place| chains.get_mut(*place)) else { continue };
         let handle = rule["handle"].to_string();
         let text = worded.get(&key(rule, &handle)).cloned().unwrap_or_else(|| format!("rule with handle {handle}"));
-        let elements = |name: &str| sets.get(&(family.clone(), table.clone(), name.to_owned()));
+        let elements = |name: &str| sets.get(&(family.clone(), table.clone(), name.to_owned())).copied();
         let expressions = rule["expr"].as_array().cloned().unwrap_or_default();
         let made = rules(&expressions, &text, &elements);
         listed.made.push((made.len(), expressions.iter().any(asks_set)));
@@ -434,14 +435,15 @@ fn concatenated<'a>(
 
 /// What stands on the right, as a list; `None` if it cannot be known.
 fn values<'a>(right: &Value, elements: &dyn Fn(&str) -> Option<&'a Vec<Value>>) -> Option<Vec<Value>> {
+    let single = std::slice::from_ref(right);
     let list = match right {
-        Value::String(name) if name.starts_with('@') => elements(name.trim_start_matches('@'))?.clone(),
-        Value::Array(list) => list.clone(),
+        Value::String(name) if name.starts_with('@') => elements(name.trim_start_matches('@'))?,
+        Value::Array(list) => list,
         Value::Object(object) => match object.get("set").or_else(|| object.get("|")) {
-            Some(Value::Array(list)) => list.clone(),
-            _ => vec![right.clone()],
+            Some(Value::Array(list)) => list,
+            _ => single,
         },
-        single => vec![single.clone()],
+        _ => single,
     };
     Some(list.iter().map(bare).collect())
 }
