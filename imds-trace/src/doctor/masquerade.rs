@@ -37,6 +37,8 @@ struct Group {
     given: Option<Given>,
     /// The rule that gives them an address.
     rule: Option<String>,
+    /// Has the uplink no address that they could get?
+    bare: bool,
     /// Are they kept from being tracked, so that no rule for addresses is asked?
     untracked: Option<bool>,
     /// Has the uplink's network these addresses, too?
@@ -130,6 +132,7 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
     let own = subnets.any(|(_, held, length)| in_prefix(address, (*held, *length)));
     let given = changed(&fate, network, uplink).filter(|_| masqueraded == Some(true));
     let rule = fate.by.filter(|_| given.is_some()).map(|rule| rule.text.clone());
+    let bare = masqueraded == Some(true) && fate.becomes.is_none() && is_bare(network, uplink, v6);
     // An address of none of its bridge's subnets: what is said of those is not about it.
     let strays = sight.bridge(&by).is_some_and(|bridge| {
         let mut all = bridge.subnets.iter().filter(|(held, _)| held.is_ipv6() == v6).peekable();
@@ -142,6 +145,7 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
             && (group.uplink, group.v6, group.masqueraded, group.own) == (uplink, v6, masqueraded, own)
             && (group.given, group.untracked, group.strays) == (given, untracked, strays)
             && group.rule == rule
+            && group.bare == bare
     };
     match groups.iter_mut().find(alike) {
         Some(group) => {
@@ -158,6 +162,7 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
                 masqueraded,
                 given,
                 rule,
+                bare,
                 untracked,
                 own,
                 strays,
@@ -167,6 +172,11 @@ fn take(groups: &mut Vec<Group>, sight: &Sight, network: &Snapshot, client: &Cli
             });
         }
     }
+}
+
+/// Has an interface no address of a family? The kernel masquerades with another interface's then, or drops (`inet_select_addr`).
+pub fn is_bare(network: &Snapshot, interface: Ifindex, v6: bool) -> bool {
+    !network.addresses.iter().any(|(index, held, _)| *index == interface && held.is_ipv6() == v6)
 }
 
 /// What is to be said of the addresses that a rule gives, first to last; nothing if the uplink has all of them.
@@ -257,6 +267,13 @@ fn answer(group: &Group, sight: &Sight, network: &Snapshot) -> Answer {
         );
         let look = has_tool.map_or("nft list ruleset".to_owned(), |tool| format!("{tool} -t raw -nvL PREROUTING"));
         return answer(status, summary).look(look);
+    }
+    if group.bare {
+        let summary = format!(
+            "A rule masquerades what leaves {whose} by {uplink}, which has no address: it gets another interface's, and EC2 drops it \
+             (not-masqueraded), unless that is the network interface's own."
+        );
+        return answer(Status::Warning, summary).look(format!("ip addr show dev {}", shell_word(uplink)));
     }
     match (group.masqueraded, unread) {
         (Some(true), _) => answer(Status::Ok, format!("What leaves {whose} by {uplink} gets the host's address.")),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::astray::{self, Astray};
 use super::firewall::fate::fate;
 use super::listeners::refused;
+use super::masquerade;
 use super::setting::setting;
 use super::sight::{Arrival, Leg, Passage, Sight, is_link_local, own, refuses};
 use super::{Answer, Status};
@@ -122,7 +123,8 @@ fn foreign(
     }
     let masqueraded = fate(&sight.host.firewall.chains, &own(String::new(), Some(network), endpoint)?).masqueraded;
     let (status, rule) = match masqueraded {
-        Some(true) => return None,
+        Some(true) if !masquerade::is_bare(network, interface, false) => return None,
+        Some(true) => (Status::Warning, "the rule that masquerades them finds no address on it"),
         None if sight.host.firewall.unread().is_none() => (Status::Warning, "no rule gives them another"),
         _ => (Status::Unknown, "whether a rule gives them another is not known"),
     };
