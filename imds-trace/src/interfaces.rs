@@ -57,7 +57,7 @@ const BACKLOG: usize = 1024;
 const MAX_ADDRESSES: usize = 4096;
 
 /// Routes that are looked at, at most; a node of many pods has some hundred, a router with the whole Internet in its table a million.
-const MAX_ROUTES: usize = 100_000;
+pub const MAX_ROUTES: usize = 100_000;
 
 /// Opens the line. Changes are told from now on.
 #[expect(

@@ -290,6 +290,11 @@ pub fn further(
             ),
         )
         .look(look),
+        Some(Way::Nowhere { why: why @ ("broadcast" | "multicast"), .. }) => answer(
+            Status::Broken,
+            format!("{begins}, and the host has a route of type {why} for it: nothing is sent on."),
+        )
+        .look(look),
         Some(Way::Nowhere { why, answer: said }) => answer(
             Status::Broken,
             format!("{begins}, and the host has {} for it: it gets \"{said}\".", if *why == "no route" { "no route".to_owned() } else { format!("a route of type {why}") }),

@@ -10,9 +10,10 @@ use super::inside::Inside;
 use super::listeners::{Listeners, refused};
 use super::sight::{self, Leg, Sight};
 use super::{Answer, Check, Status, Subject, onward};
+use crate::interfaces::MAX_ROUTES;
 use crate::interfaces::snapshot::{Known, Neighbour, Snapshot, Way};
 use diagnosis::net::Ifindex;
-use diagnosis::way::network::{PolicyRule, Routing, in_prefix};
+use diagnosis::way::network::{PolicyRule, RouteKind, Routing, TableRoute, in_prefix};
 
 /// The check.
 pub const CHECK: Check = Check { id: "route", explain: "whether routes to the endpoints lead out", examine };
@@ -77,13 +78,36 @@ struct Place<'a> {
 /// The routes of one namespace.
 fn judge(place: &Place, network: &Snapshot) -> Vec<Answer> {
     let of = |endpoint: &IpAddr| {
-        let said = one(place, network, *endpoint);
+        let said = keeps_answers(place, network, *endpoint, one(place, network, *endpoint));
         if said.status == Status::Ok && asks_users(&network.routing, *endpoint) {
             return of_some_users(said).look((place.command)("ip rule"));
         }
         said
     };
     place.sight.endpoints.iter().map(of).collect()
+}
+
+/// Does the namespace take answers for the address under which it asks? Without a local route to it, they are not for it.
+fn keeps_answers(place: &Place, network: &Snapshot, endpoint: IpAddr, said: Answer) -> Answer {
+    let Some(Way::Out { source: Some(source), .. }) = network.way(endpoint) else { return said };
+    if said.status == Status::Broken || !is_disowned(network, *source) {
+        return said;
+    }
+    let summary = format!(
+        "{endpoint} is asked under {source}, to which no table has a local route, so answers to it are taken for somebody else's."
+    );
+    Answer::new((place.about)(), Status::Broken, summary).look((place.command)("ip route show table local"))
+}
+
+/// Is an IPv4 address that a namespace has none of its own by its routes, of which all are known?
+fn is_disowned(network: &Snapshot, address: IpAddr) -> bool {
+    let routes = &network.routing.routes;
+    let is_local = |route: &TableRoute| route.kind == RouteKind::Local && route.covers(address);
+    address.is_ipv4()
+        && network.holder(address).is_some()
+        && !routes.is_empty()
+        && routes.len() < MAX_ROUTES
+        && !routes.iter().any(is_local)
 }
 
 /// May a rule for routes send what some users' processes send elsewhere than others'?
@@ -228,6 +252,24 @@ mod tests {
         assert!(!rerouted(seven, "-A OUTPUT -d 10.0.0.0/8 -j MARK --set-xmark 0x7/0xffffffff"));
         assert!(!rerouted(seven, "-A OUTPUT -j MARK --set-xmark 0x80/0x80"));
         assert!(!rerouted(seven, "-A PREROUTING -j MARK --set-xmark 0x7/0xffffffff"));
+    }
+
+    #[test]
+    fn an_address_without_a_local_route_takes_no_answers() {
+        let held = IpAddr::from([10, 77, 0, 10]);
+        let route =
+            |kind, to, length| TableRoute { table: 255, to: (to, length), kind, by: Vec::new(), routed_on: false };
+        let disowned = |routes: Vec<TableRoute>| {
+            let routing = Routing { routes, ..Routing::default() };
+            let addresses = vec![(Ifindex(2), held, 24)];
+            is_disowned(&Snapshot { addresses, routing, ..Snapshot::default() }, held)
+        };
+        let default = || route(RouteKind::Unicast, IpAddr::from([0, 0, 0, 0]), 0);
+        assert!(disowned(vec![default()]));
+        assert!(!disowned(vec![default(), route(RouteKind::Local, held, 32)]));
+        assert!(!disowned(vec![default(), route(RouteKind::Local, IpAddr::from([10, 0, 0, 0]), 8)]));
+        assert!(!disowned(Vec::new()), "they could not be had");
+        assert!(!disowned(vec![default(); MAX_ROUTES]), "not all are known");
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub enum Way {
     Local,
     /// Nowhere.
     Nowhere {
-        /// What kind of route says so: `no route`, `prohibit`, `blackhole`, `unreachable`; or `reverse path`: the kernel would drop
+        /// What kind of route says so: `no route`, `prohibit`, `blackhole`, `unreachable`, `broadcast`, `multicast`; or `reverse path`: the kernel would drop
         /// what comes in, because the way back leads elsewhere.
         why: &'static str,
         /// What a program is told, e.g. `Network is unreachable`.
@@ -239,6 +239,9 @@ fn answered(route: &RouteMessage) -> Way {
         RouteType::Prohibit => return refused(EACCES),
         RouteType::BlackHole => return refused(EINVAL),
         RouteType::Unreachable => return refused(EHOSTUNREACH),
+        // No connection is made to many (`tcp_v4_connect`), and what comes in for them is not sent on.
+        RouteType::Broadcast => return Way::Nowhere { why: "broadcast", answer: errno_text(ENETUNREACH) },
+        RouteType::Multicast => return Way::Nowhere { why: "multicast", answer: errno_text(ENETUNREACH) },
         _ => {}
     }
     let Some(interface) = outgoing(route) else { return Way::Unknown("a route without an interface".into()) };
