@@ -17,6 +17,7 @@ mod instance;
 mod keeper;
 mod kernel;
 mod listeners;
+mod lost;
 mod masquerade;
 mod neighbour;
 mod onward;

@@ -8,7 +8,7 @@ use super::listeners::refused;
 use super::masquerade;
 use super::setting::setting;
 use super::sight::{Arrival, Leg, Passage, Sight, is_link_local, own, refuses};
-use super::{Answer, Status};
+use super::{Answer, Status, lost};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
 use diagnosis::printable::shell_word;
@@ -194,6 +194,7 @@ pub fn further(
             );
         }
         Arrival::Own => {
+            let inside = &sight.inside[leg.inside];
             let card = network.links.values().find(|link| link.name == out.interface).map(|link| link.index);
             if let Some((status, why)) = card.and_then(|card| is_cut_off(network, card, false)) {
                 return answer(status, format!("{begins}, a card of its own, and {why}."));
@@ -206,7 +207,11 @@ pub fn further(
                         "{begins}, a card of its own, under {source}, a link-local address: EC2 answers only addresses of the network interface."
                     ),
                 ),
-                None => answer(Status::Ok, format!("{begins}, a card of its own.")),
+                None => {
+                    let said = answer(Status::Ok, format!("{begins}, a card of its own."));
+                    let Some(card) = card else { return said };
+                    lost::station(network, (card, out.gateway), endpoint, &|command| inside.command(command), said)
+                }
             };
         }
         Arrival::Unknown(why) => {
@@ -258,6 +263,8 @@ pub fn further(
                     }
                     None => {
                         let said = answer(Status::Ok, format!("{begins}, and from the host by {}.", name(*interface)));
+                        let Ok(there) = &sight.host.network else { return said };
+                        let said = lost::station(there, (*interface, *gateway), endpoint, &host, said);
                         one_of_several(sight, *interface, *gateway, said)
                     }
                 },

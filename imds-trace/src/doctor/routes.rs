@@ -9,10 +9,9 @@ use super::firewall::rules::Chain;
 use super::inside::Inside;
 use super::listeners::{Listeners, refused};
 use super::sight::{self, Leg, Sight};
-use super::{Answer, Check, Status, Subject, onward};
+use super::{Answer, Check, Status, Subject, lost, onward};
 use crate::interfaces::MAX_ROUTES;
-use crate::interfaces::snapshot::{Known, Neighbour, Snapshot, Way};
-use diagnosis::net::Ifindex;
+use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::way::network::{PolicyRule, RouteKind, Routing, TableRoute, in_prefix};
 
 /// The check.
@@ -156,12 +155,9 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
                     said.map_or_else(
                         || {
                             let said = answer(Status::Ok, format!("{endpoint} is reached by {out}."));
-                            onward::one_of_several(
-                                place.sight,
-                                *interface,
-                                *gateway,
-                                lost_router(network, *interface, *gateway, said),
-                            )
+                            let hop = (*interface, *gateway);
+                            let said = lost::station(network, hop, endpoint, place.command, said);
+                            onward::one_of_several(place.sight, *interface, *gateway, said)
                         },
                         |(status, summary, mend)| {
                             let said = answer(status, summary).look(look());
@@ -205,17 +201,6 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
     }
 }
 
-/// Did the router of the host's own way not answer when it was asked for last?
-fn lost_router(network: &Snapshot, interface: Ifindex, gateway: Option<IpAddr>, said: Answer) -> Answer {
-    let Some(gateway) = gateway else { return said };
-    let failed = |one: &Neighbour| (one.interface, one.address, one.known) == (interface, gateway, Known::Failed);
-    if !network.neighbours.iter().any(failed) {
-        return said;
-    }
-    let summary = format!("{} Nobody answered when the kernel asked last who has {gateway} (ARP).", said.summary);
-    Answer { status: Status::Warning, summary, ..said }.look(format!("ip neigh show to {gateway}"))
-}
-
 /// May a mark that firewall rules give to what processes of this namespace send choose another route than no mark does?
 fn is_rerouted(chains: &[Chain], network: &Snapshot, endpoint: IpAddr) -> bool {
     let mut asked = network.routing.rules.iter().filter_map(|rule| rule.mark).peekable();
@@ -236,6 +221,7 @@ fn is_rerouted(chains: &[Chain], network: &Snapshot, endpoint: IpAddr) -> bool {
 mod tests {
     use super::super::firewall::iptables;
     use super::*;
+    use diagnosis::net::Ifindex;
 
     #[test]
     fn a_mark_set_in_output_counts_where_a_rule_for_routes_asks_for_it() {
