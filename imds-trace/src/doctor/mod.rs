@@ -27,6 +27,7 @@ mod reverse_path;
 mod routes;
 mod setting;
 mod sight;
+mod start_ttl;
 mod tell;
 
 use std::io::Write;

@@ -8,7 +8,7 @@ use super::listeners::refused;
 use super::masquerade;
 use super::setting::setting;
 use super::sight::{Arrival, Leg, Passage, Sight, is_link_local, own, refuses};
-use super::{Answer, Status, lost};
+use super::{Answer, Status, lost, start_ttl};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
 use diagnosis::printable::shell_word;
@@ -264,6 +264,7 @@ pub fn further(
                     None => {
                         let said = answer(Status::Ok, format!("{begins}, and from the host by {}.", name(*interface)));
                         let Ok(there) = &sight.host.network else { return said };
+                        let said = start_ttl::enough(sight, network, leg, said);
                         let said = lost::station(there, (*interface, *gateway), endpoint, &host, said);
                         one_of_several(sight, *interface, *gateway, said)
                     }

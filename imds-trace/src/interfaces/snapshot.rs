@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::message::{self, ip};
@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub addresses: Vec<(Ifindex, IpAddr, u8)>,
     /// How each endpoint is reached by a process of this namespace.
     pub ways: Vec<(IpAddr, Way)>,
+    /// With which TTL, or hop limit, a process's packets to each endpoint start, where that is known.
+    pub ttls: Vec<(IpAddr, u8)>,
     /// Interfaces of default routes, of any table.
     pub defaults: BTreeSet<Ifindex>,
     /// The router of IPv4's default route that a process of this namespace takes where no rule says otherwise.
@@ -141,7 +143,12 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
     }
     let mut snapshot = Snapshot { links, addresses, ..Snapshot::default() };
     for endpoint in endpoints {
-        snapshot.ways.push((*endpoint, connected(handle, *endpoint).await));
+        let (way, limit) = connected(handle, *endpoint).await;
+        if let Way::Out { interface, .. } = way {
+            let set = || initial_ttl(snapshot.name(interface), *endpoint);
+            snapshot.ttls.extend(limit.or_else(set).map(|ttl| (*endpoint, ttl)));
+        }
+        snapshot.ways.push((*endpoint, way));
     }
     for all in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
         let mut routes = std::pin::pin!(handle.route().get(all).execute());
@@ -181,13 +188,22 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
 }
 
 /// The way of what a process of this namespace sends. Of IPv4 connect(2) asks twice, the second time with the address that the first
-/// answer gives (`ip_route_connect`), about which rules may ask.
-async fn connected(handle: &Handle, endpoint: IpAddr) -> Way {
+/// answer gives (`ip_route_connect`), about which rules may ask. With the hop limit that the route sets, if it sets one.
+async fn connected(handle: &Handle, endpoint: IpAddr) -> (Way, Option<u8>) {
     let own = Asked::own(endpoint);
-    let first = way(handle, &own).await;
-    let Way::Out { source: Some(IpAddr::V4(source)), .. } = first else { return first };
-    let second = way(handle, &Asked { own: Some(source), ..own }).await;
-    settled(first, second)
+    let (first, limit) = told(handle, &own).await;
+    let Way::Out { source: Some(IpAddr::V4(source)), .. } = first else { return (first, limit) };
+    let (second, limit) = told(handle, &Asked { own: Some(source), ..own }).await;
+    (settled(first, second), limit)
+}
+
+/// With which TTL the calling thread's namespace starts what no route says otherwise of (`ip4_dst_hoplimit`, `ip6_dst_hoplimit`).
+fn initial_ttl(interface: &str, endpoint: IpAddr) -> Option<u8> {
+    let path = match endpoint {
+        IpAddr::V4(_) => "/proc/sys/net/ipv4/ip_default_ttl".to_owned(),
+        IpAddr::V6(_) => format!("/proc/sys/net/ipv6/conf/{interface}/hop_limit"),
+    };
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// The second answer, under the address that the first gave: the kernel does not repeat what it was told.
@@ -199,6 +215,11 @@ fn settled(first: Way, second: Way) -> Way {
 }
 
 async fn way(handle: &Handle, asked: &Asked) -> Way {
+    told(handle, asked).await.0
+}
+
+/// The way, and the hop limit that the route sets.
+async fn told(handle: &Handle, asked: &Asked) -> (Way, Option<u8>) {
     let inward = asked.inward.filter(|(from, _)| from.is_ipv4() == asked.to.is_ipv4());
     let mut message = match asked.to {
         IpAddr::V4(to) => {
@@ -225,12 +246,25 @@ async fn way(handle: &Handle, asked: &Asked) -> Way {
     }
     let asked = message;
     let mut routes = std::pin::pin!(handle.route().get(asked).execute());
-    match routes.try_next().await {
-        Ok(Some(route)) => answered(&route),
+    let way = match routes.try_next().await {
+        Ok(Some(route)) => return (answered(&route), hop_limit(&route)),
         Ok(None) => Way::Unknown("no answer".into()),
         Err(rtnetlink::Error::NetlinkError(error)) => refused(error.raw_code().abs()),
         Err(error) => Way::Unknown(error.to_string()),
-    }
+    };
+    (way, None)
+}
+
+/// The hop limit that a route sets; 0 is none.
+fn hop_limit(route: &RouteMessage) -> Option<u8> {
+    let metrics = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
+    })?;
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Hoplimit(limit) if *limit != 0 => u8::try_from(*limit).ok(),
+        _ => None,
+    })
 }
 
 fn answered(route: &RouteMessage) -> Way {
@@ -289,6 +323,11 @@ impl Snapshot {
     /// How a process of this namespace reaches an endpoint.
     pub fn way(&self, endpoint: IpAddr) -> Option<&Way> {
         self.ways.iter().find(|(known, _)| *known == endpoint).map(|(_, way)| way)
+    }
+
+    /// With which TTL a process of this namespace starts what it sends to an endpoint.
+    pub fn ttl(&self, endpoint: IpAddr) -> Option<u8> {
+        self.ttls.iter().find(|(known, _)| *known == endpoint).map(|(_, ttl)| *ttl)
     }
 
     /// Can a process of this namespace reach an endpoint by some interface?
