@@ -3,6 +3,7 @@
 mod message;
 mod neighbour;
 pub mod nsid;
+mod queue;
 pub mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};

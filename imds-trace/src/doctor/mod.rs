@@ -28,6 +28,7 @@ mod routes;
 mod setting;
 mod sight;
 mod start_ttl;
+mod stuck;
 mod tell;
 
 use std::io::Write;

@@ -18,6 +18,8 @@ pub struct Silence {
     pub why: String,
     /// In the client's namespace, or on the host?
     pub inside: bool,
+    /// A command that shows it; `None`: what is known of neighbours does.
+    pub look: Option<String>,
 }
 
 /// The first part of a client's way: from its link to the host's interface.
@@ -95,11 +97,11 @@ fn there(crossing: &Crossing<'_>, own: &Snapshot, out: Ifindex, by: &Link) -> Op
                 told(*mac),
                 by.name
             );
-            return Some(Silence { sure, why, inside: true });
+            return Some(Silence { sure, why, inside: true, look: None });
         }
         Some(Neighbour { mac: Some(mac), known: Known::Found, .. }) => {
             let why = format!("{} answers there for {next}, which is not the host's {}", told(*mac), by.name);
-            return Some(Silence { sure: false, why, inside: true });
+            return Some(Silence { sure: false, why, inside: true, look: None });
         }
         Some(_) | None => {}
     }
@@ -109,9 +111,10 @@ fn there(crossing: &Crossing<'_>, own: &Snapshot, out: Ifindex, by: &Link) -> Op
             sure: false,
             why: format!("its kernel asked who has {next} and got no answer"),
             inside: true,
+            look: None,
         }),
-        Answers::No(why) => Some(Silence { sure: true, why, inside: true }),
-        Answers::Untold(why) => Some(Silence { sure: false, why, inside: true }),
+        Answers::No(why) => Some(Silence { sure: true, why, inside: true, look: None }),
+        Answers::Untold(why) => Some(Silence { sure: false, why, inside: true, look: None }),
         Answers::NotSeen => Some(Silence {
             sure: false,
             why: format!(
@@ -119,6 +122,7 @@ fn there(crossing: &Crossing<'_>, own: &Snapshot, out: Ifindex, by: &Link) -> Op
                 by.name
             ),
             inside: true,
+            look: None,
         }),
     }
 }
@@ -138,6 +142,7 @@ fn back(crossing: &Crossing<'_>, link: &Link, by: &Link) -> Option<Silence> {
             told(own)
         ),
         inside: false,
+        look: None,
     })
 }
 

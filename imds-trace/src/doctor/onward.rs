@@ -8,7 +8,7 @@ use super::listeners::refused;
 use super::masquerade;
 use super::setting::setting;
 use super::sight::{Arrival, Leg, Passage, Sight, is_link_local, own, refuses};
-use super::{Answer, Status, lost, start_ttl};
+use super::{Answer, Status, lost, start_ttl, stuck};
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::net::Ifindex;
 use diagnosis::printable::shell_word;
@@ -50,7 +50,7 @@ pub fn out_of_host(
     });
     let astray = astray::of(sight, interface, gateway, endpoint);
     if astray.is_none()
-        && let Some((status, why)) = is_cut_off(network, interface, is_passed_over(name, endpoint))
+        && let Some((status, why)) = stuck::leaving(network, interface, stuck::is_passed_over(name, endpoint))
     {
         return Some((status, format!("The route to {endpoint}{whose} leads by {name}, and {why}."), None));
     }
@@ -196,7 +196,7 @@ pub fn further(
         Arrival::Own => {
             let inside = &sight.inside[leg.inside];
             let card = network.links.values().find(|link| link.name == out.interface).map(|link| link.index);
-            if let Some((status, why)) = card.and_then(|card| is_cut_off(network, card, false)) {
+            if let Some((status, why)) = card.and_then(|card| stuck::leaving(network, card, false)) {
                 return answer(status, format!("{begins}, a card of its own, and {why}."));
             }
             let link_local = out.source.filter(|source| source.is_ipv4() && is_link_local(*source));
@@ -210,6 +210,7 @@ pub fn further(
                 None => {
                     let said = answer(Status::Ok, format!("{begins}, a card of its own."));
                     let Some(card) = card else { return said };
+                    let said = stuck::little(network, (card, out.gateway), endpoint, said);
                     lost::station(network, (card, out.gateway), endpoint, &|command| inside.command(command), said)
                 }
             };
@@ -230,9 +231,10 @@ pub fn further(
     if let Some(silence) = &leg.silence {
         let next = out.gateway.unwrap_or(endpoint);
         let show = |address: IpAddr| format!("ip neigh show to {address}");
-        let look = match silence.inside {
-            true => sight.inside[leg.inside].command(&show(next)),
-            false => show(leg.source.unwrap_or(next)),
+        let look = match (&silence.look, silence.inside) {
+            (Some(look), _) => look.clone(),
+            (None, true) => sight.inside[leg.inside].command(&show(next)),
+            (None, false) => show(leg.source.unwrap_or(next)),
         };
         let status = if silence.sure { Status::Broken } else { Status::Unknown };
         let straight = if out.gateway.is_none() { ", by no router" } else { "" };
@@ -265,6 +267,8 @@ pub fn further(
                         let said = answer(Status::Ok, format!("{begins}, and from the host by {}.", name(*interface)));
                         let Ok(there) = &sight.host.network else { return said };
                         let said = start_ttl::enough(sight, network, leg, said);
+                        let said = stuck::narrow(&sight.inside[leg.inside], there, endpoint, said);
+                        let said = stuck::little(there, (*interface, *gateway), endpoint, said);
                         let said = lost::station(there, (*interface, *gateway), endpoint, &host, said);
                         one_of_several(sight, *interface, *gateway, said)
                     }
@@ -361,30 +365,6 @@ fn down(sight: &Sight, leg: &Leg) -> Option<String> {
     std::iter::once(end).chain(master).find(|link| !link.up).map(|link| link.name.clone())
 }
 
-/// Why nothing leaves by an interface to which a route leads, if nothing does: the kernel keeps routes by what has lost its carrier. Those
-/// that it passes over (`passed_over`) it does so a second later.
-fn is_cut_off(network: &Snapshot, interface: Ifindex, passed_over: bool) -> Option<(Status, String)> {
-    let link = network.links.get(&interface)?;
-    match (link.up, link.carrier) {
-        (false, _) => Some((Status::Broken, format!("{} is down: nothing leaves by it", link.name))),
-        (true, false) if passed_over => Some((
-            Status::Unknown,
-            format!(
-                "{} has just lost its carrier: whether another route is taken (ignore_routes_with_linkdown) is not known yet",
-                link.name
-            ),
-        )),
-        (true, false) => Some((Status::Broken, format!("{} has no carrier: nothing leaves by it", link.name))),
-        (true, true) => None,
-    }
-}
-
-/// Does the host's kernel pass over routes by an interface that has no carrier?
-fn is_passed_over(name: &str, endpoint: IpAddr) -> bool {
-    let is_on = |name| setting(endpoint.is_ipv6(), name, "ignore_routes_with_linkdown").is_some_and(|said| said != 0);
-    ["all", name].into_iter().any(is_on)
-}
-
 /// Does an interface of the host lead to a client's namespace: its link's end, or a bridge that this is a port of?
 fn leads_to(sight: &Sight, leg: &Leg, by: &str) -> bool {
     let (Ok(network), Ok(view)) = (&sight.host.network, &sight.inside[leg.inside].view) else { return false };
@@ -443,8 +423,6 @@ fn has_blackhole(sight: &Sight, endpoint: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use diagnosis::way::network::Link;
-
     use super::*;
 
     #[test]
@@ -473,19 +451,6 @@ mod tests {
         assert_eq!(status("cni0"), Some(Status::Unknown));
         assert_eq!(status("br9"), Some(Status::Broken), "the client is not there");
         assert_eq!(strays_back(&passage, "ens5", &|_| "br9", &|_| true), None);
-    }
-
-    #[test]
-    fn by_what_has_no_carrier_nothing_leaves() {
-        let cut_off = |up, carrier, passed_over| {
-            let link = Link { up, carrier, ..Link::new(Ifindex(2), "ens6", Kind::Nic) };
-            let network = Snapshot { links: [(Ifindex(2), link)].into(), ..Snapshot::default() };
-            is_cut_off(&network, Ifindex(2), passed_over).map(|(status, _)| status)
-        };
-        assert_eq!(cut_off(true, true, false), None);
-        assert_eq!(cut_off(true, false, false), Some(Status::Broken));
-        assert_eq!(cut_off(true, false, true), Some(Status::Unknown), "the kernel has yet to look for another route");
-        assert_eq!(cut_off(false, false, true), Some(Status::Broken));
     }
 
     #[test]

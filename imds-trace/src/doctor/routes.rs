@@ -9,7 +9,7 @@ use super::firewall::rules::Chain;
 use super::inside::Inside;
 use super::listeners::{Listeners, refused};
 use super::sight::{self, Leg, Sight};
-use super::{Answer, Check, Status, Subject, lost, onward};
+use super::{Answer, Check, Status, Subject, lost, onward, stuck};
 use crate::interfaces::MAX_ROUTES;
 use crate::interfaces::snapshot::{Snapshot, Way};
 use diagnosis::way::network::{PolicyRule, RouteKind, Routing, TableRoute, in_prefix};
@@ -156,6 +156,7 @@ fn one(place: &Place, network: &Snapshot, endpoint: IpAddr) -> Answer {
                         || {
                             let said = answer(Status::Ok, format!("{endpoint} is reached by {out}."));
                             let hop = (*interface, *gateway);
+                            let said = stuck::little(network, hop, endpoint, said);
                             let said = lost::station(network, hop, endpoint, place.command, said);
                             onward::one_of_several(place.sight, *interface, *gateway, said)
                         },

@@ -10,6 +10,7 @@ use super::inside::{self, Inside, View};
 use super::listeners::Listeners;
 use super::neighbour::{self, Crossing, Sender, Silence, silence};
 use super::setting::{by_filter, is_strict};
+use super::stuck;
 use crate::interfaces::snapshot::{self, Asked, Snapshot, Way};
 use crate::kernel::programs::Program;
 use crate::sources::listing::{self, Listing, Running};
@@ -338,6 +339,10 @@ fn silence_of(
     let ends: Vec<Ifindex> = ends.chain(inside.host_end(leg.endpoint)).collect();
     let has_programs = programs.as_ref().map_or(true, |all| ends.iter().any(|end| all.contains_key(end)));
     let (endpoint, gateway, source) = (leg.endpoint, *gateway, leg.source);
+    let stuck = stuck::between(inside, host, endpoint, gateway.unwrap_or(endpoint), has_programs);
+    if stuck.is_some() {
+        return stuck;
+    }
     silence(&Crossing { host, insides, inside, endpoint, gateway, source, by, heard, has_programs })
 }
 

@@ -2,16 +2,17 @@
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVrf, LinkAttribute, LinkFlags, LinkInfo,
+    LinkLayerType, LinkMessage, LinkXdp,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::neighbour::{Known, Neighbour};
+use super::neighbour::{Known, Mac, Neighbour};
 use diagnosis::net::Ifindex;
-use diagnosis::way::network::{Kind, Link, PolicyRule, RouteKind, TableRoute};
+use diagnosis::way::network::{Kind, Link, PolicyRule, Port, PortState, RouteKind, TableRoute};
 
 /// A link.
 pub fn link(message: &LinkMessage) -> Link {
@@ -25,6 +26,7 @@ pub fn link(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Mtu(mtu) => link.mtu = Some(*mtu),
             LinkAttribute::Controller(master) => link.master = Some(Ifindex(*master)),
             LinkAttribute::Link(other) => link.other = Some(Ifindex(*other)),
             LinkAttribute::LinkNetNsId(netns) => link.other_netns = Some(*netns),
@@ -32,6 +34,7 @@ pub fn link(message: &LinkMessage) -> Link {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(said) => kind = Some(said.clone()),
+                        LinkInfo::PortData(InfoPortData::BridgePort(said)) => link.port = port(said),
                         LinkInfo::Data(InfoData::Vrf(infos)) => {
                             link.table = infos.iter().find_map(|info| match info {
                                 InfoVrf::TableId(table) => Some(*table),
@@ -57,6 +60,28 @@ pub fn link(message: &LinkMessage) -> Link {
         None => Kind::Nic,
     };
     link
+}
+
+/// How a bridge is set at a port; `None` if its state is none that is known here.
+fn port(said: &[InfoBridgePort]) -> Option<Port> {
+    let state = said.iter().find_map(|one| match one {
+        InfoBridgePort::State(BridgePortState::Forwarding) => Some(PortState::Forwarding),
+        InfoBridgePort::State(BridgePortState::Listening | BridgePortState::Learning) => Some(PortState::Starting),
+        InfoBridgePort::State(BridgePortState::Disabled) => Some(PortState::Disabled),
+        InfoBridgePort::State(BridgePortState::Blocking) => Some(PortState::Blocking),
+        _ => None,
+    })?;
+    let mut port = Port::new(state);
+    for one in said {
+        match one {
+            InfoBridgePort::Locked(locked) => port.locked = *locked,
+            InfoBridgePort::Mab(holds) => port.holds_strangers = *holds,
+            InfoBridgePort::Learning(learns) => port.learns = *learns,
+            InfoBridgePort::UnicastFlood(floods) => port.floods = *floods,
+            _ => {}
+        }
+    }
+    Some(port)
 }
 
 fn named(kind: &InfoKind, layer: LinkLayerType) -> Kind {
@@ -120,6 +145,15 @@ pub fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
         _ => Known::Not,
     };
     Some(Neighbour { interface: Ifindex(message.header.ifindex), address: address?, mac, known })
+}
+
+/// A station that a bridge's table has behind a port; `None` of the bridge's own addresses.
+pub fn station(message: &NeighbourMessage) -> Option<(Ifindex, Mac)> {
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
+        _ => None,
+    })?;
+    (message.header.state != NeighbourState::Permanent).then_some((Ifindex(message.header.ifindex), mac))
 }
 
 /// The next hops of a route, if it has several.

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::message::{self, ip};
 pub use super::neighbour::{Known, Mac, Neighbour};
-use super::{Error, outgoing, routing};
+use super::{Error, outgoing, queue, routing};
 use diagnosis::net::Ifindex;
 use diagnosis::way::network::{DEFAULT_TABLES, Link, Routing};
 
@@ -48,6 +49,10 @@ pub struct Snapshot {
     pub neighbours: Vec<Neighbour>,
     /// Addresses for which it answers in others' place.
     pub proxies: Vec<IpAddr>,
+    /// What bridges know to be behind their ports, if some port lets in or out only that; `None` if that could not be had.
+    pub stations: Option<BTreeSet<(Ifindex, Mac)>>,
+    /// Links whose queue drops whatever they are to send, and what queue that is.
+    pub mute: BTreeMap<Ifindex, &'static str>,
 }
 
 /// A packet of a connection to IMDS whose route the kernel is asked for.
@@ -183,8 +188,26 @@ async fn snapshot(handle: &Handle, endpoints: &[IpAddr]) -> Result<Snapshot, Err
     while let Ok(Some(one)) = proxies.try_next().await {
         snapshot.proxies.extend(message::neighbour(&one).map(|one| one.address));
     }
+    snapshot.stations = stations(handle, &snapshot.links).await;
+    let mut queues = std::pin::pin!(handle.qdisc().get().execute());
+    while let Ok(Some(one)) = queues.try_next().await {
+        snapshot.mute.extend(queue::drops_all(&one));
+    }
     snapshot.routing = routing(handle, &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)]).await;
     Ok(snapshot)
+}
+
+/// What bridges know to be behind their ports, which may be thousands: only where it decides.
+async fn stations(handle: &Handle, links: &BTreeMap<Ifindex, Link>) -> Option<BTreeSet<(Ifindex, Mac)>> {
+    let mut found = BTreeSet::new();
+    if links.values().filter_map(|link| link.port).any(|port| port.locked || !port.learns) {
+        let table = handle.neighbours().get().set_address_family(AddressFamily::Bridge);
+        let mut entries = std::pin::pin!(table.execute());
+        while let Some(entry) = entries.try_next().await.ok()? {
+            found.extend(message::station(&entry));
+        }
+    }
+    Some(found)
 }
 
 /// The way of what a process of this namespace sends. Of IPv4 connect(2) asks twice, the second time with the address that the first

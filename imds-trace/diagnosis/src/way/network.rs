@@ -35,6 +35,45 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Does it do without neighbours (`NOARP`)?
     pub no_arp: bool,
+    /// How many bytes a packet may have there, if that is known.
+    pub mtu: Option<u32>,
+    /// How its bridge is set at it, if it is a bridge's port.
+    pub port: Option<Port>,
+}
+
+/// How a bridge is set at one of its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// What it does with frames.
+    pub state: PortState,
+    /// Does it let in only stations that are in the bridge's table for it (`locked`)?
+    pub locked: bool,
+    /// Does the table also hold stations that are not let in yet (`mab`)?
+    pub holds_strangers: bool,
+    /// Does the bridge learn which stations are behind it?
+    pub learns: bool,
+    /// Does it get frames to stations of which the bridge knows no port (`flood`)?
+    pub floods: bool,
+}
+
+/// What a bridge's port does with frames (`BR_STATE_...` in `include/uapi/linux/if_bridge.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortState {
+    /// It passes them.
+    Forwarding,
+    /// The spanning tree listens or learns, and passes none yet.
+    Starting,
+    /// It is disabled.
+    Disabled,
+    /// The spanning tree blocks it.
+    Blocking,
+}
+
+impl Port {
+    /// As a bridge sets it where nobody said otherwise.
+    pub fn new(state: PortState) -> Self {
+        Self { state, locked: false, holds_strangers: false, learns: true, floods: true }
+    }
 }
 
 impl Link {
@@ -53,6 +92,8 @@ impl Link {
             xdp: None,
             mac: None,
             no_arp: false,
+            mtu: None,
+            port: None,
         }
     }
 }
