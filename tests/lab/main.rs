@@ -11,6 +11,7 @@
 mod doctor;
 mod doctor_and_watch;
 mod doctor_elsewhere;
+mod doctor_links;
 mod doctor_mends;
 mod doctor_programs;
 mod doctor_scale;
@@ -161,6 +162,7 @@ fn main() -> ExitCode {
         ("doctor", doctor::TESTS),
         ("doctor_and_watch", doctor_and_watch::TESTS),
         ("doctor_elsewhere", doctor_elsewhere::TESTS),
+        ("doctor_links", doctor_links::TESTS),
         ("doctor_mends", doctor_mends::TESTS),
         ("doctor_programs", doctor_programs::TESTS),
         ("doctor_scale", doctor_scale::TESTS),
