@@ -170,7 +170,7 @@ pub fn unmarked(shown: &impl Debug) -> String {
     parts.fold(first, |text, part| text + MARK + part.trim_start_matches(|c: char| c.is_ascii_digit()))
 }
 
-/// So long the tests try each property, once all seeds were. CI has time for no more; `IMDS_TRACE_FOREIGN_SECONDS` has them look longer.
+/// So long the tests try each property, once all seeds were; `IMDS_TRACE_FOREIGN_SECONDS` has them look longer, as `.ci/run` does.
 const SECONDS: u64 = 4;
 
 /// How long the tests try each property.
