@@ -144,6 +144,17 @@ pub fn mask_value(name: &str, value: &str) -> String {
     if announces(name) && !value.is_empty() { MASK.to_owned() } else { mask(value) }
 }
 
+/// Masks a name that an engine gave a container, if it cannot be one. Such names look random (`runner-t1_Xy-project-12-concurrent-0-…`): of
+/// what their letters allow (`[a-zA-Z0-9_.-]`) only what is no name counts.
+pub fn mask_name(name: &str) -> String {
+    let is_word = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+    match is_word {
+        true if is_no_name(name) => MASK.to_owned(),
+        true => name.to_owned(),
+        false => mask(name),
+    }
+}
+
 /// Is this where a role's name or a tag's key should stand a secret? Names may look random, so only a whole token that says what it is
 /// counts, and what looks like a secret access key and nothing else.
 pub fn is_no_name(text: &str) -> bool {

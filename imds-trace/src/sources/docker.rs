@@ -214,8 +214,8 @@ async fn handle(
 
 /// An event's attributes are the container's labels, and its name and image among them.
 fn introduced(engine: &Engine, id: &str, mut attributes: HashMap<String, String>) -> ContainerDetail {
-    let name = attributes.remove("name");
-    let image = attributes.remove("image");
+    let name = attributes.remove("name").map(|name| secret::mask_name(&name));
+    let image = attributes.remove("image").map(|image| secret::mask(&image));
     for own in ["exitCode", "execDuration", "signal", "oldName"] {
         attributes.remove(own);
     }
@@ -250,16 +250,18 @@ fn inspected(id: &str, container: ContainerInspectResponse) -> ContainerDetail {
     let mut names: Vec<_> = networks.keys().map(|name| bounded(&secret::mask(name), MAX_NETWORK).to_owned()).collect();
     names.sort();
     names.truncate(MAX_NETWORKS);
+    let mut networks: Vec<_> = networks.into_iter().collect();
+    networks.sort_by(|(one, _), (other, _)| one.cmp(other));
     let addresses = networks
-        .into_values()
-        .flat_map(|network| [network.ip_address, network.global_ipv6_address])
+        .into_iter()
+        .flat_map(|(_, network)| [network.ip_address, network.global_ipv6_address])
         .flatten()
         .filter_map(|address| address.parse().ok())
         .collect();
     ContainerDetail {
         id: id.to_owned(),
-        name: container.name.map(|name| name.trim_start_matches('/').to_owned()),
-        image: config.image,
+        name: container.name.map(|name| secret::mask_name(name.trim_start_matches('/'))),
+        image: config.image.map(|image| secret::mask(&image)),
         labels: labels(config.labels.unwrap_or_default()),
         netns: pid.and_then(|pid| Procfs::default().netns(pid)),
         pid,

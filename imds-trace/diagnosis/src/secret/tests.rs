@@ -347,3 +347,19 @@ fn no_text_makes_it_panic_or_slow() {
         mask_argv(&["sh", "-c", &piece.repeat(20_000)]);
     }
 }
+
+#[test]
+fn names_of_containers_may_look_random_and_secrets_are_none() {
+    for name in [
+        "job-17",
+        "runner-t1_Xs6Vz-project-12-concurrent-0-8f3c1d2b9a7e6f50-build-2",
+        "k8s_app_web-5d9f7c-x2x_default_0",
+    ] {
+        assert_eq!(mask_name(name), name);
+    }
+    let token = "AQAEAJ7xTk2Qm9vZ4pLw8sYcH1nRb6uXe3dGf0aKiOqWtPyUzM5hVw==";
+    for name in [token.to_owned(), format!("j{token}"), "glpat-ABCDEFGHIJ0123456789".to_owned()] {
+        let masked = mask_name(&name);
+        assert!(!masked.contains("ABCDEFGH") && !masked.contains("J7xTk2Qm"), "{masked}");
+    }
+}
