@@ -373,7 +373,9 @@ pub(super) fn outcome(exchange: &Exchange) -> String {
         }
         (None, None, _) if exchange.asked.is_none() && exchange.unheard => "what it asked was not seen".to_owned(),
         (None, None, _) if exchange.is_unacknowledged() => {
-            format!("{RED}not connected{RED:#}: the answer to its SYN was never acknowledged (gave up after {took})")
+            format!(
+                "{RED}not seen to connect{RED:#}: nothing acknowledged the answer to its SYN, as far as was seen (gave up after {took})"
+            )
         }
         (None, None, _) if exchange.asked.is_none() && exchange.handshake => "closed without a request".to_owned(),
         _ if exchange.responded && exchange.response.is_some() => {

@@ -48,11 +48,15 @@ impl Entry {
             Some(index) => index,
             None => self.one_more(journey, next, sink),
         };
-        let live = &mut self.live[index];
-        (live.response_at, live.answers_to, live.told) = (Some(position), Some(journey.tcp.ack), true);
-        live.response_in = Some(journey.tcp.seq);
-        live.unclaimed = (!others_wait).then(|| response.said());
+        self.is_unclaimed(index, position, journey, (!others_wait).then(|| response.said()));
         index
+    }
+
+    /// What came is the answer to something that was not seen; `head`, if that may be told of it.
+    fn is_unclaimed(&mut self, index: usize, position: Position, journey: &Journey, head: Option<ResponseHead>) {
+        let live = &mut self.live[index];
+        (live.response_at, live.response_in) = (Some(position), Some(journey.tcp.seq));
+        (live.answers_to, live.unclaimed, live.told) = (Some(journey.tcp.ack), head, true);
     }
 
     /// Where the answer to this request begins, if that is known. A client may ask again before it has all of the answer before: then that
@@ -88,12 +92,10 @@ impl Entry {
         }
     }
 
-    /// The index of the exchange that a response's head belongs to of which that is not known: it begins where no answer is due. All that
-    /// wait have an answer then, and none of them this status.
-    fn answers_some(&mut self, position: Position, segment: u32) -> usize {
-        let waits = self.live.iter_mut().filter(|live| live.response_at.is_none());
+    /// The first of them that wait, so many in all, have an answer that ends before this one: no head of it could be read.
+    fn have_unread_answers(&mut self, first: usize, position: Position, segment: u32) {
+        let waits = self.live.iter_mut().take(first).filter(|live| live.response_at.is_none());
         waits.for_each(|live| live.came_by(position, segment, position.0));
-        self.live.len() - 1
     }
 
     /// The index of the exchange that a response's head belongs to.
@@ -108,11 +110,11 @@ impl Entry {
         let segment = journey.tcp.seq;
         if self.live.iter().any(|live| live.response_at.is_none()) {
             let Some(index) = self.is_due(position.0, response.begins.is_some(), journey.tcp.ack) else {
-                return self.answers_some(position, segment);
+                // It begins where no answer is due: all that wait have one then, and none of them this status.
+                self.have_unread_answers(self.live.len(), position, segment);
+                return self.live.len() - 1;
             };
-            // What came before it is the answer to those before, and no head of it could be read.
-            let before = self.live.iter_mut().take(index).filter(|live| live.response_at.is_none());
-            before.for_each(|live| live.came_by(position, segment, position.0));
+            self.have_unread_answers(index, position, segment);
             let live = &mut self.live[index];
             (live.response_at, live.response_in) = (Some(position), Some(segment));
             live.exchange.response = Some(response.said());
@@ -127,10 +129,7 @@ impl Entry {
         }
         // All requests that were seen have their answers: it is to one that was not, or that could not be read.
         let index = self.one_more(journey, next, sink);
-        let live = &mut self.live[index];
-        (live.response_at, live.answers_to, live.told) = (Some(position), Some(journey.tcp.ack), true);
-        live.response_in = Some(segment);
-        live.unclaimed = Some(response.said());
+        self.is_unclaimed(index, position, journey, Some(response.said()));
         index
     }
 
