@@ -117,6 +117,13 @@ impl<F: FnMut()> Drop for Undo<F> {
     }
 }
 
+/// The name of a port of docker0: the host's end of a container's link.
+pub fn port_of_docker0(runner: &Namespace) -> Result<String> {
+    let links = runner.ip("-o link show type veth")?;
+    let port = links.lines().find(|line| line.contains("master docker0")).context("a port of docker0")?;
+    Ok(port.split([':', '@']).nth(1).context("its name")?.trim().to_owned())
+}
+
 /// Runs these words of a program in a namespace, and others when the result is dropped.
 pub fn changed<'a>(
     namespace: &'a Namespace,

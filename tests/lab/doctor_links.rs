@@ -5,7 +5,7 @@ use imds_trace_tests::expect::expect_that;
 use serde_json::Value;
 
 use crate::Lab;
-use crate::doctor::{Undo, changed, doctor, expect, expect_nothing_broken, sysctl, waiting};
+use crate::doctor::{Undo, changed, doctor, expect, expect_nothing_broken, port_of_docker0, sysctl, waiting};
 
 crate::tests![
     a_station_that_did_not_answer_is_warned_of,
@@ -56,9 +56,7 @@ fn a_client_that_starts_with_too_low_a_ttl_is_broken(lab: &Lab) -> Outcome {
 fn a_port_or_a_queue_that_passes_nothing_is_broken(lab: &Lab) -> Outcome {
     let _job = waiting(lab, "job-17")?;
     let runner = lab.host.runner();
-    let links = runner.ip("-o link show type veth")?;
-    let port = links.lines().find(|line| line.contains("master docker0")).context("a port of docker0")?;
-    let port = port.split([':', '@']).nth(1).context("its name")?.trim();
+    let port = &port_of_docker0(runner)?;
     let set = |to: &str| format!("link set dev {port} {to}");
     let (forwards, learns) = (set("state 3"), set("flood on learning on"));
     {

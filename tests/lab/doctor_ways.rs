@@ -6,7 +6,7 @@ use imds_trace_tests::expect::{expect_equal, expect_that, wait_until};
 use imds_trace_tests::obstacle::{self, Family};
 
 use crate::Lab;
-use crate::doctor::{Undo, changed, doctor, expect, expect_nothing_broken, sysctl, waiting};
+use crate::doctor::{Undo, changed, doctor, expect, expect_nothing_broken, port_of_docker0, sysctl, waiting};
 use crate::trace::SOON;
 
 crate::tests![
@@ -137,13 +137,13 @@ fn a_pod_with_a_link_of_its_own_is_judged_by_it(lab: &Lab) -> Outcome {
 fn a_route_into_a_containers_link_is_broken_and_mended(lab: &Lab) -> Outcome {
     let _job = waiting(lab, "job-17")?;
     let runner = lab.host.runner();
-    let links = runner.ip("-o link show type veth")?;
-    let port = links.lines().find(|line| line.contains("master docker0")).context("a port of docker0")?;
-    let port = port.split([':', '@']).nth(1).context("its name")?.trim();
+    let port = &port_of_docker0(runner)?;
     let (to, back) = (format!("addr add 169.254.77.5/16 dev {port}"), format!("addr del 169.254.77.5/16 dev {port}"));
     let _address = changed(runner, "ip", &to, &back)?;
-    // An address that is new is tentative for a moment.
-    let settled = || runner.ip("addr").ok().filter(|shown| !shown.contains("tentative"));
+    // An address that is new is tentative for a moment, and a link that came up is still told as one without a carrier.
+    let is_rising = |line: &str| line.contains("NO-CARRIER") && line.contains("LOWER_UP");
+    let is_settled = |shown: &String| !shown.contains("tentative") && !shown.lines().any(is_rising);
+    let settled = || runner.ip("addr").ok().filter(is_settled);
     let before = wait_until("addresses to settle", SOON, settled)?;
     let answers = doctor(lab, &[])?;
     let broken = expect(&answers, "route", "host", "broken", &[port, "nobody has that address"])?;
